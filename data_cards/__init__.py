@@ -1,0 +1,88 @@
+"""Data cards: one Markdown file per dataset, and the one loader that reads them.
+
+The YAML front matter is what the machine needs (source, noun, classes, aliases, protocol); the
+body is for people. Everything the pipeline knows about a dataset comes from its card.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).parent
+SOURCE_KINDS = ("drawn", "folder")
+
+
+class CardError(ValueError):
+    """A card that is missing or cannot be understood; the message says where and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A dataset as the pipeline sees it.
+
+    `classes` are the names by class id; `aliases` maps a class name to further spellings of it.
+    `source` always holds `kind`; its other keys belong to that kind (see `tasks/download.py`).
+    """
+
+    name: str
+    version: int
+    noun: str
+    kind: str
+    source: dict[str, Any]
+    classes: tuple[str, ...]
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    license: str = "unknown"
+    redistribute: bool = False
+    sha256: str = ""
+
+
+def load(name: str) -> Card:
+    """Read `data_cards/NAME.md`.
+
+    Raises CardError naming the file and the key when something is missing, unknown or of the
+    wrong type.
+    """
+    path = FOLDER / f"{name}.md"
+    if not path.exists():
+        known = ", ".join(sorted(card.stem for card in FOLDER.glob("*.md"))) or "none"
+        raise CardError(f"there is no data card {path}; known cards: {known}")
+    text = path.read_bytes()
+    return _parse(path, text.decode("utf-8"), hashlib.sha256(text).hexdigest())
+
+
+def _parse(path: Path, text: str, digest: str) -> Card:
+    pieces = text.split("---\n", 2)
+    if len(pieces) != 3 or pieces[0].strip():
+        raise CardError(f"{path} must begin with YAML front matter between two lines of ---")
+    try:
+        front = yaml.safe_load(pieces[1])
+    except yaml.YAMLError as error:
+        raise CardError(f"{path}: front matter is not valid YAML: {error}") from error
+    if not isinstance(front, dict):
+        raise CardError(f"{path}: front matter must be a mapping of keys to values")
+    known = set(Card.__dataclass_fields__) - {"name", "sha256"}
+    for key in sorted(set(front) - known):
+        raise CardError(f"{path}: unknown key {key!r}; known keys: {', '.join(sorted(known))}")
+    for key in ("version", "noun", "kind", "source", "classes"):
+        if key not in front:
+            raise CardError(f"{path}: key {key!r} is missing")
+    classes = front["classes"]
+    if not isinstance(classes, list) or not all(isinstance(c, str) and c.strip() for c in classes):
+        raise CardError(f"{path}: classes must be a list of non-empty names; quote names like \"no\"")
+    if len(set(classes)) != len(classes) or len(classes) < 2:
+        raise CardError(f"{path}: classes must be two or more distinct names")
+    source = front["source"]
+    if not isinstance(source, dict) or source.get("kind") not in SOURCE_KINDS:
+        raise CardError(f"{path}: source.kind must be one of {', '.join(SOURCE_KINDS)}")
+    aliases = front.get("aliases") or {}
+    for name in aliases:
+        if name not in classes:
+            raise CardError(f"{path}: aliases names {name!r}, which is not among the classes")
+    front |= {
+        "classes": tuple(classes),
+        "aliases": {name: tuple(also) for name, also in aliases.items()},
+    }
+    return Card(name=path.stem, sha256=digest, **front)

@@ -1,0 +1,1 @@
+"""The staged pipeline as Luigi tasks: `luigi --module pipeline.tasks TrainDiVE`."""

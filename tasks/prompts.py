@@ -1,0 +1,70 @@
+"""Every prompt of the project, built by pure functions.
+
+Two questions are asked of a policy: the open question (which species is this?) and the
+multiple-choice question over candidates. Propose, Train and Evaluate all build them here, so a
+policy is always asked in the words it was trained with. The wording is a setting
+(`[engine] prompt_style`), because a changed prompt changes every rollout.
+
+Styles: `brief` keeps a prompt to two sentences; `stepwise` asks for a description of the visible
+traits first, as the paper's closed-list and multiple-choice prompts do (arXiv 2511.18305,
+section 3; the wording here is our own).
+"""
+
+from collections.abc import Sequence
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+STYLES = ("brief", "stepwise")
+
+_OPEN_TAIL = {
+    "brief": "Think between <think> and </think>. Then give one name between <answer> and </answer>.",
+    "stepwise": (
+        "First reason step by step between <think> and </think>: describe the traits you can see "
+        "and what they speak for. Then give the one most likely name between <answer> and </answer>."
+    ),
+}
+_MCQ_TAIL = {
+    "brief": "Think between <think> and </think>. Then give one letter between <answer> and </answer>.",
+    "stepwise": (
+        "First reason step by step between <think> and </think>: say which visible traits tell the "
+        "options apart and which of them this image shows. Then give the letter of exactly one "
+        "option between <answer> and </answer>."
+    ),
+}
+
+
+def open_question(
+    noun: str, kind: str, *, style: str = "brief", names: Sequence[str] | None = None
+) -> str:
+    """The open question; with `names` the closed-list form, which shows the allowed names.
+
+    `noun` is what the images show ("bird"), `kind` what is asked for ("species").
+    """
+    parts = [f"What {kind} of {noun} is this?"]
+    if names is not None:
+        parts.append("It is one of these: " + "; ".join(names) + ".")
+    return " ".join([*parts, _tail(_OPEN_TAIL, style)])
+
+
+def mcq_question(noun: str, kind: str, options: Sequence[str], *, style: str = "brief") -> str:
+    """The multiple-choice question: one option a line, lettered from A in the order given."""
+    if not 2 <= len(options) <= len(LETTERS):
+        raise ValueError(f"a question needs 2 to {len(LETTERS)} options, got {len(options)}")
+    lines = [f"What {kind} of {noun} is this?"]
+    lines += [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    return "\n".join([*lines, _tail(_MCQ_TAIL, style)])
+
+
+def chat(text: str) -> list[dict]:
+    """One user turn: the image, then the text, in the form chat templates take."""
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+
+
+def completion(thought: str, answer: str) -> str:
+    """A well-formed completion; what supervised training teaches and the format reward expects."""
+    return f"<think>{thought}</think><answer>{answer}</answer>"
+
+
+def _tail(tails: dict[str, str], style: str) -> str:
+    if style not in tails:
+        raise ValueError(f"prompt_style must be one of {', '.join(STYLES)}; got {style!r}")
+    return tails[style]

@@ -1,0 +1,142 @@
+"""The Arrow schema of every artifact: the contract between stages.
+
+Each schema carries Hugging Face feature metadata, so `datasets.load_dataset("parquet", ...)`
+decodes images and class names, while pandas, DuckDB and pyarrow read the same files.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+from datasets import ClassLabel, Features, Image, List, Value
+
+STR, INT, FLOAT, BOOL = Value("string"), Value("int32"), Value("float32"), Value("bool")
+
+GROUPS = ("base", "novel")
+# `pretrain` is what BasePolicy's supervised pretraining may see, and nothing else may; `unused`
+# are the train images of novel classes, which base-to-novel training must never touch.
+SPLITS = ("pretrain", "train", "val", "test", "unused")
+SOURCES = ("policy", "truth", "top_up")
+
+
+def images(names: Sequence[str]) -> pa.Schema:
+    """Download: one row is an image; `names` are the card's classes by class id."""
+    return _schema(
+        image_id=STR,
+        image=Image(),
+        sha256=STR,
+        width=INT,
+        height=INT,
+        label=ClassLabel(names=list(names)),
+        official_split=STR,
+    )
+
+
+def rejects() -> pa.Schema:
+    """Download: one row is a file that could not be used, and why."""
+    return _schema(path=STR, reason=STR)
+
+
+def split(names: Sequence[str]) -> pa.Schema:
+    """Split: one row is an image's place in the protocol."""
+    label = ClassLabel(names=list(names))
+    return _schema(image_id=STR, label=label, class_name=STR, group=STR, split=STR)
+
+
+def rollouts() -> pa.Schema:
+    """Propose: one row is one sampled response, raw. `mean_logprob` is in nats per token."""
+    return _schema(
+        image_id=STR,
+        rollout=INT,
+        completion=STR,
+        finish_reason=STR,
+        num_tokens=INT,
+        mean_logprob=FLOAT,
+    )
+
+
+def candidates(names: Sequence[str]) -> pa.Schema:
+    """BuildMCQ: one row is an image's merged candidates by falling votes, skipped images included.
+
+    `truth_rank` counts from 1 and is null when the truth was never proposed; `class_ids` holds -1
+    for a name that is no class of the card.
+    """
+    return _schema(
+        image_id=STR,
+        label=ClassLabel(names=list(names)),
+        names=List(STR),
+        class_ids=List(INT),
+        votes=List(INT),
+        truth_rank=INT,
+        truth_votes=INT,
+        num_rollouts=INT,
+        num_unparsed=INT,
+        outcome=STR,
+    )
+
+
+def mcq() -> pa.Schema:
+    """BuildMCQ: one row is a frozen question; options, ids, votes and sources run in parallel."""
+    return _schema(
+        mcq_id=STR,
+        image_id=STR,
+        image=Image(),
+        question=STR,
+        options=List(STR),
+        option_class_ids=List(INT),
+        option_votes=List(INT),
+        option_sources=List(STR),
+        answer_letter=STR,
+        truth_injected=BOOL,
+    )
+
+
+def predictions(names: Sequence[str]) -> pa.Schema:
+    """Evaluate: one row is one image asked in one mode.
+
+    `class_id` is -1 when the answer is no class of the card; `status` says how the answer was read
+    or why there is none. `options` is empty where the mode asks no multiple-choice question.
+    """
+    return _schema(
+        image_id=STR,
+        label=ClassLabel(names=list(names)),
+        group=STR,
+        mode=STR,
+        options=List(STR),
+        completion=STR,
+        answer=STR,
+        class_id=INT,
+        correct=BOOL,
+        status=STR,
+    )
+
+
+def train_log() -> pa.Schema:
+    """Train: one row is an optimiser step; lengths in tokens, times in seconds."""
+    numbers = (
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "reward",
+        "reward_std",
+        "format_reward",
+        "letter_reward",
+        "dead_group_share",
+        "kl",
+        "entropy",
+        "completion_length",
+        "clipped_share",
+        "seconds",
+    )
+    return _schema(step=INT, **{name: FLOAT for name in numbers})
+
+
+def completions() -> pa.Schema:
+    """Train: one row is a completion sampled while training, with its rewards."""
+    return _schema(
+        step=INT, mcq_id=STR, completion=STR, format_reward=FLOAT, letter_reward=FLOAT, advantage=FLOAT
+    )
+
+
+def _schema(**features: Any) -> pa.Schema:
+    return Features(features).arrow_schema

@@ -1,0 +1,1 @@
+"""The torch world: supervised and reinforcement training of policies."""
