@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 FOLDER = Path(__file__).parent
 SOURCE_KINDS = ("drawn", "folder")
 
@@ -54,6 +52,8 @@ def load(name: str) -> Card:
 
 
 def _parse(path: Path, text: str, digest: str) -> Card:
+    import yaml  # a tenth of a second that `import pipeline.tasks` need not spend
+
     pieces = text.split("---\n", 2)
     if len(pieces) != 3 or pieces[0].strip():
         raise CardError(f"{path} must begin with YAML front matter between two lines of ---")

@@ -59,7 +59,7 @@ def candidates(names: Sequence[str]) -> pa.Schema:
     """BuildMCQ: one row is an image's merged candidates by falling votes, skipped images included.
 
     `truth_rank` counts from 1 and is null when the truth was never proposed; `class_ids` holds -1
-    for a name that is no class of the card.
+    for a name that is no class of the card; `num_outside` counts answers that are no base class.
     """
     return _schema(
         image_id=STR,
@@ -71,6 +71,7 @@ def candidates(names: Sequence[str]) -> pa.Schema:
         truth_votes=INT,
         num_rollouts=INT,
         num_unparsed=INT,
+        num_outside=INT,
         outcome=STR,
     )
 

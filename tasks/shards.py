@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 IMAGE_ROWS_PER_GROUP = 100  # one row group of photographs stays near 10 MB
@@ -62,7 +63,7 @@ def paths(folder: Path, name: str) -> list[Path]:
 
 def read(folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """All shards of one table as one Arrow table, page checksums verified."""
-    tables = [_read_file(path, columns) for path in paths(folder, name)]
+    tables = [read_file(path, columns) for path in paths(folder, name)]
     return pa.concat_tables(tables)
 
 
@@ -90,9 +91,12 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_file(path: Path, columns: Sequence[str] | None) -> pa.Table:
+def read_file(
+    path: Path, columns: Sequence[str] | None = None, where: pc.Expression | None = None
+) -> pa.Table:
+    """One shard as an Arrow table, page checksums verified; `where` skips row groups by statistics."""
     try:
-        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+        return pq.read_table(path, columns=columns, filters=where, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as error:
         raise _damaged(path, error) from error
 

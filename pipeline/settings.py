@@ -1,0 +1,107 @@
+"""luigi.cfg, checked: a misspelt section or key, or a missing setting, ends in one sentence.
+
+Luigi itself ignores an unknown section, only warns of an unknown key, and names a missing one
+without saying where it belongs. Here every scientific setting must stand in the configuration.
+"""
+
+import difflib
+from typing import Any
+
+import luigi
+from luigi import configuration
+from luigi.parameter import MissingParameterException
+
+# Sections that Luigi reads itself (its configuration reference, "Configurable options").
+LUIGI_SECTIONS = {
+    "core",
+    "worker",
+    "scheduler",
+    "retcode",
+    "resources",
+    "logging",
+    "execution_summary",
+    "task_history",
+    "email",
+    "batch_notifier",
+}
+GRAPH = ("dataset", "method", "refresh_round", "seed")
+
+
+class SettingsError(SystemExit):
+    """The settings cannot be used. Leaves the process with the sentence and exit code 1."""
+
+    def __init__(self, sentence: str):
+        super().__init__(f"error: {sentence}")
+
+
+class Checked:
+    """Mixin for tasks and configs whose parameters must all be set and known."""
+
+    @classmethod
+    def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> Any:
+        """Luigi's own resolution, with graph parameters from [run] and clear refusals."""
+        check_configuration()
+        config = configuration.get_config()
+        family = cls.get_task_family()
+        for name, _ in params:
+            if name in GRAPH and name not in kwargs and not config.has_option(family, name):
+                kwargs = {**kwargs, name: dict(params)[name].parse(config.get("run", name))}
+        try:
+            return super().get_param_values(params, args, kwargs)
+        except MissingParameterException as error:
+            missing = [n for n, p in params if n not in kwargs and not p.has_task_value(family, n)]
+            raise SettingsError(
+                f"luigi.cfg: section [{family}] lacks {missing[0]}; add it, as in the default "
+                f"luigi.cfg, or give --{family}-{missing[0].replace('_', '-')}"
+            ) from error
+        except ValueError as error:
+            reason = error.__cause__ or error
+            raise SettingsError(f"luigi.cfg: section [{family}]: {reason}") from error
+
+
+def check_configuration() -> None:
+    """Refuse unknown sections and keys.
+
+    Raises SettingsError naming the first one and the nearest known name.
+    """
+    config = configuration.get_config()
+    known = known_keys()
+    for section in config.sections():
+        if section in LUIGI_SECTIONS:
+            continue
+        if section not in known:
+            raise SettingsError(
+                f"luigi.cfg: unknown section [{section}]{_nearest(section, [*known, *LUIGI_SECTIONS])}"
+            )
+        for key in config[section]:
+            if key.replace("-", "_") not in known[section]:
+                raise SettingsError(
+                    f"luigi.cfg: section [{section}] has no key {key!r}{_nearest(key, known[section])}"
+                )
+
+
+def known_keys() -> dict[str, list[str]]:
+    """Section -> keys, from the parameters that tasks and configs declare."""
+    from luigi.task_register import Register
+
+    known: dict[str, list[str]] = {}
+    for name in Register.task_names():
+        task = Register.get_task_cls(name)
+        if issubclass(task, Checked):
+            known[name] = [key for key, _ in task.get_params()]
+    known["run"] += GRAPH
+    return known
+
+
+class run(Checked, luigi.Config):
+    """[run]: what travels along the graph, and where artifacts lie."""
+
+    ignore_unconsumed = set(GRAPH)  # read by Checked for every task, not by this config
+
+    rounds = luigi.IntParameter(description="rounds of propose, build, train; 1 is no refresh")
+    artifacts = luigi.Parameter(description="folder of all artifacts", significant=False)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(sorted(known))}"

@@ -1,0 +1,148 @@
+"""The one base class of all stages: fingerprint, artifact folder, completeness, run.
+
+A stage's fingerprint covers its name, its `code_version`, its significant settings and the
+fingerprints of what it requires, so a changed setting makes a new artifact and a setting changed
+back finds the old one.
+"""
+
+import hashlib
+import json
+import logging
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import luigi
+
+import data_cards
+from pipeline import artifact
+from pipeline.settings import Checked, SettingsError, run
+
+GRAPH_ONLY = ("dataset", "method", "refresh_round")
+
+
+class Stage(Checked, luigi.Task):
+    """A Luigi task whose work is one function in a child process and whose output is one artifact.
+
+    A subclass declares its parameters, `needs()` and `arguments()`; `code_version` is raised
+    whenever its output would change for the same settings.
+    """
+
+    dataset = luigi.Parameter(description="a data card's name")
+
+    code_version = 1
+    module = ""
+    reads_card = False  # the card's content shapes this artifact beyond what its inputs carry
+
+    def needs(self) -> dict[str, "Stage"]:
+        """What this stage reads, by the name its function knows it by."""
+        return {}
+
+    def arguments(self) -> dict[str, Any]:
+        """The stage function's keyword arguments, without `output`."""
+        raise NotImplementedError
+
+    def place(self) -> str:
+        """The folder of this stage's artifacts below `artifacts/<dataset>/`."""
+        raise NotImplementedError
+
+    def extra_identity(self) -> dict[str, Any]:
+        """Whatever else shapes the result, for stages that share settings."""
+        return {}
+
+    def requires(self) -> list["Stage"]:
+        return list(self.needs().values())
+
+    def output(self) -> luigi.LocalTarget:
+        return luigi.LocalTarget(str(self.folder / artifact.MANIFEST))
+
+    def complete(self) -> bool:
+        if not self.folder.is_dir():
+            return False
+        recorded = artifact.read_manifest(self.folder)
+        if recorded.get("source_sha256") != self._source:
+            LOGGER.warning(
+                "%s: %s.py changed since this artifact was made but its code_version did not; raise "
+                "code_version if the change affects results",
+                self.task_family,
+                self.module.replace(".", "/"),
+            )
+        return True
+
+    def run(self) -> None:
+        if self.complete():  # another task of the same identity made it meanwhile
+            return
+        manifest = {**self.identity, "fingerprint": self.fingerprint, "source_sha256": self._source}
+        manifest |= {name: getattr(self, name) for name in GRAPH_ONLY if hasattr(self, name)}
+        artifact.build(self.folder, self.module, self.arguments(), manifest)
+
+    def settings(self) -> dict[str, Any]:
+        """Significant parameters, as plain JSON values; graph parameters other than seed left out."""
+        chosen = {}
+        for name, parameter in self.get_params():
+            if parameter.significant and name not in GRAPH_ONLY:
+                chosen[name] = plain(getattr(self, name))
+        return chosen
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything the fingerprint is made of."""
+        identity = {
+            "stage": self.task_family,
+            "code_version": self.code_version,
+            "settings": {**self.settings(), **self.extra_identity()},
+            "inputs": {name: stage.fingerprint for name, stage in self.needs().items()},
+        }
+        if self.reads_card:
+            identity["card_sha256"] = self.card.sha256
+        return identity
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the identity, shortened to 16 hex digits."""
+        canonical = json.dumps(self.identity, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where this stage's artifact lies, or will lie."""
+        root = Path(run().artifacts).resolve()
+        return root / self.dataset / self.place() / self.fingerprint
+
+    @cached_property
+    def card(self) -> data_cards.Card:
+        """The data card.
+
+        Raises SettingsError with the card's own complaint.
+        """
+        try:
+            return data_cards.load(self.dataset)
+        except data_cards.CardError as error:
+            raise SettingsError(str(error)) from error
+
+    @cached_property
+    def _source(self) -> str:
+        return artifact.source_sha256(self.module)
+
+
+def plain(value: Any) -> Any:
+    """Luigi's frozen containers as plain lists and dictionaries."""
+    if isinstance(value, dict) or hasattr(value, "items"):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+class _OneSentence(logging.Filter):
+    """A stage's failure is told in its own sentence; a traceback is kept for bugs."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, artifact.StageFailed):
+            record.msg, record.args, record.exc_info = "%s", (str(error),), None
+        return True
+
+
+LOGGER = logging.getLogger("luigi-interface")
+LOGGER.addFilter(_OneSentence())

@@ -1,0 +1,218 @@
+"""Small charts as inline SVG text: lines, and dots with intervals. No script, no library.
+
+A chart is drawn about 350 units wide, the width of a phone, and a page lays several side by side:
+so its letters keep their size on a phone and on a desk. Colours, fonts and line styles come from
+the page's style sheet by class (`s0`, `s1`, ...: one per policy or quantity), so light and dark
+need no second drawing. Series differ in dash and marker too, never in colour alone.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tasks.report_text import esc
+
+WIDTH = 350
+RIGHT = 14
+Point = tuple[float, float | None]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: its name, its points in order of x (None breaks the line) and its style number."""
+
+    name: str
+    points: Sequence[Point]
+    style: int = 1
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One estimate with its interval, all in the unit of the axis."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    style: int = 1
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Maps values `low..high` to pixels `start..end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def line_chart(
+    key: str,
+    title: str,
+    description: str,
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_range: tuple[float, float] | None = None,
+    marks: Sequence[tuple[float, str]] = (),
+    x_ticks: Sequence[float] | None = None,
+    unit: str = "",
+) -> str:
+    """Lines over a common x axis; `marks` are vertical rules with a word at the top.
+
+    `y_range` holds the axis fixed, else it fits the data. Returns "" when there is nothing to draw.
+    """
+    points = [(x, y) for s in series for x, y in s.points if y is not None and math.isfinite(y)]
+    if not points:
+        return ""
+    xs = [x for x, _ in points]
+    low, high = y_range or _padded([y for _, y in points])
+    height, left, top, bottom = 214, 44, 18 if marks else 10, 176
+    y_ticks = ticks(low, high, 4)
+    x = Scale(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, left, WIDTH - RIGHT)
+    y = Scale(min(low, y_ticks[0]), max(high, y_ticks[-1]), bottom, top)
+    parts = [_open(key, title, description, height)]
+    for tick in y_ticks:
+        parts.append(_rule(left, y(tick), WIDTH - RIGHT, y(tick), "grid"))
+        parts.append(_text(left - 7, y(tick) + 4, f"{number(tick)}{unit}", "tick end"))
+    shown = x_ticks or [tick for tick in ticks(x.low, x.high, 5) if x.low <= tick <= x.high]
+    for tick in shown:
+        parts.append(_text(x(tick), bottom + 17, number(tick), "tick mid"))
+    parts.append(_text((left + WIDTH - RIGHT) / 2, height - 5, x_label, "axis mid"))
+    for place, word in marks:
+        parts.append(_rule(x(place), top, x(place), bottom, "mark"))
+        near_end = x(place) > WIDTH - 70
+        parts.append(
+            _text(x(place) + (-4 if near_end else 4), top - 6, word, f"tick{' end' * near_end}")
+        )
+    parts += [_line(s, x, y) for s in series]
+    return "".join([*parts, "</svg>"])
+
+
+def dot_chart(
+    key: str,
+    title: str,
+    description: str,
+    rows: Sequence[tuple[str, Sequence[Dot]]],
+    limits: tuple[float, float],
+    *,
+    unit: str = "",
+    zero: bool = False,
+) -> str:
+    """Dots with intervals, one band a row, one line a dot inside it; `zero` draws a rule at 0."""
+    left, top, step, gap = 70, 8, 19, 17
+    bottom = top + sum(step * len(dots) + gap for _, dots in rows)
+    height = bottom + 26
+    x = Scale(*limits, left, WIDTH - RIGHT - 30)
+    parts = [_open(key, title, description, height)]
+    for tick in ticks(*limits, 5):
+        if limits[0] <= tick <= limits[1]:
+            parts.append(_rule(x(tick), top, x(tick), bottom, "grid"))
+            parts.append(_text(x(tick), bottom + 17, f"{number(tick)}{unit}", "tick mid"))
+    if zero:
+        parts.append(_rule(x(0), top, x(0), bottom, "mark"))
+    y = float(top)
+    for name, dots in rows:
+        middle = y + gap / 2 + step * len(dots) / 2
+        words = name.split(" ", 1)
+        for index, word in enumerate(words):
+            offset = 4 + (index - (len(words) - 1) / 2) * 14
+            parts.append(_text(left - 10, middle + offset, word, "row end"))
+        for index, dot in enumerate(dots):
+            parts.append(_dot(dot, name, x, y + gap / 2 + step * (index + 0.5), unit))
+        y += step * len(dots) + gap
+    return "".join([*parts, "</svg>"])
+
+
+def smooth(points: Sequence[Point], window: int) -> list[Point]:
+    """A centred running mean over `window` points; near the ends the window shrinks evenly."""
+    result: list[Point] = []
+    for index, (x, _) in enumerate(points):
+        reach = min(window // 2, index, len(points) - 1 - index)
+        near = [v for _, v in points[index - reach : index + reach + 1] if v is not None]
+        result.append((x, sum(near) / len(near) if near else None))
+    return result
+
+
+def thin(points: Sequence[Point], limit: int = 400) -> list[Point]:
+    """At most about `limit` points: means of equal runs, so a long training stays a small page."""
+    size = math.ceil(len(points) / limit)
+    if size <= 1:
+        return list(points)
+    result: list[Point] = []
+    for start in range(0, len(points), size):
+        run = points[start : start + size]
+        values = [y for _, y in run if y is not None]
+        result.append((run[len(run) // 2][0], sum(values) / len(values) if values else None))
+    return result
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """Round numbers from the last one at or below `low` to the first one at or above `high`."""
+    span = high - low if high > low else 1.0
+    power = 10 ** math.floor(math.log10(span / count))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10, 20) if span / (m * power) <= count + 1e-9)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 10) for index in range(first, last + 1)]
+
+
+def number(value: float) -> str:
+    """A tick's text: short, with thousands grouped and a real minus sign."""
+    text = f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+    return text.replace("-", "−")
+
+
+def _padded(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    # A quantity that is never negative (a length, a share, a distance) keeps its zero in sight.
+    return (0.0, high or 1.0) if low >= 0 else (low, max(high, 0.0))
+
+
+def _open(key: str, title: str, description: str, height: float) -> str:
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-labelledby="{key}-t {key}-d">'
+        f'<title id="{key}-t">{esc(title)}</title><desc id="{key}-d">{esc(description)}</desc>'
+    )
+
+
+def _line(series: Series, x: Scale, y: Scale) -> str:
+    pieces: list[list[str]] = [[]]
+    for px, py in series.points:
+        if py is None or not math.isfinite(py):
+            pieces.append([])
+        else:
+            pieces[-1].append(f"{x(px):.1f} {y(py):.1f}")
+    style = f"s{series.style} line{' faint' * series.faint}"
+    path = "".join("M" + "L".join(piece) for piece in pieces if len(piece) > 1)
+    drawn = f'<path class="{style}" d="{path}"/>' if path else ""
+    for piece in pieces:
+        if len(piece) == 1:  # a line of one point would be invisible
+            cx, cy = piece[0].split()
+            drawn += f'<circle class="s{series.style} dot" cx="{cx}" cy="{cy}" r="3"/>'
+    return drawn
+
+
+def _dot(dot: Dot, row: str, x: Scale, y: float, unit: str) -> str:
+    told = (
+        f"{row}, {dot.name}: {dot.value:.1f}{unit} (95 % interval {dot.low:.1f} to {dot.high:.1f})"
+    )
+    low, high = x(max(dot.low, x.low)), x(min(dot.high, x.high))
+    return (
+        f'<g class="s{dot.style}"><title>{esc(told)}</title>'
+        f'<path class="line whisker" d="M{low:.1f} {y:.1f}H{high:.1f}"/>'
+        f'<circle class="dot" cx="{x(dot.value):.1f}" cy="{y:.1f}" r="4.5"/>'
+        f"{_text(high + 6, y + 4, f'{dot.value:.1f}'.replace('-', '−'), 'value')}</g>"
+    )
+
+
+def _rule(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
+    return f'<path class="{style}" d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}"/>'
+
+
+def _text(x: float, y: float, text: str, style: str) -> str:
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{esc(text)}</text>'

@@ -1,0 +1,265 @@
+"""Free-text names to class ids: one class, or none.
+
+Votes of an image are merged, open answers are rewarded and predictions are scored by these rules,
+so a spelling variant is the same class everywhere. A name must match as a whole: a list of names
+("boxer, beagle, bengal") matches nothing, however many classes it holds.
+
+`ClassNames.match` tries, in this order, and stops at the first step that knows the text:
+
+    exact    the class name, after `normalize` (remarks in parentheses kept)
+    alias    a further spelling from the data card
+    remark   without remarks in parentheses: "Bobolink (male)" is "Bobolink"
+    words    the same words in another order, for names with a model year: "Acura TL Sedan 2012"
+    plural   singular, plural and possessive alike: "Anna's Hummingbirds" is "Anna Hummingbird"
+
+A step at which the text fits two classes matches nothing ("ambiguous"); a text whose parts name
+two classes matches nothing ("several").
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+VERSION = 1  # of the matching rules; raise it when any text would match differently
+
+MAX_LENGTH = 500  # characters; a longer text is no name, and Unicode would take quadratic time
+HEDGES = frozenset(
+    """or and nor either neither both any all none not no maybe perhaps possibly probably likely
+    unlikely unsure uncertain versus vs rather alternatively could might unless else
+    """.split()  # noqa: SIM905 - as a list it would take a screen
+)
+
+_ARTICLES = ("a", "an", "the")
+_YEAR = re.compile(r"(?:19|20)\d\d")
+_REMARK = re.compile(r"[(（]([^()（）]*)[)）]")
+# What may stand between two words of one name; anything else may be the comma of a list.
+_WITHIN_NAME = re.compile(r"[ \t]*|[-\u2010-\u2015\u2212_]")
+_ABBREVIATIONS = ("st", "mt", "ft", "dr")
+_WORD = re.compile(r"w[wm]*\+*")  # over the mask: w a letter or digit, m a combining mark
+_MARKUP: dict[str, str | None] = {mark: None for mark in "'`´‘’‛′ʹʻʼʽˈ＇"} | {"&": " and "}
+_REPLACED = str.maketrans(_MARKUP)
+_REMEMBERED = 100_000  # distinct texts kept per ClassNames before the memory starts afresh
+
+
+class Word(NamedTuple):
+    """A word of a text: its `key` for comparison, its own case, and what stands around it."""
+
+    key: str
+    raw: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a text names: a class id and the step that found it, or None and why not."""
+
+    class_id: int | None
+    step: str
+
+
+def words(text: str) -> list[Word]:
+    """The words of `text`: runs of letters, digits and marks, a trailing "+" included.
+
+    Hyphens of every kind, underscores and punctuation separate words; apostrophes and invisible
+    characters vanish; accents of Latin, Greek and Cyrillic letters are dropped.
+    """
+    if len(text) > MAX_LENGTH:
+        return []
+    text = _plain(text)
+    mask = "".join("w" if char.isalnum() else _mark_or_self(char) for char in text)
+    spans = [found.span() for found in _WORD.finditer(mask)]
+    edges = [0, *(edge for span in spans for edge in span), len(text)]
+    gaps = [text[edges[i] : edges[i + 1]] for i in range(0, len(edges), 2)]
+    return [
+        Word(_plain(text[start:end].casefold()), text[start:end], gaps[i], gaps[i + 1])
+        for i, (start, end) in enumerate(spans)
+    ]
+
+
+def hangs_on(word: Word) -> bool:
+    """Whether what follows `word` can be the middle of a name: a space, a hyphen, "St." """
+    if word.after in (".", ". ") and word.key in _ABBREVIATIONS:
+        return True
+    return _WITHIN_NAME.fullmatch(word.after) is not None
+
+
+def without_article(found: list[Word]) -> list[Word]:
+    """Drop leading articles, but keep the "An" of "An-12" and the "A" of "A-10"."""
+    while len(found) > 1 and found[0].key in _ARTICLES:
+        number = not found[1].key[0].isalpha() and not _YEAR.fullmatch(found[1].key)
+        if number and found[0].key != "the":
+            break
+        found = found[1:]
+    return found
+
+
+def without_remarks(text: str) -> str:
+    """Drop what stands in parentheses, unless there is nothing else."""
+    rest = _REMARK.sub(" ", text[: MAX_LENGTH + 1])
+    return rest if any(char.isalnum() for char in rest) else text
+
+
+def normalize(text: str, *, keep_remarks: bool = False) -> str:
+    """The form in which two names are compared: lower-case words, one space apart.
+
+    Returns "" for a text without a letter or digit, or longer than MAX_LENGTH characters.
+    `keep_remarks` keeps the words that stand in parentheses, which otherwise are dropped.
+    """
+    if len(text) > MAX_LENGTH:
+        return ""
+    found = words(text if keep_remarks else without_remarks(text))
+    return " ".join(word.key for word in without_article(found))
+
+
+def year_bag(keys: Iterable[str]) -> tuple[str, ...]:
+    """The words sorted, if one of them is a model year; else empty: order matters elsewhere."""
+    bag = tuple(sorted(keys))
+    return bag if any(_YEAR.fullmatch(key) for key in bag) else ()
+
+
+class ClassNames:
+    """The names of a data card's classes, by class id, with their aliases.
+
+    Raises ValueError when two classes, or their aliases, normalise to one name, when a name has no
+    letter or digit or is longer than MAX_LENGTH, and when `aliases` names an unknown class.
+    """
+
+    def __init__(self, names: Sequence[str], aliases: Mapping[str, Sequence[str]] | None = None):
+        self.names = tuple(names)
+        self._exact: dict[str, tuple[int, str]] = {}
+        self._literal: set[str] = set()
+        self._remarked: set[int] = set()
+        self._remark: dict[object, set[int]] = {}
+        self._words: dict[object, set[int]] = {}
+        self._plural: dict[object, set[int]] = {}
+        self._seen: dict[str, Match] = {}
+        owners: dict[str, str] = {}
+        for class_id, name in enumerate(self.names):
+            self._add(class_id, name, "exact", repr(name), owners)
+        for name, spellings in (aliases or {}).items():
+            if name not in self.names:
+                raise ValueError(f"aliases are given for {name!r}, which is not among the classes")
+            for alias in spellings:
+                said = f"{alias!r} (an alias of {name!r})"
+                self._add(self.names.index(name), alias, "alias", said, owners)
+        self._longest = max((key.count(" ") + 1 for key in self._exact), default=0)
+
+    def match(self, text: str) -> Match:
+        """The class that `text` names as a whole, or none; deterministic, remembered per text."""
+        if len(text) > MAX_LENGTH:
+            return Match(None, "none")
+        if text not in self._seen:
+            if len(self._seen) >= _REMEMBERED:
+                self._seen.clear()
+            self._seen[text] = self._match(text)
+        return self._seen[text]
+
+    def _match(self, text: str) -> Match:
+        key = normalize(text, keep_remarks=True)
+        if not key:
+            return Match(None, "none")
+        if _literal(text) not in self._literal and self._lists_several(text):
+            return Match(None, "several")
+        if key in self._exact:
+            return Match(*self._exact[key])
+        bare = normalize(text)
+        fits: list[tuple[str, set[int]]] = [
+            ("remark", self._remark.get(bare, set())),
+            ("words", self._words.get(year_bag(bare.split()), set())),
+            ("plural", self._plural.get(_singulars(bare), set())),
+        ]
+        for step, ids in fits:
+            if len(ids) > 1:
+                return Match(None, "ambiguous")
+            if ids:
+                class_id = next(iter(ids))
+                if key != bare and class_id in self._remarked:
+                    return Match(None, "none")  # "Bobolink (female)" is not "Bobolink (male)"
+                vague = self._remarks_doubt(text, class_id)
+                return Match(None, "several") if vague else Match(class_id, step)
+        return Match(None, "none")
+
+    def _add(self, class_id: int, name: str, step: str, said: str, owners: dict[str, str]) -> None:
+        key = normalize(name, keep_remarks=True)
+        if not key:
+            raise ValueError(
+                f"{said} cannot be a class name: it needs a letter or a digit, and at most "
+                f"{MAX_LENGTH} characters"
+            )
+        other_id, _ = self._exact.setdefault(key, (class_id, step))
+        if other_id != class_id:
+            raise ValueError(f"{said} and {owners[key]} are the same name, {key!r}: change one")
+        owners.setdefault(key, said)
+        self._literal.add(_literal(name))
+        bare = normalize(name)
+        if step == "exact" and bare != key:
+            self._remarked.add(class_id)
+        self._remark.setdefault(bare, set()).add(class_id)
+        self._plural.setdefault(_singulars(bare), set()).add(class_id)
+        if bag := year_bag(bare.split()):
+            self._words.setdefault(bag, set()).add(class_id)
+
+    def _lists_several(self, text: str) -> bool:
+        """Whether the parts of `text` between separators name two classes or more."""
+        parts: list[list[Word]] = [[]]
+        for word in words(text):
+            if word.key not in ("or", "and"):
+                parts[-1].append(word)
+            if word.key in ("or", "and") or not hangs_on(word):
+                parts.append([])
+        keys = (" ".join(word.key for word in without_article(part)) for part in parts)
+        return len({self._exact[key][0] for key in keys if key in self._exact}) > 1
+
+    def _remarks_doubt(self, text: str, class_id: int) -> bool:
+        """Whether a remark hedges, or names another class than `class_id`."""
+        for remark in _REMARK.findall(text):
+            keys = [word.key for word in words(remark)]
+            if HEDGES.intersection(keys):
+                return True
+            for start in range(len(keys)):
+                for end in range(start + 1, min(len(keys), start + self._longest) + 1):
+                    named = self._exact.get(" ".join(keys[start:end]))
+                    if named is not None and named[0] != class_id:
+                        return True
+        return False
+
+
+def _plain(text: str) -> str:
+    """Compatibility forms resolved, accents, apostrophes and invisible characters dropped."""
+    if text.isascii():
+        return text.translate(_REPLACED)
+    shown = (char for char in text.translate(_REPLACED) if unicodedata.category(char) != "Cf")
+    split = unicodedata.normalize("NFKD", "".join(shown))
+    bare = "".join(char for char in split if not _dropped(char))
+    return unicodedata.normalize("NFKC", bare).translate(_REPLACED)
+
+
+def _dropped(char: str) -> bool:
+    """Accents, and the selectors that only choose how a character is drawn."""
+    return "\u0300" <= char <= "\u036f" or "\ufe00" <= char <= "\ufe0f"
+
+
+def _mark_or_self(char: str) -> str:
+    return "m" if unicodedata.category(char) in ("Mn", "Mc") else char
+
+
+def _literal(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _singulars(key: str) -> str:
+    return " ".join(_singular(word) for word in key.split())
+
+
+def _singular(word: str) -> str:
+    """A word without its English plural or possessive s; short words and codes stay as they are."""
+    if len(word) < 4 or not word.isalpha() or word.endswith(("ss", "us", "is")):
+        return word
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if word.endswith(("sses", "shes", "ches", "xes", "zes")):
+        return word[:-2]
+    return word.removesuffix("s")

@@ -1,0 +1,281 @@
+"""Report: did it help, by how much, how sure, and what was done: `metrics.json` and one page.
+
+    python -m tasks.report CONFIG.json
+
+Everything is computed from artifacts alone, so a report can be made again at any time without a
+model. Evaluations are paired image by image: the denominator of every figure is the set of test
+images, the same for every policy and every mode, and an answer that could not be read is wrong.
+Intervals are 95 %; they hold for the draw of test images, not for the training seed.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from data_cards import Card, load
+from tasks import metrics as statistics
+from tasks import shards
+from tasks.gallery import choose, gallery_html, sampled_votes
+from tasks.propose import read_images
+from tasks.report_page import build_page
+from tasks.report_text import summary
+from tasks.run import StageError, main
+
+__all__ = ["compare", "report", "summary"]
+
+GROUPS = ("base", "novel")
+MODES = ("one_step", "two_step", "majority")
+SEED = 0  # of the bootstrap; a report made twice from the same artifacts is the same
+GALLERY_SIZE = 24
+MANIFEST_KEYS = (
+    *("stage", "fingerprint", "code_version", "settings", "inputs", "seconds"),
+    *("peak_memory_mb", "rows", "versions", "command", "host"),
+)
+
+
+class ReportError(StageError, ValueError):
+    """Evaluations that must not be compared; the message names the folder and the reason."""
+
+
+def report(
+    output: Path,
+    *,
+    card: str,
+    evaluations: list[dict],
+    rounds: list[dict],
+    download: str,
+    split: str,
+    manifests: list[str],
+) -> None:
+    """Write `metrics.json` (every number) and `index.html` (the page, which opens offline).
+
+    The first evaluation is the base policy, the second the method the page is about; any further
+    ones are compared with the first in the same way. Raises ReportError when two evaluations do
+    not cover the same test images.
+    """
+    places = {row["image_id"]: row for row in shards.read(Path(split), "split").to_pylist()}
+    names = [item["name"] for item in evaluations]
+    predictions = [_predictions(Path(item["path"]), places) for item in evaluations]
+    _check_same_images(evaluations, predictions)
+    data_card = load(card)
+    logs = [_train_log(entry) for entry in rounds]
+    found: dict[str, Any] = {
+        "card": _card_facts(data_card),
+        "images": _image_counts(predictions[0], places),
+        "modes": _modes(predictions[0]),
+        "evaluations": [
+            {"name": item["name"]}
+            | compare(rows, predictions[0] if index else None)
+            | {"pass_at_k": _json(Path(item["path"]) / "pass_at_k.json")}
+            for index, (item, rows) in enumerate(zip(evaluations, predictions, strict=True))
+        ],
+        "rounds": [_round(entry, log) for entry, log in zip(rounds, logs, strict=True)],
+        "stages": [_stage(Path(path)) for path in manifests],
+    }
+    found["seconds"] = sum(stage.get("seconds") or 0 for stage in found["stages"])
+    gallery = choose(predictions, GALLERY_SIZE)
+    ids = [item.image_id for item in gallery.shown]
+    page = build_page(
+        found,
+        logs,
+        gallery_html(
+            gallery,
+            names,
+            read_images(Path(download), [{"image_id": image_id} for image_id in ids]),
+            [sampled_votes(Path(item["path"]), ids, data_card) for item in evaluations[:2]],
+            places,
+            dict(enumerate(data_card.classes)),
+        ),
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "metrics.json").write_text(
+        json.dumps(_finite(found), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    (output / "index.html").write_text(page, encoding="utf-8")
+
+
+def compare(rows: list[dict], before: list[dict] | None) -> dict[str, Any]:
+    """Accuracy by mode and group, with intervals; with `before` also the paired differences."""
+    result: dict[str, Any] = {"modes": {}}
+    for mode in _modes(rows):
+        now = _by_group(rows, mode)
+        figures: dict[str, Any] = {group: _accuracy(part) for group, part in now.items()}
+        if len(now) == 2:
+            rates = [figures[group]["accuracy"] for group in GROUPS]
+            flags = [_flags(now[group]) for group in GROUPS]
+            figures["harmonic_mean"] = {
+                "accuracy": statistics.harmonic_mean(*rates),
+                "interval": list(statistics.bootstrap_harmonic_mean(*flags, seed=SEED)),
+            }
+        if before is not None and (then := _by_group(before, mode)):
+            figures["difference"] = _differences(then, now)
+        result["modes"][mode] = figures
+    return result
+
+
+def _accuracy(rows: dict[str, dict]) -> dict[str, Any]:
+    correct = sum(row["correct"] for row in rows.values())
+    return {
+        "images": len(rows),
+        "correct": correct,
+        "accuracy": correct / len(rows),
+        "interval": list(statistics.wilson(correct, len(rows))),
+        # A status may carry counts ("12 of 20 votes"); what is counted here is its kind.
+        "status": dict(Counter(_kind(row["status"]) for row in rows.values()).most_common()),
+    }
+
+
+def _kind(status: str) -> str:
+    return re.sub(r"\d+ of \d+ ", "", status)
+
+
+def _differences(then: dict[str, dict], now: dict[str, dict]) -> dict[str, Any]:
+    """What changed, image by image: mean with interval, won, lost, and McNemar's p."""
+    result: dict[str, Any] = {}
+    pairs: list[list[bool]] = []
+    for group, rows in now.items():
+        before, after = _flags(then[group], rows), _flags(rows)
+        pairs += [before, after]
+        mean, low, high = statistics.paired_difference(before, after, seed=SEED)
+        result[group] = {
+            "mean": mean,
+            "interval": [low, high],
+            "won": sum(a and not b for b, a in zip(before, after, strict=True)),
+            "lost": sum(b and not a for b, a in zip(before, after, strict=True)),
+            "p": statistics.mcnemar(before, after),
+        }
+    if len(now) == 2:
+        mean, low, high = statistics.paired_harmonic_difference(*pairs, seed=SEED)
+        result["harmonic_mean"] = {"mean": mean, "interval": [low, high]}
+    return result
+
+
+def _predictions(folder: Path, places: dict[str, dict]) -> list[dict]:
+    rows = shards.read(folder, "predictions").to_pylist()
+    if not rows:
+        raise ReportError(f"{folder} holds no predictions; run its Evaluate again")
+    for row in rows:
+        place = places.get(row["image_id"])
+        if place is None or place["split"] in ("train", "pretrain"):
+            where = "not in the split" if place is None else f"a {place['split']} image"
+            raise ReportError(f"{folder} evaluates {row['image_id']!r}, which is {where}")
+        row["group"] = place["group"]
+    return rows
+
+
+def _check_same_images(evaluations: list[dict], predictions: list[list[dict]]) -> None:
+    """One set of images for all: otherwise a policy could gain by dropping the hard ones."""
+    wanted = {row["image_id"] for row in predictions[0]}
+    for item, rows in zip(evaluations, predictions, strict=True):
+        for mode in _modes(rows):
+            ids = Counter(row["image_id"] for row in rows if row["mode"] == mode)
+            odd = [f"{i!r} is missing" for i in sorted(wanted - set(ids))]
+            odd += [f"{i!r} is extra" for i in sorted(set(ids) - wanted)]
+            odd += [f"{i!r} comes {n} times" for i, n in sorted(ids.items()) if n > 1]
+            if odd:
+                raise ReportError(
+                    f"evaluations must cover the same images, but in {item['path']} "
+                    f"({item['name']}, {mode}) {odd[0]} ({len(odd)} such images); "
+                    f"evaluate all policies on the same split"
+                )
+
+
+def _modes(rows: list[dict]) -> list[str]:
+    present = {row["mode"] for row in rows}
+    return [m for m in MODES if m in present] + sorted(present - set(MODES))
+
+
+def _by_group(rows: list[dict], mode: str) -> dict[str, dict[str, dict]]:
+    """Group -> image id -> row, for one mode; groups without images are left out."""
+    parts = {
+        group: {r["image_id"]: r for r in rows if r["mode"] == mode and r["group"] == group}
+        for group in GROUPS
+    }
+    return {group: part for group, part in parts.items() if part}
+
+
+def _flags(rows: dict[str, dict], order: Iterable[str] | None = None) -> list[bool]:
+    """Right or wrong in the order of `order`, so that two policies line up image by image."""
+    return [bool(rows[image_id]["correct"]) for image_id in sorted(order or rows)]
+
+
+def _image_counts(rows: list[dict], places: dict[str, dict]) -> dict[str, Any]:
+    groups = {row["image_id"]: row["group"] for row in rows}
+    counts = Counter(groups.values())
+    return {
+        "evaluated": len(groups),
+        "groups": {group: counts[group] for group in GROUPS if counts[group]},
+        "in_split": dict(Counter(places[image_id]["split"] for image_id in groups)),
+        "test_images_in_all": sum(place["split"] == "test" for place in places.values()),
+        "classes": dict(Counter(g for _, g in {(p["label"], p["group"]) for p in places.values()})),
+    }
+
+
+def _card_facts(card: Card) -> dict[str, Any]:
+    facts = {key: getattr(card, key) for key in ("name", "version", "noun", "kind", "license")}
+    return facts | {"redistribute": card.redistribute, "source_kind": card.source.get("kind")}
+
+
+def _train_log(entry: dict) -> list[dict]:
+    folder = Path(entry.get("train") or "")
+    if not entry.get("train") or not (folder / "train_log.parquet").exists():
+        return []
+    return sorted(shards.read(folder, "train_log").to_pylist(), key=lambda row: row["step"])
+
+
+def _round(entry: dict, log: list[dict]) -> dict[str, Any]:
+    """One round's counts, and means over the first and the last tenth of its training."""
+    tenth = max(1, len(log) // 10)
+    columns = [key for key in (log[0] if log else {}) if key not in ("step", "seconds")]
+    return {
+        "round": entry.get("round"),
+        "propose": _json(Path(entry["propose"]) / "stats.json") if entry.get("propose") else {},
+        "build_mcq": _json(Path(entry["build_mcq"]) / "stats.json")
+        if entry.get("build_mcq")
+        else {},
+        "train": {
+            "steps": len(log),
+            "seconds": sum(row["seconds"] or 0 for row in log),
+            "first": {key: _mean(row[key] for row in log[:tenth]) for key in columns},
+            "last": {key: _mean(row[key] for row in log[-tenth:]) for key in columns},
+        },
+    }
+
+
+def _stage(path: Path) -> dict[str, Any]:
+    """What a manifest says of how its artifact was made; checksums stay in the manifest."""
+    manifest = _json(path)
+    return {key: manifest[key] for key in MANIFEST_KEYS if key in manifest}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no file, since not every stage writes every one."""
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ReportError(f"{path} is not valid JSON ({error}); re-run its stage") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    numbers = [v for v in values if v is not None and math.isfinite(v)]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _finite(value: Any) -> Any:
+    """The same value with NaN and infinities as null, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+if __name__ == "__main__":
+    main(report)

@@ -1,0 +1,168 @@
+"""What a report says in words: labels, numbers, the verdict, and the terminal summary.
+
+Standard library only and fed with the contents of `metrics.json` alone, so the result of a
+finished run can be printed at once, anywhere.
+"""
+
+import html
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+LABELS = {
+    "zero_shot": "base policy",
+    "dive_k": "DiVE-k",
+    "virft": "ViRFT",
+    "virft_compat": "ViRFT (as published)",
+    "sft": "supervised",
+    "random_mcq": "random options",
+    "one_step": "one step",
+    "two_step": "two steps",
+    "majority": "majority vote",
+}
+_DIRECTION_OVERRIDES = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+SPOKEN_MODES = ("one_step", "two_step")  # the verdict speaks of these; the table holds them all
+
+
+def label(name: str) -> str:
+    """How a method, mode or column is called in front of people."""
+    return LABELS.get(name, name.replace("_", " "))
+
+
+def esc(value: object) -> str:
+    """Any value as HTML text or attribute, safe and visible whatever a model or a file wrote.
+
+    Control characters, lone surrogates and marks that reverse the writing direction would break
+    the file or disguise a text, so each becomes U+FFFD.
+    """
+    text = str(value).replace("\r\n", "\n")
+    shown = (c if c in "\n\t" or not _unprintable(c) else "\ufffd" for c in text)
+    return html.escape("".join(shown), quote=True)
+
+
+def _unprintable(character: str) -> bool:
+    if unicodedata.category(character) in ("Cc", "Cs"):
+        return True
+    return unicodedata.bidirectional(character) in _DIRECTION_OVERRIDES
+
+
+def percent(share: float | None) -> str:
+    """0.642 -> "64.2"."""
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def points(difference: float | None) -> str:
+    """0.094 -> "+9.4", in percentage points."""
+    return "–" if difference is None else f"{100 * difference:+.1f}"
+
+
+def signs(text: str) -> str:
+    """The same text with real minus signs, for print; a terminal keeps its hyphens."""
+    return text.replace("-", "−")
+
+
+def summary(metrics: dict) -> str:
+    """The result as a small table of plain text, from the contents of `metrics.json` alone."""
+    first, *others = metrics["evaluations"]
+    counts = " and ".join(f"{n:,} {group}" for group, n in metrics["images"]["groups"].items())
+    lines = [f"{metrics['card']['name']}: {counts} test images; accuracy in %, 95 % intervals"]
+    for other in others or [None]:
+        columns = ["", label(first["name"])]
+        if other:
+            columns += [label(other["name"]), "paired difference"]
+        rows = [columns]
+        for mode in metrics["modes"]:
+            rows.append([label(mode)])
+            rows += [
+                _summary_row(key, mode, first, other)
+                for key in (*metrics["images"]["groups"], "harmonic_mean")
+                if key in first["modes"][mode]
+            ]
+        lines += ["", *_align(rows)]
+    headline, details = verdict(metrics)
+    return "\n".join([*lines, "", headline, *([_seed_note()] if details else [])])
+
+
+def verdict(metrics: dict) -> tuple[str, list[str]]:
+    """Did the second evaluation beat the first: one headline, then one sentence a mode.
+
+    A change counts only when the 95 % interval of the paired difference leaves out zero.
+    """
+    first, *others = metrics["evaluations"]
+    if not others:
+        return f"Only the {label(first['name'])} was evaluated: there is nothing to compare.", []
+    name = label(others[0]["name"])
+    modes = [m for m in SPOKEN_MODES if "difference" in others[0]["modes"].get(m, {})]
+    modes = modes or [m for m, f in others[0]["modes"].items() if "difference" in f][:1]
+    if not modes:
+        return f"{name} and the {label(first['name'])} were not evaluated in the same mode.", []
+    groups = list(metrics["images"]["groups"])
+    claims = [_claim(others[0]["modes"][mode]["difference"], groups) for mode in modes]
+    if len(set(claims)) == 1:
+        headline = f"{name} {claims[0]}."
+    else:
+        parts = [f"in {label(m)} it {c}" for m, c in zip(modes, claims, strict=True)]
+        headline = f"{name}: {'; '.join(parts)}."
+    return headline, [_detail(mode, first, others[0], groups) for mode in modes]
+
+
+def _claim(difference: dict[str, Any], groups: list[str]) -> str:
+    kinds: dict[str, list[str]] = {"helped": [], "did worse": [], "may be chance": []}
+    for group in groups:
+        low, high = difference[group]["interval"]
+        kind = "helped" if low > 0 else "did worse" if high < 0 else "may be chance"
+        kinds[kind].append(group)
+    if len(kinds["may be chance"]) == len(groups):
+        return "made no clear difference"
+    said = [
+        f"{kind} on {' and '.join(where)} classes"
+        for kind, where in kinds.items()
+        if where and kind != "may be chance"
+    ]
+    open_groups = kinds["may be chance"]
+    tail = f"; on {open_groups[0]} classes the change may be chance" if open_groups else ""
+    return " and ".join(said) + tail
+
+
+def _detail(mode: str, first: dict, other: dict, groups: list[str]) -> str:
+    said = []
+    for group in groups:
+        before, after = first["modes"][mode][group], other["modes"][mode][group]
+        change = other["modes"][mode]["difference"][group]
+        low, high = change["interval"]
+        said.append(
+            f"{percent(after['accuracy'])} % of {group} images, before "
+            f"{percent(before['accuracy'])} % ({signs(points(change['mean']))} points, 95 % "
+            f"interval {signs(points(low))} to {signs(points(high))})"
+        )
+    return f"{label(mode).capitalize()}: right on {', and on '.join(said)}."
+
+
+def _seed_note() -> str:
+    return "The intervals are for the draw of test images; another training seed may differ."
+
+
+def _summary_row(key: str, mode: str, first: dict, other: dict | None) -> list[str]:
+    cells = [f"  {label(key)}"]
+    for item in (first, other) if other else (first,):
+        figures = item["modes"].get(mode, {}).get(key)
+        cells.append(
+            _cell(figures["accuracy"], figures) if figures else "–"
+        )
+    if other:
+        change = other["modes"].get(mode, {}).get("difference", {}).get(key)
+        cells.append(_cell(change["mean"], change, points) if change else "–")
+    return cells
+
+
+def _cell(value: float, figures: dict, form: Any = percent) -> str:
+    low, high = figures["interval"]
+    return f"{form(value):>5} [{form(low)}, {form(high)}]"
+
+
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    columns = max(map(len, rows))
+    widths = [max(len(row[i]) for row in rows if len(row) > i) for i in range(columns)]
+    return [
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=False)).rstrip() for row in rows
+    ]

@@ -1,0 +1,109 @@
+"""Split: which image is for pretraining, train, val or test, and which class is base or novel.
+
+    python -m tasks.split CONFIG.json
+
+Base-to-novel (CoOp's rule): classes by ascending class id, the first ceil(n/2) are base, the rest
+novel. Official splits are kept; what is missing is cut from train, stratified by class, by a
+generator seeded with (seed, class). Train images of novel classes become `unused`.
+"""
+
+import math
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_cards import load
+from tasks import schemas, shards
+from tasks.run import StageError, main
+
+PROTOCOLS = ("base_to_novel", "all")
+
+
+def split(
+    output: Path,
+    *,
+    card: str,
+    download: Path,
+    protocol: str,
+    test_share: float,
+    val_share: float,
+    pretrain_share: float,
+    seed: int,
+) -> None:
+    """Write `split.parquet`: every image of Download with its group and split, exactly once.
+
+    Each share is a share of a class's train images and is used only where the source does not
+    already say which images are test, val or pretrain. Raises StageError when a class is left
+    without a train (base classes) or test image.
+    """
+    data_card = load(card)
+    if protocol not in PROTOCOLS:
+        raise StageError(f"[Split] protocol must be one of {', '.join(PROTOCOLS)}; got {protocol}")
+    if test_share + val_share + pretrain_share >= 1:
+        raise StageError("[Split] test_share + val_share + pretrain_share must stay below 1")
+    images = shards.read(download, "images", ["image_id", "label", "official_split"]).to_pylist()
+    num_base = base_count(len(data_card.classes), protocol)
+    shares = {"test": test_share, "val": val_share, "pretrain": pretrain_share}
+    rows = assign(images, num_base, shares, seed)
+    for row in rows:
+        row["class_name"] = data_card.classes[row["label"]]
+    _check(rows, data_card.classes, num_base)
+    shards.write(output / "split.parquet", rows, schemas.split(data_card.classes))
+    counts = Counter((row["group"], row["split"]) for row in rows)
+    told = ", ".join(f"{group} {part} {n}" for (group, part), n in sorted(counts.items()))
+    print(f"split: {num_base} base and {len(data_card.classes) - num_base} novel classes; {told}")
+
+
+def base_count(num_classes: int, protocol: str) -> int:
+    """How many classes, by ascending id, are base."""
+    return math.ceil(num_classes / 2) if protocol == "base_to_novel" else num_classes
+
+
+def assign(
+    images: list[dict[str, Any]], num_base: int, shares: dict[str, float], seed: int
+) -> list[dict[str, Any]]:
+    """Image id, label, group and split of every image, in the order given."""
+    place = {row["image_id"]: row["official_split"] or "train" for row in images}
+    given = set(place.values())
+    by_class = defaultdict(list)
+    for row in images:
+        if place[row["image_id"]] == "train":
+            by_class[row["label"]].append(row["image_id"])
+    for label, ids in by_class.items():
+        order = np.random.default_rng([seed, label]).permutation(sorted(ids))
+        start = 0
+        for part, share in shares.items():
+            if part in given:
+                continue
+            count = math.ceil(share * len(order))
+            place |= dict.fromkeys(order[start : start + count].tolist(), part)
+            start += count
+    rows = []
+    for row in images:
+        novel = row["label"] >= num_base
+        part = place[row["image_id"]]
+        rows.append(
+            {
+                "image_id": row["image_id"],
+                "label": row["label"],
+                "group": "novel" if novel else "base",
+                "split": "unused" if novel and part == "train" else part,
+            }
+        )
+    return rows
+
+
+def _check(rows: list[dict[str, Any]], names: tuple[str, ...], num_base: int) -> None:
+    have = {(row["label"], row["split"]) for row in rows}
+    for part, labels in (("train", range(num_base)), ("test", range(len(names)))):
+        if lacking := [names[label] for label in labels if (label, part) not in have]:
+            raise StageError(
+                f"{len(lacking)} classes have no {part} image ({', '.join(lacking[:5])}); give them "
+                f"more images, or lower the shares in [Split]"
+            )
+
+
+if __name__ == "__main__":
+    main(split)

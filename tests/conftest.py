@@ -1,0 +1,129 @@
+"""Shared fixtures: a tiny drawn card, and stages run on it with an engine that needs no model."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import data_cards
+from tasks import schemas, shards
+
+ENGINE = {
+    "backend": "tests.fakes:engine",
+    "prompt_style": "brief",
+    "dtype": "float32",
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "max_new_tokens": 32,
+}
+
+
+@pytest.fixture
+def few_beetles(tmp_path, monkeypatch) -> data_cards.Card:
+    """A card like beetles with a handful of images, found under the name `few`."""
+    text = (data_cards.FOLDER / "beetles.md").read_text()
+    counts = "images_per_class: {pretrain: 2, train: 3, val: 1, test: 2}"
+    lines = []
+    for line in text.splitlines():
+        start = line.find("images_per_class:")
+        lines.append(line if start < 0 else line[:start] + counts + line[line.find("}") + 1 :])
+    cards = tmp_path / "cards"
+    cards.mkdir()
+    (cards / "few.md").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(data_cards, "FOLDER", cards)
+    return data_cards.load("few")
+
+
+@pytest.fixture
+def split_set(tmp_path, few_beetles) -> SimpleNamespace:
+    """Download and Split of the `few` card, as plain folders."""
+    from tasks.download import download
+    from tasks.split import split
+
+    made = SimpleNamespace(
+        card=few_beetles, download=tmp_path / "download", split=tmp_path / "split", root=tmp_path
+    )
+    made.download.mkdir()
+    made.split.mkdir()
+    download(made.download, card="few", max_reject_share=0.0)
+    split(
+        made.split,
+        card="few",
+        download=made.download,
+        protocol="base_to_novel",
+        test_share=0.2,
+        val_share=0.1,
+        pretrain_share=0.2,
+        seed=0,
+    )
+    return made
+
+
+@pytest.fixture
+def rollouts(split_set) -> SimpleNamespace:
+    """`split_set` with a Propose artifact of 20 fake rollouts an image."""
+    from tasks.propose import propose
+
+    split_set.propose = split_set.root / "propose"
+    split_set.propose.mkdir()
+    propose(split_set.propose, **propose_arguments(split_set))
+    return split_set
+
+
+def propose_arguments(made: SimpleNamespace, **changed) -> dict:
+    """Propose's keyword arguments on a `split_set`."""
+    return {
+        "card": "few",
+        "download": made.download,
+        "split": made.split,
+        "policy": made.root,
+        "engine": ENGINE,
+        "num_rollouts": 20,
+        "prompt": "open",
+        "shard_size": 16,
+        "max_unparsed_share": 0.5,
+        "seed": 0,
+    } | changed
+
+
+def mcq_arguments(made: SimpleNamespace, **changed) -> dict:
+    """BuildMCQ's keyword arguments on a `rollouts` set."""
+    return {
+        "card": "few",
+        "download": made.download,
+        "split": made.split,
+        "propose": made.propose,
+        "prompt_style": "brief",
+        "num_options": 5,
+        "top_up": "confusion",
+        "min_options": 3,
+        "max_lost_share": 0.2,
+        "shard_size": 25,
+        "seed": 0,
+    } | changed
+
+
+def write_rollouts(folder: Path, answers: dict[str, list[str]]) -> None:
+    """A Propose artifact with given answers by image id."""
+    rows = [
+        {
+            "image_id": image_id,
+            "rollout": number,
+            "completion": f"<think>?</think><answer>{answer}</answer>",
+            "finish_reason": "stop",
+            "num_tokens": 5,
+            "mean_logprob": -0.5,
+        }
+        for image_id, given in sorted(answers.items())
+        for number, answer in enumerate(given)
+    ]
+    folder.mkdir(exist_ok=True)
+    shards.write(shards.shard_path(folder, "rollouts", 0), rows, schemas.rollouts())
+
+
+def as_config(path: Path, arguments: dict) -> Path:
+    """Keyword arguments as the JSON file that a stage's command reads."""
+    path.write_text(json.dumps(arguments, default=str))
+    return path

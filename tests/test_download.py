@@ -1,0 +1,189 @@
+"""Download: what comes in is what a person sees; what cannot be used is named and counted."""
+
+import io
+
+import pytest
+from PIL import Image
+
+import data_cards
+from tasks import shards
+from tasks.download import Reject, download, normalise_image
+from tasks.run import StageError
+
+
+def encoded(image: Image.Image, form: str = "JPEG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def picture(mode: str = "RGB", size=(40, 30)) -> Image.Image:
+    return Image.linear_gradient("L").resize(size).convert(mode)
+
+
+def opened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_plain_pictures_keep_their_bytes(form):
+    data = encoded(picture(), form)
+    assert normalise_image(data) == (data, 40, 30)
+
+
+def test_a_photo_rotated_by_its_exif_tag_is_turned_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data, width, height = normalise_image(encoded(picture(), exif=exif))
+    assert (width, height) == (30, 40)
+    assert opened(data).getexif().get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(picture("CMYK")),
+        encoded(picture("L")),
+        encoded(picture("P"), "PNG"),
+        encoded(picture("I;16"), "PNG"),
+        encoded(picture(), "GIF"),
+        encoded(picture(), "WEBP"),
+        encoded(picture(), "GIF", save_all=True, append_images=[picture()]),
+    ],
+    ids=["cmyk", "gray", "palette", "16-bit", "gif", "webp", "animated"],
+)
+def test_odd_pictures_become_rgb(data):
+    out, width, height = normalise_image(data)
+    image = opened(out)
+    assert (image.mode, image.size) == ("RGB", (40, 30)) == ("RGB", (width, height))
+
+
+def test_sixteen_bit_gray_keeps_its_range():
+    deep = Image.new("I;16", (2, 1))
+    deep.putpixel((0, 0), 0)
+    deep.putpixel((1, 0), 60000)
+    image = opened(normalise_image(encoded(deep, "PNG"))[0])
+    assert image.getpixel((0, 0)) == (0, 0, 0)
+    assert image.getpixel((1, 0)) == (255, 255, 255)
+
+
+def test_transparency_lies_on_white():
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert opened(normalise_image(encoded(clear, "PNG"))[0]).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"not an image at all", "Unidentified"),
+        (encoded(picture())[:300], "."),
+        (encoded(picture(), "PNG")[:60], "."),
+    ],
+)
+def test_what_is_no_picture_is_rejected_with_a_reason(data, reason):
+    with pytest.raises(Reject, match=reason):
+        normalise_image(data)
+
+
+def test_a_decompression_bomb_is_rejected(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(Reject, match="bomb"):
+        normalise_image(encoded(picture()))
+
+
+@pytest.fixture
+def photo_card(tmp_path, monkeypatch):
+    """A folder card `mine` with two classes of three photographs."""
+    for name in ("001.Red_kite", "002.Buzzard"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(3):
+            data = encoded(picture(size=(40 + i, 30)))
+            (tmp_path / "photos" / name / f"{i}.jpg").write_bytes(data)
+    from data_cards.__main__ import draft
+
+    cards = tmp_path / "cards"
+    cards.mkdir()
+    monkeypatch.setattr(data_cards, "FOLDER", cards)
+    (cards / "mine.md").write_text(draft("mine", tmp_path / "photos", "bird", "species"))
+    (tmp_path / "out").mkdir()
+    return tmp_path
+
+
+def test_a_drafted_card_reads_its_folder(photo_card):
+    assert data_cards.load("mine").classes == ("Red kite", "Buzzard")
+    download(photo_card / "out", card="mine", max_reject_share=0)
+    rows = shards.read(photo_card / "out", "images").to_pylist()
+    assert [row["image_id"] for row in rows][:2] == [
+        "mine/001.Red_kite/0.jpg",
+        "mine/001.Red_kite/1.jpg",
+    ]
+    assert [row["label"] for row in rows] == [0, 0, 0, 1, 1, 1]
+    assert shards.read(photo_card / "out", "rejects").num_rows == 0
+
+
+def test_rejects_are_named_and_too_many_fail_the_stage(photo_card):
+    bad = photo_card / "photos" / "002.Buzzard" / "notes.txt"
+    bad.write_text("not a photo")
+    with pytest.raises(StageError, match=r"1 of 7 files are unusable .*notes.txt: Unidentified"):
+        download(photo_card / "out", card="mine", max_reject_share=0.1)
+    download(photo_card / "out", card="mine", max_reject_share=0.2)
+    rejected = shards.read(photo_card / "out", "rejects").to_pylist()
+    assert [row["path"] for row in rejected] == ["002.Buzzard/notes.txt"]
+
+
+def test_files_of_one_stem_in_two_folders_stay_apart(photo_card):
+    download(photo_card / "out", card="mine", max_reject_share=0)
+    ids = shards.read(photo_card / "out", "images")["image_id"].to_pylist()
+    assert len(set(ids)) == len(ids) == 6
+
+
+def test_an_unknown_folder_and_a_missing_one_are_named(photo_card):
+    (photo_card / "photos" / "Kestrel").mkdir()
+    with pytest.raises(StageError, match=r"no class 'Kestrel' in card mine"):
+        download(photo_card / "out", card="mine", max_reject_share=0)
+    (photo_card / "photos").rename(photo_card / "gone")
+    with pytest.raises(StageError, match=r"source.path .*photos is not a folder"):
+        download(photo_card / "out", card="mine", max_reject_share=0)
+
+
+def test_train_and_test_folders_give_the_official_split(photo_card):
+    root = photo_card / "photos"
+    for part in ("train", "test"):
+        (root / part).mkdir()
+    for name in ("001.Red_kite", "002.Buzzard"):
+        (root / "train" / name).mkdir()
+        (root / "test" / name).mkdir()
+        (root / name / "0.jpg").rename(root / "test" / name / "0.jpg")
+        (root / name / "1.jpg").rename(root / "train" / name / "1.jpg")
+        (root / name / "2.jpg").unlink()
+        (root / name).rmdir()
+    download(photo_card / "out", card="mine", max_reject_share=0)
+    rows = shards.read(photo_card / "out", "images").to_pylist()
+    assert [(r["official_split"], r["label"]) for r in rows] == [
+        ("test", 0),
+        ("test", 1),
+        ("train", 0),
+        ("train", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("no front matter", "front matter"),
+        ("---\nversion: 1\n---\n", "'noun' is missing"),
+        ("---\nversoin: 1\n---\n", "unknown key 'versoin'"),
+        ("---\n[\n---\n", "not valid YAML"),
+        ("---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: web}\nclasses: [x, y]\n---\n", "source.kind"),
+        ("---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder}\nclasses: [x, no]\n---\n", "quote"),
+        ("---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder}\nclasses: [x, x]\n---\n", "distinct"),
+    ],
+)
+def test_a_broken_card_says_what_is_wrong(tmp_path, monkeypatch, text, told):
+    monkeypatch.setattr(data_cards, "FOLDER", tmp_path)
+    (tmp_path / "broken.md").write_text(text)
+    with pytest.raises(data_cards.CardError, match=told):
+        data_cards.load("broken")

@@ -1,0 +1,103 @@
+"""Split: every image in exactly one place, base and novel apart, shares drawn alike every time."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks import shards
+from tasks.run import StageError
+from tasks.split import assign, base_count, split
+
+SHARES = {"test": 0.2, "val": 0.1, "pretrain": 0.4}
+
+
+def images(per_class: dict[int, int], official: str = "") -> list[dict]:
+    return [
+        {"image_id": f"set/{label}/{i}", "label": label, "official_split": official}
+        for label, count in per_class.items()
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("classes", "base"), [(200, 100), (102, 51), (37, 19), (196, 98), (100, 50), (2, 1)]
+)
+def test_the_first_half_of_the_classes_rounded_up_is_base(classes, base):
+    assert base_count(classes, "base_to_novel") == base
+    assert base_count(classes, "all") == classes
+
+
+@given(st.dictionaries(st.integers(0, 9), st.integers(5, 40), min_size=2), st.integers(0, 99))
+def test_every_image_has_one_place_and_novel_classes_are_never_trained_on(per_class, seed):
+    rows = assign(images(per_class), 5, SHARES, seed)
+    assert [row["image_id"] for row in rows] == [row["image_id"] for row in images(per_class)]
+    for row in rows:
+        assert row["group"] == ("base" if row["label"] < 5 else "novel")
+        assert not (row["group"] == "novel" and row["split"] == "train")
+        assert not (row["group"] == "base" and row["split"] == "unused")
+
+
+@given(st.permutations(images({0: 10, 1: 10})))
+def test_the_draw_depends_on_seed_and_class_alone(shuffled):
+    def places(rows):
+        return {row["image_id"]: row["split"] for row in assign(rows, 1, SHARES, 3)}
+
+    assert places(shuffled) == places(images({0: 10, 1: 10}))
+
+
+def test_shares_are_drawn_per_class():
+    rows = assign(images({0: 20, 1: 10}), 2, SHARES, 0)
+    assert Counter(row["split"] for row in rows if row["label"] == 0) == {
+        "test": 4,
+        "val": 2,
+        "pretrain": 8,
+        "train": 6,
+    }
+
+
+def test_an_official_test_set_is_kept_and_what_is_missing_is_cut_from_train():
+    given_rows = images({0: 10}, "train") + [
+        {"image_id": f"set/t{i}", "label": 0, "official_split": "test"} for i in range(5)
+    ]
+    rows = assign(given_rows, 1, SHARES, 0)
+    assert Counter(row["split"] for row in rows) == {"test": 5, "val": 1, "pretrain": 4, "train": 5}
+
+
+def test_the_drawn_card_keeps_its_own_splits(split_set):
+    rows = shards.read(split_set.split, "split").to_pylist()
+    counts = Counter((row["group"], row["split"]) for row in rows)
+    assert counts == {
+        ("base", "pretrain"): 40,
+        ("novel", "pretrain"): 40,
+        ("base", "train"): 60,
+        ("novel", "unused"): 60,
+        ("base", "val"): 20,
+        ("novel", "val"): 20,
+        ("base", "test"): 40,
+        ("novel", "test"): 40,
+    }
+    assert len({row["image_id"] for row in rows}) == len(rows) == 320
+
+
+def test_a_class_left_without_train_images_is_named(split_set):
+    out = split_set.root / "bad"
+    out.mkdir()
+    table = shards.read(split_set.download, "images").to_pylist()
+    for row in table:
+        row["official_split"] = "test"
+    from tasks import schemas
+
+    shards.write(out / "images-00000.parquet", table, schemas.images(split_set.card.classes))
+    with pytest.raises(StageError, match="20 classes have no train image"):
+        split(
+            split_set.root / "y",
+            card="few",
+            download=out,
+            protocol="base_to_novel",
+            test_share=0.1,
+            val_share=0.1,
+            pretrain_share=0.1,
+            seed=0,
+        )

@@ -1,0 +1,285 @@
+"""The graph: fingerprints, what re-runs after a change, settings that are refused, import rules."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import luigi
+import pytest
+from luigi import configuration
+from luigi.task_register import Register
+
+from pipeline import artifact, tasks
+from pipeline.settings import GRAPH, SettingsError, check_configuration
+from pipeline.stage import Stage
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torch", "transformers", "trl", "vllm", "peft", "ray", "accelerate")
+
+
+@pytest.fixture
+def config(monkeypatch):
+    """The default luigi.cfg, to be changed freely; tasks are made anew afterwards."""
+    parser = configuration.LuigiConfigParser()
+    parser.read(ROOT / "luigi.cfg")
+    monkeypatch.setattr(configuration.LuigiConfigParser, "_instance", parser)
+    Register.clear_instance_cache()
+    yield parser
+    Register.clear_instance_cache()
+
+
+def fingerprints() -> dict[str, str]:
+    """Every stage of the default graph, by task family and round."""
+    Register.clear_instance_cache()
+    report = tasks.Report(dataset="beetles", method="dive_k", seed=0)
+    stages = [*tasks.lineage(report), report]
+    return {
+        f"{s.task_family}/{getattr(s, 'method', '')}/{getattr(s, 'refresh_round', '')}": s.fingerprint
+        for s in stages
+    }
+
+
+# Every setting of every stage: a changed value, and the stages that must change with it. Anything
+# downstream of a stage changes too; nothing else may.
+ALWAYS = {"Evaluate/dive_k/1", "Report/dive_k/"}
+ROUND1 = {"Propose/dive_k/1", "BuildMCQ/dive_k/1", "Train/dive_k/1"} | ALWAYS
+BELOW = {
+    "Train": {"Train/dive_k/0"} | ROUND1,
+    "BuildMCQ": {"BuildMCQ/dive_k/0", "Train/dive_k/0"} | ROUND1,
+    "Propose": {"Propose/dive_k/0", "BuildMCQ/dive_k/0", "Train/dive_k/0"} | ROUND1,
+    "Evaluate": {"Evaluate/zero_shot/0"} | ALWAYS,
+}
+BELOW["BasePolicy"] = BELOW["Propose"] | BELOW["Evaluate"] | {"BasePolicy//"}
+BELOW["Split"] = BELOW["BasePolicy"] | {"Split//"}
+BELOW["Download"] = BELOW["Split"] | {"Download//"}
+BELOW["engine"] = BELOW["Propose"] | BELOW["Evaluate"]
+OTHER_VALUES = {
+    "protocol": "all",
+    "model": "some/folder",
+    "dtype": "bfloat16",
+    "prompt": "closed_list",
+    "top_up": "random",
+    "part": "val",
+    "rewards": '{"letter": 1.0}',
+    "trl": '{"beta": 0.5}',
+    "backend": "transformers",
+}
+
+
+def matrix():
+    for section in BELOW:
+        for name, parameter in Register.get_task_cls(section).get_params():
+            if name not in GRAPH:
+                yield pytest.param(section, name, parameter, id=f"{section}.{name}")
+
+
+@pytest.mark.parametrize(("section", "name", "parameter"), matrix())
+def test_a_changed_setting_reruns_its_stage_and_what_hangs_below_it(config, section, name, parameter):
+    before = fingerprints()
+    old = config.get(section, name)
+    number = isinstance(parameter, luigi.IntParameter | luigi.FloatParameter)
+    new = OTHER_VALUES.get(name) or (str(parameter.parse(old) + 1) if number else "stepwise")
+    config.set(section, name, new)
+    changed = {key for key, value in fingerprints().items() if value != before[key]}
+    if name == "prompt_style":  # BasePolicy is taught in these words
+        assert changed == BELOW["BasePolicy"]
+    else:
+        assert changed == (BELOW[section] if parameter.significant else set())
+    config.set(section, name, old)
+    assert fingerprints() == before, "changed back, it must find the old artifacts"
+
+
+def test_the_seed_changes_all_but_the_download(config):
+    before = fingerprints()
+    config.set("run", "seed", "1")
+    Register.clear_instance_cache()
+    report = tasks.Report(dataset="beetles", method="dive_k", seed=1)
+    stages = {s.task_family: s.fingerprint for s in [*tasks.lineage(report), report]}
+    same = [family for family, value in stages.items() if value in before.values()]
+    assert same == ["Download"]
+
+
+def test_no_two_stages_share_a_folder(config):
+    report = tasks.Report(dataset="beetles", method="dive_k", seed=0)
+    folders = [stage.folder for stage in tasks.lineage(report)]
+    assert len(set(folders)) == len(folders) == 11
+
+
+def test_a_stage_run_alone_takes_the_graph_parameters_of_the_configuration(config):
+    assert tasks.BuildMCQ().refresh_round == 0
+    assert tasks.BuildMCQ(refresh_round=1).folder.parts[-4:-1] == ("dive_k", "round1", "build_mcq")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "told"),
+    [
+        ("BuildMCQ", "num_option", r"\[BuildMCQ\] has no key 'num_option'; did you mean num_options"),
+        ("BuildMQC", "num_options", r"unknown section \[BuildMQC\]; did you mean BuildMCQ"),
+        ("run", "rounbs", r"\[run\] has no key 'rounbs'; did you mean rounds"),
+    ],
+)
+def test_a_misspelt_section_or_key_is_an_error_that_names_it(config, section, key, told):
+    if not config.has_section(section):
+        config.add_section(section)
+    config.set(section, key, "3")
+    with pytest.raises(SettingsError, match=told):
+        check_configuration()
+
+
+def test_a_missing_setting_names_section_and_key(config):
+    config.remove_option("BuildMCQ", "num_options")
+    with pytest.raises(SettingsError, match=r"section \[BuildMCQ\] lacks num_options"):
+        tasks.BuildMCQ()
+
+
+def test_a_value_of_the_wrong_type_names_its_section(config):
+    config.set("BuildMCQ", "num_options", "five")
+    with pytest.raises(SettingsError, match=r"\[BuildMCQ\].*five"):
+        tasks.BuildMCQ()
+
+
+def test_unknown_card_and_method_are_named(config):
+    with pytest.raises(SettingsError, match=r"no data card .*beatles.*known cards: beetles"):
+        _ = tasks.Download(dataset="beatles").fingerprint
+    with pytest.raises(SettingsError, match=r"unknown method 'dive'; known: dive_k"):
+        _ = tasks.BuildMCQ(method="dive").fingerprint
+
+
+def luigi_run(folder: Path, *arguments: str, **changed) -> subprocess.CompletedProcess:
+    """The luigi command in a folder whose luigi.cfg is the default one with lines changed."""
+    text = (ROOT / "luigi.cfg").read_text()
+    for old, new in changed.get("replace", {}).items():
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "luigi.cfg").write_text(text)
+    command = [sys.executable, "-m", "luigi", "--module", "pipeline.tasks", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_the_command_reports_a_misspelt_key_in_one_sentence(tmp_path):
+    ran = luigi_run(tmp_path, "TrainDiVE", replace={"num_options = 5\nprompt": "num_optons = 5\nprompt"})
+    assert ran.returncode == 1
+    assert "error: luigi.cfg: section [Evaluate] has no key 'num_optons'" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_failing_stage_exits_with_30_and_one_sentence(tmp_path):
+    ran = luigi_run(tmp_path, "Split", replace={"protocol = base_to_novel": "protocol = sideways"})
+    assert ran.returncode == 30, ran.stderr
+    assert "Split failed: [Split] protocol must be one of base_to_novel, all; got sideways" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    made = [p.name for p in (tmp_path / "artifacts" / "beetles" / "split").iterdir()]
+    assert [name for name in made if not name.endswith(".partial")] == []
+
+
+def test_an_unchanged_rerun_runs_nothing(tmp_path):
+    assert luigi_run(tmp_path, "Split").returncode == 0
+    manifests = list(tmp_path.glob("artifacts/beetles/*/*/manifest.json"))
+    before = {path: path.stat().st_mtime_ns for path in manifests}
+    again = luigi_run(tmp_path, "Split")
+    assert again.returncode == 0
+    assert "0 tasks" in again.stderr or "already" in again.stderr.lower()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (tmp_path / "artifacts/beetles/split/current/split.parquet").exists()
+
+
+def test_importing_the_graph_loads_nothing_heavy():
+    code = f"import pipeline.tasks, sys; print([m for m in {HEAVY + ('pyarrow', 'pandas')} if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert ran.stdout.strip() == "[]", ran.stderr
+
+
+ALLOWED = {
+    "data_cards": set(),
+    "tasks": {"data_cards"},
+    "training": {"tasks", "data_cards"},
+    "pipeline": {"tasks", "training", "data_cards"},
+}
+
+
+@pytest.mark.parametrize("path", [p for room in ALLOWED for p in (ROOT / room).glob("*.py")], ids=str)
+def test_rooms_import_only_what_they_may(path):
+    room = path.parent.name
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module.split(".")[0]]
+        ours = {name for name in names if name in ALLOWED} - {room}
+        assert ours <= ALLOWED[room], f"{path}: {room} must not import {ours - ALLOWED[room]}"
+        if room != "pipeline":
+            assert "luigi" not in names, f"{path}: only pipeline knows luigi"
+        top_level = node in tree.body
+        if top_level and room != "training":
+            assert not set(names) & set(HEAVY), f"{path}: {names} must be imported where it is used"
+
+
+# The artifact's life, without luigi.
+
+ECHO = '''
+import json, sys
+from pathlib import Path
+config = json.loads(Path(sys.argv[1]).read_text())
+(Path(config["output"]) / "out.txt").write_text("done")
+'''
+
+
+def test_a_committed_artifact_is_frozen_and_described(tmp_path, monkeypatch):
+    (tmp_path / "echo_stage.py").write_text(ECHO)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    folder = tmp_path / "round0" / "echo" / "abc"
+    artifact.build(folder, "echo_stage", {}, {"stage": "Echo", "fingerprint": "abc"})
+    manifest = artifact.read_manifest(folder)
+    assert manifest["files"]["out.txt"]["bytes"] == 4
+    assert manifest["peak_memory_mb"] > 1
+    assert (folder / "out.txt").stat().st_mode & 0o222 == 0
+    assert folder.stat().st_mode & 0o222 == 0
+    assert (folder.parent / "current").resolve() == folder
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["abc", "current"]
+    recorded = json.loads((folder / "recipe.json").read_text())
+    assert recorded["output"] == str(folder)
+
+
+def test_a_child_killed_by_a_signal_is_named_with_its_memory(tmp_path, monkeypatch):
+    (tmp_path / "dying_stage.py").write_text("import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(artifact.StageFailed, match=r"Dying was killed by SIGKILL after \d+ MB"):
+        artifact.build(tmp_path / "x" / "abc", "dying_stage", {}, {"stage": "Dying"})
+    assert not (tmp_path / "x" / "abc").exists()
+
+
+def test_two_builders_of_one_artifact_one_works_the_other_is_told_who(tmp_path, monkeypatch):
+    (tmp_path / "slow_stage.py").write_text("import time; time.sleep(3)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(artifact, "LOCK_PATIENCE", 0.3)
+    code = (
+        "from pathlib import Path; from pipeline import artifact;"
+        f"artifact.build(Path({str(tmp_path / 'x' / 'abc')!r}), 'slow_stage', {{}}, {{'stage': 'Slow'}})"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    lock = tmp_path / "x" / "abc.lock"
+    for _ in range(200):
+        if lock.exists() and lock.read_text():
+            break
+        time_sleep(0.05)
+    with pytest.raises(artifact.StageFailed, match=rf"process {first.pid} is already building"):
+        artifact.build(tmp_path / "x" / "abc", "slow_stage", {}, {"stage": "Slow"})
+    assert first.wait() == 0
+    assert (tmp_path / "x" / "abc" / "manifest.json").exists()
+
+
+def time_sleep(seconds: float) -> None:
+    import time
+
+    time.sleep(seconds)
+
+
+def test_every_stage_names_a_module_that_exists():
+    for name in ("Download", "Split", "BasePolicy", "Propose", "BuildMCQ", "Train", "Evaluate", "Report"):
+        stage = Register.get_task_cls(name)
+        assert issubclass(stage, Stage)
+        assert artifact.source_sha256(stage.module), stage.module

@@ -1,0 +1,71 @@
+"""Frozen MCQ shards -> the rows a GRPO trainer reads.
+
+Every use of a question permutes its options anew, from (seed, epoch, mcq_id), so that letters can
+never be memorised. Which questions come in which step depends on (seed, round) alone.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from data_cards import Card
+from tasks import prompts, shards
+from tasks.build_mcq import row_generator
+from tasks.prompts import LETTERS
+
+
+def question_order(num_questions: int, num_uses: int, seed: int, round_: int) -> list[tuple[int, int]]:
+    """(question, epoch) for each of `num_uses` uses: every epoch is a fresh permutation."""
+    order: list[tuple[int, int]] = []
+    epoch = 0
+    while len(order) < num_uses:
+        generator = np.random.default_rng([seed, round_, epoch])
+        order += [(int(q), epoch) for q in generator.permutation(num_questions)]
+        epoch += 1
+    return order[:num_uses]
+
+
+def training_rows(
+    mcq: Path, card: Card, style: str, *, num_uses: int, seed: int, round_: int
+) -> Dataset:
+    """A dataset of `num_uses` rows: prompt (chat), image, options, answer_letter, mcq_id.
+
+    Images stay on disk, memory-mapped; a row is permuted and rendered when it is read.
+    """
+    files = shards.paths(mcq, "mcq")
+    frozen = concatenate_datasets([Dataset.from_parquet(str(path)) for path in files])
+    order = question_order(len(frozen), num_uses, seed, round_)
+    picked = frozen.select([question for question, _ in order]).flatten_indices()
+    picked = picked.add_column("epoch", [epoch for _, epoch in order])
+
+    def render(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        rendered = [training_row(row, card, style, seed) for row in rows]
+        return {key: [row[key] for row in rendered] for key in rendered[0]}
+
+    return picked.with_transform(render)
+
+
+def training_row(row: dict[str, Any], card: Card, style: str, seed: int) -> dict[str, Any]:
+    """One shard row with its options permuted for its epoch, as the trainer's columns."""
+    options, answer = permute(
+        row["options"], LETTERS.index(row["answer_letter"]), seed, row["epoch"], row["mcq_id"]
+    )
+    text = prompts.mcq_question(card.noun, card.kind, options, style=style)
+    return {
+        "prompt": [{"role": "user", "content": text}],
+        "image": row["image"],
+        "options": options,
+        "answer_letter": LETTERS[answer],
+        "mcq_id": row["mcq_id"],
+    }
+
+
+def permute(
+    options: list[str], answer: int, seed: int, epoch: int, mcq_id: str
+) -> tuple[list[str], int]:
+    """Options in the order of one epoch, and where the answer went."""
+    order = row_generator(seed, f"{epoch}/{mcq_id}").permutation(len(options))
+    return [options[i] for i in order], int(np.flatnonzero(order == answer)[0])

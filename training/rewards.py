@@ -1,0 +1,129 @@
+"""Reward functions in TRL's form: `(completions, **columns) -> list[float]`, one per completion.
+
+What a reward pays for is what evaluation counts: both read answers through `tasks.answers` and
+names through `tasks.labels`. The paper's reward is `format_reward` plus `letter_reward`, each 0 or
+1 (arXiv 2511.18305, section 3). `exact_reward` is the open-question baseline, and
+`virft_compat_reward` that baseline as Visual-RFT computes it, to reproduce its numbers.
+
+A reward never raises over what a policy wrote; a column of the wrong length is the caller's
+mistake, and does raise. To use another reward, write a function of this form: dataset columns
+arrive as keyword arguments, as lists as long as `completions`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tasks.answers import choose, parse
+from tasks.labels import ClassNames
+from tasks.prompts import LETTERS
+
+Reward = Callable[..., list[float]]
+
+
+def text_of(completion: Any) -> str:
+    """The text of a completion: a string, or the assistant's messages in TRL's chat form.
+
+    A message's content may be a string or a list of parts, of which those of type "text" count.
+    Anything else has no text.
+    """
+    if isinstance(completion, str):
+        return completion
+    if not isinstance(completion, Sequence):
+        return ""
+    spoken = (
+        message.get("content")
+        for message in completion
+        if isinstance(message, Mapping) and message.get("role", "assistant") == "assistant"
+    )
+    return "".join(_content(content) for content in spoken)
+
+
+def format_reward(completions: Sequence[Any], **_: Any) -> list[float]:
+    """1 for one think block, then one non-empty answer block, and nothing else but white space.
+
+    Where the chat template ends the prompt in <think>, no completion holds that tag, and this
+    reward needs it put back first.
+    """
+    return [float(parse(text_of(completion)).well_formed) for completion in completions]
+
+
+def letter_reward(
+    completions: Sequence[Any],
+    options: Sequence[Sequence[str]],
+    answer_letter: Sequence[str],
+    **_: Any,
+) -> list[float]:
+    """1 for naming the right option of a multiple-choice question, by letter, by text, or both.
+
+    `options` holds each question's option texts, `answer_letter` the right one's letter.
+    """
+    return [
+        float(choose(text_of(completion), texts).index == LETTERS.index(letter))
+        for completion, texts, letter in zip(completions, options, answer_letter, strict=True)
+    ]
+
+
+def exact_reward(
+    names: Sequence[str], aliases: Mapping[str, Sequence[str]] | None = None
+) -> Reward:
+    """The reward for an open question over these classes: 1 when the answer names the right one.
+
+    The function it returns takes the column `label`, the class id. An answer must name the class
+    as a whole, in any spelling `tasks.labels` knows; a list of names earns nothing.
+    """
+    classes = ClassNames(names, aliases)
+
+    def exact_reward(completions: Sequence[Any], label: Sequence[int], **_: Any) -> list[float]:
+        answers = [parse(text_of(completion)).answer for completion in completions]
+        return [
+            float(answer is not None and classes.match(answer).class_id == class_id)
+            for answer, class_id in zip(answers, label, strict=True)
+        ]
+
+    return exact_reward
+
+
+def virft_compat_reward(names: Sequence[str]) -> Reward:
+    """Visual-RFT's classification reward, faults included; only to reproduce its numbers.
+
+    1 when either of answer and class name contains the other, without regard to case, spaces and
+    underscores. Hence an empty answer scores 1, so does a list of all classes, and without an
+    answer block on one line the whole completion counts as the answer. It reads completions in its
+    own way, not through `tasks.answers`, because the faults are the point. The function it returns
+    takes the column `label`, the class id.
+    """
+    truths = [_squeezed(name) for name in names]
+
+    def virft_compat_reward(
+        completions: Sequence[Any], label: Sequence[int], **_: Any
+    ) -> list[float]:
+        rewards = []
+        for completion, class_id in zip(completions, label, strict=True):
+            answer, truth = _squeezed(_first_block(text_of(completion))), truths[class_id]
+            rewards.append(float(truth in answer or answer in truth))
+        return rewards
+
+    return virft_compat_reward
+
+
+def _content(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, Sequence):
+        return ""
+    parts = (part for part in content if isinstance(part, Mapping) and part.get("type") == "text")
+    return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+
+
+def _first_block(text: str) -> str:
+    """The first answer block that opens and closes on one line, else the whole text."""
+    for line in text.split("\n"):
+        start = line.find("<answer>")
+        end = line.find("</answer>", start + len("<answer>")) if start >= 0 else -1
+        if end >= 0:
+            return line[start + len("<answer>") : end].strip()
+    return text.strip()
+
+
+def _squeezed(text: str) -> str:
+    return text.replace(" ", "").replace("_", "").lower()
