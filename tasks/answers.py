@@ -18,14 +18,12 @@ from functools import lru_cache
 from tasks import labels
 from tasks.prompts import LETTERS
 
-_TAG = re.compile(r"<(/?)(think|answer)>")
+_TAG = re.compile(r"</?(?:think|answer)>")
 _WELL_FORMED = ["<think>", "</think>", "<answer>", "</answer>"]
-
-# Words that may stand around a claim without changing it; \boxed{B} and \text{B} are habits of
-# models trained on mathematics.
+# Words that may stand around a claim without changing it; \boxed{B} is a habit from mathematics.
 _FILLERS = frozenset(
     """the an answer answers is it its this that my final correct right best option choice letter
-    species i id say think believe choose pick select would be boxed text textbf mathbf
+    species i say think believe choose pick select would be boxed text textbf mathbf
     """.split()  # noqa: SIM905 - as a list it would take a screen
 )
 _LETTER_FOLLOWS = ("option", "choice", "letter")
@@ -63,19 +61,14 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class _Spelling:
-    """One way to write an option: what stands between its words, and the option it means."""
-
-    gaps: tuple[str, ...]
-    index: int
-
-
-@dataclass(frozen=True)
 class _Options:
-    """The options of a question, ready to be looked up; keys are words joined by spaces."""
+    """The options of a question, ready to be looked up.
+
+    `spellings` maps words joined by spaces to what stands between them, and whose text it is.
+    """
 
     count: int
-    spellings: dict[str, list[_Spelling]]
+    spellings: dict[str, list[tuple[tuple[str, ...], int]]]
     bags: dict[tuple[str, ...], set[int]]
     longest: int
     vocabulary: frozenset[str]
@@ -93,10 +86,9 @@ def parse(completion: str) -> Parsed:
     names = [tag.group() for tag in tags]
     answer, problem = _answer(completion, tags, names)
     thought = None
-    if names.count("<think>") == names.count("</think>") == 1:
+    if [name for name in names if "think" in name] == _WELL_FORMED[:2]:
         start, end = names.index("<think>"), names.index("</think>")
-        if start < end:
-            thought = completion[tags[start].end() : tags[end].start()].strip()
+        thought = completion[tags[start].end() : tags[end].start()].strip()
     well_formed = (
         answer is not None
         and names == _WELL_FORMED
@@ -127,8 +119,7 @@ def _answer(completion: str, tags: list[re.Match[str]], names: list[str]) -> tup
     start = names.index("<answer>")
     if closed == 0 or names.index("</answer>") < start:
         return None, "unclosed_answer"
-    # A thought around the answer: the nearest think tag before it opens (or was in the prompt), and
-    # the nearest after it closes.
+    # Inside a thought: the think tag before it opens (or stood in the prompt), the next closes.
     within = names[:start][-1:] != ["</think>"] and names[start + 2 :][:1] == ["</think>"]
     if names[start + 1] != "</answer>" or within:
         return None, "nested_answer"
@@ -138,7 +129,7 @@ def _answer(completion: str, tags: list[re.Match[str]], names: list[str]) -> tup
 
 @lru_cache(maxsize=4096)
 def _prepare(options: tuple[str, ...]) -> _Options:
-    spellings: dict[str, list[_Spelling]] = {}
+    spellings: dict[str, list[tuple[tuple[str, ...], int]]] = {}
     bags: dict[tuple[str, ...], set[int]] = {}
     for index, option in enumerate(options):
         full = labels.words(option)
@@ -146,7 +137,7 @@ def _prepare(options: tuple[str, ...]) -> _Options:
         for found in (full, labels.without_article(full), bare, labels.without_article(bare)):
             key = " ".join(word.key for word in found)
             gaps = tuple(word.after.strip() for word in found[:-1])
-            spellings.setdefault(key, []).append(_Spelling(gaps, index))
+            spellings.setdefault(key, []).append((gaps, index))
             if bag := labels.year_bag(key.split()):
                 bags.setdefault(bag, set()).add(index)
     spellings.pop("", None)
@@ -233,7 +224,7 @@ class _Reading:
         claim = {LETTERS.index(word.key.upper())}
         # Options that are letters themselves: "B. A" is letter B with its text, "B, A" is a hedge.
         if self.letters and _LABEL_ENDS.fullmatch(word.before):
-            claim |= {spelling.index for spelling in self.options.spellings.get(word.key, [])}
+            claim |= {index for _, index in self.options.spellings.get(word.key, [])}
         self.letters.append(claim)
 
     def _option_at(self, place: int) -> tuple[int, set[int]]:
@@ -242,9 +233,8 @@ class _Reading:
         for length in range(len(keys), 0, -1):
             if length == 1 and len(keys[0]) == 1:
                 break  # a lone letter is always read as the letter
-            key = " ".join(keys[:length])
-            fits = self.options.spellings.get(key, [])
-            named = {fit.index for fit in fits if self._joined(place, fit.gaps)}
+            fits = self.options.spellings.get(" ".join(keys[:length]), [])
+            named = {index for gaps, index in fits if self._joined(place, gaps)}
             if named:
                 return length, named
         rest = [word.key for word in self.words[place:]] if self.options.bags else []

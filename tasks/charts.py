@@ -110,7 +110,7 @@ def dot_chart(
     height = bottom + 26
     x = Scale(*limits, left, WIDTH - RIGHT - 30)
     parts = [_open(key, title, description, height)]
-    for tick in ticks(*limits, 5):
+    for tick in ticks(*limits, 6):
         if limits[0] <= tick <= limits[1]:
             parts.append(_rule(x(tick), top, x(tick), bottom, "grid"))
             parts.append(_text(x(tick), bottom + 17, f"{number(tick)}{unit}", "tick mid"))
@@ -130,11 +130,11 @@ def dot_chart(
 
 
 def smooth(points: Sequence[Point], window: int) -> list[Point]:
-    """A centred running mean over `window` points; near the ends the window shrinks evenly."""
+    """A centred running mean over `window` points; at the ends, over as many as there are."""
     result: list[Point] = []
     for index, (x, _) in enumerate(points):
-        reach = min(window // 2, index, len(points) - 1 - index)
-        near = [v for _, v in points[index - reach : index + reach + 1] if v is not None]
+        start = max(0, index - window // 2)
+        near = [v for _, v in points[start : index + window // 2 + 1] if v is not None]
         result.append((x, sum(near) / len(near) if near else None))
     return result
 
@@ -158,7 +158,8 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     power = 10 ** math.floor(math.log10(span / count))
     step = next(m * power for m in (1, 2, 2.5, 5, 10, 20) if span / (m * power) <= count + 1e-9)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 10) for index in range(first, last + 1)]
+    digits = 2 - math.floor(math.log10(step))  # 3 * 0.1 is to be 0.3, at any magnitude
+    return [float(round(index * step, digits)) for index in range(first, last + 1)]
 
 
 def number(value: float) -> str:

@@ -2,14 +2,15 @@
 
     python -m tasks.download CONFIG.json
 
-Writes `images-*.parquet` (one row an image) and `rejects.parquet` (one row a file that could not
-be used, with the reason). Bytes are kept as they came where every consumer reads them alike, an
+Writes `images-*.parquet` (one row an image), `rejects.parquet` (one row a file that could not be
+used, with the reason; no file when there is none) and the counts in `stats.json`. Bytes are kept as they came where every consumer reads them alike, an
 upright RGB JPEG or PNG; anything else is stored as a PNG of what a person sees: rotated by EXIF,
 alpha on white, 8-bit RGB, first frame.
 """
 
 import hashlib
 import io
+import json
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -57,13 +58,14 @@ def download(output: Path, *, card: str, max_reject_share: float) -> None:
         for index, part in enumerate(parts):
             image_path = shards.shard_path(output, "images", index)
             reject_path = shards.shard_path(output, "part-rejects", index)
-            if not (image_path.exists() and reject_path.exists()):
+            if image_path.exists():  # written after its rejects
+                bar.update(len(part))
+            else:
                 rows, bad = ingest(part, data_card.name, bar.update)
                 shards.write(reject_path, bad, schemas.rejects())
                 shards.write(image_path, rows, schema)
-            else:
-                bar.update(len(part))
-            rejects += shards.read_file(reject_path).to_pylist()
+            if reject_path.exists():
+                rejects += shards.read_file(reject_path).to_pylist()
     share = len(rejects) / len(items)
     if share > max_reject_share:
         worst = "; ".join(f"{row['path']}: {row['reason']}" for row in rejects[:10])
@@ -74,6 +76,8 @@ def download(output: Path, *, card: str, max_reject_share: float) -> None:
     shards.write(output / "rejects.parquet", rejects, schemas.rejects())
     for path in output.glob("part-rejects-*.parquet"):
         path.unlink()
+    stats = {"images": len(items) - len(rejects), "rejected": len(rejects)}
+    (output / "stats.json").write_text(json.dumps(stats), encoding="utf-8")
 
 
 def list_items(card: Card) -> list[Item]:

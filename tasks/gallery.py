@@ -7,6 +7,7 @@ base and novel in turn, so a gallery shows the common case and never the flatter
 import base64
 import hashlib
 import io
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,10 @@ def gallery_html(
     name, both by image id; `places` the rows of the split; `classes` the class names by id.
     """
     kinds = PAIRED if len(names) > 1 else ALONE
-    parts = []
+    parts = [
+        f"<p>Sorted by what happened to the answer in the mode “{esc(label(gallery.mode))}”, and "
+        "within that by a hash of the image’s id: nobody picked them.</p>"
+    ]
     for kind, (title, meaning) in kinds.items():
         total = gallery.counts[kind]
         cards = [
@@ -166,10 +170,14 @@ def _card(
         for name, answers, counted in zip(names, item.answers, votes, strict=False)
     )
     return (
-        f'<article class="shown"><div>{image}<p class="truth">{esc(truth)}</p>'
-        f'<p class="quiet">{esc(place["group"])} class<br>{esc(item.image_id)}</p></div>'
-        f"{sides}</article>"
+        f'<article class="shown"><div class="who">{image}<div><p class="truth">{esc(truth)}</p>'
+        f'<p class="quiet">{esc(place["group"])} class<br>{_breakable(item.image_id)}</p>'
+        f"</div></div>{sides}</article>"
     )
+
+
+def _breakable(path: str) -> str:
+    return re.sub(r"([/_])", r"\1<wbr>", esc(path))
 
 
 def _side(

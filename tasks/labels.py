@@ -12,8 +12,7 @@ so a spelling variant is the same class everywhere. A name must match as a whole
     words    the same words in another order, for names with a model year: "Acura TL Sedan 2012"
     plural   singular, plural and possessive alike: "Anna's Hummingbirds" is "Anna Hummingbird"
 
-A step at which the text fits two classes matches nothing ("ambiguous"); a text whose parts name
-two classes matches nothing ("several").
+A text that fits two classes at a step, or whose parts name two, matches nothing.
 """
 
 import re
@@ -31,13 +30,13 @@ HEDGES = frozenset(
     """.split()  # noqa: SIM905 - as a list it would take a screen
 )
 
-_ARTICLES = ("a", "an", "the")
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _REMARK = re.compile(r"[(（]([^()（）]*)[)）]")
 # What may stand between two words of one name; anything else may be the comma of a list.
 _WITHIN_NAME = re.compile(r"[ \t]*|[-\u2010-\u2015\u2212_]")
 _ABBREVIATIONS = ("st", "mt", "ft", "dr")
 _WORD = re.compile(r"w[wm]*\+*")  # over the mask: w a letter or digit, m a combining mark
+_ACCENTS = re.compile("[\u0300-\u036f\ufe00-\ufe0f]")  # and what only chooses a glyph
 _MARKUP: dict[str, str | None] = {mark: None for mark in "'`´‘’‛′ʹʻʼʽˈ＇"} | {"&": " and "}
 _REPLACED = str.maketrans(_MARKUP)
 _REMEMBERED = 100_000  # distinct texts kept per ClassNames before the memory starts afresh
@@ -54,7 +53,7 @@ class Word(NamedTuple):
 
 @dataclass(frozen=True)
 class Match:
-    """What a text names: a class id and the step that found it, or None and why not."""
+    """A class id and the step that found it; or None, and none, several or ambiguous."""
 
     class_id: int | None
     step: str
@@ -69,7 +68,7 @@ def words(text: str) -> list[Word]:
     if len(text) > MAX_LENGTH:
         return []
     text = _plain(text)
-    mask = "".join("w" if char.isalnum() else _mark_or_self(char) for char in text)
+    mask = "".join(_kind(char) for char in text)
     spans = [found.span() for found in _WORD.finditer(mask)]
     edges = [0, *(edge for span in spans for edge in span), len(text)]
     gaps = [text[edges[i] : edges[i + 1]] for i in range(0, len(edges), 2)]
@@ -80,17 +79,16 @@ def words(text: str) -> list[Word]:
 
 
 def hangs_on(word: Word) -> bool:
-    """Whether what follows `word` can be the middle of a name: a space, a hyphen, "St." """
-    if word.after in (".", ". ") and word.key in _ABBREVIATIONS:
-        return True
-    return _WITHIN_NAME.fullmatch(word.after) is not None
+    """Whether what follows `word` can be the middle of a name: a space, a hyphen, an "St."."""
+    shortened = word.key in _ABBREVIATIONS and word.after in (".", ". ")
+    return shortened or _WITHIN_NAME.fullmatch(word.after) is not None
 
 
 def without_article(found: list[Word]) -> list[Word]:
     """Drop leading articles, but keep the "An" of "An-12" and the "A" of "A-10"."""
-    while len(found) > 1 and found[0].key in _ARTICLES:
-        number = not found[1].key[0].isalpha() and not _YEAR.fullmatch(found[1].key)
-        if number and found[0].key != "the":
+    while len(found) > 1 and found[0].key in ("a", "an", "the"):
+        article, following = found[0].key, found[1].key
+        if article != "the" and not (following[0].isalpha() or _YEAR.fullmatch(following)):
             break
         found = found[1:]
     return found
@@ -98,7 +96,7 @@ def without_article(found: list[Word]) -> list[Word]:
 
 def without_remarks(text: str) -> str:
     """Drop what stands in parentheses, unless there is nothing else."""
-    rest = _REMARK.sub(" ", text[: MAX_LENGTH + 1])
+    rest = _REMARK.sub(" ", text)
     return rest if any(char.isalnum() for char in rest) else text
 
 
@@ -132,9 +130,7 @@ class ClassNames:
         self._exact: dict[str, tuple[int, str]] = {}
         self._literal: set[str] = set()
         self._remarked: set[int] = set()
-        self._remark: dict[object, set[int]] = {}
-        self._words: dict[object, set[int]] = {}
-        self._plural: dict[object, set[int]] = {}
+        self._loose: dict[tuple[str, str], set[int]] = {}
         self._seen: dict[str, Match] = {}
         owners: dict[str, str] = {}
         for class_id, name in enumerate(self.names):
@@ -150,10 +146,10 @@ class ClassNames:
     def match(self, text: str) -> Match:
         """The class that `text` names as a whole, or none; deterministic, remembered per text."""
         if len(text) > MAX_LENGTH:
-            return Match(None, "none")
+            return Match(None, "none")  # and not remembered
+        if len(self._seen) >= _REMEMBERED:
+            self._seen.clear()
         if text not in self._seen:
-            if len(self._seen) >= _REMEMBERED:
-                self._seen.clear()
             self._seen[text] = self._match(text)
         return self._seen[text]
 
@@ -161,17 +157,13 @@ class ClassNames:
         key = normalize(text, keep_remarks=True)
         if not key:
             return Match(None, "none")
-        if _literal(text) not in self._literal and self._lists_several(text):
+        if text.casefold().strip() not in self._literal and self._lists_several(text):
             return Match(None, "several")
         if key in self._exact:
             return Match(*self._exact[key])
         bare = normalize(text)
-        fits: list[tuple[str, set[int]]] = [
-            ("remark", self._remark.get(bare, set())),
-            ("words", self._words.get(year_bag(bare.split()), set())),
-            ("plural", self._plural.get(_singulars(bare), set())),
-        ]
-        for step, ids in fits:
+        for step, form in _loose_forms(bare):
+            ids = self._loose.get((step, form), set())
             if len(ids) > 1:
                 return Match(None, "ambiguous")
             if ids:
@@ -193,14 +185,12 @@ class ClassNames:
         if other_id != class_id:
             raise ValueError(f"{said} and {owners[key]} are the same name, {key!r}: change one")
         owners.setdefault(key, said)
-        self._literal.add(_literal(name))
+        self._literal.add(name.casefold().strip())
         bare = normalize(name)
         if step == "exact" and bare != key:
             self._remarked.add(class_id)
-        self._remark.setdefault(bare, set()).add(class_id)
-        self._plural.setdefault(_singulars(bare), set()).add(class_id)
-        if bag := year_bag(bare.split()):
-            self._words.setdefault(bag, set()).add(class_id)
+        for loose in _loose_forms(bare):
+            self._loose.setdefault(loose, set()).add(class_id)
 
     def _lists_several(self, text: str) -> bool:
         """Whether the parts of `text` between separators name two classes or more."""
@@ -233,25 +223,19 @@ def _plain(text: str) -> str:
         return text.translate(_REPLACED)
     shown = (char for char in text.translate(_REPLACED) if unicodedata.category(char) != "Cf")
     split = unicodedata.normalize("NFKD", "".join(shown))
-    bare = "".join(char for char in split if not _dropped(char))
-    return unicodedata.normalize("NFKC", bare).translate(_REPLACED)
+    return unicodedata.normalize("NFKC", _ACCENTS.sub("", split)).translate(_REPLACED)
 
 
-def _dropped(char: str) -> bool:
-    """Accents, and the selectors that only choose how a character is drawn."""
-    return "\u0300" <= char <= "\u036f" or "\ufe00" <= char <= "\ufe0f"
+def _kind(char: str) -> str:
+    mark = unicodedata.category(char) in ("Mn", "Mc")
+    return "w" if char.isalnum() else "m" if mark else char
 
 
-def _mark_or_self(char: str) -> str:
-    return "m" if unicodedata.category(char) in ("Mn", "Mc") else char
-
-
-def _literal(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
-def _singulars(key: str) -> str:
-    return " ".join(_singular(word) for word in key.split())
+def _loose_forms(bare: str) -> list[tuple[str, str]]:
+    """The forms compared at the steps after exact and alias, in their order."""
+    forms = [("remark", bare), ("plural", " ".join(_singular(word) for word in bare.split()))]
+    bag = year_bag(bare.split())
+    return [forms[0], ("words", " ".join(bag)), forms[1]] if bag else forms
 
 
 def _singular(word: str) -> str:

@@ -41,8 +41,8 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> NDArray
 
     `num_samples` and `num_correct` are counts of shape (images,), or anything that broadcasts to
     one shape, which is the shape of the result: 1 - C(n - c, k) / C(n, k), as a product of k
-    factors in [0, 1], so nothing overflows. Raises ValueError unless 1 <= k <= num_samples and
-    0 <= num_correct <= num_samples.
+    factors, in [0, 1] up to the first that is 0, so nothing overflows. Raises ValueError unless
+    1 <= k <= num_samples and 0 <= num_correct <= num_samples.
     """
     n, c = np.broadcast_arrays(np.asarray(num_samples), np.asarray(num_correct))
     if k < 1 or bool(np.any(n < k)):
@@ -51,7 +51,7 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> NDArray
         raise ValueError("num_correct must be between 0 and num_samples")
     all_wrong = np.ones(n.shape)
     for drawn in range(k):
-        all_wrong *= np.maximum(n - c - drawn, 0) / (n - drawn)
+        all_wrong *= (n - c - drawn) / (n - drawn)
     return 1.0 - all_wrong
 
 

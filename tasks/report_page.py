@@ -22,7 +22,7 @@ MINIATURE = (
 )
 MODE_NOTES = {
     "one_step": "one greedy answer to the open question",
-    "two_step": "sampled answers first, then a choice among them",
+    "two_step": "a choice among its most sampled answers",
     "majority": "the most voted of its sampled answers",
 }
 STYLES = 5  # line styles in the style sheet; more policies than that start over
@@ -48,12 +48,12 @@ LOG_CHARTS = (
     LogChart("Completion length", "tokens, mean over a step", (("completion_length", "length"),)),
     LogChart(
         "Dead groups",
-        "groups whose completions all earn the same, and so teach nothing",
+        "groups in which all earn the same",
         (("dead_group_share", "share"),),
         100,
         " %",
     ),
-    LogChart("KL divergence", "from the policy that the round began with", (("kl", "KL"),)),
+    LogChart("KL divergence", "from where the round began", (("kl", "KL"),)),
 )
 
 
@@ -97,10 +97,11 @@ def _answer(metrics: dict[str, Any]) -> str:
     )
     left_out = images["test_images_in_all"] - images["in_split"].get("test", 0)
     note = f" ({left_out:,} test images of the split were not evaluated)" if left_out > 0 else ""
+    policies = [(label(e["name"]), i % STYLES) for i, e in enumerate(metrics["evaluations"])]
     return (
         f"<p>Accuracy in % over {counts}{note}. Every policy answers the same images in every "
         "mode, and an answer that cannot be read counts as wrong.</p>"
-        f"{_key([(label(e['name']), i % STYLES) for i, e in enumerate(metrics['evaluations'])])}"
+        f"{_key(policies, dots=True)}"
         f'<div class="charts">{"".join(_accuracy_charts(metrics))}</div>'
         f"{results_table(metrics)}{status_list(metrics)}"
     )
@@ -114,7 +115,7 @@ def _accuracy_charts(metrics: dict[str, Any]) -> list[str]:
         e["modes"].get(m, {}).get(k) for e in evaluations for m in metrics["modes"] for k in keys
     ]
     ends = [100 * end for figures in found if figures for end in figures["interval"]]
-    limits = (10.0 * math.floor(min(ends) / 10), 10.0 * math.ceil(max(ends) / 10))
+    limits = _tens(ends)
     charts = []
     for number, mode in enumerate(metrics["modes"]):
         rows = []
@@ -149,49 +150,65 @@ def _training(metrics: dict[str, Any], logs: Sequence[list[dict]]) -> str:
 def _pass_charts(evaluations: Sequence[dict]) -> list[str]:
     charts = []
     for group in ("base", "novel"):
-        series = []
-        for index, evaluation in enumerate(evaluations):
-            curve = evaluation["pass_at_k"].get(group) or []
-            line: list[Point] = [(k, 100 * share) for k, share in enumerate(curve, 1)]
-            series += [Series(label(evaluation["name"]), line, index % STYLES)] if line else []
+        curves = [(e["name"], e["pass_at_k"].get(group) or []) for e in evaluations]
+        series = [
+            Series(label(name), [(k, 100 * share) for k, share in enumerate(curve, 1)], i % STYLES)
+            for i, (name, curve) in enumerate(curves)
+            if curve
+        ]
         if not series:
             continue
-        title, last = f"Pass@k, {group} classes", max(len(s.points) for s in series)
+        title, last = f"Pass@k, {group} classes", max(len(curve) for _, curve in curves)
         told = "; ".join(
-            f"{s.name} {s.points[0][1]:.0f} to {s.points[-1][1]:.0f} %" for s in series
+            f"{label(name)}: {100 * curve[0]:.1f} % at 1, {100 * curve[-1]:.1f} % at {len(curve)}"
+            for name, curve in curves
+            if curve
         )
         steps = sorted({1, *(round(last * quarter / 4) for quarter in range(1, 5))} - {0})
         chart = line_chart(
-            f"pass-{group}", title, told, series, x_label="k", x_ticks=steps, unit=" %"
+            f"pass-{group}",
+            title,
+            told,
+            series,
+            x_label="k",
+            x_ticks=steps,
+            unit=" %",
+            y_range=_tens([100 * share for _, curve in curves for share in curve]),
         )
-        note = "test images with a right answer among k samples"
+        note = "images answered right within k samples"
         charts.append(_figure(title, note, chart, series))
     return charts
 
 
 def _log_charts(logs: Sequence[list[dict]], rounds: Sequence[dict]) -> list[str]:
     """The training log over all rounds, one after the other, with a rule where each begins."""
-    rows: list[dict[str, Any]] = []
+    parts: list[list[dict[str, Any]]] = []
     marks: list[tuple[float, str]] = []
-    for entry, log in zip(rounds, logs, strict=True):
-        # A round's trainer counts from one again; a resumed count goes on as it is.
-        offset = rows[-1]["at"] if rows and log and log[0]["step"] <= rows[-1]["at"] else 0
-        marks += [(offset + log[0]["step"], f"round {entry['round']}")] if log else []
-        rows += [row | {"at": offset + row["step"]} for row in log]
+    for entry, log in ((entry, log) for entry, log in zip(rounds, logs, strict=True) if log):
+        # A round's trainer counts from one again; a count that goes on is left as it is.
+        last = parts[-1][-1]["at"] if parts else 0
+        offset = last if log[0]["step"] <= last else 0
+        marks.append((offset + log[0]["step"], f"round {entry['round']}"))
+        parts.append([row | {"at": offset + row["step"]} for row in log])
+    told = f"{sum(map(len, parts))} training steps in {len(parts)} rounds"
     charts = []
     for number, wanted in enumerate(LOG_CHARTS):
-        series, named = [], []
+        faint, named = [], []
         for style, (column, name) in enumerate(wanted.columns, 1):
-            line: list[Point] = [(r["at"], _scaled(r.get(column), wanted.factor)) for r in rows]
-            if len(line) > 8:
-                series.append(Series("", thin(line), style, faint=True))
-            named.append(Series(name, thin(smooth(line, len(line) // 10)), style))
-        told = f"{wanted.note}; {len(rows)} training steps in {len(marks)} rounds"
+            lines: list[list[Point]] = [
+                [(row["at"], _scaled(row.get(column), wanted.factor)) for row in part]
+                for part in parts
+            ]
+            if sum(map(len, lines)) > 8:
+                faint.append(Series("", _joined(lines), style, faint=True))
+            # Smoothed within each round: what one round ends with is not where the next begins.
+            smoothed = [smooth(line, len(line) // 6) for line in lines]
+            named.append(Series(name, _joined(smoothed), style))
         chart = line_chart(
             f"log-{number}",
             wanted.title,
-            told,
-            series + named,
+            f"{wanted.note}; {told}",
+            faint + named,
             x_label="training step",
             marks=marks if len(marks) > 1 else (),
             unit=wanted.unit,
@@ -202,22 +219,37 @@ def _log_charts(logs: Sequence[list[dict]], rounds: Sequence[dict]) -> list[str]
     return charts
 
 
+def _joined(lines: Sequence[Sequence[Point]]) -> list[Point]:
+    """The lines as one, broken where a round ends."""
+    points: list[Point] = []
+    for line in lines:
+        points += [*thin(line, 400 // len(lines) + 1), (line[-1][0], None)]
+    return points[:-1]
+
+
+def _tens(percents: Sequence[float]) -> tuple[float, float]:
+    """The axis from the last multiple of ten below to the first above."""
+    low, high = 10.0 * math.floor(min(percents) / 10), 10.0 * math.ceil(max(percents) / 10)
+    return low, max(high, low + 10)
+
+
 def _scaled(value: float | None, factor: float) -> float | None:
     return None if value is None or not math.isfinite(value) else value * factor
 
 
 def _figure(title: str, note: str, chart: str, series: Sequence[Series] = ()) -> str:
-    key = _key([(s.name, s.style) for s in series]) if series else ""
+    key = _key([(s.name, s.style) for s in series], dots=False) if series else ""
     caption = f"<figcaption><b>{esc(title)}</b><span>{esc(note)}</span>{key}</figcaption>"
     return f"<figure>{caption}{chart}</figure>"
 
 
-def _key(entries: Sequence[tuple[str, int]]) -> str:
+def _key(entries: Sequence[tuple[str, int]], *, dots: bool) -> str:
     """What each line style and colour stands for."""
+    dot = '<circle class="dot" cx="15" cy="5" r="3.6"/>' if dots else ""
+    whisker = " whisker" if dots else ""
     items = "".join(
         f'<li><svg viewBox="0 0 30 10" aria-hidden="true"><g class="s{style}">'
-        f'<path class="s{style} line" d="M1 5H29"/><circle class="dot" cx="15" cy="5" r="3.6"/></g>'
-        f"</svg>{esc(name)}</li>"
+        f'<path class="s{style} line{whisker}" d="M1 5H29"/>{dot}</g></svg>{esc(name)}</li>'
         for name, style in entries
     )
     return f'<ul class="key">{items}</ul>'

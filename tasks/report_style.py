@@ -67,11 +67,15 @@ tbody.mode>tr:first-child>*{border-top:1px solid var(--rule);padding-top:.9rem;f
 td.n,th.n{text-align:right;white-space:nowrap}
 td:last-child,th:last-child{padding-right:0}
 small{color:var(--muted);font-size:.8125rem;font-weight:400}
-.results td,.results thead th{text-align:right;white-space:nowrap}
-.results td small{display:block}
+.results th,.results td{white-space:nowrap;padding-right:1.2rem}
+.results td span{display:inline-block;min-width:3rem;text-align:right}
+.results thead th+th{padding-left:.6rem}
+.results small{display:inline-block;margin-left:.7rem;min-width:6.1rem}
+.results small+small{min-width:8rem}
 .results tbody th{padding-left:.9rem}
 .results tbody tr:first-child th{padding-left:0}
-.results thead th:first-child{text-align:left}
+.results.many td,.results.many thead th{text-align:right}
+.results.many small{display:block;margin:0;min-width:0}
 .sure{font-weight:600}
 .up{color:var(--s1)}.down{color:var(--s2)}
 .bar{display:block;min-width:9rem;height:.7rem;background:var(--raised);border-radius:2px}
@@ -83,7 +87,8 @@ small{color:var(--muted);font-size:.8125rem;font-weight:400}
 _CHARTS = """
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,19rem),1fr));
  gap:1.6rem 2rem;margin:1.2rem 0}
-figure{margin:0;max-width:28rem;break-inside:avoid}
+figure{margin:0;max-width:28rem;break-inside:avoid;display:flex;flex-direction:column;
+ justify-content:space-between}
 figcaption{font-size:.9rem;line-height:1.4;margin-bottom:.35rem}
 figcaption b{display:block;font-weight:600}
 svg{display:block;width:100%;height:auto;overflow:visible}
@@ -111,8 +116,8 @@ _GALLERY = """
  border-top:1px solid var(--rule);break-inside:avoid}
 .shown img{width:100%;max-width:9.5rem;height:auto;border-radius:3px;display:block;
  background:var(--raised)}
-.shown .truth{font-weight:600;margin:.5rem 0 0;line-height:1.3;overflow-wrap:anywhere}
-.shown .quiet{margin:0;overflow-wrap:anywhere;font-size:.8125rem}
+.who .truth{font-weight:600;margin:.5rem 0 0;line-height:1.3;overflow-wrap:anywhere}
+.who .quiet{margin:0;overflow-wrap:anywhere;font-size:.8125rem}
 .side{min-width:0;font-size:.925rem}
 .side h4{margin:0 0 .2rem;font-size:.875rem;font-weight:400;color:var(--muted)}
 .side p{margin:.1rem 0;overflow-wrap:anywhere}
@@ -121,7 +126,7 @@ _GALLERY = """
 .wrong::before{content:"✗";color:var(--s2)}
 .options{list-style:none;margin:.35rem 0;padding:0}
 .options li{display:grid;grid-template-columns:1.4em 1fr auto;gap:0 .4em;padding:.12rem 0;
- overflow-wrap:anywhere}
+ align-items:baseline;overflow-wrap:anywhere}
 .options .picked{font-weight:600}
 .options .vote{color:var(--muted);font-size:.8125rem;font-weight:400;text-align:right}
 .tag{color:var(--muted);font-size:.8125rem;font-weight:400;white-space:nowrap}
@@ -140,18 +145,29 @@ _NARROW = """
  header{padding-top:2rem}
  th,td{padding-right:.9rem}
  table{font-size:.9rem;min-width:100%}
- .shown{grid-template-columns:6rem 1fr}
- .shown .side{grid-column:1/-1}
- .stages td:nth-child(3),.stages th:nth-child(3){display:none}
+ .shown>*{grid-column:1/-1}
+ .who{display:grid;grid-template-columns:6rem 1fr;gap:0 1rem;align-items:center}
+ .results th,.results td{padding-right:.5rem}
+ .results td,.results thead th{text-align:right}
+ .results td span{min-width:0}
+ .results thead th{white-space:normal;padding-left:0}
+ .results tbody th{white-space:normal;padding-left:0}
+ .results small{display:block;margin:0;min-width:0;font-size:.75rem}
+ .results small+small{display:none}
+ td.n{white-space:normal}
+ .stages td:nth-child(2),.stages th:nth-child(2){display:none}
+ .bar{min-width:3.5rem}
 }
 @media print{
- body{font-size:10.5pt}
+ :root{--ground:#fff}
+ html{font-size:11px}
+ body{font-size:1rem}
+ .wide{overflow:visible}
  header,main,footer{max-width:none;padding-left:0;padding-right:0}
  section{margin-top:1.5rem;padding-top:1rem}
  tr,figure,.shown{break-inside:avoid}
  h2,h3{break-after:avoid}
  .said{max-height:none;overflow:visible}
- details::details-content{content-visibility:visible;block-size:auto}
  .bar,.bar i{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 }
 """
@@ -163,6 +179,6 @@ def _theme(colours: dict[str, str]) -> str:
 
 STYLE = (
     f":root{{color-scheme:light dark;{_theme(LIGHT)}}}"
-    f"@media (prefers-color-scheme:dark) and (not print){{:root{{{_theme(DARK)}}}}}"
+    f"@media screen and (prefers-color-scheme:dark){{:root{{{_theme(DARK)}}}}}"
     + "".join((_LAYOUT, _TABLES, _CHARTS, _GALLERY, _NARROW))
 )

@@ -29,8 +29,9 @@ def results_table(metrics: dict[str, Any]) -> str:
             rows.append(f"<tr><th>{esc(label(key))}</th>{''.join(cells)}</tr>")
         bodies.append(f'<tbody class="mode">{"".join(rows)}</tbody>')
     head = "".join(f"<th>{text}</th>" for text in heads)
+    many = " many" if len(others) > 1 else ""
     return (
-        f'<div class="wide"><table class="results"><thead><tr><th></th>{head}</tr></thead>'
+        f'<div class="wide"><table class="results{many}"><thead><tr><th></th>{head}</tr></thead>'
         f"{''.join(bodies)}</table></div>"
         '<p class="quiet">Small figures: 95 % intervals, Wilson’s for accuracies, a bootstrap over '
         "images for differences and harmonic means. They hold for the draw of test images; another "
@@ -64,10 +65,13 @@ def refresh_table(rounds: Sequence[dict[str, Any]]) -> str:
         ("Pass@1 on them", lambda r: _share(r["propose"].get("pass_at_1"), 1)),
         ("Pass@N on them", lambda r: _share(r["propose"].get("pass_at_n"), 1)),
         ("truth among the top k", lambda r: _of(r["build_mcq"], "truth_in_top_k", "images")),
-        *((f"images: {label(o)}", _outcome(o)) for o in sorted(outcomes, key=_kept_first)),
+        *((_outcome_name(o), _outcome(o)) for o in sorted(outcomes, key=_kept_first)),
         ("questions with the truth put in", lambda r: _injected(r["build_mcq"])),
-        ("options a question", lambda r: _counts(r["build_mcq"].get("option_counts"), " × ")),
-        ("right letters", lambda r: _counts(r["build_mcq"].get("letters"), " ")),
+        (
+            "questions by number of options",
+            lambda r: _counts(r["build_mcq"].get("option_counts"), ": "),
+        ),
+        ("questions by right letter", lambda r: _counts(r["build_mcq"].get("letters"), ": ")),
         ("answers that could not be read", lambda r: _of(r["propose"], "unparsed", "rollouts")),
         ("answers cut off at the limit", lambda r: _cut_off(r["propose"])),
         ("training steps", lambda r: _count(r["train"]["steps"] or None)),
@@ -137,7 +141,7 @@ def _rate_cell(figures: dict[str, Any] | None) -> str:
         return "<td>–</td>"
     low, high = figures["interval"]
     value = percent(figures["accuracy"])
-    return f"<td>{value}<small>{percent(low)} to {percent(high)}</small></td>"
+    return f"<td><span>{value}</span><small>{percent(low)}–{percent(high)}</small></td>"
 
 
 def _change_cell(change: dict[str, Any] | None) -> str:
@@ -145,15 +149,19 @@ def _change_cell(change: dict[str, Any] | None) -> str:
         return "<td>–</td>"
     low, high = change["interval"]
     style = "sure up" if low > 0 else "sure down" if high < 0 else ""
-    told = f"{points(low)} to {points(high)}"
+    shown = f'<span class="{style}">{points(change["mean"])}</span>'
+    shown += f"<small>{points(low)} to {points(high)}</small>"
     if "won" in change:
-        told += f"<br>{change['won']:,} won, {change['lost']:,} lost"
-    shown = f'<span class="{style}">{points(change["mean"])}</span><small>{told}</small>'
+        shown += f"<small>{change['won']:,} won, {change['lost']:,} lost</small>"
     return f"<td>{signs(shown)}</td>"
 
 
 def _outcome(name: str) -> Callable[[dict[str, Any]], str]:
     return lambda entry: _count(entry["build_mcq"].get("outcomes", {}).get(name, 0))
+
+
+def _outcome_name(outcome: str) -> str:
+    return "questions kept" if outcome == "kept" else f"skipped: {label(outcome)}"
 
 
 def _kept_first(outcome: str) -> tuple[bool, str]:
@@ -189,7 +197,7 @@ def _count(value: int | None) -> str:
 
 
 def _decimal(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+    return "" if value is None else f"{value:.3f}"
 
 
 def _counts(counts: dict[str, Any] | None, between: str) -> str:

@@ -21,7 +21,8 @@ LABELS = {
     "majority": "majority vote",
 }
 _DIRECTION_OVERRIDES = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-SPOKEN_MODES = ("one_step", "two_step")  # the verdict speaks of these; the table holds them all
+# The verdict speaks of these modes; the table holds them all.
+SPOKEN_MODES = {"one_step": "Asked once", "two_step": "Asked in two steps"}
 
 
 def label(name: str) -> str:
@@ -32,8 +33,8 @@ def label(name: str) -> str:
 def esc(value: object) -> str:
     """Any value as HTML text or attribute, safe and visible whatever a model or a file wrote.
 
-    Control characters, lone surrogates and marks that reverse the writing direction would break
-    the file or disguise a text, so each becomes U+FFFD.
+    Control characters, lone surrogates, noncharacters and marks that reverse the writing direction
+    would break the file or disguise a text, so each becomes U+FFFD.
     """
     text = str(value).replace("\r\n", "\n")
     shown = (c if c in "\n\t" or not _unprintable(c) else "\ufffd" for c in text)
@@ -41,7 +42,8 @@ def esc(value: object) -> str:
 
 
 def _unprintable(character: str) -> bool:
-    if unicodedata.category(character) in ("Cc", "Cs"):
+    noncharacter = ord(character) & 0xFFFE == 0xFFFE or "\ufdd0" <= character <= "\ufdef"
+    if noncharacter or unicodedata.category(character) in ("Cc", "Cs"):
         return True
     return unicodedata.bidirectional(character) in _DIRECTION_OVERRIDES
 
@@ -126,16 +128,17 @@ def _claim(difference: dict[str, Any], groups: list[str]) -> str:
 
 def _detail(mode: str, first: dict, other: dict, groups: list[str]) -> str:
     said = []
-    for group in groups:
-        before, after = first["modes"][mode][group], other["modes"][mode][group]
+    for index, group in enumerate(groups):
+        before, after = (e["modes"][mode][group]["accuracy"] for e in (first, other))
         change = other["modes"][mode]["difference"][group]
-        low, high = change["interval"]
+        mean, low, high = (signs(points(x)) for x in (change["mean"], *change["interval"]))
+        sure = f"{mean} points, 95\xa0% interval {low} to {high}" if index == 0 else None
+        course = "as before," if after == before else "up from" if after > before else "down from"
         said.append(
-            f"{percent(after['accuracy'])} % of {group} images, before "
-            f"{percent(before['accuracy'])} % ({signs(points(change['mean']))} points, 95 % "
-            f"interval {signs(points(low))} to {signs(points(high))})"
+            f"{percent(after)}\xa0% of {group} images, {course} {percent(before)}\xa0% "
+            f"({sure or f'{mean}, {low} to {high}'})"
         )
-    return f"{label(mode).capitalize()}: right on {', and on '.join(said)}."
+    return f"{SPOKEN_MODES.get(mode, label(mode))}, it is right on {', and on '.join(said)}."
 
 
 def _seed_note() -> str:
@@ -146,9 +149,7 @@ def _summary_row(key: str, mode: str, first: dict, other: dict | None) -> list[s
     cells = [f"  {label(key)}"]
     for item in (first, other) if other else (first,):
         figures = item["modes"].get(mode, {}).get(key)
-        cells.append(
-            _cell(figures["accuracy"], figures) if figures else "–"
-        )
+        cells.append(_cell(figures["accuracy"], figures) if figures else "–")
     if other:
         change = other["modes"].get(mode, {}).get("difference", {}).get(key)
         cells.append(_cell(change["mean"], change, points) if change else "–")

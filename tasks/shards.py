@@ -30,13 +30,16 @@ def shard_path(folder: Path, name: str, index: int) -> Path:
 def write(path: Path, rows: pa.Table | Sequence[dict[str, Any]], schema: pa.Schema) -> None:
     """Write rows as one Parquet file, or leave no file at all.
 
-    Raises ShardError when the rows do not fit the schema.
+    No rows, no file: `datasets` cannot load a Parquet file without rows, and one such shard would
+    spoil a whole table. Raises ShardError when the rows do not fit the schema.
     """
     try:
         table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema)
         table = table.select(schema.names).cast(schema).replace_schema_metadata(schema.metadata)
     except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
         raise ShardError(f"rows for {path.name} do not fit its schema: {error}") from error
+    if table.num_rows == 0:
+        return
     partial = path.with_suffix(".tmp")
     with partial.open("wb") as file:
         pq.write_table(

@@ -1,6 +1,7 @@
 """Download: what comes in is what a person sees; what cannot be used is named and counted."""
 
 import io
+import json
 
 import pytest
 from PIL import Image
@@ -121,7 +122,7 @@ def test_a_drafted_card_reads_its_folder(photo_card):
         "mine/001.Red_kite/1.jpg",
     ]
     assert [row["label"] for row in rows] == [0, 0, 0, 1, 1, 1]
-    assert shards.read(photo_card / "out", "rejects").num_rows == 0
+    assert json.loads((photo_card / "out" / "stats.json").read_text()) == {"images": 6, "rejected": 0}
 
 
 def test_rejects_are_named_and_too_many_fail_the_stage(photo_card):

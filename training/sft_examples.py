@@ -1,4 +1,4 @@
-"""Supervised examples: what the base policy is taught to say, built by pure functions.
+"""Supervised examples: what a policy is taught to say, built by pure functions.
 
 Every completion names what it sees before it answers, also where the answer is a letter. The
 letter is then a look-up of the name among the option lines, and a reward on the letter reaches
@@ -7,18 +7,25 @@ the words in which the policy names what it sees: the same words it uses for the
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from tasks import prompts
 
 
-@dataclass(frozen=True)
-class Example:
-    """One prompt and the completion to learn. `image` indexes the caller's images."""
+class Example(NamedTuple):
+    """One image (PIL), the question about it, and the completion to learn."""
 
-    image: int
+    image: Any
     question: str
     completion: str
+
+
+class Wording(NamedTuple):
+    """How questions are asked: `noun` and `kind` of the card, the prompt style."""
+
+    noun: str
+    kind: str
+    style: str
 
 
 def thought(name: str) -> str:
@@ -26,44 +33,38 @@ def thought(name: str) -> str:
     return f"It looks like {name}."
 
 
-def open_example(
-    image: int, name: str, *, noun: str, kind: str, style: str, names: Sequence[str] | None = None
-) -> Example:
-    """The open question, answered with the name; `names` gives the closed-list form."""
-    question = prompts.open_question(noun, kind, style=style, names=names)
+def open_example(image: Any, name: str, wording: Wording) -> Example:
+    """The open question, answered with the name."""
+    question = prompts.open_question(wording.noun, wording.kind, style=wording.style)
     return Example(image, question, prompts.completion(thought(name), name))
 
 
-def mcq_example(
-    image: int, name: str, distractors: Sequence[str], rng: random.Random, *, noun: str, kind: str, style: str
-) -> Example:
-    """A multiple-choice question over `name` and `distractors`, in random order of letters."""
-    options = [name, *distractors]
-    rng.shuffle(options)
-    question = prompts.mcq_question(noun, kind, options, style=style)
+def mcq_example(image: Any, name: str, options: Sequence[str], wording: Wording) -> Example:
+    """The multiple-choice question over `options`, in that order; `name` is the true one."""
+    question = prompts.mcq_question(wording.noun, wording.kind, options, style=wording.style)
     letter = prompts.LETTERS[options.index(name)]
     return Example(image, question, prompts.completion(thought(name), letter))
 
 
-def draw_example(
-    image: int,
+def random_example(
+    image: Any,
     name: str,
-    others: Sequence[str],
+    names: Sequence[str],
     rng: random.Random,
+    wording: Wording,
     *,
     question_share: float,
-    noun: str,
-    kind: str,
-    style: str,
     max_options: int = 5,
 ) -> Example:
-    """One random example of an image: a multiple-choice question with chance `question_share`.
+    """An example of an image; multiple-choice with chance `question_share`.
 
-    `others` are the names that may stand beside the true one; a question takes 1 to
-    `max_options` - 1 of them.
+    The wrong options are drawn evenly from the other `names`; a question has 2 to `max_options`
+    options in random order.
     """
-    if rng.random() >= question_share:
-        return open_example(image, name, noun=noun, kind=kind, style=style)
-    count = min(len(others), rng.randint(1, max_options - 1))
-    distractors = rng.sample(list(others), count)
-    return mcq_example(image, name, distractors, rng, noun=noun, kind=kind, style=style)
+    others = [other for other in names if other != name]
+    if not others or rng.random() >= question_share:
+        return open_example(image, name, wording)
+    count = rng.randint(1, min(max_options - 1, len(others)))
+    options = [name, *rng.sample(others, count)]
+    rng.shuffle(options)
+    return mcq_example(image, name, options, wording)

@@ -1,0 +1,383 @@
+"""The one reader of completions: what it takes for an answer, and what it must never take."""
+
+import itertools
+import random
+import time
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tasks import labels
+from tasks.answers import Choice, choose, parse
+from tasks.prompts import LETTERS, completion
+
+OPTIONS = (
+    "2008 Acura TL Type-S",
+    "Laysan Albatross",
+    "Black-footed Albatross",
+    "F/A-18",
+    "Chuck-will's-widow",
+)
+# Lookalikes made to trip a reader: names inside names, names made of other names, a name in another
+# order, a name with a remark.
+NESTED = ("Desert", "Rose", "Desert Rose", "Rose Mallow", "Mallow (tree)")
+# No examples are kept between runs, and the same ones are tried in each.
+SETTLED = settings(deadline=None, derandomize=True, database=None)
+
+
+def answered(answer: str, options: tuple[str, ...] = OPTIONS) -> Choice:
+    return choose(completion("Dark wings.", answer), options)
+
+
+WELL_FORMED = [
+    ("<think>t</think><answer>B</answer>", "the plain form"),
+    ("<think>t</think><answer>B</answer>\n", "a trailing newline"),
+    (" \n<think>t</think>\n\n<answer>B</answer> \t\n", "white space around and between"),
+    ("<think>a\nb</think><answer>B\n</answer>", "newlines inside"),
+    ("<think></think><answer>B</answer>", "an empty thought is still a thought"),
+    ("<think>1 < 2 > 0, </b></think><answer>B</answer>", "other markup is text"),
+]
+ILL_FORMED = [
+    ("<answer>B</answer>", "B", "no thought"),
+    ("<think>t<answer>B</answer>", "B", "the thought never ends"),
+    ("t</think><answer>B</answer>", "B", "the opening tag stood in the prompt"),
+    ("<think>t</think><answer>B</answer> So B.", "B", "words after"),
+    ("Sure! <think>t</think><answer>B</answer>", "B", "words before"),
+    ("<think>t</think> hence <answer>B</answer>", "B", "words between"),
+    ("<answer>B</answer><think>t</think>", "B", "the wrong way round"),
+    ("<think>a</think><think>b</think><answer>B</answer>", "B", "two thoughts"),
+    ("<think><think>a</think></think><answer>B</answer>", "B", "a thought in a thought"),
+]
+UNANSWERED = [
+    ("", "no_answer", "nothing at all"),
+    ("B", "no_answer", "no tags"),
+    ("<think>t</think> B", "no_answer", "an answer outside its tags"),
+    ("<think>cut off at the token limit", "no_answer", "truncated thought"),
+    ("B</answer>", "no_answer", "never opened"),
+    ("<ANSWER>B</ANSWER>", "no_answer", "tags are lower-case"),
+    ("<answer >B</answer >", "no_answer", "tags hold no spaces"),
+    ("<think>t</think><answer>B", "unclosed_answer", "truncated answer"),
+    ("</answer>B<answer>", "unclosed_answer", "closed before it opens"),
+    ("<think>t</think><answer>A</answer><answer>B</answer>", "several_answers", "two blocks"),
+    ("<think>t</think><answer>B</answer><answer>B</answer>", "several_answers", "even if alike"),
+    ("<think><answer>A</answer></think><answer>B</answer>", "several_answers", "one in thought"),
+    ("<answer>A<answer>B</answer></answer>", "several_answers", "one inside the other"),
+    ("<answer>A</answer></answer>", "several_answers", "closed twice"),
+    ("<think>t <answer>B</answer> t</think>", "nested_answer", "only thought, never said"),
+    ("t <answer>B</answer> t</think>", "nested_answer", "the same, opened in the prompt"),
+    ("<answer><think>t</think>B</answer>", "nested_answer", "a thought inside the answer"),
+    ("<think>t<answer></think>B</answer>", "nested_answer", "blocks that cross"),
+    ("<think>t</think><answer></answer>", "empty_answer", "empty"),
+    ("<think>t</think><answer> \n\t</answer>", "empty_answer", "nothing but white space"),
+]
+
+
+@pytest.mark.parametrize(("text", "why"), WELL_FORMED)
+def test_well_formed(text, why):
+    parsed = parse(text)
+    assert (parsed.well_formed, parsed.answer, parsed.problem) == (True, "B", ""), why
+    assert parsed.thought is not None
+
+
+@pytest.mark.parametrize(("text", "answer", "why"), ILL_FORMED)
+def test_an_ill_formed_completion_can_still_answer(text, answer, why):
+    parsed = parse(text)
+    assert (parsed.well_formed, parsed.answer, parsed.problem) == (False, answer, ""), why
+
+
+@pytest.mark.parametrize(("text", "problem", "why"), UNANSWERED)
+def test_no_single_answer_block_is_no_answer(text, problem, why):
+    parsed = parse(text)
+    assert (parsed.well_formed, parsed.answer, parsed.problem) == (False, None, problem), why
+    assert choose(text, OPTIONS) == Choice(None, problem)
+
+
+def test_a_thought_opened_in_the_prompt_can_be_put_back():
+    parsed = parse("<think>" + "dark wings</think><answer>B</answer>")
+    assert (parsed.thought, parsed.answer, parsed.well_formed) == ("dark wings", "B", True)
+
+
+def test_format_takes_a_trailing_newline_and_refuses_several_blocks():
+    """Elsewhere a trailing newline cost the format reward, and several answer blocks earned it."""
+    assert parse(completion("t", "B") + "\n").well_formed
+    assert not parse(completion("t", "A") + "<answer>B</answer>").well_formed
+
+
+@given(
+    st.text(st.characters(exclude_characters="<>")), st.text(st.characters(exclude_characters="<>"))
+)
+@SETTLED
+def test_what_prompts_builds_parse_takes_apart(thought, answer):
+    parsed = parse(completion(thought, answer))
+    assert (parsed.thought, parsed.answer) == (thought.strip(), answer.strip() or None)
+    assert parsed.well_formed == bool(answer.strip())
+
+
+READ = [
+    ("B", "letter", "a letter"),
+    ("b", "letter", "a small letter"),
+    ("(B)", "letter", "in parentheses"),
+    ("B)", "letter", "as a list item"),
+    ("B.", "letter", "with a full stop"),
+    ("[B]", "letter", "in brackets"),
+    ("**B**", "letter", "in bold"),
+    ('"B"', "letter", "in quotes"),
+    ("`B`", "letter", "as code"),
+    ("$\\boxed{\\text{B}}$", "letter", "boxed, as mathematics models do"),
+    ("Ｂ", "letter", "full-width"),
+    ("\u200bB\ufeff", "letter", "with invisible characters"),
+    ("Option B", "letter", "as an option"),
+    ("option (b).", "letter", "as an option, small"),
+    ("The answer is B.", "letter", "in a sentence"),
+    ("I think the correct answer is: **B**", "letter", "in a longer sentence"),
+    ("B B", "letter", "said twice"),
+    ("Laysan Albatross", "text", "the text alone"),
+    ("laysan-albatross.", "text", "the text in another spelling"),
+    ("a Laysan albatross", "text", "the text with an article"),
+    ("The Laysan Albatross", "text", "the text with an article"),
+    ("It is a Laysan Albatross.", "text", "the text in a sentence"),
+    ("Laysan Albatross (Phoebastria immutabilis)", "text", "the text with a remark"),
+    ("B. Laysan Albatross", "letter_and_text", "both, and they agree"),
+    ("B: laysan albatross", "letter_and_text", "both, and they agree"),
+    ("B Laysan Albatross", "letter_and_text", "both, and they agree"),
+    ("(B)\nLaysan Albatross", "letter_and_text", "both, on two lines"),
+    ("Laysan Albatross (B)", "letter_and_text", "text first"),
+    ("**B**. **Laysan Albatross**", "letter_and_text", "both in bold"),
+    ("The answer is B, a Laysan albatross", "letter_and_text", "the article is no second letter"),
+]
+REFUSED = [
+    ("A or B", "hedge", "two letters"),
+    ("A, B", "hedge", "two letters"),
+    ("A/B", "hedge", "two letters"),
+    ("A B", "hedge", "two letters"),
+    ("a\nb", "hedge", "two letters"),
+    ("B, not A", "hedge", "two letters, whatever is said of one"),
+    ("B (or C)", "hedge", "a second letter in a remark"),
+    ("B or Z", "hedge", "a second letter that is no option is still a second letter"),
+    ("either", "hedge", "both and none"),
+    ("either B", "hedge", "a hedging word"),
+    ("maybe B", "hedge", "a hedging word"),
+    ("not B", "hedge", "a denial"),
+    ("none of the above", "hedge", "no option"),
+    ("all of them", "hedge", "every option"),
+    ("Laysan Albatross or Black-footed Albatross", "hedge", "two texts"),
+    ("Laysan Albatross, F/A-18", "hedge", "two texts"),
+    ("B. Laysan Albatross C. Black-footed Albatross", "hedge", "the whole list"),
+    ("B. Black-footed Albatross", "disagree", "letter and text disagree"),
+    ("A Laysan Albatross", "disagree", "a capital A is the letter, and A is a car"),
+    ("B. Wandering Albatross", "disagree", "a text that is not on offer"),
+    ("B because of its dark back", "disagree", "a letter and loose words"),
+    ("B (the Black-footed one)", "disagree", "a remark about another option"),
+    ("F", "out_of_range", "no such option"),
+    ("(Z)", "out_of_range", "no such option"),
+    ("Albatross", "unknown", "part of two texts"),
+    ("Wandering Albatross", "unknown", "not on offer"),
+    ("AB", "unknown", "no letter"),
+    ("2", "unknown", "a number is no letter"),
+    ("В", "unknown", "a Cyrillic letter"),
+    ("...", "unknown", "nothing said"),
+    ("the answer is", "unknown", "nothing said"),
+    ("B" * 501, "too_long", "no answer is that long"),
+]
+
+
+@pytest.mark.parametrize(("answer", "status", "why"), READ)
+def test_every_way_to_say_b_is_b(answer, status, why):
+    assert answered(answer) == Choice(1, status), why
+
+
+@pytest.mark.parametrize(("answer", "status", "why"), REFUSED)
+def test_refused_answers(answer, status, why):
+    assert answered(answer) == Choice(None, status), why
+
+
+def test_letters_are_read_from_the_right_place():
+    """Elsewhere "(B)" scored 0, "A. 2008 Acura TL Type-S" was read as S, and "A or B" as B."""
+    assert answered("(B)").index == 1
+    assert answered("A. 2008 Acura TL Type-S").index == 0
+    assert answered("A or B").index is None
+    assert answered("A. 2008 Acura TL Type-S", tuple(f"Car {x}" for x in LETTERS)).index is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "index", "why"),
+    [
+        ("A. Acura TL Type-S 2008", 0, "the year may move"),
+        ("2008 acura tl type s", 0, "a hyphen is a space"),
+        ("A. 2008 Acura TL Type-S Sedan", None, "another name"),
+        ("F/A-18", 3, "letters inside a name are not letters"),
+        ("D. F/A-18", 3, "letters inside a name are not letters"),
+        ("F A 18", 3, "separators of a name may go missing"),
+        ("C-130", None, "not the letter C"),
+        ("chuck wills widow", 4, "apostrophes and hyphens do not matter"),
+        ("E. Chuck–will’s–widow", 4, "of whatever kind"),
+    ],
+)
+def test_names_that_look_like_letters(answer, index, why):
+    assert answered(answer).index == index, why
+
+
+@pytest.mark.parametrize(
+    ("answer", "index", "why"),
+    [
+        ("Desert Rose", 2, "the longest name wins"),
+        ("Rose Mallow", 3, "the longest name wins"),
+        ("Desert-Rose", 2, "a hyphen is a space"),
+        ("Desert, Rose", None, "a list of two options is not the third"),
+        ("Desert. Rose", None, "a list of two options is not the third"),
+        ("Desert / Rose", None, "a list of two options is not the third"),
+        ("Desert\nRose", None, "a list of two options is not the third"),
+        ("Mallow", 4, "a remark may be left out"),
+        ("Mallow (tree)", 4, "or given"),
+        ("Mallow (bush)", None, "but not another one"),
+    ],
+)
+def test_names_made_of_other_names(answer, index, why):
+    assert answered(answer, NESTED).index == index, why
+
+
+def test_options_that_are_letters_or_alike():
+    hands = ("C", "A", "B")
+    assert answered("B", hands) == Choice(1, "letter")  # the question asks for a letter
+    assert answered("B. A", hands) == Choice(1, "letter")
+    assert answered("A. B", ("B", "A", "C")) == Choice(0, "letter")
+    assert answered("A, B", ("B", "A", "C")).index is None
+    assert answered("Mallard", ("Mallard", "mallard")) == Choice(None, "ambiguous")
+    assert answered("B. Mallard", ("Mallard", "mallard")) == Choice(1, "letter_and_text")
+    assert answered("A", ()) == Choice(None, "out_of_range")
+    assert answered("i", tuple(f"Bird {x}" for x in LETTERS)) == Choice(8, "letter")
+    assert answered("I think B", tuple(f"Bird {x}" for x in LETTERS)) == Choice(1, "letter")
+
+
+LETTER_FORMS = (
+    "{}",
+    "({})",
+    "{})",
+    "{}.",
+    "**{}**",
+    "Option {}",
+    "the answer is {}",
+    '"{}"',
+    "[{}]",
+)
+TEXT_FORMS = ("{}", "the {}", "a {}", "**{}**", "{}.", "({})")
+# fmt: off
+JOINTS = (
+    " or ", "/", ", ", " and ", "\n", " maybe ", "; ", " | ", " & ", " vs ", " vs. ", " - ", " — ",
+    "? ", " (or ", ") (", " → ", "+", " + ", "，", "、", " possibly ", " but not ", " then ",
+    "\r\n", ", or maybe ", " rather than ", "...", ": ", " = ", "\u2028", "**/**", "</b>", "•", "(",
+)
+# fmt: on
+
+
+def claims(index: int, option: str) -> list[str]:
+    letters = [LETTERS[index], LETTERS[index].lower()]
+    forms = [form.format(letter) for form in LETTER_FORMS for letter in letters]
+    forms += [form.format(text) for form in TEXT_FORMS for text in (option, option.lower())]
+    return [*forms, f"{LETTERS[index]}. {option}"]
+
+
+@pytest.mark.parametrize("options", [OPTIONS, NESTED])
+def test_no_hedge_is_ever_rewarded(options):
+    """Any two different options, said in any way and joined in any way, are no answer."""
+    said = [claims(index, option) for index, option in enumerate(options)]
+    rng = random.Random(0)
+    for claimed in said:
+        rng.shuffle(claimed)
+    for first, second in itertools.permutations(range(len(options)), 2):
+        for joint in JOINTS:
+            for one, other in zip(said[first], rng.sample(said[second], 12), strict=False):
+                answer = one + joint + other
+                assert answered(answer, options).index is None, answer
+
+
+@given(st.data())
+@SETTLED
+def test_no_longer_hedge_is_rewarded_either(data):
+    chosen = data.draw(st.lists(st.integers(0, 4), min_size=2, max_size=5, unique=True))
+    options = data.draw(st.sampled_from([OPTIONS, NESTED]))
+    parts = [data.draw(st.sampled_from(claims(i, options[i]))) for i in chosen]
+    joints = [data.draw(st.sampled_from(JOINTS)) for _ in parts]
+    answer = "".join(itertools.chain.from_iterable(zip(parts, joints, strict=True)))
+    assert answered(answer, options).index is None
+
+
+@given(st.data())
+@SETTLED
+def test_one_option_said_once_or_twice_is_that_option(data):
+    index = data.draw(st.integers(0, 4))
+    parts = [LETTERS[index] + data.draw(st.sampled_from([". ", ") ", ": ", " - ", "\n"]))]
+    parts += data.draw(st.sampled_from([[], [OPTIONS[index]], [OPTIONS[index].lower()]]))
+    assert answered("".join(parts)).index == index
+
+
+# fmt: off
+PIECES = (
+    "<think>", "</think>", "<answer>", "</answer>", "<answer", "</", "<", ">", "<!--", "<|im_end|>",
+    "&lt;answer&gt;", "]]>", "\x00", "\x1b[31m", "\x7f", "\ud800", "\udfff", "\u202e", "\u2066",
+    "\u200d", "e\u0301", "\u0301" * 40, "\u1ab0" * 9, "가", "ﷺ", "İ", "ß", "½", "Ⓑ", "⒝", "🅱️",
+    "\u3000", "\n", "\r", "\t", " ", ".", ",", "/", "(", ")", "*", "'", "&", "+", "\\boxed{", "}",
+    "or", "maybe", "the answer is ", "Option ", "A", "B", "c", "F", "S", "2008", *OPTIONS,
+    "albatross", "x" * 600,
+)
+# fmt: on
+
+
+def test_ten_thousand_hostile_strings():
+    """Nothing raises, and what is answered is an option that the text does name."""
+    rng = random.Random(7)
+    answers = 0
+    for _ in range(10_000):
+        inner = "".join(rng.choices(PIECES, k=rng.randint(0, 8)))
+        text = rng.choice(
+            [inner, completion("t", inner), completion(inner, "B"), inner + "</answer>"]
+        )
+        parsed, choice = parse(text), choose(text, OPTIONS)
+        assert parsed.answer is None or (parsed.answer == parsed.answer.strip() != "")
+        assert (parsed.answer is None) == (parsed.problem != "")
+        assert not parsed.well_formed or (parsed.answer is not None and parsed.thought is not None)
+        if choice.index is not None:
+            answers += 1
+            said = [word.key for word in labels.words(parsed.answer or "")]
+            text_said = labels.normalize(OPTIONS[choice.index]) in " ".join(said)
+            assert LETTERS[choice.index].lower() in said or text_said, text
+    assert answers > 1000
+
+
+@given(
+    st.text(st.characters(), max_size=60),
+    st.lists(st.text(st.characters(), max_size=9), max_size=30),
+)
+@example("\ud800", ["\udfff", "", "\x00"])
+@SETTLED
+def test_nothing_raises_whatever_the_options_are(text, options):
+    choice = choose(completion("t", text), options)
+    assert choice.index is None or choice.index < len(options)
+
+
+MILLION = 1_000_000
+HUGE = {
+    "one line": "x" * MILLION,
+    "opening tags": "<answer>" * (MILLION // 8),
+    "closing tags": "</think>" * (MILLION // 8),
+    "half tags": "<answer" * (MILLION // 7),
+    "angles": "<" * MILLION,
+    "spaces": "<think>t</think>" + " " * MILLION + "<answer>B</answer>",
+    "a huge answer": completion("t", "B " * (MILLION // 2)),
+    "a huge word": completion("t", "B" * MILLION),
+    "a huge thought": completion("because " * (MILLION // 8), "B"),
+    "parentheses": completion("t", "(" * MILLION),
+    "combining marks": completion("t", "e" + "\u0301\u0327" * (MILLION // 2)),
+    "newlines": completion("\n" * MILLION, "B"),
+    "ligatures": completion("t", "ﷺ" * 499),
+    "marks out of order": completion("t", "B" + "\u1ab0\u05b0\u0591" * 160),
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_a_megabyte_takes_no_time(kind):
+    started = time.process_time()
+    parse(HUGE[kind])
+    choose(HUGE[kind], OPTIONS)
+    assert time.process_time() - started < 5.0  # CPU seconds; quadratic time would take minutes

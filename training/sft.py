@@ -1,0 +1,198 @@
+"""Supervised fine-tuning: it makes the base policy of the embedded dataset, and is a baseline.
+
+`base_policy` resolves the policy that everything starts from. For `tiny` that is the shipped
+text-only weights with the card's words, taught to see on the images set aside for pretraining
+(base and novel classes alike, as a real vision-language model has seen birds of all kinds). For
+anything else it is a model of the hub or a folder, taught nothing unless steps are asked for.
+
+    python -m training.sft CONFIG.json
+
+The loss is the cross-entropy of the completion's tokens; prompt and image tokens carry none.
+"""
+
+import argparse
+import io
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import data_cards
+from tasks import prompts, shards
+from training import sft_examples, tiny_policy
+
+WARMUP_SHARE = 0.1
+MAX_GRAD_NORM = 1.0
+
+
+def base_policy(
+    output: Path,
+    *,
+    model: str,
+    download: Path,
+    split: Path,
+    card: str,
+    seed: int,
+    prompt_style: str,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    question_share: float,
+    min_pixels: int,
+    max_pixels: int,
+    dtype: str = "float32",
+) -> dict[str, float]:
+    """Write the base policy into the folder `output`; returns figures for the manifest.
+
+    `model` is `tiny`, a model id of the hub, or a folder. `download` and `split` are artifact
+    folders; only rows whose split is `pretrain` are read. `min_pixels` and `max_pixels` bound the
+    area an image is scaled to. `dtype` is the precision of the saved weights.
+    """
+    cards = [data_cards.load(name) for name in card.split("+")]
+    pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    if model == "tiny":
+        texts = [text for each in cards for text in (each.kind, each.noun, *each.classes)]
+        policy, processor = tiny_policy.build(tiny_policy.slot_words(texts), seed=seed, **pixels)
+    else:
+        policy = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32 if steps else dtype)
+        processor = AutoProcessor.from_pretrained(model, **pixels)
+        processor.tokenizer.padding_side = "left"
+    figures = {"steps": 0.0}
+    if steps:
+        wording = {each.name: _wording(each, prompt_style) for each in cards}
+        names = {each.name: each.classes for each in cards}
+        rows = pretrain_images(download, split)
+        batches = _random_batches(rows, names, wording, seed, batch_size, question_share)
+        figures = train_supervised(policy, processor, batches, steps=steps, learning_rate=learning_rate)
+    policy.to(getattr(torch, dtype))
+    tiny_policy.save(policy, processor, output)
+    return figures
+
+
+def train_supervised(
+    model: torch.nn.Module,
+    processor: Any,
+    batches: Iterator[list[sft_examples.Example]],
+    *,
+    steps: int,
+    learning_rate: float,
+    weight_decay: float = 0.01,
+    bf16: bool = True,
+) -> dict[str, float]:
+    """Teach `model` in place, one batch a step; returns the steps and the mean loss at the end.
+
+    AdamW with linear warm-up and linear decay. `bf16` computes under autocast; weights keep their
+    precision. Progress goes to the terminal: rate, time left, loss.
+    """
+    device = next(model.parameters()).device
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay
+    )
+    warmup = max(1, round(WARMUP_SHARE * steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+    )
+    model.train()
+    recent: list[float] = []
+    with tqdm(total=steps, desc="supervised", unit="step") as bar:
+        for _, batch in zip(range(steps), batches, strict=False):
+            inputs = collate(processor, batch).to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = model(**inputs).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            recent = [*recent[-9:], loss.item()]
+            bar.update()
+            bar.set_postfix(loss=f"{sum(recent) / len(recent):.3f}")
+    model.eval()
+    return {"steps": float(steps), "final_loss": sum(recent) / max(1, len(recent))}
+
+
+def collate(processor: Any, batch: list[sft_examples.Example]) -> Any:
+    """Model inputs of a batch, padded on the left, with `labels` for the completions' tokens."""
+    prompt_texts = [
+        processor.apply_chat_template(
+            prompts.chat(example.question), add_generation_prompt=True, tokenize=False
+        )
+        for example in batch
+    ]
+    ends = [example.completion + processor.tokenizer.eos_token for example in batch]
+    inputs = processor(
+        text=[prompt + end for prompt, end in zip(prompt_texts, ends, strict=True)],
+        images=[[example.image] for example in batch],
+        padding=True,
+        return_tensors="pt",
+    )
+    labels = torch.full_like(inputs["input_ids"], -100)
+    for row, end in enumerate(ends):
+        length = len(processor.tokenizer(end, add_special_tokens=False)["input_ids"])
+        labels[row, -length:] = inputs["input_ids"][row, -length:]
+    inputs["labels"] = labels
+    return inputs
+
+
+def pretrain_images(download: Path, split: Path) -> list[tuple[str, str, bytes]]:
+    """(card, class name, encoded image) of every image set aside for pretraining."""
+    rows = shards.read(split, "split", ["image_id", "class_name", "split"]).to_pylist()
+    wanted = {row["image_id"]: row["class_name"] for row in rows if row["split"] == "pretrain"}
+    found = [
+        (row["image_id"].split("/", 1)[0], wanted[row["image_id"]], row["image"]["bytes"])
+        for row in shards.iter_rows(download, "images", ["image_id", "image"])
+        if row["image_id"] in wanted
+    ]
+    if not found:
+        raise shards.ShardError(
+            f"{split} sets no image aside for pretraining; give the split a pretrain share, or set "
+            "[BasePolicy] steps = 0"
+        )
+    return found
+
+
+def _wording(card: data_cards.Card, style: str) -> sft_examples.Wording:
+    return sft_examples.Wording(card.noun, card.kind, style)
+
+
+def _random_batches(
+    rows: list[tuple[str, str, bytes]],
+    names: dict[str, tuple[str, ...]],
+    wording: dict[str, sft_examples.Wording],
+    seed: int,
+    batch_size: int,
+    question_share: float,
+) -> Iterator[list[sft_examples.Example]]:
+    """Endless batches that go through all images, in a new order each time round."""
+    rng = random.Random(f"sft {seed}")
+    batch: list[sft_examples.Example] = []
+    while True:
+        for card, name, data in rng.sample(rows, len(rows)):
+            image = Image.open(io.BytesIO(data)).convert("RGB")
+            batch.append(
+                sft_examples.random_example(
+                    image, name, names[card], rng, wording[card], question_share=question_share
+                )
+            )
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the base policy.")
+    parser.add_argument("config", type=Path, help="JSON file with the arguments of base_policy")
+    settings = json.loads(parser.parse_args().config.read_text())
+    for key in ("output", "download", "split"):
+        settings[key] = Path(settings[key])
+    print(json.dumps(base_policy(**settings)))
+
+
+if __name__ == "__main__":
+    main()
