@@ -81,6 +81,8 @@ def _parse(path: Path, text: str, digest: str) -> Card:
     for name in aliases:
         if name not in classes:
             raise CardError(f"{path}: aliases names {name!r}, which is not among the classes")
+        if not isinstance(aliases[name], list):
+            raise CardError(f"{path}: the aliases of {name!r} must be a list of names")
     front |= {
         "classes": tuple(classes),
         "aliases": {name: tuple(also) for name, also in aliases.items()},

@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 
 from data_cards import Card, beetles, load
 from tasks import schemas, shards
+from tasks.labels import ClassNames
 from tasks.run import StageError, main, progress
 
 IMAGES_PER_SHARD = 1000
@@ -50,6 +51,10 @@ def download(output: Path, *, card: str, max_reject_share: float) -> None:
     exceeds `max_reject_share`.
     """
     data_card = load(card)
+    try:
+        ClassNames(data_card.classes, data_card.aliases)
+    except ValueError as error:
+        raise StageError(f"card {card}: {error}") from error
     items = list_items(data_card)
     schema = schemas.images(data_card.classes)
     rejects: list[dict[str, str]] = []

@@ -206,7 +206,7 @@ def _options(
             word for word, on in (("chosen", option == chosen), ("truth", option == truth)) if on
         ]
         tag = f' <span class="tag">({", ".join(tags)})</span>' if tags else ""
-        count = votes.get(option)
+        count = votes.get(option, 0 if votes else None)
         vote = "" if count is None else f"{count} vote{'s' * (count != 1)}"
         picked = ' class="picked"' if option == chosen else ""
         items.append(

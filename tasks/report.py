@@ -57,6 +57,8 @@ def report(
     ones are compared with the first in the same way. Raises ReportError when two evaluations do
     not cover the same test images.
     """
+    if not evaluations:
+        raise ReportError("a report needs at least the evaluation of the base policy")
     places = {row["image_id"]: row for row in shards.read(Path(split), "split").to_pylist()}
     names = [item["name"] for item in evaluations]
     predictions = [_predictions(Path(item["path"]), places) for item in evaluations]

@@ -166,7 +166,7 @@ _NARROW = """
  header,main,footer{max-width:none;padding-left:0;padding-right:0}
  section{margin-top:1.5rem;padding-top:1rem}
  tr,figure,.shown{break-inside:avoid}
- h2,h3{break-after:avoid}
+ h2,h3,h3+p{break-after:avoid}
  .said{max-height:none;overflow:visible}
  .bar,.bar i{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 }

@@ -1,5 +1,6 @@
 """The report's tables as HTML: results, how answers were read, rounds, and how it was made."""
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -103,8 +104,7 @@ def stages_table(stages: Sequence[dict[str, Any]]) -> str:
         name, seconds = esc(_stage_name(stage)), stage.get("seconds")
         width = 100 * (seconds or 0) / longest
         memory = stage.get("peak_memory_mb")
-        rows = stage.get("rows") or {}
-        told = _counts(rows, " ") if isinstance(rows, dict) else str(rows)
+        told = _counts(_rows(stage.get("rows")), " ")
         mark = f"<code>{esc(str(stage.get('fingerprint', ''))[:10])}</code>"
         lines.append(
             f"<tr><th>{name}<br><small>{esc(told)}</small></th><td>{mark}</td>"
@@ -218,6 +218,15 @@ def _stage_name(stage: dict[str, Any]) -> str:
     if "refresh_round" in settings:
         about.append(f"round {settings['refresh_round']}")
     return ", ".join([str(stage.get("stage", "?")), *about])
+
+
+def _rows(rows: Any) -> dict[str, int]:
+    """Rows by table: the shards of one table, `mcq-00000.parquet` and on, are added up."""
+    totals: Counter[str] = Counter()
+    for name, count in (rows if isinstance(rows, dict) else {}).items():
+        if isinstance(count, int):
+            totals[re.sub(r"(-\d+)?(\.parquet)?$", "", str(name))] += count
+    return dict(totals)
 
 
 def _recipe(stage: dict[str, Any]) -> str:

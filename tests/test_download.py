@@ -141,6 +141,13 @@ def test_files_of_one_stem_in_two_folders_stay_apart(photo_card):
     assert len(set(ids)) == len(ids) == 6
 
 
+def test_classes_that_read_alike_are_an_error_naming_both(photo_card):
+    card = photo_card / "cards" / "mine.md"
+    card.write_text(card.read_text().replace("- Buzzard", "- red-kite"))
+    with pytest.raises(StageError, match=r"card mine: .*Red kite.*red-kite"):
+        download(photo_card / "out", card="mine", max_reject_share=0)
+
+
 def test_an_unknown_folder_and_a_missing_one_are_named(photo_card):
     (photo_card / "photos" / "Kestrel").mkdir()
     with pytest.raises(StageError, match=r"no class 'Kestrel' in card mine"):
@@ -181,6 +188,11 @@ def test_train_and_test_folders_give_the_official_split(photo_card):
         ("---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: web}\nclasses: [x, y]\n---\n", "source.kind"),
         ("---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder}\nclasses: [x, no]\n---\n", "quote"),
         ("---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder}\nclasses: [x, x]\n---\n", "distinct"),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder}\nclasses: [x, z]\n"
+            "aliases: {x: why}\n---\n",
+            "aliases of 'x' must be a list",
+        ),
     ],
 )
 def test_a_broken_card_says_what_is_wrong(tmp_path, monkeypatch, text, told):

@@ -91,6 +91,7 @@ def test_the_page_is_closed_to_what_models_and_files_write(tree, tmp_path):
     report(tmp_path / "out", **tree)
     raw = (tmp_path / "out/index.html").read_bytes()
     page = raw.decode("utf-8")
+    assert "mcq 723" in page  # rows of two shards, added up
     assert "alert(1)" in page  # the text is shown ...
     assert "<script" not in page.lower()  # ... and is only text
     assert not re.search(r"<[^>]+\son\w+\s*=", page)
@@ -147,6 +148,16 @@ def test_a_base_policy_alone_is_reported_without_a_verdict(tree, tmp_path):
     report(tmp_path / "out", **tree | {"evaluations": tree["evaluations"][:1], "rounds": []})
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert "nothing to compare" in summary(metrics)
+
+
+def test_a_protocol_without_novel_classes_has_no_harmonic_mean(tree, tmp_path):
+    rows = shards.read(Path(tree["split"]), "split").to_pylist()
+    rows = [row | {"group": "base"} for row in rows]
+    shards.write(Path(tree["split"]) / "split.parquet", rows, schemas.split(CLASSES))
+    report(tmp_path / "out", **tree)
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert set(metrics["evaluations"][1]["modes"]["one_step"]) == {"base", "difference"}
+    assert "harmonic" not in summary(metrics)
 
 
 def test_missing_statistics_leave_gaps_and_not_errors(tree, tmp_path):
@@ -272,7 +283,11 @@ def _write_manifests(root: Path) -> list[str]:
         "peak_memory_mb": 900,
     }
     recipe |= {"settings": {"key": HOSTILE, "lone": "\ud800"}, "command": ["python", "\udfff", "x"]}
-    recipe |= {"versions": {"numpy": "2"}, "host": {"cpu": HOSTILE, "cores": 2}, "rows": {"a": 1}}
+    recipe |= {
+        "versions": {"numpy": "2"},
+        "host": {"cpu": HOSTILE, "cores": 2},
+        "rows": {"mcq-00000.parquet": 700, "mcq-00001.parquet": 23},
+    }
     for name, manifest in {"one": recipe, "two": {"stage": "Train", "seconds": 7.5}}.items():
         (root / f"{name}.json").write_text(json.dumps(manifest))
     return [str(root / "one.json"), str(root / "two.json")]

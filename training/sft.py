@@ -10,9 +10,7 @@ anything else it is a model of the hub or a folder, taught nothing unless steps 
 The loss is the cross-entropy of the completion's tokens; prompt and image tokens carry none.
 """
 
-import argparse
 import io
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +18,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import data_cards
 from tasks import prompts, shards
+from tasks.run import StageError, main, progress
 from training import sft_examples, tiny_policy
 
 WARMUP_SHARE = 0.1
@@ -47,8 +45,8 @@ def base_policy(
     min_pixels: int,
     max_pixels: int,
     dtype: str = "float32",
-) -> dict[str, float]:
-    """Write the base policy into the folder `output`; returns figures for the manifest.
+) -> None:
+    """Write the base policy into the folder `output`.
 
     `model` is `tiny`, a model id of the hub, or a folder. `download` and `split` are artifact
     folders; only rows whose split is `pretrain` are read. `min_pixels` and `max_pixels` bound the
@@ -63,16 +61,14 @@ def base_policy(
         policy = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32 if steps else dtype)
         processor = AutoProcessor.from_pretrained(model, **pixels)
         processor.tokenizer.padding_side = "left"
-    figures = {"steps": 0.0}
     if steps:
         wording = {each.name: _wording(each, prompt_style) for each in cards}
         names = {each.name: each.classes for each in cards}
         rows = pretrain_images(download, split)
         batches = _random_batches(rows, names, wording, seed, batch_size, question_share)
-        figures = train_supervised(policy, processor, batches, steps=steps, learning_rate=learning_rate)
+        train_supervised(policy, processor, batches, steps=steps, learning_rate=learning_rate)
     policy.to(getattr(torch, dtype))
     tiny_policy.save(policy, processor, output)
-    return figures
 
 
 def train_supervised(
@@ -100,7 +96,7 @@ def train_supervised(
     )
     model.train()
     recent: list[float] = []
-    with tqdm(total=steps, desc="supervised", unit="step") as bar:
+    with progress(None, desc="supervised", total=steps, unit="steps") as bar:
         for _, batch in zip(range(steps), batches, strict=False):
             inputs = collate(processor, batch).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -150,7 +146,7 @@ def pretrain_images(download: Path, split: Path) -> list[tuple[str, str, bytes]]
         if row["image_id"] in wanted
     ]
     if not found:
-        raise shards.ShardError(
+        raise StageError(
             f"{split} sets no image aside for pretraining; give the split a pretrain share, or set "
             "[BasePolicy] steps = 0"
         )
@@ -185,14 +181,5 @@ def _random_batches(
                 batch = []
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the base policy.")
-    parser.add_argument("config", type=Path, help="JSON file with the arguments of base_policy")
-    settings = json.loads(parser.parse_args().config.read_text())
-    for key in ("output", "download", "split"):
-        settings[key] = Path(settings[key])
-    print(json.dumps(base_policy(**settings)))
-
-
 if __name__ == "__main__":
-    main()
+    main(base_policy)
