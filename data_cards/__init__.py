@@ -38,15 +38,18 @@ class Card:
 
 
 def load(name: str) -> Card:
-    """Read `data_cards/NAME.md`.
+    """Read `NAME.md` from `data_cards/` in the working directory, or from this package.
 
     Raises CardError naming the file and the key when something is missing, unknown or of the
     wrong type.
     """
-    path = FOLDER / f"{name}.md"
-    if not path.exists():
-        known = ", ".join(sorted(card.stem for card in FOLDER.glob("*.md"))) or "none"
-        raise CardError(f"there is no data card {path}; known cards: {known}")
+    places = [Path("data_cards"), FOLDER]
+    path = next((p for folder in places if (p := folder / f"{name}.md").is_file()), None)
+    if path is None:
+        known = sorted({card.stem for folder in places for card in folder.glob("*.md")})
+        raise CardError(
+            f"there is no data card {FOLDER / name}.md; known cards: {', '.join(known) or 'none'}"
+        )
     text = path.read_bytes()
     return _parse(path, text.decode("utf-8"), hashlib.sha256(text).hexdigest())
 
@@ -71,7 +74,7 @@ def _parse(path: Path, text: str, digest: str) -> Card:
             raise CardError(f"{path}: key {key!r} is missing")
     classes = front["classes"]
     if not isinstance(classes, list) or not all(isinstance(c, str) and c.strip() for c in classes):
-        raise CardError(f"{path}: classes must be a list of non-empty names; quote names like \"no\"")
+        raise CardError(f'{path}: classes must be a list of non-empty names; quote names like "no"')
     if len(set(classes)) != len(classes) or len(classes) < 2:
         raise CardError(f"{path}: classes must be two or more distinct names")
     source = front["source"]

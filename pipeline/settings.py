@@ -96,10 +96,11 @@ def known_keys() -> dict[str, list[str]]:
 class run(Checked, luigi.Config):
     """[run]: what travels along the graph, and where artifacts lie."""
 
-    ignore_unconsumed = set(GRAPH)  # read by Checked for every task, not by this config
+    ignore_unconsumed = frozenset(GRAPH)  # read by Checked for every task, not by this config
 
     rounds = luigi.IntParameter(description="rounds of propose, build, train; 1 is no refresh")
     artifacts = luigi.Parameter(description="folder of all artifacts", significant=False)
+    cpu_threads = luigi.IntParameter(description="threads of a stage's process", significant=False)
 
 
 def _nearest(name: str, known: list[str]) -> str:

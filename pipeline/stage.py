@@ -74,7 +74,8 @@ class Stage(Checked, luigi.Task):
             return
         manifest = {**self.identity, "fingerprint": self.fingerprint, "source_sha256": self._source}
         manifest |= {name: getattr(self, name) for name in GRAPH_ONLY if hasattr(self, name)}
-        artifact.build(self.folder, self.module, self.arguments(), manifest)
+        threads = {"OMP_NUM_THREADS": str(run().cpu_threads)}
+        artifact.build(self.folder, self.module, self.arguments(), manifest, threads)
 
     def settings(self) -> dict[str, Any]:
         """Significant parameters, as plain JSON values; graph parameters other than seed left out."""

@@ -40,7 +40,9 @@ class engine(Checked, luigi.Config):
 
     def significant(self) -> dict[str, Any]:
         """The values that can change what a result means."""
-        return {f"engine.{n}": plain(getattr(self, n)) for n, p in self.get_params() if p.significant}
+        return {
+            f"engine.{n}": plain(getattr(self, n)) for n, p in self.get_params() if p.significant
+        }
 
 
 class Download(Stage):
@@ -130,7 +132,9 @@ class Round(Stage):
 
     def place(self):
         # Before any training every method proposes alike, and shares the artifact.
-        method = "" if self.refresh_round == 0 and self.task_family == "Propose" else f"{self.method}/"
+        method = (
+            "" if self.refresh_round == 0 and self.task_family == "Propose" else f"{self.method}/"
+        )
         return f"{method}round{self.refresh_round}/{snake(self.task_family)}"
 
 

@@ -28,8 +28,8 @@ import numpy as np
 from data_cards import Card, load
 from tasks import answers, prompts, schemas, shards
 from tasks.labels import ClassNames
-from tasks.propose import read_images, select
 from tasks.prompts import LETTERS
+from tasks.propose import read_images, select
 from tasks.run import StageError, main, progress
 
 TOP_UPS = ("confusion", "random", "none")
@@ -94,7 +94,9 @@ def build_mcq(
     outcomes: Counter[str] = Counter()
     parts = list(shards.chunks(rows, shard_size))
     stats = _empty_stats(len(rows))
-    for index, part in enumerate(progress(parts, desc="build_mcq", total=len(parts), unit="shards")):
+    for index, part in enumerate(
+        progress(parts, desc="build_mcq", total=len(parts), unit="shards")
+    ):
         images = read_images(download, part)
         questions, table = [], []
         for row in part:
@@ -159,9 +161,7 @@ def merge_all(propose: Path, names: ClassNames, allowed: set[int]) -> dict[str, 
     return merged
 
 
-def merge(
-    completions: Iterable[tuple[str, float]], names: ClassNames, allowed: set[int]
-) -> Votes:
+def merge(completions: Iterable[tuple[str, float]], names: ClassNames, allowed: set[int]) -> Votes:
     """Merge sampled answers, given as (completion, mean log-probability), by class.
 
     Only classes in `allowed` become candidates. Order: votes, then mean log-probability of the
@@ -235,7 +235,10 @@ def choose_options(
 
 
 def shuffle_options(
-    options: Sequence[Option], generator: np.random.Generator, truth_at: int | None = None, truth: int = -1
+    options: Sequence[Option],
+    generator: np.random.Generator,
+    truth_at: int | None = None,
+    truth: int = -1,
 ) -> list[Option]:
     """Options in random order; with `truth_at` the truth stands at that position."""
     order = [options[i] for i in generator.permutation(len(options))]
@@ -337,9 +340,7 @@ def _empty_stats(images: int) -> dict[str, Any]:
     }
 
 
-def _count(
-    stats: dict[str, Any], written: list[dict], table: list[dict], num_options: int
-) -> None:
+def _count(stats: dict[str, Any], written: list[dict], table: list[dict], num_options: int) -> None:
     for question in written:
         letter, size = question["answer_letter"], str(len(question["options"]))
         stats["injected"] += question["truth_injected"]
@@ -349,7 +350,9 @@ def _count(
         stats["rollouts"] += row["num_rollouts"]
         stats["unparsed"] += row["num_unparsed"]
         stats["outside_vocabulary"] += row["num_outside"]
-        stats["truth_in_top_k"] += row["truth_rank"] is not None and row["truth_rank"] <= num_options
+        stats["truth_in_top_k"] += (
+            row["truth_rank"] is not None and row["truth_rank"] <= num_options
+        )
 
 
 def _by_image(propose: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:

@@ -3,9 +3,9 @@
     python -m tasks.download CONFIG.json
 
 Writes `images-*.parquet` (one row an image), `rejects.parquet` (one row a file that could not be
-used, with the reason; no file when there is none) and the counts in `stats.json`. Bytes are kept as they came where every consumer reads them alike, an
-upright RGB JPEG or PNG; anything else is stored as a PNG of what a person sees: rotated by EXIF,
-alpha on white, 8-bit RGB, first frame.
+used, with the reason; no file when there is none) and the counts in `stats.json`. Bytes are kept
+as they came where every consumer reads them alike, an upright RGB JPEG or PNG; anything else is
+stored as a PNG of what a person sees: rotated by EXIF, alpha on white, 8-bit RGB, first frame.
 """
 
 import hashlib
@@ -151,8 +151,8 @@ def normalise_image(data: bytes) -> tuple[bytes, int, int]:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         # 16-bit grayscale: PIL's own conversion would clip everything above 255 to white.
-        low, high = image.getextrema()
-        scale = 255 / max(high, 1) if high > 255 else 1
+        highest = image.getextrema()[1]
+        scale = 255 / highest if highest > 255 else 1
         return image.convert("F").point(lambda value: value * scale).convert("L").convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")

@@ -8,7 +8,10 @@ offline engine; `transformers` is the slow cross-check for models that vLLM does
 import importlib
 import io
 import os
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,22 +92,26 @@ class VllmEngine:
             # CPU; the defaults would reserve gigabytes and spawn a second process.
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings["cpu_kv_cache_gib"]))
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        from vllm import LLM
-
+            # Left to itself vLLM binds its threads to cores of its own choice, on top of those
+            # that OMP_NUM_THREADS allows, and they wait for one another.
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         self._in_process = not on_gpu
         memory = {"gpu_memory_utilization": settings["gpu_memory_utilization"]} if on_gpu else {}
-        self._llm = LLM(
-            model=str(policy),
-            dtype=settings["dtype"],
-            max_model_len=settings["max_model_len"],
-            max_num_seqs=settings["max_num_seqs"],
-            enforce_eager=not on_gpu,
-            tensor_parallel_size=settings["tensor_parallel_size"],
-            limit_mm_per_prompt={"image": 1},
-            disable_log_stats=True,
-            seed=0,
-            **memory,
-        )
+        with hushed():
+            from vllm import LLM
+
+            self._llm = LLM(
+                model=str(policy),
+                dtype=settings["dtype"],
+                max_model_len=settings["max_model_len"],
+                max_num_seqs=settings["max_num_seqs"],
+                enforce_eager=not on_gpu,
+                tensor_parallel_size=settings["tensor_parallel_size"],
+                limit_mm_per_prompt={"image": 1},
+                disable_log_stats=True,
+                seed=0,
+                **memory,
+            )
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """Completions in the order of the requests, reproducible from `sampling.seed` on a CPU."""
@@ -169,12 +176,16 @@ class TransformersEngine:
             return_tensors="pt",
         ).to(self._model.device)
         greedy = sampling.temperature == 0
-        choice = {"do_sample": False} if greedy else {
-            "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": 0,
-        }
+        choice = (
+            {"do_sample": False}
+            if greedy
+            else {
+                "do_sample": True,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": 0,
+            }
+        )
         output = self._model.generate(
             **inputs,
             **choice,
@@ -201,6 +212,33 @@ class TransformersEngine:
         text = self._processor.tokenizer.decode(ids[:length], skip_special_tokens=True)
         mean = sum(logprobs[:length]) / length if length else 0.0
         return Completion(text, "stop" if stopped else "length", length, mean)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Keep a library's start-up chatter off the terminal; show its end if the start fails.
+
+    Some of it is written below Python, so the descriptors themselves are turned aside.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 1)
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            sys.stderr.flush()
+            aside.seek(max(0, aside.tell() - 4000))
+            os.write(kept[1], aside.read())
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, descriptor in enumerate(kept, start=1):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
 
 
 def load_template(processor: Any, policy: Path) -> Any:

@@ -57,7 +57,9 @@ def evaluate(
     rows = select(split, part, GROUPS)
     allowed = {group: _allowed(rows, group, prompt, data_card) for group in GROUPS}
     texts = {
-        group: question(data_card, style, prompt, [data_card.classes[i] for i in sorted(allowed[group])])
+        group: question(
+            data_card, style, prompt, [data_card.classes[i] for i in sorted(allowed[group])]
+        )
         for group in GROUPS
     }
 
@@ -73,7 +75,9 @@ def evaluate(
         members = {row["image_id"] for row in rows if row["group"] == group}
         merged = merge_all(output, names, allowed[group])
         votes |= {image_id: merged[image_id] for image_id in members}
-    options = {row["image_id"]: _options(votes[row["image_id"]], row, num_options, seed) for row in rows}
+    options = {
+        row["image_id"]: _options(votes[row["image_id"]], row, num_options, seed) for row in rows
+    }
 
     def mcq_text(row: dict[str, Any]) -> str:
         listed = [data_card.classes[option.class_id] for option in options[row["image_id"]]]

@@ -76,7 +76,9 @@ def load_arguments(function: Callable[..., None], path: Path) -> dict[str, Any]:
     }
 
 
-def progress(items: Iterable[Any] | None, *, desc: str, total: int, unit: str, done: int = 0) -> tqdm:
+def progress(
+    items: Iterable[Any] | None, *, desc: str, total: int, unit: str, done: int = 0
+) -> tqdm:
     """The one progress bar: rate and time left on a terminal, a line every 15 s in a log file."""
     interval = 0.2 if sys.stderr.isatty() else 15
     return tqdm(

@@ -135,7 +135,12 @@ def train_log() -> pa.Schema:
 def completions() -> pa.Schema:
     """Train: one row is a completion sampled while training, with its rewards."""
     return _schema(
-        step=INT, mcq_id=STR, completion=STR, format_reward=FLOAT, letter_reward=FLOAT, advantage=FLOAT
+        step=INT,
+        mcq_id=STR,
+        completion=STR,
+        format_reward=FLOAT,
+        letter_reward=FLOAT,
+        advantage=FLOAT,
     )
 
 

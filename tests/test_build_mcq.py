@@ -24,7 +24,9 @@ from tasks.prompts import LETTERS
 from tasks.run import StageError
 from tests.conftest import mcq_arguments, write_rollouts
 
-BIRDS = ClassNames(["Black footed Albatross", "Laysan Albatross", "Sooty Albatross", "Crow", "Gull"], {})
+BIRDS = ClassNames(
+    ["Black footed Albatross", "Laysan Albatross", "Sooty Albatross", "Crow", "Gull"], {}
+)
 
 
 def said(*answers: str) -> list[tuple[str, float]]:
@@ -54,7 +56,9 @@ def test_unreadable_answers_are_counted_and_never_become_candidates():
 
 
 def test_ties_break_by_log_probability_then_class_id():
-    pairs = [(text, value) for (text, _), value in zip(said("Gull", "Crow"), (-0.1, -2.0), strict=True)]
+    pairs = [
+        (text, value) for (text, _), value in zip(said("Gull", "Crow"), (-0.1, -2.0), strict=True)
+    ]
     assert [c.class_id for c in merge(pairs, BIRDS, {3, 4}).candidates] == [4, 3]
     assert [c.class_id for c in merge(said("Gull", "Crow"), BIRDS, {3, 4}).candidates] == [3, 4]
 
@@ -190,7 +194,10 @@ def test_every_question_holds_its_promises(rollouts):
             assert truth == row["image_id"].split("/")[2]
             assert row["options"].count(truth) == 1
             assert row["truth_injected"] == ("truth" in row["option_sources"])
-            assert all(f"{x}. {o}" in row["question"] for x, o in zip(LETTERS, row["options"], strict=False))
+            assert all(
+                f"{x}. {o}" in row["question"]
+                for x, o in zip(LETTERS, row["options"], strict=False)
+            )
             by_size.setdefault(len(ids), Counter())[row["answer_letter"]] += 1
         for size, used in by_size.items():
             tally = [used[letter] for letter in LETTERS[:size]]
@@ -237,7 +244,11 @@ def test_missing_and_doubled_rollouts_are_refused(rollouts):
 
 @pytest.mark.parametrize(
     ("changed", "told"),
-    [({"num_options": 1}, "min_options"), ({"num_options": 27}, "26"), ({"top_up": "luck"}, "luck")],
+    [
+        ({"num_options": 1}, "min_options"),
+        ({"num_options": 27}, "26"),
+        ({"top_up": "luck"}, "luck"),
+    ],
 )
 def test_impossible_settings_are_named(rollouts, changed, told):
     with pytest.raises(StageError, match=told):

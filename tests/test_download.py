@@ -122,7 +122,10 @@ def test_a_drafted_card_reads_its_folder(photo_card):
         "mine/001.Red_kite/1.jpg",
     ]
     assert [row["label"] for row in rows] == [0, 0, 0, 1, 1, 1]
-    assert json.loads((photo_card / "out" / "stats.json").read_text()) == {"images": 6, "rejected": 0}
+    assert json.loads((photo_card / "out" / "stats.json").read_text()) == {
+        "images": 6,
+        "rejected": 0,
+    }
 
 
 def test_rejects_are_named_and_too_many_fail_the_stage(photo_card):
@@ -185,9 +188,18 @@ def test_train_and_test_folders_give_the_official_split(photo_card):
         ("---\nversion: 1\n---\n", "'noun' is missing"),
         ("---\nversoin: 1\n---\n", "unknown key 'versoin'"),
         ("---\n[\n---\n", "not valid YAML"),
-        ("---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: web}\nclasses: [x, y]\n---\n", "source.kind"),
-        ("---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder}\nclasses: [x, no]\n---\n", "quote"),
-        ("---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder}\nclasses: [x, x]\n---\n", "distinct"),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: web}\nclasses: [x, y]\n---\n",
+            "source.kind",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder}\nclasses: [x, no]\n---\n",
+            "quote",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder}\nclasses: [x, x]\n---\n",
+            "distinct",
+        ),
         (
             "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder}\nclasses: [x, z]\n"
             "aliases: {x: why}\n---\n",

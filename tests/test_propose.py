@@ -96,8 +96,8 @@ def test_killed_in_the_middle_it_goes_on_and_each_rollout_is_there_once(split_se
 
 
 def test_a_prompt_that_is_not_followed_fails_the_stage_with_an_example(split_set):
+    (split_set.root / "p").mkdir()
     with pytest.raises(StageError, match=r"answers cannot be read .*max_unparsed_share.*no tags"):
-        (split_set.root / "p").mkdir()
         propose(split_set.root / "p", **propose_arguments(split_set, max_unparsed_share=0.01))
 
 

@@ -62,10 +62,14 @@ def test_a_flipped_bit_is_found_wherever_it_is(tables):
         data = bytearray(whole)
         data[position] ^= 1 << position % 8
         path.write_bytes(data)
-        try:
-            assert shards.read_file(path).to_pylist() == good
-        except shards.ShardError as error:
-            assert "is damaged" in str(error)
+        assert found_or_harmless(path, good), f"a flip at byte {position} read back as other rows"
+
+
+def found_or_harmless(path, good) -> bool:
+    try:
+        return shards.read_file(path).to_pylist() == good
+    except shards.ShardError:
+        return True
 
 
 def test_a_table_without_rows_leaves_no_file_because_datasets_could_not_load_it(tmp_path):

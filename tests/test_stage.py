@@ -76,7 +76,9 @@ def matrix():
 
 
 @pytest.mark.parametrize(("section", "name", "parameter"), matrix())
-def test_a_changed_setting_reruns_its_stage_and_what_hangs_below_it(config, section, name, parameter):
+def test_a_changed_setting_reruns_its_stage_and_what_hangs_below_it(
+    config, section, name, parameter
+):
     before = fingerprints()
     old = config.get(section, name)
     number = isinstance(parameter, luigi.IntParameter | luigi.FloatParameter)
@@ -115,7 +117,11 @@ def test_a_stage_run_alone_takes_the_graph_parameters_of_the_configuration(confi
 @pytest.mark.parametrize(
     ("section", "key", "told"),
     [
-        ("BuildMCQ", "num_option", r"\[BuildMCQ\] has no key 'num_option'; did you mean num_options"),
+        (
+            "BuildMCQ",
+            "num_option",
+            r"\[BuildMCQ\] has no key 'num_option'; did you mean num_options",
+        ),
         ("BuildMQC", "num_options", r"unknown section \[BuildMQC\]; did you mean BuildMCQ"),
         ("run", "rounbs", r"\[run\] has no key 'rounbs'; did you mean rounds"),
     ],
@@ -159,7 +165,9 @@ def luigi_run(folder: Path, *arguments: str, **changed) -> subprocess.CompletedP
 
 
 def test_the_command_reports_a_misspelt_key_in_one_sentence(tmp_path):
-    ran = luigi_run(tmp_path, "TrainDiVE", replace={"num_options = 5\nprompt": "num_optons = 5\nprompt"})
+    ran = luigi_run(
+        tmp_path, "TrainDiVE", replace={"num_options = 5\nprompt": "num_optons = 5\nprompt"}
+    )
     assert ran.returncode == 1
     assert "error: luigi.cfg: section [Evaluate] has no key 'num_optons'" in ran.stderr
     assert "Traceback" not in ran.stderr
@@ -168,7 +176,10 @@ def test_the_command_reports_a_misspelt_key_in_one_sentence(tmp_path):
 def test_a_failing_stage_exits_with_30_and_one_sentence(tmp_path):
     ran = luigi_run(tmp_path, "Split", replace={"protocol = base_to_novel": "protocol = sideways"})
     assert ran.returncode == 30, ran.stderr
-    assert "Split failed: [Split] protocol must be one of base_to_novel, all; got sideways" in ran.stderr
+    assert (
+        "Split failed: [Split] protocol must be one of base_to_novel, all; got sideways"
+        in ran.stderr
+    )
     assert "Traceback" not in ran.stderr
     made = [p.name for p in (tmp_path / "artifacts" / "beetles" / "split").iterdir()]
     assert [name for name in made if not name.endswith(".partial")] == []
@@ -187,7 +198,7 @@ def test_an_unchanged_rerun_runs_nothing(tmp_path):
 
 
 def test_importing_the_graph_loads_nothing_heavy():
-    code = f"import pipeline.tasks, sys; print([m for m in {HEAVY + ('pyarrow', 'pandas')} if m in sys.modules])"
+    code = f"import pipeline.tasks, sys; print([m for m in {(*HEAVY, 'pyarrow', 'pandas')} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert ran.stdout.strip() == "[]", ran.stderr
 
@@ -200,7 +211,9 @@ ALLOWED = {
 }
 
 
-@pytest.mark.parametrize("path", [p for room in ALLOWED for p in (ROOT / room).glob("*.py")], ids=str)
+@pytest.mark.parametrize(
+    "path", [p for room in ALLOWED for p in (ROOT / room).glob("*.py")], ids=str
+)
 def test_rooms_import_only_what_they_may(path):
     room = path.parent.name
     tree = ast.parse(path.read_text())
@@ -221,12 +234,12 @@ def test_rooms_import_only_what_they_may(path):
 
 # The artifact's life, without luigi.
 
-ECHO = '''
+ECHO = """
 import json, sys
 from pathlib import Path
 config = json.loads(Path(sys.argv[1]).read_text())
 (Path(config["output"]) / "out.txt").write_text("done")
-'''
+"""
 
 
 def test_a_committed_artifact_is_frozen_and_described(tmp_path, monkeypatch):
@@ -280,7 +293,16 @@ def time_sleep(seconds: float) -> None:
 
 
 def test_every_stage_names_a_module_that_exists():
-    for name in ("Download", "Split", "BasePolicy", "Propose", "BuildMCQ", "Train", "Evaluate", "Report"):
+    for name in (
+        "Download",
+        "Split",
+        "BasePolicy",
+        "Propose",
+        "BuildMCQ",
+        "Train",
+        "Evaluate",
+        "Report",
+    ):
         stage = Register.get_task_cls(name)
         assert issubclass(stage, Stage)
         assert artifact.source_sha256(stage.module), stage.module

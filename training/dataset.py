@@ -16,7 +16,9 @@ from tasks.build_mcq import row_generator
 from tasks.prompts import LETTERS
 
 
-def question_order(num_questions: int, num_uses: int, seed: int, round_: int) -> list[tuple[int, int]]:
+def question_order(
+    num_questions: int, num_uses: int, seed: int, round_: int
+) -> list[tuple[int, int]]:
     """(question, epoch) for each of `num_uses` uses: every epoch is a fresh permutation."""
     order: list[tuple[int, int]] = []
     epoch = 0
@@ -41,7 +43,9 @@ def training_rows(
     picked = picked.add_column("epoch", [epoch for _, epoch in order])
 
     def render(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        rows = [
+            dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)
+        ]
         rendered = [training_row(row, card, style, seed) for row in rows]
         return {key: [row[key] for row in rendered] for key in rendered[0]}
 

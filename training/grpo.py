@@ -94,7 +94,12 @@ def grpo(
     verify(mcq)
     config = _config(output, locals())
     data = training_rows(
-        mcq, data_card, prompt_style, num_uses=steps * questions_per_step, seed=seed, round_=refresh_round
+        mcq,
+        data_card,
+        prompt_style,
+        num_uses=steps * questions_per_step,
+        seed=seed,
+        round_=refresh_round,
     )
     processor = AutoProcessor.from_pretrained(policy)
     # Prompts of different lengths with images break the 3-D rotary index when padded right.
@@ -152,7 +157,10 @@ class Recorder(TrainerCallback):
             "advantage": list(logged["advantages"]),
         }
         rows = [
-            {"step": state.global_step, **{k: v[i] if i < len(v) else None for k, v in columns.items()}}
+            {
+                "step": state.global_step,
+                **{k: v[i] if i < len(v) else None for k, v in columns.items()},
+            }
             for i in range(len(columns["completion"]))
         ]
         path = shards.shard_path(self.output, "completions", state.global_step)

@@ -77,18 +77,44 @@ class Words:
         return self.cache[text]
 
 
-def lines(
-    words: Words, pool: int, rng: random.Random, *, number: int, longest: int, look_ups: int = 5
-) -> Sequence:
-    """Option lines, then some of their names again: a name's end predicts its letter.
+def look_ups(words: Words, pool: int, rng: random.Random, level: float) -> Sequence:
+    """Options and their letters, then some of the options again: each predicts its letter.
 
-    The letters are drawn at random, so that neither their order nor their place tells anything.
+    At level 0 it is as bare as can be (`B w1 D w2 w2 w1 w2`). Line breaks, full stops, a word
+    before each question, distance and more options come in one by one as the level rises to 1,
+    where options stand as in a real question (`B. w1`). The letters are drawn at random, so
+    that neither their order nor their place tells anything.
     """
-    options = names(words, pool, rng, rng.randint(2, number), longest)
+    keys = rng.sample(words.slots[:pool], rng.randint(2, 3 + round(2 * level)))
+    letters = rng.sample(words.letters, len(keys))
+    before, between, after, asking = (
+        words(text)[1:] if rng.random() < level else []
+        for text in ("<think>\n", "<think>.", "<think>\n", "<think> like")
+    )
+    sequence = Sequence()
+    for key, letter in zip(keys, letters, strict=True):
+        sequence.say(*before, letter, *between, key)
+        sequence.ask(letter)
+        if not before:
+            sequence.say(*after)
+    if rng.random() < level:
+        sequence.say(*rng.choices(words.slots[:pool], k=rng.randint(1, 1 + round(40 * level))))
+    for place in rng.choices(range(len(keys)), k=5):
+        sequence.say(*asking, keys[place])
+        sequence.ask(letters[place], probe=True)
+    return sequence
+
+
+def lines(words: Words, pool: int, rng: random.Random, level: float) -> Sequence:
+    """The same with names of several words, the more and the more alike the higher the level."""
+    longest = 1 + (rng.random() < level) + (rng.random() < level / 2)
+    options = names(words, pool, rng, rng.randint(2, 5), longest)
     letters = rng.sample(words.letters, len(options))
     sequence = Sequence()
     _options(sequence, words, letters, options, 1.0)
-    for place in rng.choices(range(len(options)), k=look_ups):
+    if rng.random() < 0.5:
+        sequence.say(*rng.choices(words.slots[:pool], k=rng.randint(1, 40)))
+    for place in rng.choices(range(len(options)), k=5):
         sequence.say(*words("<think> like")[1:], *options[place])
         sequence.ask(letters[place], probe=True)
     return sequence
@@ -197,14 +223,19 @@ def _complete(
 
 @dataclass
 class Stage:
-    """A step of the curriculum: until `goal` is reached on all slots, or `most` steps."""
+    """A step of the curriculum.
+
+    `draw` takes the words, how many slots are in play, a generator and the level. First the slots
+    grow from `pool` to all of them, then the level from `level` to 1, whenever the accuracy passes
+    0.9; the stage ends when all is in play and `goal` is reached, or after `most` steps.
+    """
 
     name: str
-    draw: Callable[[Words, int, random.Random], Sequence]
+    draw: Callable[[Words, int, random.Random, float], Sequence]
     goal: float
-    least: int
     most: int
-    pool: int | None = None  # words at the start; None: all slots at once
+    pool: int | None = None  # None: all slots at once
+    level: float = 0.0
     batch_size: int = 64
     decay: bool = False
 
@@ -212,27 +243,25 @@ class Stage:
 def curriculum() -> list[Stage]:
     """What is learned in which order."""
 
-    def single(words: Words, pool: int, rng: random.Random) -> Sequence:
-        return lines(words, pool, rng, number=3, longest=1)
+    def bare(words: Words, pool: int, rng: random.Random, level: float) -> Sequence:
+        return look_ups(words, pool, rng, 0.0)
 
-    def several(words: Words, pool: int, rng: random.Random) -> Sequence:
-        return lines(words, pool, rng, number=4, longest=rng.randint(1, 3))
+    def hinted(words: Words, pool: int, rng: random.Random, level: float) -> Sequence:
+        if rng.random() > level:
+            return lines(words, pool, rng, 1.0)
+        return questions(words, pool, rng, longest=3, hints=0.5, look_ups=4, whole=0.3)
 
-    def hinted(words: Words, pool: int, rng: random.Random) -> Sequence:
-        if rng.random() < 0.2:
-            return several(words, pool, rng)
-        return questions(words, pool, rng, longest=3, hints=0.5, look_ups=4, whole=0.2)
-
-    def plain(words: Words, pool: int, rng: random.Random) -> Sequence:
+    def plain(words: Words, pool: int, rng: random.Random, level: float) -> Sequence:
         if rng.random() < 0.15:
             return open_question(words, pool, rng)
         return questions(words, pool, rng, longest=3, hints=0.0, look_ups=2, whole=0.8)
 
     return [
-        Stage("words", single, goal=0.97, least=100, most=1500, pool=8, batch_size=128),
-        Stage("names", several, goal=0.97, least=100, most=1000, batch_size=128),
-        Stage("answers", hinted, goal=0.97, least=100, most=1000),
-        Stage("questions", plain, goal=1.0, least=300, most=300, decay=True),
+        Stage("words", bare, goal=0.95, most=1500, pool=8, level=1.0, batch_size=128),
+        Stage("lines", look_ups, goal=0.97, most=1500, level=0.2),
+        Stage("names", lines, goal=0.97, most=1000, level=0.1),
+        Stage("answers", hinted, goal=0.97, most=1000, level=0.3),
+        Stage("questions", plain, goal=1.01, most=300, level=1.0, decay=True),
     ]
 
 
@@ -255,13 +284,13 @@ def _run(
     model: Qwen2_5_VLForConditionalGeneration, words: Words, stage: Stage, rng: random.Random
 ) -> list[dict]:
     optimizers = _optimizers(model)
-    pool = stage.pool or len(words.slots)
+    pool, level = stage.pool or len(words.slots), stage.level
     records, losses, hits = [], [], []
     noise = torch.Generator().manual_seed(rng.getrandbits(32))
     with tqdm(total=stage.most, desc=stage.name, unit="step") as bar:
         for step in count(1):
             scale = min(1.0, step / 25) * (1.02 - step / stage.most if stage.decay else 1.0)
-            batch = [stage.draw(words, pool, rng) for _ in range(stage.batch_size)]
+            batch = [stage.draw(words, pool, rng, level) for _ in range(stage.batch_size)]
             loss, hit = _step(model, batch, optimizers, scale, noise)
             losses, hits = [*losses, loss], [*hits, hit]
             bar.update()
@@ -269,14 +298,16 @@ def _run(
                 continue
             accuracy, loss = sum(hits) / len(hits), sum(losses) / len(losses)
             losses, hits = [], []
-            bar.set_postfix(accuracy=f"{accuracy:.3f}", words=pool)
+            bar.set_postfix(accuracy=f"{accuracy:.3f}", words=pool, level=f"{level:.1f}")
             records.append(
-                {"stage": stage.name, "step": step, "loss": loss, "accuracy": accuracy, "words": pool}
+                {"stage": stage.name, "step": step, "loss": loss, "accuracy": accuracy, "words": pool, "level": level}
             )
             full = pool == len(words.slots)
-            if step >= stage.most or (full and step >= stage.least and accuracy >= stage.goal):
+            if step >= stage.most or (full and level == 1.0 and accuracy >= stage.goal):
                 return records
-            if accuracy > 0.9:
+            if accuracy > 0.8 and full:
+                level = min(1.0, level + 0.1)
+            elif accuracy > 0.9:
                 pool = min(len(words.slots), pool * 3 // 2)
     return records
 

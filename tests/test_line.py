@@ -1,0 +1,209 @@
+"""The whole line with the real vLLM and the real trainer, on a cut-down beetle set.
+
+One run is killed in the middle of Propose and started again; the tests then look at what is there.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import artifact
+from tasks import shards
+
+ROOT = Path(__file__).parent.parent
+SMALLER = {
+    "steps = 80": "steps = 40",
+    "num_rollouts = 20": "num_rollouts = 8",
+    "shard_size = 100": "shard_size = 10",
+    "max_unparsed_share = 0.5": "max_unparsed_share = 0.9",
+    "max_lost_share = 0.2": "max_lost_share = 0.9",
+    "steps = 20\n": "steps = 4\n",
+    "questions_per_step = 8": "questions_per_step = 4",
+    "num_generations = 16": "num_generations = 4",
+    "micro_batch_size = 128": "micro_batch_size = 16",
+    "save_steps = 10": "save_steps = 2",
+}
+
+pytestmark = pytest.mark.model
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "luigi", "--module", "pipeline.tasks", *arguments]
+
+
+def settings() -> str:
+    text = (ROOT / "luigi.cfg").read_text()
+    for old, new in SMALLER.items():
+        assert old in text, f"luigi.cfg no longer says {old}"
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory) -> Path:
+    """A folder in which TrainDiVE ran to its end, once killed on the way."""
+    folder = tmp_path_factory.mktemp("line")
+    (folder / "data_cards").mkdir()
+    card = (ROOT / "data_cards" / "beetles.md").read_text()
+    lines = []
+    for text in card.splitlines():
+        start = text.find("images_per_class:")
+        few = "images_per_class: {pretrain: 20, train: 3, val: 1, test: 2}"
+        lines.append(text if start < 0 else text[:start] + few)
+    (folder / "data_cards" / "few.md").write_text("\n".join(lines) + "\n")
+    (folder / "luigi.cfg").write_text(settings())
+    run = command("TrainDiVE", "--dataset", "few")
+    with (folder / "first.log").open("w") as log:
+        first = subprocess.Popen(run, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        propose = folder / "artifacts" / "few" / "round0" / "propose"
+        deadline = time.monotonic() + 400
+        while len(list(propose.glob("*.partial/rollouts-*.parquet"))) < 2:
+            assert first.poll() is None, (folder / "first.log").read_text()[-3000:]
+            assert time.monotonic() < deadline, "Propose never finished two shards"
+            time.sleep(0.02)
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    partial = next(propose.glob("*.partial"))
+    kept = {p.name: p.stat().st_mtime_ns for p in partial.glob("rollouts-*.parquet")}
+    (folder / "kept.json").write_text(json.dumps(kept))
+    done = subprocess.run(run, cwd=folder, capture_output=True, text=True)
+    (folder / "second.log").write_text(done.stdout + done.stderr)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return folder
+
+
+def current(line: Path, stage: str) -> Path:
+    return line / "artifacts" / "few" / stage / "current"
+
+
+def test_a_killed_run_went_on_from_its_last_finished_shard(line):
+    kept = json.loads((line / "kept.json").read_text())
+    folder = current(line, "round0/propose")
+    now = {p.name: p.stat().st_mtime_ns for p in folder.glob("rollouts-*.parquet")}
+    assert {name: now[name] for name in kept} == kept
+    rows = shards.read(folder, "rollouts").to_pylist()
+    assert set(Counter(row["image_id"] for row in rows).values()) == {8}
+    assert len({(row["image_id"], row["rollout"]) for row in rows}) == len(rows) == 480
+    assert not list(line.glob("artifacts/**/*.partial")), "leftovers"
+
+
+def test_the_summary_and_the_report_are_there(line):
+    told = (line / "second.log").read_text()
+    assert "harmonic mean" in told
+    assert "95 %" in told
+    metrics = json.loads((current(line, "dive_k/report") / "metrics.json").read_text())
+    assert [e["name"] for e in metrics["evaluations"]] == ["zero_shot", "dive_k"]
+    assert (current(line, "dive_k/report") / "index.html").stat().st_size > 10_000
+
+
+def test_a_second_run_runs_nothing_and_a_changed_option_count_only_what_is_below(line):
+    again = subprocess.run(
+        command("TrainDiVE", "--dataset", "few"), cwd=line, capture_output=True, text=True
+    )
+    assert again.returncode == 0
+    assert "ran successfully" not in again.stderr
+    text = settings().replace("[BuildMCQ]\nnum_options = 5", "[BuildMCQ]\nnum_options = 4")
+    (line / "luigi.cfg").write_text(text)
+    run = command("BuildMCQ", "--dataset", "few")
+    changed = subprocess.run(run, cwd=line, capture_output=True, text=True)
+    assert changed.returncode == 0, changed.stderr
+    assert "1 ran successfully" in changed.stderr
+    assert len(list((line / "artifacts/few/dive_k/round0/build_mcq").glob("????????????????"))) == 2
+    (line / "luigi.cfg").write_text(settings())
+    back = subprocess.run(run, cwd=line, capture_output=True, text=True)
+    assert "ran successfully" not in back.stderr
+
+
+def test_training_changed_the_policy_and_logged_every_step(line):
+    for number in (0, 1):
+        folder = current(line, f"dive_k/round{number}/train")
+        log = shards.read(folder, "train_log").to_pylist()
+        assert [row["step"] for row in log] == [1, 2, 3, 4]
+        assert all(np.isfinite(row["loss"]) for row in log)
+        rows = shards.read(folder, "completions").to_pylist()
+        assert Counter(row["step"] for row in rows) == dict.fromkeys([1, 2, 3, 4], 16)
+        asked = set(
+            shards.read(current(line, f"dive_k/round{number}/build_mcq"), "mcq")[
+                "mcq_id"
+            ].to_pylist()
+        )
+        assert {row["mcq_id"] for row in rows} <= asked
+        rewards = np.array([row["format_reward"] + row["letter_reward"] for row in rows])
+        means = rewards.reshape(4, 16).mean(axis=1)
+        assert np.allclose(means, [row["reward"] for row in log], atol=1e-5)
+    digests = [
+        shards.sha256_file(current(line, place) / "model.safetensors")
+        for place in ("base_policy", "dive_k/round0/train", "dive_k/round1/train")
+    ]
+    assert len(set(digests)) == 3
+
+
+def test_round_one_proposed_with_the_policy_of_round_zero(line):
+    manifest = artifact.read_manifest(current(line, "dive_k/round1/propose"))
+    trained = artifact.read_manifest(current(line, "dive_k/round0/train"))
+    assert manifest["inputs"]["policy"] == trained["fingerprint"]
+
+
+ASK = """
+import json, os, sys
+from pathlib import Path
+from tasks import prompts, shards
+from tasks.engine import Request, Sampling, open_engine
+policy, download, backend = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+engine = open_engine(policy, {"backend": backend, "dtype": "float32", "max_model_len": 512,
+    "max_num_seqs": 64, "gpu_memory_utilization": 0.5, "tensor_parallel_size": 1,
+    "cpu_kv_cache_gib": 1})
+rows = shards.read(download, "images").to_pylist()[-20:]
+text = prompts.open_question("beetle", "species")
+asked = [Request(r["image_id"], r["image"]["bytes"], text) for r in rows]
+answers = engine.generate(asked, Sampling(1, 0.0, 1.0, 1.0, 32, 0))
+print(json.dumps([row[0].text for row in answers]))
+"""
+
+
+def test_transformers_and_vllm_answer_alike_from_the_trained_folder(line):
+    policy = current(line, "dive_k/round1/train")
+    answers = {}
+    for backend in ("transformers", "vllm"):
+        ran = subprocess.run(
+            [sys.executable, "-c", ASK, str(policy), str(current(line, "download")), backend],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR"},
+        )
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        answers[backend] = json.loads(ran.stdout.strip().splitlines()[-1])
+    assert len(answers["vllm"]) == 20
+    assert answers["vllm"] == answers["transformers"]
+
+
+def test_train_refuses_a_shard_that_is_not_the_frozen_one(line, tmp_path):
+    import shutil
+
+    from tasks.run import StageError
+    from training.grpo import verify
+
+    copied = tmp_path / "mcq"
+    shutil.copytree(current(line, "dive_k/round0/build_mcq"), copied)
+    verify(copied)
+    path = shards.paths(copied, "mcq")[0]
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StageError, match="is not the shard that BuildMCQ froze"):
+        verify(copied)
+
+
+def test_no_artifact_names_a_host_or_holds_a_pickle(line):
+    names = {p.suffix for p in (line / "artifacts").rglob("*") if p.is_file()}
+    assert not names & {".pkl", ".pickle", ".bin", ".pt", ".pth"}
