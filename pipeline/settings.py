@@ -24,6 +24,7 @@ LUIGI_SECTIONS = {
     "email",
     "batch_notifier",
 }
+ABSTRACT = ("Checked", "Stage", "Round")  # base classes; no task and so no section of their own
 GRAPH = ("dataset", "method", "refresh_round", "seed")
 
 
@@ -34,8 +35,8 @@ class SettingsError(SystemExit):
         super().__init__(f"error: {sentence}")
 
 
-class Checked:
-    """Mixin for tasks and configs whose parameters must all be set and known."""
+class Checked(luigi.Task):
+    """Base of tasks and configs whose parameters must all be set and known."""
 
     @classmethod
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> Any:
@@ -87,7 +88,7 @@ def known_keys() -> dict[str, list[str]]:
     known: dict[str, list[str]] = {}
     for name in Register.task_names():
         task = Register.get_task_cls(name)
-        if issubclass(task, Checked):
+        if issubclass(task, Checked) and name not in ABSTRACT:
             known[name] = [key for key, _ in task.get_params()]
     known["run"] += GRAPH
     return known

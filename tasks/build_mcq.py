@@ -16,6 +16,7 @@ Two-step inference builds its question with the same functions (`merge`, `shuffl
 """
 
 import hashlib
+import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -357,15 +358,9 @@ def _count(stats: dict[str, Any], written: list[dict], table: list[dict], num_op
 
 def _by_image(propose: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     columns = ["image_id", "rollout", "completion", "mean_logprob"]
-    image_id, rows = None, []
-    for row in shards.iter_rows(propose, "rollouts", columns, 4096):
-        if row["image_id"] != image_id and rows:
-            yield image_id, rows
-            rows = []
-        image_id = row["image_id"]
-        rows.append(row)
-    if rows:
-        yield image_id, rows
+    every = shards.iter_rows(propose, "rollouts", columns, 4096)
+    for image_id, rows in itertools.groupby(every, key=lambda row: row["image_id"]):
+        yield image_id, list(rows)
 
 
 if __name__ == "__main__":

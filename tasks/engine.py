@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,9 +95,12 @@ class VllmEngine:
             # Left to itself vLLM binds its threads to cores of its own choice, on top of those
             # that OMP_NUM_THREADS allows, and they wait for one another.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+            # Compiling small kernels takes longer than a small model gains by them.
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         self._in_process = not on_gpu
         memory = {"gpu_memory_utilization": settings["gpu_memory_utilization"]} if on_gpu else {}
-        with hushed():
+        # On a GPU the engine is a process of its own, whose later errors must reach the terminal.
+        with nullcontext() if on_gpu else hushed():
             from vllm import LLM
 
             self._llm = LLM(
@@ -230,8 +233,8 @@ def hushed() -> Iterator[None]:
             yield
         except BaseException:
             sys.stderr.flush()
-            aside.seek(max(0, aside.tell() - 4000))
-            os.write(kept[1], aside.read())
+            size = os.fstat(aside.fileno()).st_size
+            os.write(kept[1], os.pread(aside.fileno(), 4000, max(0, size - 4000)))
             raise
         finally:
             sys.stdout.flush()

@@ -142,11 +142,13 @@ def run_shards(
     done = len(rows) - sum(len(part) for _, part in todo)
     bar = progress(None, desc=desc, total=len(rows), unit="images", done=done)
     with bar, ThreadPoolExecutor(1) as reader:
-        pending = reader.submit(read_images, download, todo[0][1]) if todo else None
+        ahead = [reader.submit(read_images, download, part) for _, part in todo[:1]]
         for position, (index, part) in enumerate(todo):
-            images = pending.result()
-            if position + 1 < len(todo):
-                pending = reader.submit(read_images, download, todo[position + 1][1])
+            images = ahead.pop().result()
+            ahead += [
+                reader.submit(read_images, download, following)
+                for _, following in todo[position + 1 : position + 2]
+            ]
             requests = [
                 Request(row["image_id"], images[row["image_id"]], text(row)) for row in part
             ]

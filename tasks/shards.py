@@ -9,12 +9,13 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+T = TypeVar("T")
 IMAGE_ROWS_PER_GROUP = 100  # one row group of photographs stays near 10 MB
 
 
@@ -83,7 +84,7 @@ def iter_rows(
             raise _damaged(path, error) from error
 
 
-def chunks(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
+def chunks(items: list[T], size: int) -> Iterable[list[T]]:
     """Consecutive slices of at most `size` items; a shard's rows depend on order alone."""
     return (items[start : start + size] for start in range(0, len(items), size))
 

@@ -306,3 +306,8 @@ def test_every_stage_names_a_module_that_exists():
         stage = Register.get_task_cls(name)
         assert issubclass(stage, Stage)
         assert artifact.source_sha256(stage.module), stage.module
+
+
+def test_names_in_a_prompt_are_not_punished_by_default(config):
+    # A repetition penalty also counts words of the prompt, where the class names stand.
+    assert config.getfloat("engine", "repetition_penalty") == 1.0

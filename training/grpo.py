@@ -20,9 +20,10 @@ import torch
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
-    ProgressCallback,
+    PrinterCallback,
     TrainerCallback,
 )
+from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig, GRPOTrainer
 
 from data_cards import load
@@ -31,7 +32,8 @@ from tasks.run import StageError, main, progress
 from training.dataset import training_rows
 from training.rewards import format_reward, letter_reward
 
-REWARDS = {"format": format_reward, "letter": letter_reward}
+Reward = Callable[..., list[float]]
+REWARDS: dict[str, Reward] = {"format": format_reward, "letter": letter_reward}
 COMPLETE = "complete"  # written last into a checkpoint: TRL's own are not atomic
 
 # Trainer's log key -> our column (tasks.schemas.train_log).
@@ -90,6 +92,7 @@ def grpo(
     GRPOConfig option. Writes the policy folder, `train_log.parquet` and `completions-*.parquet`.
     Raises StageError for a damaged shard, an unknown option or a batch that cannot be divided.
     """
+    disable_progress_bar()  # of the library: one bar a stage is enough
     data_card = load(card)
     verify(mcq)
     config = _config(output, locals())
@@ -115,7 +118,7 @@ def grpo(
         train_dataset=data,
         reward_funcs=[_logged(REWARDS[name], i == 0) for i, name in enumerate(rewards)],
     )
-    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)  # the recorder's line replaces its dictionaries
     trainer.add_callback(Recorder(output, trainer, steps))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.accelerator.is_main_process:
@@ -258,7 +261,7 @@ def _last_checkpoint(output: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
-def _logged(reward: Callable[..., list[float]], with_ids: bool) -> Callable[..., list[float]]:
+def _logged(reward: Reward, with_ids: bool) -> Reward:
     """The reward; one of them also puts each completion's question id into the trainer's log."""
     if not with_ids:
         return reward

@@ -77,31 +77,29 @@ class Words:
         return self.cache[text]
 
 
-def look_ups(words: Words, pool: int, rng: random.Random, level: float) -> Sequence:
-    """Options and their letters, then some of the options again: each predicts its letter.
+def stream(words: Words, pool: int, rng: random.Random, level: float) -> Sequence:
+    """A stream of words: new ones come with a letter before them, known ones alone; each predicts
+    its letter.
 
-    At level 0 it is as bare as can be (`B w1 D w2 w2 w1 w2`). Line breaks, full stops, a word
-    before each question, distance and more options come in one by one as the level rises to 1,
-    where options stand as in a real question (`B. w1`). The letters are drawn at random, so
-    that neither their order nor their place tells anything.
+    New and known alternate at random, so nothing can be told from places. With rising level
+    other tokens come between (up to `B. w1` and gaps), and more words are in play.
     """
     keys = rng.sample(words.slots[:pool], rng.randint(2, 3 + round(2 * level)))
     letters = rng.sample(words.letters, len(keys))
-    before, between, after, asking = (
-        words(text)[1:] if rng.random() < level else []
-        for text in ("<think>\n", "<think>.", "<think>\n", "<think> like")
-    )
+    fillers = words("<think>\n.,;:?!")[1:]
     sequence = Sequence()
-    for key, letter in zip(keys, letters, strict=True):
-        sequence.say(*before, letter, *between, key)
-        sequence.ask(letter)
-        if not before:
-            sequence.say(*after)
-    if rng.random() < level:
-        sequence.say(*rng.choices(words.slots[:pool], k=rng.randint(1, 1 + round(40 * level))))
-    for place in rng.choices(range(len(keys)), k=5):
-        sequence.say(*asking, keys[place])
-        sequence.ask(letters[place], probe=True)
+    known = 0
+    for _ in range(12 + round(8 * level)):
+        if rng.random() < level:
+            sequence.say(*rng.choices(fillers, k=rng.randint(1, 3)))
+        if known == 0 or (known < len(keys) and rng.random() < 0.3):
+            sequence.say(*words("\n"), letters[known], *words("<think>.")[1:], keys[known])
+            sequence.ask(letters[known])
+            known += 1
+        else:
+            place = rng.randrange(known)
+            sequence.say(keys[place])
+            sequence.ask(letters[place], probe=known > 1)
     return sequence
 
 
@@ -243,9 +241,6 @@ class Stage:
 def curriculum() -> list[Stage]:
     """What is learned in which order."""
 
-    def bare(words: Words, pool: int, rng: random.Random, level: float) -> Sequence:
-        return look_ups(words, pool, rng, 0.0)
-
     def hinted(words: Words, pool: int, rng: random.Random, level: float) -> Sequence:
         if rng.random() > level:
             return lines(words, pool, rng, 1.0)
@@ -257,8 +252,7 @@ def curriculum() -> list[Stage]:
         return questions(words, pool, rng, longest=3, hints=0.0, look_ups=2, whole=0.8)
 
     return [
-        Stage("words", bare, goal=0.95, most=1500, pool=8, level=1.0, batch_size=128),
-        Stage("lines", look_ups, goal=0.97, most=1500, level=0.2),
+        Stage("words", stream, goal=0.97, most=3000, pool=8),
         Stage("names", lines, goal=0.97, most=1000, level=0.1),
         Stage("answers", hinted, goal=0.97, most=1000, level=0.3),
         Stage("questions", plain, goal=1.01, most=300, level=1.0, decay=True),
@@ -289,7 +283,7 @@ def _run(
     noise = torch.Generator().manual_seed(rng.getrandbits(32))
     with tqdm(total=stage.most, desc=stage.name, unit="step") as bar:
         for step in count(1):
-            scale = min(1.0, step / 25) * (1.02 - step / stage.most if stage.decay else 1.0)
+            scale = min(1.0, step / 25) * (1.02 - step / stage.most if stage.decay else 1.0) * (1.0 if pool == stage.pool else 0.5)
             batch = [stage.draw(words, pool, rng, level) for _ in range(stage.batch_size)]
             loss, hit = _step(model, batch, optimizers, scale, noise)
             losses, hits = [*losses, loss], [*hits, hit]
@@ -305,10 +299,10 @@ def _run(
             full = pool == len(words.slots)
             if step >= stage.most or (full and level == 1.0 and accuracy >= stage.goal):
                 return records
-            if accuracy > 0.8 and full:
+            if accuracy > 0.85 and full:
                 level = min(1.0, level + 0.1)
-            elif accuracy > 0.9:
-                pool = min(len(words.slots), pool * 3 // 2)
+            elif accuracy > 0.85:
+                pool = min(len(words.slots), pool * 2)
     return records
 
 
