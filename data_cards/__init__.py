@@ -38,12 +38,12 @@ class Card:
 
 
 def load(name: str) -> Card:
-    """Read `NAME.md` from `data_cards/` in the working directory, or from this package.
+    """Read `NAME.md` from `cards/` in the working directory, or from this package.
 
     Raises CardError naming the file and the key when something is missing, unknown or of the
     wrong type.
     """
-    places = [Path("data_cards"), FOLDER]
+    places = [Path("cards"), FOLDER]
     path = next((p for folder in places if (p := folder / f"{name}.md").is_file()), None)
     if path is None:
         known = sorted({card.stem for folder in places for card in folder.glob("*.md")})

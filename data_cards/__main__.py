@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--noun", default="object", help="what the photographs show (bird, car)")
     parser.add_argument("--kind", default="kind", help="what is asked for (species, model)")
     arguments = parser.parse_args()
-    folder = Path("data_cards") if Path("data_cards").is_dir() else FOLDER
+    folder = Path("cards") if Path("cards").is_dir() else FOLDER
     path = folder / f"{arguments.name}.md"
     if path.exists():
         sys.exit(f"error: {path} exists; edit it, or choose another name")

@@ -51,14 +51,14 @@ def settings() -> str:
 def line(tmp_path_factory) -> Path:
     """A folder in which TrainDiVE ran to its end, once killed on the way."""
     folder = tmp_path_factory.mktemp("line")
-    (folder / "data_cards").mkdir()
+    (folder / "cards").mkdir()
     card = (ROOT / "data_cards" / "beetles.md").read_text()
     lines = []
     for text in card.splitlines():
         start = text.find("images_per_class:")
         few = "images_per_class: {pretrain: 20, train: 3, val: 1, test: 2}"
         lines.append(text if start < 0 else text[:start] + few)
-    (folder / "data_cards" / "few.md").write_text("\n".join(lines) + "\n")
+    (folder / "cards" / "few.md").write_text("\n".join(lines) + "\n")
     (folder / "luigi.cfg").write_text(settings())
     run = command("TrainDiVE", "--dataset", "few")
     with (folder / "first.log").open("w") as log:
