@@ -29,7 +29,7 @@ lint: $(READY)
 
 setup: $(READY)
 
-$(READY): pyproject.toml requirements/constraints.txt requirements/overrides.txt
+$(READY): pyproject.toml requirements/$(DEVICE).txt requirements/overrides.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
@@ -37,7 +37,7 @@ $(READY): pyproject.toml requirements/constraints.txt requirements/overrides.txt
 	@# torch first: the CPU build of vLLM pins a torch without torchvision's operators, which the
 	@# overrides replace by the build that works on machines with and without a GPU.
 	$(BIN)/uv pip install --quiet --python .venv --override requirements/overrides.txt \
-	  --constraint requirements/constraints.txt --editable ".[$(DEVICE),test]"
+	  --constraint requirements/$(DEVICE).txt --editable ".[$(DEVICE),test]"
 	@rm -f .venv/.ready-*
 	@touch $@
 

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 # Hue in turns, saturation, value: the middle of each colour; `HUE_JITTER` spreads around it.
 BODIES = {
+    "rose": (0.895, 0.58, 0.80),
     "crimson": (0.985, 0.82, 0.70),
     "amber": (0.085, 0.90, 0.86),
     "olive": (0.185, 0.72, 0.56),
@@ -27,7 +28,6 @@ BODIES = {
     "teal": (0.485, 0.80, 0.56),
     "azure": (0.585, 0.80, 0.74),
     "violet": (0.725, 0.62, 0.66),
-    "rose": (0.895, 0.58, 0.80),
 }
 BELTS = {
     "gold": (0.125, 0.85, 0.95),
@@ -40,11 +40,13 @@ HUE_JITTER = 0.028  # standard deviation in turns; neighbouring bodies are about
 BELT_JITTER = 0.042
 SCALE = 2  # drawn at twice the size, then reduced: smooth edges
 
-# Base and novel species form a checkerboard over (body, belt), so that every colour is seen in
-# both groups and only the combinations are new. The first half of the classes is the base group.
+# Base and novel species form a checkerboard over (pair of neighbouring bodies, belt): every colour
+# is seen in both groups and only the combinations are new, and each base species has the lookalike
+# of the neighbouring hue among the base species, so that training can offer it beside the truth.
+# The first half of the classes is the base group.
 _GRID = [(body, belt) for body in BODIES for belt in BELTS]
 _COLOUR = {
-    pair: (list(BODIES).index(pair[0]) + list(BELTS).index(pair[1])) % 2 for pair in _GRID
+    pair: (list(BODIES).index(pair[0]) // 2 + list(BELTS).index(pair[1])) % 2 for pair in _GRID
 }
 SPECIES = tuple(sorted(_GRID, key=lambda pair: (_COLOUR[pair], _GRID.index(pair))))
 CLASSES = tuple(f"{body} {belt}-belt" for body, belt in SPECIES)
