@@ -12,7 +12,6 @@ import colorsys
 import hashlib
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,23 +51,6 @@ SPECIES = tuple(sorted(_GRID, key=lambda pair: (_COLOUR[pair], _GRID.index(pair)
 CLASSES = tuple(f"{body} {belt}-belt" for body, belt in SPECIES)
 
 
-def images(
-    source: Mapping[str, Any], classes: Sequence[str]
-) -> Iterator[tuple[str, int, str, Image.Image]]:
-    """All images of the card: (relative path, class id, official split, image).
-
-    `source` is the card's source: `seed`, `image_size` in pixels, `images_per_class` by split.
-    """
-    if tuple(classes) != CLASSES:
-        raise ValueError("the classes of beetles.md must be those of data_cards.beetles.CLASSES")
-    for split, count in source["images_per_class"].items():
-        for class_id, name in enumerate(classes):
-            for index in range(count):
-                path = f"{split}/{name.replace(' ', '_')}/{index:03d}.png"
-                image = draw(class_id, index, source["seed"], split, size=source["image_size"])
-                yield path, class_id, split, image
-
-
 def draw(class_id: int, index: int, seed: int, split: str, *, size: int = 84) -> Image.Image:
     """One beetle of class `class_id`: an RGB image of `size` x `size` pixels."""
     key = hashlib.sha256(f"beetles {seed} {split} {class_id} {index}".encode()).digest()
@@ -77,7 +59,9 @@ def draw(class_id: int, index: int, seed: int, split: str, *, size: int = 84) ->
     side = size * SCALE
     ground = Image.new("RGB", (side, side), _rgb(rng, (rng.uniform(0.06, 0.32), 0.30, 0.50), 0.02))
     _clutter(ground, rng)
-    beetle = _beetle(side, _hsv(rng, BODIES[body], HUE_JITTER), _hsv(rng, BELTS[belt], BELT_JITTER), rng)
+    beetle = _beetle(
+        side, _hsv(rng, BODIES[body], HUE_JITTER), _hsv(rng, BELTS[belt], BELT_JITTER), rng
+    )
     shift = [round(rng.uniform(-0.07, 0.07) * side) for _ in range(2)]
     beetle = beetle.rotate(rng.uniform(-35, 35), Image.Resampling.BILINEAR, translate=tuple(shift))
     shadow = beetle.getchannel("A").point(lambda value: value // 3)
@@ -85,7 +69,9 @@ def draw(class_id: int, index: int, seed: int, split: str, *, size: int = 84) ->
     ground.paste(beetle, (0, 0), beetle)
     image = ground.reduce(SCALE).filter(ImageFilter.GaussianBlur(rng.uniform(0.0, 0.9)))
     light = rng.uniform(0.78, 1.15)
-    noise = np.random.default_rng(rng.getrandbits(63)).normal(0, rng.uniform(4, 13), (size, size, 3))
+    noise = np.random.default_rng(rng.getrandbits(63)).normal(
+        0, rng.uniform(4, 13), (size, size, 3)
+    )
     pixels = np.asarray(image, dtype=np.float32) * light + noise
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
@@ -132,14 +118,22 @@ def _beetle(side: int, body: tuple, belt: tuple, rng: random.Random) -> Image.Im
         _dot(pen, *feeler[-1], side / 70, ink)
     _oval(pen, cx, cy - length - half * 0.22, half * 0.48, half * 0.42, (*ink[:3], 255))
     for turn in (-1, 1):
-        _dot(pen, cx + turn * half * 0.36, cy - length - half * 0.36, half * 0.13, (235, 235, 220, 255))
+        _dot(
+            pen,
+            cx + turn * half * 0.36,
+            cy - length - half * 0.36,
+            half * 0.13,
+            (235, 235, 220, 255),
+        )
         _dot(pen, cx + turn * half * 0.38, cy - length - half * 0.39, half * 0.07, ink)
     _oval(pen, cx, cy - length * 0.78, half * 0.74, half * 0.52, dark)  # pronotum
     _oval(pen, cx, cy, half, length, _shade(body, 0.6))  # rim of the wing cases
     _oval(pen, cx, cy, half * 0.93, length * 0.95, _shade(body, 1.0))
     top = rng.uniform(-0.06, 0.16)
     thick = rng.uniform(0.15, 0.22)
-    pen.polygon(_slice(cx, cy, half * 0.93, length * 0.95, top - thick, top + thick), fill=_shade(belt, 1.0))
+    pen.polygon(
+        _slice(cx, cy, half * 0.93, length * 0.95, top - thick, top + thick), fill=_shade(belt, 1.0)
+    )
     pen.line([(cx, cy - length * 0.92), (cx, cy + length * 0.95)], fill=_shade(body, 0.4), width=2)
     shine = tuple(round(0.6 * value + 0.4 * 255) for value in _shade(body, 1.0))
     _oval(pen, cx - half * 0.42, cy - length * 0.45, half * 0.20, length * 0.24, shine)
@@ -193,4 +187,7 @@ def _rgb(rng: random.Random, middle: tuple, jitter: float) -> tuple:
 def _shade(hsv: tuple, factor: float) -> tuple:
     """RGBA of a colour with its value scaled."""
     hue, saturation, value = hsv
-    return (*(round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value * factor)), 255)
+    return (
+        *(round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value * factor)),
+        255,
+    )

@@ -23,7 +23,10 @@ _OPEN_TAIL = {
     ),
 }
 _MCQ_TAIL = {
-    "brief": "Think between <think> and </think>. Then give one letter between <answer> and </answer>.",
+    "brief": (
+        "Think between <think> and </think>. Then give one option, by letter or name, between "
+        "<answer> and </answer>."
+    ),
     "stepwise": (
         "First reason step by step between <think> and </think>: say which visible traits tell the "
         "options apart and which of them this image shows. Then give the letter of exactly one "

@@ -20,14 +20,14 @@ from tasks import shards
 
 ROOT = Path(__file__).parent.parent
 SMALLER = {
-    "steps = 80": "steps = 40",
+    "steps = 100": "steps = 60",
     "num_rollouts = 20": "num_rollouts = 8",
     "shard_size = 100": "shard_size = 10",
     "max_unparsed_share = 0.5": "max_unparsed_share = 0.9",
     "max_lost_share = 0.2": "max_lost_share = 0.9",
     "steps = 20\n": "steps = 4\n",
-    "questions_per_step = 8": "questions_per_step = 4",
-    "num_generations = 16": "num_generations = 4",
+    "questions_per_step = 16": "questions_per_step = 4",
+    "num_generations = 8": "num_generations = 4",
     "micro_batch_size = 128": "micro_batch_size = 16",
     "save_steps = 10": "save_steps = 2",
 }

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: it makes the base policy of the embedded dataset, and is a baseline.
 
-`base_policy` resolves the policy that everything starts from. For `tiny` that is the shipped
-text-only weights with the card's words, taught to see on the images set aside for pretraining
+`base_policy` resolves the policy that everything starts from. For `tiny` that is an
+untrained model of under two million parameters, taught on the images set aside for pretraining
 (base and novel classes alike, as a real vision-language model has seen birds of all kinds). For
 anything else it is a model of the hub or a folder, taught nothing unless steps are asked for.
 
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils.logging import disable_progress_bar
 
 import data_cards
 from tasks import prompts, shards
@@ -44,7 +45,7 @@ def base_policy(
     question_share: float,
     min_pixels: int,
     max_pixels: int,
-    dtype: str = "float32",
+    dtype: str,
 ) -> None:
     """Write the base policy into the folder `output`.
 
@@ -52,21 +53,31 @@ def base_policy(
     folders; only rows whose split is `pretrain` are read. `min_pixels` and `max_pixels` bound the
     area an image is scaled to. `dtype` is the precision of the saved weights.
     """
+    disable_progress_bar()  # of the library: one bar a stage is enough
     cards = [data_cards.load(name) for name in card.split("+")]
     pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     if model == "tiny":
         texts = [text for each in cards for text in (each.kind, each.noun, *each.classes)]
         policy, processor = tiny_policy.build(tiny_policy.slot_words(texts), seed=seed, **pixels)
     else:
-        policy = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32 if steps else dtype)
-        processor = AutoProcessor.from_pretrained(model, **pixels)
+        try:
+            policy = AutoModelForImageTextToText.from_pretrained(
+                model, dtype=torch.float32 if steps else dtype
+            )
+            processor = AutoProcessor.from_pretrained(model, **pixels)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise StageError(f"[BasePolicy] model = {model} cannot be loaded: {reason}") from error
         processor.tokenizer.padding_side = "left"
     if steps:
         wording = {each.name: _wording(each, prompt_style) for each in cards}
         names = {each.name: each.classes for each in cards}
         rows = pretrain_images(download, split)
         batches = _random_batches(rows, names, wording, seed, batch_size, question_share)
-        train_supervised(policy, processor, batches, steps=steps, learning_rate=learning_rate)
+        figures = train_supervised(
+            policy, processor, batches, steps=steps, learning_rate=learning_rate
+        )
+        print(f"base_policy: loss {figures['final_loss']:.3f} after {steps} supervised steps")
     policy.to(getattr(torch, dtype))
     tiny_policy.save(policy, processor, output)
 

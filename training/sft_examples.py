@@ -1,8 +1,9 @@
 """Supervised examples: what a policy is taught to say, built by pure functions.
 
-Every completion names what it sees before it answers, also where the answer is a letter. The
-letter is then a look-up of the name among the option lines, and a reward on the letter reaches
-the words in which the policy names what it sees: the same words it uses for the open question.
+Every completion names what it sees before it answers. A multiple-choice question is answered with
+the option's name: the parser counts it like the letter, and a reward on it reaches the very words
+that answer the open question. Looking up a name's letter is a skill of its own, which a model of
+under two million parameters did not learn reliably within minutes; real models bring it along.
 """
 
 import random
@@ -40,10 +41,9 @@ def open_example(image: Any, name: str, wording: Wording) -> Example:
 
 
 def mcq_example(image: Any, name: str, options: Sequence[str], wording: Wording) -> Example:
-    """The multiple-choice question over `options`, in that order; `name` is the true one."""
+    """The multiple-choice question over `options`, in that order, answered with the true `name`."""
     question = prompts.mcq_question(wording.noun, wording.kind, options, style=wording.style)
-    letter = prompts.LETTERS[options.index(name)]
-    return Example(image, question, prompts.completion(thought(name), letter))
+    return Example(image, question, prompts.completion(thought(name), name))
 
 
 def random_example(

@@ -1,23 +1,18 @@
-"""The tiny embedded policy: a Qwen2.5-VL of under two million parameters, built and taught here.
+"""The tiny embedded policy: a Qwen2.5-VL of under two million parameters, built here.
 
 It stands in for a real vision-language model where there is neither GPU nor network, and loads
-like one: `AutoModelForImageTextToText`, `AutoProcessor`, vLLM.
+like one: `AutoModelForImageTextToText`, `AutoProcessor`, vLLM. It starts untrained; BasePolicy
+teaches it (`training/sft.py`).
 
-Its vocabulary has a fixed size: bytes, the words of the prompts, and numbered slots for whole
-words. The shipped weights (`tiny_policy_seed/`) are trained on text alone, over random slots: they
-know the form of a completion and can find the option whose name stands in the thought and copy its
-letter, whatever slots that name is made of. A card's words are put into slots when a policy is
-built for it (`build`), so the same weights serve every dataset; only seeing is left to learn.
+Its vocabulary has a fixed size: bytes, the words of the prompts, and slots for the words of a
+card's class names, so that one recipe serves every dataset. What does not fit is spelt in bytes.
 """
 
-import argparse
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     GenerationConfig,
@@ -29,7 +24,6 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-SEED_FOLDER = Path(__file__).parent / "tiny_policy_seed"
 VOCABULARY = 1024
 IMAGE_SIDE = 84  # pixels; three patches of 28 a side make nine image tokens
 
@@ -48,13 +42,13 @@ SPECIAL = (
 MARKS = ("<think>", "</think>", "<answer>", "</answer>", "\n")
 PUNCTUATION = tuple(".,;:?!")
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-# Words of the prompts and of the taught completions. Their order is part of the shipped weights:
-# append, never insert. A word that is missing here is still understood, byte by byte.
-WORDS = tuple(
-    "What of is this It one these Think between and Then give name letter looks like user "
-    "assistant system First reason step by describe the traits you can see what they speak for "
-    "most likely say which visible tell options apart them image shows exactly option".split()
-)
+# Words of the prompts and of the taught completions; one that is missing is spelt in bytes.
+_PROSE = """
+    What of is this It one these Think between and Then give name letter or by option looks like
+    user assistant system First reason step describe the traits you can see what they speak for
+    most likely say which visible tell options apart them image shows exactly
+"""
+WORDS = tuple(_PROSE.split())
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -86,7 +80,9 @@ def tokenizer(words: Iterable[str] = ()) -> PreTrainedTokenizerFast:
     fixed += ["Ġ" + word for word in (*LETTERS, *WORDS)]
     slots = [f"Ġ<slot {index}>" for index in range(VOCABULARY - len(fixed))]
     taken = ["Ġ" + _to_bytes(word) for word in words][: len(slots)]
-    vocabulary = {piece: index for index, piece in enumerate([*fixed, *taken, *slots[len(taken) :]])}
+    vocabulary = {
+        piece: index for index, piece in enumerate([*fixed, *taken, *slots[len(taken) :]])
+    }
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     backend.normalizer = normalizers.Prepend(" ")
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -132,7 +128,7 @@ def config() -> Qwen2_5_VLConfig:
             "hidden_size": 128,
             "intermediate_size": 384,
             "num_hidden_layers": 4,
-            "num_attention_heads": 2,
+            "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "vocab_size": VOCABULARY,
             "max_position_embeddings": 4096,
@@ -141,8 +137,8 @@ def config() -> Qwen2_5_VLConfig:
             "initializer_range": 0.088,
             "rope_parameters": {
                 "rope_type": "default",
-                "rope_theta": 1e5,
-                "mrope_section": [8, 12, 12],
+                "rope_theta": 1e6,
+                "mrope_section": [4, 6, 6],
             },
             "bos_token_id": None,
             "eos_token_id": ids["<|im_end|>"],
@@ -184,16 +180,9 @@ def build(
     seed: int,
     min_pixels: int = IMAGE_SIDE**2,
     max_pixels: int = IMAGE_SIDE**2,
-    weights: Path = SEED_FOLDER / "model.safetensors",
 ) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
-    """The shipped weights with `words` in the slots; `seed` draws what they do not hold: the eyes."""
-    model = new_model(seed)
-    if weights.exists():
-        learned = {name: value.float() for name, value in load_file(weights).items()}
-        _, unexpected = model.load_state_dict(learned, strict=False)
-        if unexpected:
-            raise ValueError(f"{weights} does not fit this architecture: {unexpected[:3]}")
-    return model, processor(words, min_pixels=min_pixels, max_pixels=max_pixels)
+    """An untrained policy and its processor, with `words` in the vocabulary's slots."""
+    return new_model(seed), processor(words, min_pixels=min_pixels, max_pixels=max_pixels)
 
 
 def save(model: torch.nn.Module, processor: Qwen2_5_VLProcessor, folder: Path) -> None:
@@ -204,35 +193,7 @@ def save(model: torch.nn.Module, processor: Qwen2_5_VLProcessor, folder: Path) -
 
 def _to_bytes(word: str) -> str:
     """A word as the byte-level alphabet spells it (only ASCII stays itself)."""
-    return "".join(piece for piece, _ in pre_tokenizers.ByteLevel(False, use_regex=False).pre_tokenize_str(word))
-
-
-def main() -> None:
-    from training import tiny_pretrain  # it imports this module
-
-    parser = argparse.ArgumentParser(description="Rebuild the weights of the tiny policy.")
-    parser.add_argument("output", type=Path, help="folder for model.safetensors and recipe.json")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    model, words = new_model(arguments.seed), tokenizer()
-    records = tiny_pretrain.pretrain(model, words, seed=arguments.seed)
-    model.eval()
-    accuracy = tiny_pretrain.matching_accuracy(model, words, seed=arguments.seed + 1)
-    save_seed(model, arguments.output, {"seed": arguments.seed, "letter_accuracy": accuracy, "log": records})
-    print(f"letter accuracy given the name: {accuracy:.3f} (512 fresh questions)")
-
-
-def save_seed(model: torch.nn.Module, folder: Path, recipe: dict) -> None:
-    """Write the weights of the language part in bfloat16, and how they came about."""
-    folder.mkdir(parents=True, exist_ok=True)
-    learned = {
-        name: value.detach().to(torch.bfloat16).contiguous()
-        for name, value in model.state_dict().items()
-        if ".visual." not in name and name != "lm_head.weight"
-    }
-    save_file(learned, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    return "".join(
+        piece
+        for piece, _ in pre_tokenizers.ByteLevel(False, use_regex=False).pre_tokenize_str(word)
+    )
