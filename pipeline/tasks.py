@@ -92,7 +92,8 @@ class BasePolicy(Stage):
     steps = luigi.IntParameter()
     batch_size = luigi.IntParameter()
     learning_rate = luigi.FloatParameter()
-    question_share = luigi.FloatParameter()
+    question_share = luigi.FloatParameter(description="share of multiple-choice examples")
+    blind_share = luigi.FloatParameter(description="share of those with a grey image")
     dtype = luigi.Parameter()
 
     module = "training.sft"
@@ -194,6 +195,7 @@ class Train(Round):
     max_completion_length = luigi.IntParameter()
     learning_rate = luigi.FloatParameter()
     rewards = luigi.DictParameter(description="reward name -> weight")
+    freeze = luigi.Parameter(description="none, vision or language: the part that stays as it is")
     trl = luigi.DictParameter(description="any further option of TRL's GRPOConfig")
     dtype = luigi.Parameter()
     micro_batch_size = luigi.IntParameter(significant=False)

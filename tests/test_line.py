@@ -20,7 +20,7 @@ from tasks import shards
 
 ROOT = Path(__file__).parent.parent
 SMALLER = {
-    "steps = 100": "steps = 60",
+    "steps = 120": "steps = 60",
     "num_rollouts = 20": "num_rollouts = 8",
     "shard_size = 100": "shard_size = 10",
     "max_unparsed_share = 0.5": "max_unparsed_share = 0.9",
@@ -152,6 +152,34 @@ def test_round_one_proposed_with_the_policy_of_round_zero(line):
     assert manifest["inputs"]["policy"] == trained["fingerprint"]
 
 
+def test_every_parquet_file_opens_with_pandas_duckdb_and_datasets(line, tmp_path):
+    import duckdb
+    import pandas as pd
+    from datasets import load_dataset
+
+    manifests = [
+        artifact.read_manifest(p.parent) for p in line.glob("artifacts/few/**/manifest.json")
+    ]
+    tables = {table for manifest in manifests for table in manifest["rows"]}
+    assert tables >= {
+        "images",
+        "split",
+        "rollouts",
+        "candidates",
+        "mcq",
+        "train_log",
+        "completions",
+    }
+    assert "predictions" in tables
+    for path in line.glob("artifacts/few/**/????????????????/*.parquet"):
+        rows = len(pd.read_parquet(path))
+        assert duckdb.sql(f"select count(*) from '{path}'").fetchall() == [(rows,)]
+        loaded = load_dataset(
+            "parquet", data_files=str(path), split="train", cache_dir=str(tmp_path)
+        )
+        assert len(loaded) == rows > 0
+
+
 ASK = """
 import json, os, sys
 from pathlib import Path
@@ -204,6 +232,22 @@ def test_train_refuses_a_shard_that_is_not_the_frozen_one(line, tmp_path):
         verify(copied)
 
 
-def test_no_artifact_names_a_host_or_holds_a_pickle(line):
+@pytest.mark.parametrize(("part", "trained"), [("none", 1.0), ("vision", 0.6), ("language", 0.4)])
+def test_a_frozen_part_stays_as_it_is(part, trained):
+    from training.grpo import freeze_part
+    from training.tiny_policy import new_model
+
+    model = new_model(0)
+    freeze_part(model, part)
+    free = {name for name, p in model.named_parameters() if p.requires_grad}
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    assert sum(sizes[name] for name in free) / sum(sizes.values()) == pytest.approx(
+        trained, abs=0.05
+    )
+    if part != "none":
+        assert all(("visual" in name) == (part == "language") for name in free)
+
+
+def test_no_artifact_holds_a_pickle(line):
     names = {p.suffix for p in (line / "artifacts").rglob("*") if p.is_file()}
     assert not names & {".pkl", ".pickle", ".bin", ".pt", ".pth"}

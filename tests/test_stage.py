@@ -61,6 +61,7 @@ OTHER_VALUES = {
     "dtype": "bfloat16",
     "prompt": "closed_list",
     "top_up": "random",
+    "freeze": "vision",
     "part": "val",
     "rewards": '{"letter": 1.0}',
     "trl": '{"beta": 0.5}',

@@ -34,6 +34,7 @@ from training.rewards import format_reward, letter_reward
 
 Reward = Callable[..., list[float]]
 REWARDS: dict[str, Reward] = {"format": format_reward, "letter": letter_reward}
+VISION = ("visual", "vision", "projector")  # in the parameter names of every family we know
 COMPLETE = "complete"  # written last into a checkpoint: TRL's own are not atomic
 
 # Trainer's log key -> our column (tasks.schemas.train_log).
@@ -74,6 +75,7 @@ def grpo(
     policy: Path,
     prompt_style: str,
     dtype: str,
+    freeze: str,
     steps: int,
     questions_per_step: int,
     num_generations: int,
@@ -88,7 +90,7 @@ def grpo(
 ) -> None:
     """Train `policy` for `steps` optimiser steps of `questions_per_step` groups each.
 
-    `rewards` maps a reward's name (format, letter) to its weight; `trl` holds any further
+    `freeze` leaves a part as it is: none, vision or language. `rewards` maps a reward's name (format, letter) to its weight; `trl` holds any further
     GRPOConfig option. Writes the policy folder, `train_log.parquet` and `completions-*.parquet`.
     Raises StageError for a damaged shard, an unknown option or a batch that cannot be divided.
     """
@@ -108,6 +110,7 @@ def grpo(
     # Prompts of different lengths with images break the 3-D rotary index when padded right.
     processor.tokenizer.padding_side = "left"
     model = AutoModelForImageTextToText.from_pretrained(policy, dtype=getattr(torch, dtype))
+    freeze_part(model, freeze)
     checkpoint = _last_checkpoint(output)
     if checkpoint:
         restore_weights(model, checkpoint)
@@ -197,6 +200,21 @@ def verify(mcq: Path) -> None:
             )
     if not recorded:
         raise StageError(f"{mcq} holds no question shards; re-run BuildMCQ")
+
+
+def freeze_part(model: torch.nn.Module, part: str) -> None:
+    """Leave the vision tower with its projector, or the language model, untrained.
+
+    Says how many parameters are trained. Raises StageError for an unknown part.
+    """
+    if part not in ("none", "vision", "language"):
+        raise StageError(f"[Train] freeze must be none, vision or language; got {part!r}")
+    for name, parameter in model.named_parameters():
+        sees = any(word in name for word in VISION)
+        parameter.requires_grad_(part == "none" or sees == (part == "language"))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    print(f"train: {trained:,} of {total:,} parameters are trained (freeze = {part})")
 
 
 def restore_weights(model: torch.nn.Module, checkpoint: Path) -> None:

@@ -43,11 +43,15 @@ def base_policy(
     batch_size: int,
     learning_rate: float,
     question_share: float,
+    blind_share: float,
     min_pixels: int,
     max_pixels: int,
     dtype: str,
 ) -> None:
     """Write the base policy into the folder `output`.
+
+    A share `question_share` of the examples are multiple-choice questions, `blind_share` of those
+    with a grey image.
 
     `model` is `tiny`, a model id of the hub, or a folder. `download` and `split` are artifact
     folders; only rows whose split is `pretrain` are read. `min_pixels` and `max_pixels` bound the
@@ -73,7 +77,9 @@ def base_policy(
         wording = {each.name: _wording(each, prompt_style) for each in cards}
         names = {each.name: each.classes for each in cards}
         rows = pretrain_images(download, split)
-        batches = _random_batches(rows, names, wording, seed, batch_size, question_share)
+        batches = _random_batches(
+            rows, names, wording, seed, batch_size, question_share, blind_share
+        )
         figures = train_supervised(
             policy, processor, batches, steps=steps, learning_rate=learning_rate
         )
@@ -175,6 +181,7 @@ def _random_batches(
     seed: int,
     batch_size: int,
     question_share: float,
+    blind_share: float,
 ) -> Iterator[list[sft_examples.Example]]:
     """Endless batches that go through all images, in a new order each time round."""
     rng = random.Random(f"sft {seed}")
@@ -184,7 +191,13 @@ def _random_batches(
             image = Image.open(io.BytesIO(data)).convert("RGB")
             batch.append(
                 sft_examples.random_example(
-                    image, name, names[card], rng, wording[card], question_share=question_share
+                    image,
+                    name,
+                    names[card],
+                    rng,
+                    wording[card],
+                    question_share=question_share,
+                    blind_share=blind_share,
                 )
             )
             if len(batch) == batch_size:

@@ -10,6 +10,8 @@ import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from tasks import prompts
 
 
@@ -54,12 +56,14 @@ def random_example(
     wording: Wording,
     *,
     question_share: float,
+    blind_share: float = 0.0,
     max_options: int = 5,
 ) -> Example:
     """An example of an image; multiple-choice with chance `question_share`.
 
     The wrong options are drawn evenly from the other `names`; a question has 2 to `max_options`
-    options in random order.
+    options in random order. With chance `blind_share` a question shows a grey image: then only the
+    options tell what to say, which is how a model learns to keep to them.
     """
     others = [other for other in names if other != name]
     if not others or rng.random() >= question_share:
@@ -67,4 +71,6 @@ def random_example(
     count = rng.randint(1, min(max_options - 1, len(others)))
     options = [name, *rng.sample(others, count)]
     rng.shuffle(options)
+    if rng.random() < blind_share:
+        image = Image.new("RGB", image.size, (127, 127, 127))
     return mcq_example(image, name, options, wording)
