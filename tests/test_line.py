@@ -20,7 +20,7 @@ from tasks import shards
 
 ROOT = Path(__file__).parent.parent
 SMALLER = {
-    "steps = 120": "steps = 60",
+    "steps = 160": "steps = 60",
     "num_rollouts = 20": "num_rollouts = 8",
     "shard_size = 100": "shard_size = 10",
     "max_unparsed_share = 0.5": "max_unparsed_share = 0.9",
