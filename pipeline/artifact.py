@@ -94,8 +94,19 @@ def commit(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
     os.rename(partial, folder)
     for path in [*(p for p in folder.rglob("*") if p.is_dir()), folder]:
         path.chmod(0o555)
-    _point(folder.parent / "current", folder.name)
+    point_at(folder)
     _fsync(folder.parent)
+
+
+def point_at(folder: Path) -> None:
+    """Let the link `current`, for people, lead to `folder`; replaced in one step."""
+    link = folder.parent / "current"
+    if link.is_symlink() and os.readlink(link) == folder.name:
+        return
+    fresh = link.with_name(f".current-{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(folder.name)
+    os.replace(fresh, link)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -218,14 +229,6 @@ def _rows_by_table(described: dict[str, dict[str, Any]]) -> dict[str, int]:
             table = name.removesuffix(".parquet").rstrip("0123456789").rstrip("-")
             rows[table] = rows.get(table, 0) + facts["rows"]
     return rows
-
-
-def _point(link: Path, target: str) -> None:
-    """A relative link for people; replaced in one step."""
-    fresh = link.with_name(f".current-{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(target)
-    os.replace(fresh, link)
 
 
 def _fsync(path: Path) -> None:

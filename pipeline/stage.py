@@ -5,6 +5,7 @@ fingerprints of what it requires, so a changed setting makes a new artifact and 
 back finds the old one.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -59,6 +60,8 @@ class Stage(Checked, luigi.Task):
     def complete(self) -> bool:
         if not self.folder.is_dir():
             return False
+        with contextlib.suppress(OSError):  # a read-only root can still be read
+            artifact.point_at(self.folder)  # a setting changed back leads back, too
         recorded = artifact.read_manifest(self.folder)
         if recorded.get("source_sha256") != self._source:
             LOGGER.warning(

@@ -118,7 +118,9 @@ def test_a_second_run_runs_nothing_and_a_changed_option_count_only_what_is_below
     assert "1 ran successfully" in changed.stderr
     assert len(list((line / "artifacts/few/dive_k/round0/build_mcq").glob("????????????????"))) == 2
     (line / "luigi.cfg").write_text(settings())
+    other = current(line, "dive_k/round0/build_mcq").resolve()
     back = subprocess.run(run, cwd=line, capture_output=True, text=True)
+    assert current(line, "dive_k/round0/build_mcq").resolve() != other
     assert "ran successfully" not in back.stderr
 
 
