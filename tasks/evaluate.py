@@ -23,9 +23,9 @@ from tasks.labels import ClassNames
 from tasks.metrics import pass_at_k
 from tasks.propose import Sampler, describe, question, run_shards, select
 from tasks.run import main
+from tasks.schemas import GROUPS
 
 MODES = ("one_step", "majority", "two_step")
-GROUPS = ("base", "novel")
 
 
 def evaluate(

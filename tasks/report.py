@@ -24,10 +24,10 @@ from tasks.propose import read_images
 from tasks.report_page import build_page
 from tasks.report_text import summary
 from tasks.run import StageError, main
+from tasks.schemas import GROUPS
 
 __all__ = ["compare", "report", "summary"]
 
-GROUPS = ("base", "novel")
 MODES = ("one_step", "two_step", "majority")
 SEED = 0  # of the bootstrap; a report made twice from the same artifacts is the same
 GALLERY_SIZE = 24
