@@ -61,7 +61,11 @@ class Stage(Checked, luigi.Task):
         if not self.folder.is_dir():
             return False
         with contextlib.suppress(OSError):  # a read-only root can still be read
-            artifact.point_at(self.folder)  # a setting changed back leads back, too
+            # A setting changed back leads back, too. Luigi asks nothing above a complete stage, so
+            # this one also answers for what it rests on.
+            for folder in {stage.folder for stage in [self, *lineage(self)]}:
+                if folder.is_dir():
+                    artifact.point_at(folder)
         recorded = artifact.read_manifest(self.folder)
         if recorded.get("source_sha256") != self._source:
             LOGGER.warning(
@@ -127,6 +131,20 @@ class Stage(Checked, luigi.Task):
     @cached_property
     def _source(self) -> str:
         return artifact.source_sha256(self.module)
+
+
+def lineage(stage: Stage) -> list[Stage]:
+    """Every stage that `stage` rests on, each once, inputs before what reads them."""
+    found: dict[str, Stage] = {}
+
+    def visit(current: Stage) -> None:
+        for needed in current.needs().values():
+            if needed.task_id not in found:
+                visit(needed)
+                found[needed.task_id] = needed
+
+    visit(stage)
+    return list(found.values())
 
 
 def plain(value: Any) -> Any:

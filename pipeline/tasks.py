@@ -13,7 +13,7 @@ import luigi
 
 from pipeline import artifact
 from pipeline.settings import Checked, SettingsError, run
-from pipeline.stage import Stage, plain
+from pipeline.stage import Stage, lineage, plain
 
 METHODS = ("dive_k", "zero_shot")
 
@@ -91,7 +91,8 @@ class BasePolicy(Stage):
     max_pixels = luigi.IntParameter()
     steps = luigi.IntParameter()
     batch_size = luigi.IntParameter()
-    learning_rate = luigi.FloatParameter()
+    learning_rate = luigi.FloatParameter(description="of AdamW")
+    muon_learning_rate = luigi.FloatParameter(description="of Muon on hidden matrices; 0: none")
     question_share = luigi.FloatParameter(description="share of multiple-choice examples")
     blind_share = luigi.FloatParameter(description="share of those with a grey image")
     dtype = luigi.Parameter()
@@ -334,19 +335,6 @@ def data(stage: Any) -> dict[str, Stage]:
 def paths(stage: Stage) -> dict[str, str]:
     """The artifact folders a stage reads, by the names its function knows."""
     return {name: str(needed.folder) for name, needed in stage.needs().items()}
-
-
-def lineage(stage: Stage) -> list[Stage]:
-    """Every stage that `stage` rests on, each once, inputs before what reads them."""
-    found: dict[str, Stage] = {}
-
-    def visit(current: Stage) -> None:
-        for needed in current.needs().values():
-            visit(needed)
-            found.setdefault(needed.task_id, needed)
-
-    visit(stage)
-    return list(found.values())
 
 
 def snake(name: str) -> str:

@@ -1,6 +1,7 @@
 """The whole line with the real vLLM and the real trainer, on a cut-down beetle set.
 
-One run is killed in the middle of Propose and started again; the tests then look at what is there.
+One run is killed in the middle of Propose, again in the middle of Train, and started once more;
+the tests then look at what is there.
 """
 
 import json
@@ -20,15 +21,15 @@ from tasks import shards
 
 ROOT = Path(__file__).parent.parent
 SMALLER = {
-    "steps = 160": "steps = 60",
+    "steps = 240": "steps = 60",
     "num_rollouts = 20": "num_rollouts = 8",
     "shard_size = 100": "shard_size = 10",
     "max_unparsed_share = 0.5": "max_unparsed_share = 0.9",
     "max_lost_share = 0.2": "max_lost_share = 0.9",
     "steps = 20\n": "steps = 4\n",
-    "questions_per_step = 16": "questions_per_step = 4",
+    "questions_per_step = 24": "questions_per_step = 4",
     "num_generations = 8": "num_generations = 4",
-    "micro_batch_size = 128": "micro_batch_size = 16",
+    "micro_batch_size = 192": "micro_batch_size = 16",
     "save_steps = 10": "save_steps = 2",
 }
 
@@ -61,23 +62,42 @@ def line(tmp_path_factory) -> Path:
     (folder / "cards" / "few.md").write_text("\n".join(lines) + "\n")
     (folder / "luigi.cfg").write_text(settings())
     run = command("TrainDiVE", "--dataset", "few")
-    with (folder / "first.log").open("w") as log:
-        first = subprocess.Popen(run, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-        propose = folder / "artifacts" / "few" / "round0" / "propose"
-        deadline = time.monotonic() + 400
-        while len(list(propose.glob("*.partial/rollouts-*.parquet"))) < 2:
-            assert first.poll() is None, (folder / "first.log").read_text()[-3000:]
-            assert time.monotonic() < deadline, "Propose never finished two shards"
-            time.sleep(0.02)
-        os.killpg(first.pid, signal.SIGKILL)
-        first.wait()
-    partial = next(propose.glob("*.partial"))
-    kept = {p.name: p.stat().st_mtime_ns for p in partial.glob("rollouts-*.parquet")}
+    few = folder / "artifacts" / "few"
+    kept = kill_when(
+        run, folder, few / "round0/propose", "rollouts-*.parquet", "rollouts-00001.parquet"
+    )
+    kept |= kill_when(
+        run,
+        folder,
+        few / "dive_k/round0/train",
+        "completions-*.parquet",
+        "checkpoints/checkpoint-2/complete",
+    )
     (folder / "kept.json").write_text(json.dumps(kept))
     done = subprocess.run(run, cwd=folder, capture_output=True, text=True)
     (folder / "second.log").write_text(done.stdout + done.stderr)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return folder
+
+
+def kill_when(
+    run: list[str], folder: Path, stage: Path, finished: str, sign: str
+) -> dict[str, int]:
+    """Run until the stage's working folder holds the file `sign`; then kill -9 the whole group.
+
+    Returns when each of its `finished` files was written, in nanoseconds.
+    """
+    with (folder / "killed.log").open("w") as log:
+        process = subprocess.Popen(run, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 400
+        while not list(stage.glob(f"*.partial/{sign}")):
+            assert process.poll() is None, (folder / "killed.log").read_text()[-3000:]
+            assert time.monotonic() < deadline, f"{stage} never wrote {sign}"
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    partial = next(stage.glob("*.partial"))
+    return {path.name: path.stat().st_mtime_ns for path in partial.glob(finished)}
 
 
 def current(line: Path, stage: str) -> Path:
@@ -88,11 +108,52 @@ def test_a_killed_run_went_on_from_its_last_finished_shard(line):
     kept = json.loads((line / "kept.json").read_text())
     folder = current(line, "round0/propose")
     now = {p.name: p.stat().st_mtime_ns for p in folder.glob("rollouts-*.parquet")}
+    kept = {name: at for name, at in kept.items() if name.startswith("rollouts")}
+    assert len(kept) >= 2
     assert {name: now[name] for name in kept} == kept
     rows = shards.read(folder, "rollouts").to_pylist()
     assert set(Counter(row["image_id"] for row in rows).values()) == {8}
     assert len({(row["image_id"], row["rollout"]) for row in rows}) == len(rows) == 480
     assert not list(line.glob("artifacts/**/*.partial")), "leftovers"
+
+
+def test_a_killed_training_went_on_from_its_checkpoint_as_if_nothing_had_been(line, tmp_path):
+    kept = json.loads((line / "kept.json").read_text())
+    folder = current(line, "dive_k/round0/train")
+    for step in (1, 2):
+        name = f"completions-{step:05d}.parquet"
+        assert (folder / name).stat().st_mtime_ns == kept[name], f"step {step} was done again"
+    recipe = json.loads((folder / "recipe.json").read_text())
+    unbroken = tmp_path / "unbroken"
+    unbroken.mkdir()
+    (tmp_path / "recipe.json").write_text(json.dumps({**recipe, "output": str(unbroken)}))
+    subprocess.run(
+        [sys.executable, "-m", "training.grpo", str(tmp_path / "recipe.json")],
+        cwd=line,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+    )
+    for step in (1, 2, 3, 4):
+        tables = [shards.shard_path(place, "completions", step) for place in (folder, unbroken)]
+        texts = [shards.read_file(table)["completion"].to_pylist() for table in tables]
+        assert texts[0] == texts[1], f"step {step} sampled otherwise"
+    digests = [shards.sha256_file(place / "model.safetensors") for place in (folder, unbroken)]
+    assert digests[0] == digests[1]
+
+
+def test_weights_of_another_shape_or_name_are_not_taken_up_silently(line, tmp_path):
+    import torch
+    from training.grpo import restore_weights
+    from training.tiny_policy import new_model
+
+    policy = current(line, "base_policy")
+    model = new_model(5)
+    restore_weights(model, policy)
+    name, tensor = next(iter(model.named_parameters()))
+    assert torch.equal(tensor, dict(new_model(5).named_parameters())[name]) is False
+    model.stranger = torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(RuntimeError, match="stranger"):
+        restore_weights(model, policy)
 
 
 def test_the_summary_and_the_report_are_there(line):

@@ -198,6 +198,18 @@ def test_an_unchanged_rerun_runs_nothing(tmp_path):
     assert (tmp_path / "artifacts/beetles/split/current/split.parquet").exists()
 
 
+def test_the_link_current_follows_a_setting_changed_back_all_the_way_up(tmp_path):
+    """Luigi asks nothing above a complete stage, yet its inputs' links must lead back as well."""
+    luigi_run(tmp_path, "Split")
+    download = tmp_path / "artifacts/beetles/download"
+    first = (download / "current").resolve()
+    replaced = {"max_reject_share = 0.02": "max_reject_share = 0.03"}
+    luigi_run(tmp_path, "Download", replace=replaced)
+    assert (download / "current").resolve() != first
+    luigi_run(tmp_path, "Split")
+    assert (download / "current").resolve() == first
+
+
 def test_importing_the_graph_loads_nothing_heavy():
     code = f"import pipeline.tasks, sys; print([m for m in {(*HEAVY, 'pyarrow', 'pandas')} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 import data_cards
@@ -42,6 +42,7 @@ def base_policy(
     steps: int,
     batch_size: int,
     learning_rate: float,
+    muon_learning_rate: float,
     question_share: float,
     blind_share: float,
     min_pixels: int,
@@ -81,7 +82,12 @@ def base_policy(
             rows, names, wording, seed, batch_size, question_share, blind_share
         )
         figures = train_supervised(
-            policy, processor, batches, steps=steps, learning_rate=learning_rate
+            policy,
+            processor,
+            batches,
+            steps=steps,
+            learning_rate=learning_rate,
+            muon_learning_rate=muon_learning_rate,
         )
         print(f"base_policy: loss {figures['final_loss']:.3f} after {steps} supervised steps")
     policy.to(getattr(torch, dtype))
@@ -89,28 +95,30 @@ def base_policy(
 
 
 def train_supervised(
-    model: torch.nn.Module,
+    model: PreTrainedModel,
     processor: Any,
     batches: Iterator[list[sft_examples.Example]],
     *,
     steps: int,
     learning_rate: float,
+    muon_learning_rate: float = 0.0,
     weight_decay: float = 0.01,
     bf16: bool = True,
 ) -> dict[str, float]:
     """Teach `model` in place, one batch a step; returns the steps and the mean loss at the end.
 
-    AdamW with linear warm-up and linear decay. `bf16` computes under autocast; weights keep their
+    Linear warm-up and linear decay. AdamW at `learning_rate`; with a `muon_learning_rate` the
+    weight matrices inside the network are left to Muon. `bf16` computes under autocast; weights keep their
     precision. Progress goes to the terminal: rate, time left, loss.
     """
     device = next(model.parameters()).device
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay
-    )
+    optimizers = _optimizers(model, learning_rate, muon_learning_rate, weight_decay)
     warmup = max(1, round(WARMUP_SHARE * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
-    )
+
+    def scale(step: int) -> float:
+        return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(each, scale) for each in optimizers]
     model.train()
     recent: list[float] = []
     with progress(None, desc="supervised", total=steps, unit="steps") as bar:
@@ -120,9 +128,11 @@ def train_supervised(
                 loss = model(**inputs).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            for schedule in schedules:
+                schedule.step()
             recent = [*recent[-9:], loss.item()]
             bar.update()
             bar.set_postfix(loss=f"{sum(recent) / len(recent):.3f}")
@@ -168,6 +178,26 @@ def pretrain_images(download: Path, split: Path) -> list[tuple[str, str, bytes]]
             "[BasePolicy] steps = 0"
         )
     return found
+
+
+def _optimizers(
+    model: PreTrainedModel, learning_rate: float, muon_learning_rate: float, weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest.
+
+    Muon makes every update of a matrix orthogonal, so that all its directions are learned at one
+    pace (https://kellerjordan.github.io/posts/muon/). Copying a name from the prompt needs just
+    that; with AdamW the tiny policy was far from it after many times the steps. Embeddings, norms,
+    biases and the patch convolution stay with AdamW, as Muon's author advises.
+    """
+    ends = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in ends]
+    chosen = {id(p) for p in matrices} if muon_learning_rate else set()
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    adamw = torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
+    if not chosen:
+        return [adamw]
+    return [torch.optim.Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay), adamw]
 
 
 def _wording(card: data_cards.Card, style: str) -> sft_examples.Wording:
