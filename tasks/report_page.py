@@ -97,6 +97,8 @@ def _answer(metrics: dict[str, Any]) -> str:
     )
     left_out = images["test_images_in_all"] - images["in_split"].get("test", 0)
     note = f" ({left_out:,} test images of the split were not evaluated)" if left_out > 0 else ""
+    if set(images["in_split"]) == {"val"}:
+        note = " (validation images, for tuning: no result)"
     policies = [(label(e["name"]), i % STYLES) for i, e in enumerate(metrics["evaluations"])]
     return (
         f"<p>Accuracy in % over {counts}{note}. Every policy answers the same images in every "

@@ -67,7 +67,8 @@ def summary(metrics: dict) -> str:
     """The result as a small table of plain text, from the contents of `metrics.json` alone."""
     first, *others = metrics["evaluations"]
     counts = " and ".join(f"{n:,} {group}" for group, n in metrics["images"]["groups"].items())
-    lines = [f"{metrics['card']['name']}: {counts} test images; accuracy in %, 95 % intervals"]
+    parts = " and ".join(metrics["images"]["in_split"])  # "test", unless one tunes on val
+    lines = [f"{metrics['card']['name']}: {counts} {parts} images; accuracy in %, 95 % intervals"]
     for other in others or [None]:
         columns = ["", label(first["name"])]
         if other:

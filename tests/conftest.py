@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny drawn card, and stages run on it with an engine that needs no model."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 import data_cards
 from tasks import schemas, shards
 
+ROOT = Path(__file__).parent.parent
 ENGINE = {
     "backend": "tests.fakes:engine",
     "prompt_style": "brief",
@@ -20,18 +22,20 @@ ENGINE = {
 }
 
 
+def write_few_card(folder: Path, counts: str = "{pretrain: 2, train: 3, val: 1, test: 2}") -> Path:
+    """A folder with the card `few`: beetles, but with only so many images per class."""
+    text = (ROOT / "data_cards" / "beetles.md").read_text()
+    few, replaced = re.subn(r"images_per_class: \{.*?\}", f"images_per_class: {counts}", text)
+    assert replaced == 1
+    folder.mkdir(exist_ok=True)
+    (folder / "few.md").write_text(few)
+    return folder
+
+
 @pytest.fixture
 def few_beetles(tmp_path, monkeypatch) -> data_cards.Card:
     """A card like beetles with a handful of images, found under the name `few`."""
-    text = (data_cards.FOLDER / "beetles.md").read_text()
-    counts = "images_per_class: {pretrain: 2, train: 3, val: 1, test: 2}"
-    lines = []
-    for line in text.splitlines():
-        start = line.find("images_per_class:")
-        lines.append(line if start < 0 else line[:start] + counts + line[line.find("}") + 1 :])
-    cards = tmp_path / "cards"
-    cards.mkdir()
-    (cards / "few.md").write_text("\n".join(lines) + "\n")
+    cards = write_few_card(tmp_path / "cards")
     monkeypatch.setattr(data_cards, "FOLDER", cards)
     return data_cards.load("few")
 

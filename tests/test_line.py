@@ -18,6 +18,7 @@ import pytest
 
 from pipeline import artifact
 from tasks import shards
+from tests.conftest import write_few_card
 
 ROOT = Path(__file__).parent.parent
 SMALLER = {
@@ -52,14 +53,7 @@ def settings() -> str:
 def line(tmp_path_factory) -> Path:
     """A folder in which TrainDiVE ran to its end, once killed on the way."""
     folder = tmp_path_factory.mktemp("line")
-    (folder / "cards").mkdir()
-    card = (ROOT / "data_cards" / "beetles.md").read_text()
-    lines = []
-    for text in card.splitlines():
-        start = text.find("images_per_class:")
-        few = "images_per_class: {pretrain: 20, train: 3, val: 1, test: 2}"
-        lines.append(text if start < 0 else text[:start] + few)
-    (folder / "cards" / "few.md").write_text("\n".join(lines) + "\n")
+    write_few_card(folder / "cards", "{pretrain: 20, train: 3, val: 1, test: 2}")
     (folder / "luigi.cfg").write_text(settings())
     run = command("TrainDiVE", "--dataset", "few")
     few = folder / "artifacts" / "few"
@@ -143,6 +137,7 @@ def test_a_killed_training_went_on_from_its_checkpoint_as_if_nothing_had_been(li
 
 def test_weights_of_another_shape_or_name_are_not_taken_up_silently(line, tmp_path):
     import torch
+
     from training.grpo import restore_weights
     from training.tiny_policy import new_model
 

@@ -129,6 +129,17 @@ def test_drawn_images_are_called_a_miniature_and_photographs_are_not(tree, tmp_p
     assert "miniature" not in (tmp_path / "photographs/index.html").read_text(encoding="utf-8")
 
 
+def test_validation_images_are_not_called_test_images(tree, tmp_path):
+    rows = shards.read(Path(tree["split"]), "split").to_pylist()
+    for row in rows:
+        row["split"] = "val"
+    shards.write(Path(tree["split"]) / "split.parquet", rows, schemas.split(CLASSES))
+    report(tmp_path / "out", **tree)
+    text = summary(json.loads((tmp_path / "out/metrics.json").read_text()))
+    assert text.startswith("toy: 10 base and 10 novel val images;")
+    assert "validation images" in (tmp_path / "out/index.html").read_text(encoding="utf-8")
+
+
 def test_the_summary_holds_the_numbers_and_needs_metrics_alone(tree, tmp_path):
     report(tmp_path / "out", **tree)
     text = summary(json.loads((tmp_path / "out/metrics.json").read_text()))

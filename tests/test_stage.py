@@ -14,6 +14,7 @@ from luigi.task_register import Register
 from pipeline import artifact, tasks
 from pipeline.settings import GRAPH, SettingsError, check_configuration
 from pipeline.stage import Stage
+from tests.conftest import write_few_card
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "trl", "vllm", "peft", "ray", "accelerate")
@@ -161,7 +162,9 @@ def luigi_run(folder: Path, *arguments: str, **changed) -> subprocess.CompletedP
         assert old in text
         text = text.replace(old, new)
     (folder / "luigi.cfg").write_text(text)
+    write_few_card(folder / "cards")
     command = [sys.executable, "-m", "luigi", "--module", "pipeline.tasks", *arguments]
+    command += ["--dataset", "few"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
@@ -182,26 +185,26 @@ def test_a_failing_stage_exits_with_30_and_one_sentence(tmp_path):
         in ran.stderr
     )
     assert "Traceback" not in ran.stderr
-    made = [p.name for p in (tmp_path / "artifacts" / "beetles" / "split").iterdir()]
+    made = [p.name for p in (tmp_path / "artifacts" / "few" / "split").iterdir()]
     assert [name for name in made if not name.endswith(".partial")] == []
 
 
 def test_an_unchanged_rerun_runs_nothing(tmp_path):
     assert luigi_run(tmp_path, "Split").returncode == 0
-    manifests = list(tmp_path.glob("artifacts/beetles/*/*/manifest.json"))
+    manifests = list(tmp_path.glob("artifacts/few/*/*/manifest.json"))
     before = {path: path.stat().st_mtime_ns for path in manifests}
     again = luigi_run(tmp_path, "Split")
     assert again.returncode == 0
     assert "1 complete ones were encountered" in again.stderr
     assert "ran successfully" not in again.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert (tmp_path / "artifacts/beetles/split/current/split.parquet").exists()
+    assert (tmp_path / "artifacts/few/split/current/split.parquet").exists()
 
 
 def test_the_link_current_follows_a_setting_changed_back_all_the_way_up(tmp_path):
     """Luigi asks nothing above a complete stage, yet its inputs' links must lead back as well."""
     luigi_run(tmp_path, "Split")
-    download = tmp_path / "artifacts/beetles/download"
+    download = tmp_path / "artifacts/few/download"
     first = (download / "current").resolve()
     replaced = {"max_reject_share = 0.02": "max_reject_share = 0.03"}
     luigi_run(tmp_path, "Download", replace=replaced)

@@ -74,11 +74,9 @@ def main() -> None:
     given = parser.parse_args()
     reports = []
     for seed in given.seeds:
-        subprocess.run(
-            [sys.executable, "-m", "luigi", "--module", "pipeline.tasks", "TrainDiVE"]
-            + ["--dataset", given.dataset, "--seed", str(seed)],
-            check=True,
-        )
+        line = [sys.executable, "-m", "luigi", "--module", "pipeline.tasks", "TrainDiVE"]
+        chosen = ["--dataset", given.dataset, "--seed", str(seed)]
+        subprocess.run([*line, *chosen], check=True)
         reports.append(Report(dataset=given.dataset, seed=seed))
     for mode in ("one_step", "two_step", "majority"):
         sides = []
