@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
-SOURCE_KINDS = ("drawn", "folder")
+# The keys that each kind of source must have, and those it may have.
+SOURCE_KEYS: dict[str, tuple[set[str], set[str]]] = {
+    "drawn": ({"seed", "images_per_class"}, set()),
+    "folder": ({"path"}, {"folders"}),
+    "archive": ({"layout", "files"}, {"mirror", "crop_bottom"}),
+}
+LAYOUTS = ("cub", "flowers", "pets", "cars", "aircraft")
 
 
 class CardError(ValueError):
@@ -78,8 +84,7 @@ def _parse(path: Path, text: str, digest: str) -> Card:
     if len(set(classes)) != len(classes) or len(classes) < 2:
         raise CardError(f"{path}: classes must be two or more distinct names")
     source = front["source"]
-    if not isinstance(source, dict) or source.get("kind") not in SOURCE_KINDS:
-        raise CardError(f"{path}: source.kind must be one of {', '.join(SOURCE_KINDS)}")
+    _check_source(path, source)
     aliases = front.get("aliases") or {}
     for name in aliases:
         if name not in classes:
@@ -91,3 +96,28 @@ def _parse(path: Path, text: str, digest: str) -> Card:
         "aliases": {name: tuple(also) for name, also in aliases.items()},
     }
     return Card(name=path.stem, sha256=digest, **front)
+
+
+def _check_source(path: Path, source: Any) -> None:
+    if not isinstance(source, dict) or source.get("kind") not in SOURCE_KEYS:
+        raise CardError(f"{path}: source.kind must be one of {', '.join(SOURCE_KEYS)}")
+    needed, allowed = SOURCE_KEYS[source["kind"]]
+    for key in sorted(needed - set(source)):
+        raise CardError(f"{path}: source of kind {source['kind']} lacks the key {key!r}")
+    for key in sorted(set(source) - needed - allowed - {"kind"}):
+        raise CardError(
+            f"{path}: source of kind {source['kind']} has no key {key!r}; "
+            f"known keys: {', '.join(sorted(needed | allowed))}"
+        )
+    if source["kind"] != "archive":
+        return
+    if source["layout"] not in LAYOUTS:
+        raise CardError(f"{path}: source.layout must be one of {', '.join(LAYOUTS)}")
+    files = source["files"]
+    if not isinstance(files, list) or not files:
+        raise CardError(f"{path}: source.files must be a list of files with name and md5")
+    for file in files:
+        if not isinstance(file, dict) or not {"name", "md5"} <= set(file) <= {"name", "md5", "url"}:
+            raise CardError(f"{path}: each of source.files has name, md5 and, if it has one, url")
+        if Path(file["name"]).name != file["name"]:
+            raise CardError(f"{path}: {file['name']!r} is not a plain file name")

@@ -7,6 +7,7 @@ Settings come from luigi.cfg, one section per task. `refresh_round` r > 0 propos
 that round r - 1 trained, so the graph is static and every round's shards stay on disk.
 """
 
+from pathlib import Path
 from typing import Any
 
 import luigi
@@ -48,7 +49,10 @@ class engine(Checked, luigi.Config):
 class Download(Stage):
     """A data card's images, checked and decoded, into Parquet."""
 
-    max_reject_share = luigi.FloatParameter()
+    max_reject_share = luigi.FloatParameter(description="more unusable files than this is an error")
+    archives = luigi.Parameter(
+        significant=False, description="where official archives lie, or are downloaded to"
+    )
 
     module = "tasks.download"
     reads_card = True
@@ -57,7 +61,8 @@ class Download(Stage):
         return "download"
 
     def arguments(self):
-        return {"card": self.dataset, "max_reject_share": self.max_reject_share}
+        archives = str(Path(self.archives).expanduser().resolve())
+        return {"card": self.dataset, "archives": archives, **self.settings()}
 
 
 class Split(Stage):

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,11 +23,13 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from data_cards import Card, beetles, load
-from tasks import schemas, shards
+from tasks import archives as archive_files
+from tasks import layouts, schemas, shards
 from tasks.labels import ClassNames
 from tasks.run import StageError, main, progress
 
 IMAGES_PER_SHARD = 1000
+UNPACKED = "unpacked"  # below the output; gone when the stage has ended
 SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
 
@@ -38,15 +41,19 @@ class Item:
     label: int
     official_split: str
     load: Callable[[], bytes]
+    crop_bottom: int = 0  # pixels of a banner that is not part of the picture
 
 
 class Reject(Exception):
     """A file that is not a usable image; the message is the reason recorded for it."""
 
 
-def download(output: Path, *, card: str, max_reject_share: float) -> None:
+def download(
+    output: Path, *, card: str, max_reject_share: float, archives: Path = Path("archives")
+) -> None:
     """Put every image of the card into Parquet shards, and every unusable file into the rejects.
 
+    `archives` is the folder of official archives: what is missing there is downloaded into it.
     Raises StageError when the source is missing or empty, or when the share of rejected files
     exceeds `max_reject_share`.
     """
@@ -55,7 +62,7 @@ def download(output: Path, *, card: str, max_reject_share: float) -> None:
         ClassNames(data_card.classes, data_card.aliases)
     except ValueError as error:
         raise StageError(f"card {card}: {error}") from error
-    items = list_items(data_card)
+    items = list_items(data_card, archives, output / UNPACKED)
     schema = schemas.images(data_card.classes)
     rejects: list[dict[str, str]] = []
     parts = list(shards.chunks(items, IMAGES_PER_SHARD))
@@ -81,13 +88,20 @@ def download(output: Path, *, card: str, max_reject_share: float) -> None:
     shards.write(output / "rejects.parquet", rejects, schemas.rejects())
     for path in output.glob("part-rejects-*.parquet"):
         path.unlink()
+    shutil.rmtree(output / UNPACKED, ignore_errors=True)
     stats = {"images": len(items) - len(rejects), "rejected": len(rejects)}
     (output / "stats.json").write_text(json.dumps(stats), encoding="utf-8")
 
 
-def list_items(card: Card) -> list[Item]:
-    """Every image the card's source holds, in an order that depends on names alone."""
-    items = {"drawn": _drawn, "folder": _folder}[card.source["kind"]](card)
+def list_items(card: Card, archives: Path, workplace: Path) -> list[Item]:
+    """Every image the card's source holds, in an order that depends on names alone.
+
+    `archives` and `workplace` are for official archives: where they lie, where to unpack them.
+    """
+    if card.source["kind"] == "archive":
+        items = _archive(card, archives, workplace)
+    else:
+        items = {"drawn": _drawn, "folder": _folder}[card.source["kind"]](card)
     counts = Counter(item.label for item in items)
     if empty := [name for label, name in enumerate(card.classes) if not counts[label]]:
         raise StageError(
@@ -104,7 +118,7 @@ def ingest(
     rows, rejects = [], []
     for item in items:
         try:
-            data, width, height = normalise_image(item.load())
+            data, width, height = normalise_image(item.load(), item.crop_bottom)
         except Reject as reason:
             rejects.append({"path": item.path, "reason": str(reason)})
         else:
@@ -124,8 +138,10 @@ def ingest(
     return rows, rejects
 
 
-def normalise_image(data: bytes) -> tuple[bytes, int, int]:
+def normalise_image(data: bytes, crop_bottom: int = 0) -> tuple[bytes, int, int]:
     """Bytes that every decoder reads as the same upright 8-bit RGB picture, with width and height.
+
+    The lowest `crop_bottom` pixel rows are cut off.
 
     Raises Reject with the reason when the bytes are no picture, or a truncated one.
     """
@@ -136,11 +152,17 @@ def normalise_image(data: bytes) -> tuple[bytes, int, int]:
             image.load()
             upright = image.getexif().get(0x0112, 1) == 1
             plain = image.format in ("JPEG", "PNG") and getattr(image, "n_frames", 1) == 1
-            if image.mode == "RGB" and upright and plain and "transparency" not in image.info:
+            as_is = image.mode == "RGB" and upright and plain and "transparency" not in image.info
+            if as_is and not crop_bottom:
                 return data, image.width, image.height
             rgb = _to_rgb(ImageOps.exif_transpose(image))
+            if rgb.height <= crop_bottom:
+                raise Reject(f"only {rgb.height} pixels high, banner included")
+            rgb = rgb.crop((0, 0, rgb.width, rgb.height - crop_bottom))
     except Image.DecompressionBombError as error:
         raise Reject("too many pixels (decompression bomb)") from error
+    except Reject:
+        raise
     except Exception as error:  # decoders raise anything from SyntaxError to struct.error
         raise Reject(f"{type(error).__name__}: {error}"[:200]) from error
     buffer = io.BytesIO()
@@ -180,6 +202,24 @@ def _drawn(card: Card) -> list[Item]:
         for label, name in enumerate(card.classes)
         for index in range(count)
     ]
+
+
+def _archive(card: Card, archives: Path, workplace: Path) -> list[Item]:
+    """The images of official archives, unpacked into `workplace`."""
+    found = archive_files.fetch(card.source["files"], archives, card.name)
+    root = archive_files.unpacked(found, workplace, report=lambda text: print(f"download: {text}"))
+    crop = int(card.source.get("crop_bottom", 0))
+    return [
+        Item(entry.path, entry.label, entry.split, partial(_listed, root / entry.path), crop)
+        for entry in layouts.entries(card.source["layout"], root, card.classes)
+    ]
+
+
+def _listed(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise Reject("listed in the archive but not in it") from error
 
 
 def _folder(card: Card) -> list[Item]:

@@ -193,17 +193,36 @@ def test_train_and_test_folders_give_the_official_split(photo_card):
             "source.kind",
         ),
         (
-            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder}\nclasses: [x, no]\n---\n",
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder, path: p}\nclasses: [x, no]\n---\n",
             "quote",
         ),
         (
-            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder}\nclasses: [x, x]\n---\n",
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder, path: p}\nclasses: [x, x]\n---\n",
             "distinct",
         ),
         (
-            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder}\nclasses: [x, z]\n"
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder, path: p}\nclasses: [x, z]\n"
             "aliases: {x: why}\n---\n",
             "aliases of 'x' must be a list",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder}\nclasses: [x, z]\n---\n",
+            "source of kind folder lacks the key 'path'",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder, path: p, pth: q}\n"
+            "classes: [x, z]\n---\n",
+            "has no key 'pth'",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: archive, layout: zoo, files: []}\n"
+            "classes: [x, z]\n---\n",
+            "source.layout must be one of cub",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: archive, layout: cub, "
+            "files: [{name: ../x, md5: a}]}\nclasses: [x, z]\n---\n",
+            "not a plain file name",
         ),
     ],
 )

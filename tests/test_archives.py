@@ -1,0 +1,198 @@
+"""Official archives: fetched over a connection that fails in every way, unpacked without harm."""
+
+import hashlib
+import io
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tasks import archives
+from tasks.archives import fetch, unpack, unpacked
+from tasks.run import StageError
+
+PAYLOAD = bytes(range(256)) * 4000  # a megabyte
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A local server that answers each request with the next of `behaviours`, then properly."""
+    monkeypatch.setattr(archives, "PATIENCE", 0.0)
+    state = SimpleNamespace(behaviours=[], ranges=[], url="")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked = self.headers.get("Range")
+            state.ranges.append(asked)
+            behaviour = state.behaviours.pop(0) if state.behaviours else "whole"
+            if behaviour in (404, 500, 503):
+                self.send_error(behaviour)
+                return
+            body = PAYLOAD if behaviour != "wrong" else PAYLOAD[:-1] + b"x"
+            start = int(asked[6:-1]) if asked and behaviour != "no ranges" else 0
+            if start >= len(body):
+                self.send_error(416)
+                return
+            self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+            self.send_header("Content-Length", str(len(body) - start))
+            self.end_headers()
+            end = start + 300_000 if behaviour == "cut" else len(body)
+            self.wfile.write(body[start:end])
+            if behaviour == "cut":
+                self.wfile.flush()
+                self.connection.close()
+
+        def log_message(self, *arguments):
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread.start()
+    state.url = f"http://127.0.0.1:{http.server_port}/birds.tgz"
+    yield state
+    http.shutdown()
+    http.server_close()
+    thread.join()
+
+
+def entry(server, name: str = "birds.tgz") -> dict[str, str]:
+    return {"name": name, "url": server.url, "md5": hashlib.md5(PAYLOAD).hexdigest()}
+
+
+@pytest.mark.parametrize(
+    "behaviours",
+    [[], ["cut"], ["cut", "cut", 503], [500, 500], ["wrong"], ["cut", "no ranges"]],
+    ids=str,
+)
+def test_a_file_arrives_whole_over_a_failing_connection(server, tmp_path, behaviours):
+    server.behaviours = list(behaviours)
+    (path,) = fetch([entry(server)], tmp_path, "birds")
+    assert path.read_bytes() == PAYLOAD
+    assert [p.name for p in tmp_path.iterdir()] == ["birds.tgz"]
+
+
+def test_a_cut_download_goes_on_in_the_next_run(server, tmp_path):
+    (tmp_path / "birds.tgz.part").write_bytes(PAYLOAD[:500_000])
+    (path,) = fetch([entry(server)], tmp_path, "birds")
+    assert path.read_bytes() == PAYLOAD
+    assert server.ranges == ["bytes=500000-"]
+
+
+def test_a_part_that_is_already_whole_is_taken(server, tmp_path):
+    (tmp_path / "birds.tgz.part").write_bytes(PAYLOAD)
+    (path,) = fetch([entry(server)], tmp_path, "birds")
+    assert path.read_bytes() == PAYLOAD
+
+
+def test_what_is_there_is_not_downloaded_again(server, tmp_path):
+    (tmp_path / "birds.tgz").write_bytes(PAYLOAD)
+    fetch([entry(server)], tmp_path, "birds")
+    assert server.ranges == []
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "told"),
+    [(404, "the server answered 404"), (500, "answered 500"), ("wrong", "what came has md5")],
+)
+def test_a_download_that_cannot_succeed_says_why_and_what_to_do(server, tmp_path, behaviour, told):
+    server.behaviours = [behaviour] * archives.ATTEMPTS * 10
+    with pytest.raises(StageError, match=rf"birds\.tgz.*{told}.*\[Download\] archives"):
+        fetch([entry(server)], tmp_path, "birds")
+    assert not (tmp_path / "birds.tgz").exists()
+
+
+def test_several_files_come_at_once_and_each_is_checked(server, tmp_path):
+    names = ["a.tgz", "b.tgz", "c.tgz"]
+    paths = fetch([entry(server, name) for name in names], tmp_path, "birds")
+    assert [path.name for path in paths] == names
+    assert all(path.read_bytes() == PAYLOAD for path in paths)
+
+
+def test_a_damaged_file_of_the_user_is_named_and_kept(server, tmp_path):
+    (tmp_path / "birds.tgz").write_bytes(b"half")
+    with pytest.raises(StageError, match=r"birds\.tgz has md5 .*damaged or another version"):
+        fetch([entry(server)], tmp_path, "birds")
+    assert (tmp_path / "birds.tgz").read_bytes() == b"half"
+
+
+def test_a_file_without_a_home_says_where_to_put_it(tmp_path):
+    files = [{"name": "cars_train.tgz", "md5": "0"}, {"name": "cars_test.tgz", "md5": "0"}]
+    with pytest.raises(StageError, match=r"cars_train\.tgz, cars_test\.tgz can no longer be down"):
+        fetch(files, tmp_path, "cars")
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 4, link: str = "") -> tuple:
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.linkname = kind, size if kind == tarfile.REGTYPE else 0, link
+    return info, io.BytesIO(b"\0" * info.size)
+
+
+def tar(path: Path, *members: tuple, mode: str = "w:gz") -> Path:
+    with tarfile.open(path, mode) as archive:
+        for info, data in members:
+            archive.addfile(info, data)
+    return path
+
+
+HOSTILE = {
+    "parent": [member("../out.jpg")],
+    "deep parent": [member("a/b/../../../out.jpg")],
+    "absolute": [member("/tmp/dive-k-out.jpg")],
+    "symlink": [member("a", tarfile.SYMTYPE, link="/etc/passwd")],
+    "relative symlink": [member("a", tarfile.SYMTYPE, link="../..")],
+    "write through a symlink": [member("a", tarfile.SYMTYPE, link="../.."), member("a/out.jpg")],
+    "hard link": [member("a", tarfile.LNKTYPE, link="/etc/passwd")],
+    "relative hard link": [member("a.jpg"), member("b", tarfile.LNKTYPE, link="../x")],
+    "character device": [member("a", tarfile.CHRTYPE)],
+    "block device": [member("a", tarfile.BLKTYPE)],
+    "fifo": [member("a", tarfile.FIFOTYPE)],
+    "duplicate": [member("a.jpg"), member("a.jpg")],
+    "file over folder": [member("a/b.jpg"), member("a")],
+}
+
+
+@pytest.mark.parametrize("members", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_archive_is_refused_and_writes_nothing_outside(tmp_path, members):
+    path = tar(tmp_path / "bad.tgz", *members)
+    root = tmp_path / "in" / "root"
+    with pytest.raises(StageError, match=r"bad\.tgz"):
+        unpack(path, root)
+    outside = [p for p in tmp_path.rglob("*") if root not in p.parents]
+    assert sorted(outside) == sorted([path, root.parent, root])
+    assert not Path("/tmp/dive-k-out.jpg").exists()
+
+
+def test_a_bomb_is_refused_before_it_fills_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MAX_SMALL", 1 << 20)
+    path = tar(tmp_path / "bomb.tgz", *(member(f"{i}.jpg", size=300_000) for i in range(20)))
+    with pytest.raises(StageError, match=r"bomb\.tgz unpacks to more than"):
+        unpack(path, tmp_path / "root")
+    assert sum(p.stat().st_size for p in (tmp_path / "root").rglob("*")) <= 1 << 20
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise", "empty"])
+def test_a_damaged_archive_is_named(tmp_path, damage):
+    path = tar(tmp_path / "x.tgz", *(member(f"{i}.jpg", size=9000) for i in range(50)))
+    data = path.read_bytes()
+    path.write_bytes(
+        {"cut": data[: len(data) // 2], "noise": b"\x1f\x8b" + b"no" * 99}.get(damage, b"")
+    )
+    with pytest.raises(StageError, match=r"x\.tgz cannot be unpacked"):
+        unpack(path, tmp_path / "root")
+
+
+def test_an_interrupted_unpacking_is_done_anew(tmp_path):
+    path = tar(tmp_path / "x.tgz", member("a.jpg"))
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "half.jpg").write_bytes(b"")
+    (tmp_path / "list.mat").write_bytes(b"plain")
+    root = unpacked([path, tmp_path / "list.mat"], tmp_path / "root")
+    assert sorted(p.name for p in root.iterdir()) == [".unpacked", "a.jpg", "list.mat"]
+    stamp = (root / "a.jpg").stat().st_mtime_ns
+    assert unpacked([path], root) == root
+    assert (root / "a.jpg").stat().st_mtime_ns == stamp
