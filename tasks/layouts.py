@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tasks.run import StageError
 
 
@@ -133,11 +135,12 @@ def _pairs(path: Path) -> list[tuple[str, str]]:
 def _mat(path: Path) -> dict[str, Any]:
     from scipy.io import loadmat
 
-    return loadmat(path)
+    with path.open("rb") as file:
+        return loadmat(file)
 
 
 def _only(value: Any) -> Any:
     """The one value inside MATLAB's nested 1 x 1 arrays."""
-    while hasattr(value, "ravel") and getattr(value, "ndim", 0):
+    while isinstance(value, np.ndarray):
         value = value.ravel()[0]
     return value
