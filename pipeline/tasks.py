@@ -73,6 +73,8 @@ class Split(Stage):
     test_share = luigi.FloatParameter()
     val_share = luigi.FloatParameter()
     pretrain_share = luigi.FloatParameter()
+    val_per_class = luigi.IntParameter(description="a count in place of val_share; 0: the share")
+    shots = luigi.IntParameter(description="train images a class keeps, CoOp's draw; 0: all")
 
     module = "tasks.split"
     reads_card = True

@@ -5,9 +5,14 @@
 Base-to-novel (CoOp's rule): classes by ascending class id, the first ceil(n/2) are base, the rest
 novel. Official splits are kept; what is missing is cut from train, stratified by class, by a
 generator seeded with (seed, class). Train images of novel classes become `unused`.
+
+Few-shot (CoOp's draw, https://github.com/KaiyangZhou/CoOp): of all classes alike, before they are
+cut to base and novel, `shots` train images and min(shots, 4) val images stay; test is never
+subsampled.
 """
 
 import math
+import random
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,7 @@ from tasks import schemas, shards
 from tasks.run import StageError, main
 
 PROTOCOLS = ("base_to_novel", "all")
+MAX_VAL_SHOTS = 4  # as many as CoOp keeps for validation
 
 
 def split(
@@ -31,22 +37,27 @@ def split(
     val_share: float,
     pretrain_share: float,
     seed: int,
+    val_per_class: int = 0,
+    shots: int = 0,
 ) -> None:
     """Write `split.parquet`: every image of Download with its group and split, exactly once.
 
     Each share is a share of a class's train images and is used only where the source does not
-    already say which images are test, val or pretrain. Raises StageError when a class is left
+    already say which images are test, val or pretrain. `val_per_class` is a count that takes the
+    place of `val_share`, `shots` the number of train images a class keeps; 0: all of them. Raises StageError when a class is left
     without a train (base classes) or test image.
     """
     data_card = load(card)
     if protocol not in PROTOCOLS:
         raise StageError(f"[Split] protocol must be one of {', '.join(PROTOCOLS)}; got {protocol}")
+    if shots < 0 or val_per_class < 0:
+        raise StageError("[Split] shots and val_per_class must be 0 or more")
     if test_share + val_share + pretrain_share >= 1:
         raise StageError("[Split] test_share + val_share + pretrain_share must stay below 1")
     images = shards.read(download, "images", ["image_id", "label", "official_split"]).to_pylist()
     num_base = base_count(len(data_card.classes), protocol)
     shares = {"test": test_share, "val": val_share, "pretrain": pretrain_share}
-    rows = assign(images, num_base, shares, seed)
+    rows = assign(images, num_base, shares, seed, val_per_class=val_per_class, shots=shots)
     for row in rows:
         row["class_name"] = data_card.classes[row["label"]]
     _check(rows, data_card.classes, num_base)
@@ -62,7 +73,13 @@ def base_count(num_classes: int, protocol: str) -> int:
 
 
 def assign(
-    images: list[dict[str, Any]], num_base: int, shares: dict[str, float], seed: int
+    images: list[dict[str, Any]],
+    num_base: int,
+    shares: dict[str, float],
+    seed: int,
+    *,
+    val_per_class: int = 0,
+    shots: int = 0,
 ) -> list[dict[str, Any]]:
     """Image id, label, group and split of every image, in the order given."""
     place = {row["image_id"]: row["official_split"] or "train" for row in images}
@@ -78,8 +95,12 @@ def assign(
             if part in given:
                 continue
             count = math.ceil(share * len(order))
+            if part == "val" and val_per_class:
+                count = val_per_class
             place |= dict.fromkeys(order[start : start + count].tolist(), part)
             start += count
+    if shots:
+        place |= dict.fromkeys(_left_out(images, place, shots, seed), "unused")
     rows = []
     for row in images:
         novel = row["label"] >= num_base
@@ -93,6 +114,27 @@ def assign(
             }
         )
     return rows
+
+
+def _left_out(
+    images: list[dict[str, Any]], place: dict[str, str], shots: int, seed: int
+) -> list[str]:
+    """The train and val images that a few-shot draw does not take.
+
+    One generator for all: labels in order of first appearance, train before val, each label's
+    images in the order given. A class with fewer images keeps all of them.
+    """
+    rng = random.Random(seed)
+    left: list[str] = []
+    for part, count in (("train", shots), ("val", min(shots, MAX_VAL_SHOTS))):
+        by_class: dict[int, list[str]] = defaultdict(list)
+        for row in images:
+            if place[row["image_id"]] == part:
+                by_class[row["label"]].append(row["image_id"])
+        for ids in by_class.values():
+            kept = set(rng.sample(ids, count) if len(ids) >= count else ids)
+            left += [image_id for image_id in ids if image_id not in kept]
+    return left
 
 
 def _check(rows: list[dict[str, Any]], names: tuple[str, ...], num_base: int) -> None:

@@ -65,6 +65,55 @@ def test_an_official_test_set_is_kept_and_what_is_missing_is_cut_from_train():
     assert Counter(row["split"] for row in rows) == {"test": 5, "val": 1, "pretrain": 4, "train": 5}
 
 
+def test_validation_can_be_counted_per_class():
+    rows = assign(images({0: 30, 1: 30}, "train"), 1, {"val": 0.5}, 0, val_per_class=6)
+    assert Counter((row["label"], row["split"]) for row in rows) == {
+        (0, "train"): 24,
+        (0, "val"): 6,
+        (1, "unused"): 24,
+        (1, "val"): 6,
+    }
+
+
+@pytest.mark.parametrize(("shots", "val"), [(1, 1), (4, 4), (16, 4)])
+def test_few_shot_keeps_so_many_of_every_class_and_all_of_test(shots, val):
+    given_rows = images({0: 30, 1: 20, 2: 3}, "train") + [
+        {"image_id": f"set/t{i}", "label": i % 3, "official_split": "test"} for i in range(50)
+    ]
+    rows = assign(given_rows, 3, {"val": 0.3}, 1, shots=shots)
+    counts = Counter((row["label"], row["split"]) for row in rows)
+    assert sum(n for (_, part), n in counts.items() if part == "test") == 50
+    for label, (train, held) in {0: (21, 9), 1: (14, 6), 2: (2, 1)}.items():
+        assert counts[label, "train"] == min(shots, train)
+        assert counts[label, "val"] == min(val, held)
+
+
+def test_few_shot_draws_as_coop_does():
+    """One generator over all labels in order of first appearance, train first and then val."""
+    import random
+
+    shuffled = images({2: 9, 0: 9, 1: 9}, "train")
+    held = [{"image_id": f"set/v{i}", "label": i % 3, "official_split": "val"} for i in range(18)]
+    rng = random.Random(3)
+    wanted = set()
+    for part in (shuffled, held):
+        for label in dict.fromkeys(row["label"] for row in part):
+            ids = [row["image_id"] for row in part if row["label"] == label]
+            wanted |= set(rng.sample(ids, 2))
+    rows = assign(shuffled + held, 3, {}, 3, shots=2)
+    assert {row["image_id"] for row in rows if row["split"] in ("train", "val")} == wanted
+
+
+def test_few_shot_draws_the_same_base_images_whether_or_not_there_are_novel_classes():
+    rows = images({0: 20, 1: 20, 2: 20, 3: 20}, "train")
+    kept = [
+        {row["image_id"] for row in assign(rows, base, {}, 2, shots=4) if row["split"] == "train"}
+        for base in (2, 4)
+    ]
+    assert kept[0] == {image_id for image_id in kept[1] if image_id < "set/2"}
+    assert len(kept[0]) == 8
+
+
 def test_the_drawn_card_keeps_its_own_splits(split_set):
     rows = shards.read(split_set.split, "split").to_pylist()
     counts = Counter((row["group"], row["split"]) for row in rows)
