@@ -14,6 +14,7 @@ FOLDER = Path(__file__).parent
 SOURCE_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "drawn": ({"seed", "images_per_class"}, set()),
     "folder": ({"path"}, {"folders"}),
+    "hub": ({"repo", "revision"}, {"config", "splits", "image", "label"}),
     "archive": ({"layout", "files"}, {"mirror", "crop_bottom"}),
 }
 LAYOUTS = ("cub", "flowers", "pets", "cars", "aircraft")

@@ -11,41 +11,21 @@ stored as a PNG of what a person sees: rotated by EXIF, alpha on white, 8-bit RG
 import hashlib
 import io
 import json
-import os
 import shutil
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
-from data_cards import Card, beetles, load
-from tasks import archives as archive_files
-from tasks import layouts, schemas, shards
+from data_cards import load
+from tasks import schemas, shards
 from tasks.labels import ClassNames
 from tasks.run import StageError, main, progress
+from tasks.sources import Item, Reject, list_items
 
 IMAGES_PER_SHARD = 1000
 UNPACKED = "unpacked"  # below the output; gone when the stage has ended
-SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image to ingest: `load` gives its bytes; `official_split` is empty where none is given."""
-
-    path: str
-    label: int
-    official_split: str
-    load: Callable[[], bytes]
-    crop_bottom: int = 0  # pixels of a banner that is not part of the picture
-
-
-class Reject(Exception):
-    """A file that is not a usable image; the message is the reason recorded for it."""
 
 
 def download(
@@ -91,24 +71,6 @@ def download(
     shutil.rmtree(output / UNPACKED, ignore_errors=True)
     stats = {"images": len(items) - len(rejects), "rejected": len(rejects)}
     (output / "stats.json").write_text(json.dumps(stats), encoding="utf-8")
-
-
-def list_items(card: Card, archives: Path, workplace: Path) -> list[Item]:
-    """Every image the card's source holds, in an order that depends on names alone.
-
-    `archives` and `workplace` are for official archives: where they lie, where to unpack them.
-    """
-    if card.source["kind"] == "archive":
-        items = _archive(card, archives, workplace)
-    else:
-        items = {"drawn": _drawn, "folder": _folder}[card.source["kind"]](card)
-    counts = Counter(item.label for item in items)
-    if empty := [name for label, name in enumerate(card.classes) if not counts[label]]:
-        raise StageError(
-            f"card {card.name}: no image of {len(empty)} of {len(card.classes)} classes "
-            f"({', '.join(empty[:5])}); correct `classes` or `source` in the card"
-        )
-    return items
 
 
 def ingest(
@@ -181,85 +143,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
-
-
-def _drawn(card: Card) -> list[Item]:
-    seed, per_class = card.source["seed"], card.source["images_per_class"]
-
-    def draw(label: int, index: int, split: str) -> bytes:
-        buffer = io.BytesIO()
-        beetles.draw(label, index, seed, split).save(buffer, "PNG")
-        return buffer.getvalue()
-
-    return [
-        Item(
-            path=f"{split}/{name}/{index:04d}.png",
-            label=label,
-            official_split=split,
-            load=partial(draw, label, index, split),
-        )
-        for split, count in per_class.items()
-        for label, name in enumerate(card.classes)
-        for index in range(count)
-    ]
-
-
-def _archive(card: Card, archives: Path, workplace: Path) -> list[Item]:
-    """The images of official archives, unpacked into `workplace`."""
-    found = archive_files.fetch(card.source["files"], archives, card.name)
-    root = archive_files.unpacked(found, workplace, report=lambda text: print(f"download: {text}"))
-    crop = int(card.source.get("crop_bottom", 0))
-    return [
-        Item(entry.path, entry.label, entry.split, partial(_listed, root / entry.path), crop)
-        for entry in layouts.entries(card.source["layout"], root, card.classes)
-    ]
-
-
-def _listed(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise Reject("listed in the archive but not in it") from error
-
-
-def _folder(card: Card) -> list[Item]:
-    """`class_name/file`, or `train/class_name/file` and `test/class_name/file`."""
-    root = Path(os.path.expanduser(str(card.source.get("path", ""))))
-    if not root.is_dir():
-        raise StageError(f"card {card.name}: source.path {root} is not a folder")
-    labels = {name: label for label, name in enumerate(card.classes)}
-    labels |= {folder: labels[name] for folder, name in (card.source.get("folders") or {}).items()}
-    tops = sorted(path for path in root.iterdir() if path.is_dir() and not _hidden(path))
-    if any(path.name in SPLIT_FOLDERS for path in tops):
-        places = [(SPLIT_FOLDERS.get(top.name, ""), top) for top in tops]
-        if stray := [top.name for split, top in places if not split]:
-            raise StageError(f"{root}: {stray[0]} stands beside train/ and test/; move it away")
-        folders = [
-            (split, path)
-            for split, top in places
-            for path in sorted(top.iterdir())
-            if path.is_dir() and not _hidden(path)
-        ]
-    else:
-        folders = [("", path) for path in tops]
-    items = []
-    for split, folder in folders:
-        if folder.name not in labels:
-            raise StageError(
-                f"{folder}: no class {folder.name!r} in card {card.name}; add it to `classes`, or "
-                f"map it under source.folders"
-            )
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and not _hidden(path):
-                relative = path.relative_to(root).as_posix()
-                items.append(Item(relative, labels[folder.name], split, path.read_bytes))
-    if not items:
-        raise StageError(f"card {card.name}: {root} holds no files in class folders")
-    return items
-
-
-def _hidden(path: Path) -> bool:
-    return path.name.startswith(".")
 
 
 if __name__ == "__main__":

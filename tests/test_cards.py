@@ -1,0 +1,145 @@
+"""The cards that come with the project, and datasets in hub layout."""
+
+import io
+import re
+
+import datasets
+import pytest
+from PIL import Image
+
+import data_cards
+from tasks import shards
+from tasks.download import download
+from tasks.labels import ClassNames
+from tasks.run import StageError
+from tasks.split import base_count
+
+# Card: classes, base, last base class and first novel class (CoOp's protocol).
+BENCHMARKS = {
+    "cub": (200, 100, "Brown Pelican", "White Pelican"),
+    "flowers": (102, 51, "petunia", "wild pansy"),
+    "pets": (37, 19, "Keeshond", "Leonberger"),
+    "cars": (196, 98, "Eagle Talon Hatchback 1998", "FIAT 500 Abarth 2012"),
+    "aircraft": (100, 50, "Cessna 525", "Cessna 560"),
+}
+# Names as the archives, common usage or CoOp write them, and the class they must reach.
+SPELLINGS = {
+    "cub": {
+        "Black_footed_Albatross": "Black-footed Albatross",
+        "Artic Tern": "Arctic Tern",
+        "Chuck will Widow": "Chuck-will's-widow",
+    },
+    "flowers": {"barberton daisy": "barbeton daisy"},
+    "pets": {
+        "american_bulldog": "American Bulldog",
+        "german_shorthaired": "German Shorthaired Pointer",
+    },
+    "cars": {
+        "2012 Acura RL Sedan": "Acura RL Sedan 2012",
+        "acura rl sedan 2012": "Acura RL Sedan 2012",
+    },
+    "aircraft": {"F/A-18": "F/A-18", "Boeing 707-320": "707-320"},
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_card_has_the_official_classes_in_their_order(name):
+    card = data_cards.load(name)
+    count, base, last, first = BENCHMARKS[name]
+    assert len(card.classes) == count
+    assert base_count(count, "base_to_novel") == base
+    assert (card.classes[base - 1], card.classes[base]) == (last, first)
+    assert card.redistribute is False
+    assert "/" in card.source["mirror"]["repo"]
+    assert card.source.get("crop_bottom", 0) == (20 if name == "aircraft" else 0)
+    for file in card.source["files"]:
+        assert re.fullmatch(r"[0-9a-f]{32}", file["md5"])
+        assert file.get("url", "https://").startswith("https://")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_name_and_alias_of_a_card_reaches_its_own_class(name):
+    card = data_cards.load(name)
+    known = ClassNames(card.classes, card.aliases)
+    for label, class_name in enumerate(card.classes):
+        for text in (class_name, *card.aliases.get(class_name, ())):
+            assert known.match(text).class_id == label, text
+    for text, class_name in SPELLINGS[name].items():
+        assert known.match(text).class_id == card.classes.index(class_name), text
+
+
+def test_cars_says_that_its_host_is_gone_and_what_to_do(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(StageError, match=r"cars_train\.tgz.*can no longer be downloaded.*archives"):
+        download(
+            tmp_path / "out", card="cars", max_reject_share=0.0, archives=tmp_path / "archives"
+        )
+
+
+def picture(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 20), (shade, 90, 10)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A local folder in hub layout, a card over it, and what was put in."""
+    monkeypatch.setattr(data_cards, "FOLDER", tmp_path)
+
+    def make(label: datasets.Value | datasets.ClassLabel, values: list, extra: str = "") -> None:
+        features = datasets.Features({"picture": datasets.Image(), "sort": label})
+        for split in ("train", "test"):
+            rows = {
+                "picture": [{"bytes": picture(i), "path": None} for i in range(len(values))],
+                "sort": values,
+            }
+            table = datasets.Dataset.from_dict(rows, features=features)
+            folder = tmp_path / "repo" / "data"
+            folder.mkdir(parents=True, exist_ok=True)
+            table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+        (tmp_path / "mine.md").write_text(
+            f"---\nversion: 1\nnoun: thing\nkind: sort\nsource:\n  kind: hub\n"
+            f"  repo: {tmp_path / 'repo'}\n  revision: null\n  image: picture\n  label: sort\n{extra}"
+            f'classes: [Red Kite, Buzzard]\naliases: {{Buzzard: ["common buzzard"]}}\n---\n'
+        )
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        (tmp_path / "out").mkdir()
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["ClassLabel", "string"])
+def test_a_hub_dataset_is_read_by_class_name_and_keeps_its_bytes(hub, tmp_path, kind):
+    names = ["common_buzzard", "red kite"]  # another order and spelling than the card's
+    if kind == "ClassLabel":
+        hub(datasets.ClassLabel(names=names), [0, 1, 1])
+    else:
+        hub(datasets.Value("string"), [names[i] for i in (0, 1, 1)])
+    download(tmp_path / "out", card="mine", max_reject_share=0.0)
+    rows = shards.read(tmp_path / "out", "images").to_pylist()
+    assert [(r["official_split"], r["label"]) for r in rows] == [
+        ("train", 1), ("train", 0), ("train", 0), ("test", 1), ("test", 0), ("test", 0),
+    ]  # fmt: skip
+    assert [r["image"]["bytes"] for r in rows] == [picture(i) for i in (0, 1, 2)] * 2
+    assert len({r["image_id"] for r in rows}) == 6
+
+
+def test_a_hub_class_that_the_card_lacks_is_an_error_that_names_it(hub, tmp_path):
+    hub(datasets.Value("string"), ["red kite", "osprey"])
+    with pytest.raises(StageError, match="has the class 'osprey', which is neither"):
+        download(tmp_path / "out", card="mine", max_reject_share=0.0)
+
+
+def test_a_hub_column_that_is_not_there_is_named_with_those_that_are(hub, tmp_path):
+    hub(datasets.Value("string"), ["red kite", "buzzard"])
+    path = tmp_path / "mine.md"
+    path.write_text(path.read_text().replace("label: sort", "label: class"))
+    with pytest.raises(StageError, match="no column 'class'; it has picture, sort"):
+        download(tmp_path / "out", card="mine", max_reject_share=0.0)
+
+
+def test_a_hub_split_that_is_not_there_is_named(hub, tmp_path):
+    hub(datasets.Value("string"), ["red kite", "buzzard"], "  splits: {validation: val}\n")
+    with pytest.raises(StageError, match=r"split 'validation' of .* cannot be loaded"):
+        download(tmp_path / "out", card="mine", max_reject_share=0.0)
