@@ -87,11 +87,42 @@ def _archive(card: Card, archives: Path, workplace: Path) -> list[Item]:
     ]
 
 
+def _table(card: Card, table: Path) -> list[Item]:
+    """A CSV or Parquet file with the columns path, class and, optionally, split."""
+    import pandas as pd
+
+    try:
+        frame = (pd.read_csv if table.suffix == ".csv" else pd.read_parquet)(table)
+    except Exception as error:  # pandas and pyarrow raise a dozen kinds
+        raise StageError(f"{table} cannot be read: {str(error).splitlines()[0]}") from error
+    if missing := [column for column in ("path", "class") if column not in frame]:
+        raise StageError(
+            f"{table} has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}"
+        )
+    known = ClassNames(card.classes, card.aliases)
+    splits = frame["split"].fillna("") if "split" in frame else [""] * len(frame)
+    items, seen = [], set()
+    rows = zip(frame["path"].astype(str), frame["class"].astype(str), splits, strict=True)
+    for number, (path, name, part) in enumerate(rows, start=1):
+        class_id = known.match(name).class_id
+        if class_id is None:
+            raise StageError(f"{table}, row {number}: no class {name!r} in card {card.name}")
+        if part and part not in SPLIT_FOLDERS:
+            allowed = ", ".join(SPLIT_FOLDERS)
+            raise StageError(f"{table}, row {number}: split {part!r} is none of {allowed}")
+        if path in seen:
+            raise StageError(f"{table}, row {number}: {path} comes twice")
+        seen.add(path)
+        load = partial(_listed, table.parent / path)
+        items.append(Item(path, class_id, SPLIT_FOLDERS.get(part, ""), load))
+    return items
+
+
 def _listed(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise Reject("listed in the archive but not in it") from error
+        raise Reject("listed, but there is no such file") from error
 
 
 def _hub(card: Card) -> list[Item]:
@@ -148,8 +179,10 @@ def _row(table: Any, index: int, column: str) -> bytes:
 
 
 def _folder(card: Card) -> list[Item]:
-    """`class_name/file`, or `train/class_name/file` and `test/class_name/file`."""
+    """`class_name/file`, `train/class_name/file` and `test/class_name/file`, or a table of paths."""
     root = Path(os.path.expanduser(str(card.source.get("path", ""))))
+    if root.suffix in (".csv", ".parquet") and root.is_file():
+        return _table(card, root)
     if not root.is_dir():
         raise StageError(f"card {card.name}: source.path {root} is not a folder")
     labels = {name: label for label, name in enumerate(card.classes)}

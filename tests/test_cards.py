@@ -4,6 +4,7 @@ import io
 import re
 
 import datasets
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -142,4 +143,63 @@ def test_a_hub_column_that_is_not_there_is_named_with_those_that_are(hub, tmp_pa
 def test_a_hub_split_that_is_not_there_is_named(hub, tmp_path):
     hub(datasets.Value("string"), ["red kite", "buzzard"], "  splits: {validation: val}\n")
     with pytest.raises(StageError, match=r"split 'validation' of .* cannot be loaded"):
+        download(tmp_path / "out", card="mine", max_reject_share=0.0)
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """Write photographs and a table of them, with a card over it; returns the table's path."""
+    monkeypatch.setattr(data_cards, "FOLDER", tmp_path)
+    (tmp_path / "out").mkdir()
+
+    def make(rows: list[dict[str, str]], kind: str = "csv"):
+        for number, row in enumerate(rows):
+            if "path" in row and "gone" not in row["path"]:
+                (tmp_path / row["path"]).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / row["path"]).write_bytes(picture(number))
+        path = tmp_path / f"photos.{kind}"
+        frame = pd.DataFrame(rows)
+        frame.to_csv(path, index=False) if kind == "csv" else frame.to_parquet(path)
+        (tmp_path / "mine.md").write_text(
+            f"---\nversion: 1\nnoun: bird\nkind: species\nsource: {{kind: folder, path: {path}}}\n"
+            "classes: [Red Kite, Buzzard]\n---\n"
+        )
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_of_paths_is_a_source_and_a_missing_file_a_reject(table, tmp_path, kind):
+    table(
+        [
+            {"path": "a/1.jpg", "class": "red_kite", "split": "train"},
+            {"path": "a/2.jpg", "class": "Buzzard", "split": "validation"},
+            {"path": "a/gone.jpg", "class": "Buzzard", "split": "test"},
+        ],
+        kind,
+    )
+    download(tmp_path / "out", card="mine", max_reject_share=0.5)
+    rows = shards.read(tmp_path / "out", "images").to_pylist()
+    found = [(r["image_id"], r["label"], r["official_split"]) for r in rows]
+    assert found == [("mine/a/1.jpg", 0, "train"), ("mine/a/2.jpg", 1, "val")]
+    rejects = shards.read_file(tmp_path / "out" / "rejects.parquet").to_pylist()
+    assert rejects == [{"path": "a/gone.jpg", "reason": "listed, but there is no such file"}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([{"file": "a.jpg", "class": "Buzzard"}], "no column 'path'; it has file, class"),
+        ([{"path": "a.jpg", "class": "Osprey"}], "row 1: no class 'Osprey' in card mine"),
+        (
+            [{"path": "a.jpg", "class": "Buzzard", "split": "dev"}],
+            "row 1: split 'dev' is none of train, val, validation, test",
+        ),
+        ([{"path": "a.jpg", "class": "Buzzard"}] * 2, r"row 2: a\.jpg comes twice"),
+    ],
+)
+def test_a_table_that_cannot_be_read_says_where(table, tmp_path, rows, told):
+    table(rows)
+    with pytest.raises(StageError, match=told):
         download(tmp_path / "out", card="mine", max_reject_share=0.0)

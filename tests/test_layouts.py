@@ -208,7 +208,7 @@ def test_an_image_that_is_listed_but_missing_is_a_reject_with_its_name(card, tmp
     out.mkdir()
     download(out, card="mine", max_reject_share=0.3, archives=archives)
     rejects = shards.read_file(out / "rejects.parquet").to_pylist()
-    assert rejects == [{"path": gone, "reason": "listed in the archive but not in it"}]
+    assert rejects == [{"path": gone, "reason": "listed, but there is no such file"}]
 
 
 def test_archives_of_another_layout_are_told_apart_by_what_is_missing(tmp_path):
