@@ -242,7 +242,8 @@ def build_tree(root: Path) -> dict:
 
 def write_card(root: Path, kind: str) -> None:
     names = "".join(f"- {name}\n" for name in CLASSES)
-    source = f"source: {{kind: {kind}}}"
+    keys = {"drawn": "seed: 0, images_per_class: {test: 5}", "folder": "path: photos"}[kind]
+    source = f"source: {{kind: {kind}, {keys}}}"
     (root / "toy.md").write_text(
         f"---\nversion: 1\nnoun: thing\nkind: kind\n{source}\nclasses:\n{names}---\nMade up.\n"
     )
