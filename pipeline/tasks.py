@@ -7,6 +7,7 @@ Settings come from luigi.cfg, one section per task. `refresh_round` r > 0 propos
 that round r - 1 trained, so the graph is static and every round's shards stay on disk.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ class Split(Stage):
     val_share = luigi.FloatParameter()
     pretrain_share = luigi.FloatParameter()
     val_per_class = luigi.IntParameter(description="a count in place of val_share; 0: the share")
+    split_file = luigi.Parameter(description="a split file of CoOp's to follow; empty: none")
     shots = luigi.IntParameter(description="train images a class keeps, CoOp's draw; 0: all")
 
     module = "tasks.split"
@@ -81,6 +83,14 @@ class Split(Stage):
 
     def needs(self):
         return {"download": Download(dataset=self.dataset)}
+
+    def extra_identity(self):
+        path = Path(self.split_file).expanduser()
+        return (
+            {"split_file_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            if path.is_file()
+            else {}
+        )
 
     def place(self):
         return "split"

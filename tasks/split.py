@@ -11,6 +11,7 @@ cut to base and novel, `shots` train images and min(shots, 4) val images stay; t
 subsampled.
 """
 
+import json
 import math
 import random
 from collections import Counter, defaultdict
@@ -39,13 +40,15 @@ def split(
     seed: int,
     val_per_class: int = 0,
     shots: int = 0,
+    split_file: str = "",
 ) -> None:
     """Write `split.parquet`: every image of Download with its group and split, exactly once.
 
     Each share is a share of a class's train images and is used only where the source does not
     already say which images are test, val or pretrain. `val_per_class` is a count that takes the
-    place of `val_share`, `shots` the number of train images a class keeps; 0: all of them. Raises StageError when a class is left
-    without a train (base classes) or test image.
+    place of `val_share`, `shots` the number of train images a class keeps; 0: all of them.
+    `split_file` is a file of CoOp's (`split_zhou_*.json`), followed instead of official splits and
+    shares. Raises StageError when a class is left without a train (base classes) or test image.
     """
     data_card = load(card)
     if protocol not in PROTOCOLS:
@@ -55,8 +58,11 @@ def split(
     if test_share + val_share + pretrain_share >= 1:
         raise StageError("[Split] test_share + val_share + pretrain_share must stay below 1")
     images = shards.read(download, "images", ["image_id", "label", "official_split"]).to_pylist()
-    num_base = base_count(len(data_card.classes), protocol)
     shares = {"test": test_share, "val": val_share, "pretrain": pretrain_share}
+    if split_file:
+        follow(images, Path(split_file).expanduser(), data_card.name)
+        shares = dict.fromkeys(shares, 0.0)
+    num_base = base_count(len(data_card.classes), protocol)
     rows = assign(images, num_base, shares, seed, val_per_class=val_per_class, shots=shots)
     for row in rows:
         row["class_name"] = data_card.classes[row["label"]]
@@ -65,6 +71,42 @@ def split(
     counts = Counter((row["group"], row["split"]) for row in rows)
     told = ", ".join(f"{group} {part} {n}" for (group, part), n in sorted(counts.items()))
     print(f"split: {num_base} base and {len(data_card.classes) - num_base} novel classes; {told}")
+
+
+def follow(images: list[dict[str, Any]], path: Path, card: str) -> None:
+    """Give every image the split that a file of CoOp's names for it; what it leaves out is unused.
+
+    The file maps train, val and test to lists of [path, label, class name]; a path is matched by
+    the end of the image's own. Raises StageError when the file cannot be read, names an image that
+    is not there, or two splits for one.
+    """
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        wanted = {str(item[0]): part for part in ("train", "val", "test") for item in listed[part]}
+        count = sum(len(listed[part]) for part in ("train", "val", "test"))
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise StageError(
+            f"[Split] split_file = {path} is no split file of CoOp's ({type(error).__name__}: {error})"
+        ) from error
+    if count != len(wanted):
+        raise StageError(f"[Split] split_file = {path} names {count - len(wanted)} images twice")
+    found: dict[str, str] = {}
+    for row in images:
+        pieces = row["image_id"].split("/")
+        ends = ("/".join(pieces[start:]) for start in range(len(pieces)))
+        name = next((end for end in ends if end in wanted), None)
+        row["official_split"] = wanted[name] if name else "unused"
+        if name in found:
+            raise StageError(
+                f"[Split] split_file = {path}: {name!r} fits {found[name]} and {row['image_id']}"
+            )
+        if name:
+            found[name] = row["image_id"]
+    if absent := sorted(set(wanted) - set(found)):
+        raise StageError(
+            f"[Split] split_file = {path} names {len(absent)} images that card {card} does not "
+            f"have, {absent[0]!r} first"
+        )
 
 
 def base_count(num_classes: int, protocol: str) -> int:

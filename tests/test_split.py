@@ -1,5 +1,6 @@
 """Split: every image in exactly one place, base and novel apart, shares drawn alike every time."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from tasks import shards
 from tasks.run import StageError
-from tasks.split import assign, base_count, split
+from tasks.split import assign, base_count, follow, split
 
 SHARES = {"test": 0.2, "val": 0.1, "pretrain": 0.4}
 
@@ -112,6 +113,46 @@ def test_few_shot_draws_the_same_base_images_whether_or_not_there_are_novel_clas
     ]
     assert kept[0] == {image_id for image_id in kept[1] if image_id < "set/2"}
     assert len(kept[0]) == 8
+
+
+def coop_file(path, **parts: list[str]):
+    path.write_text(json.dumps({k: [[name, 0, "x"] for name in v] for k, v in parts.items()}))
+    return path
+
+
+def test_a_split_file_of_coop_is_followed_exactly(tmp_path):
+    rows = images({0: 4, 1: 3}, "train")
+    file = coop_file(
+        tmp_path / "s.json", train=["0/0", "1/0", "1/2"], val=["0/3"], test=["0/1", "1/1"]
+    )
+    follow(rows, file, "set")
+    placed = assign(rows, 2, {}, 0)
+    assert {row["image_id"]: row["split"] for row in placed} == {
+        "set/0/0": "train",
+        "set/0/1": "test",
+        "set/0/2": "unused",
+        "set/0/3": "val",
+        "set/1/0": "train",
+        "set/1/1": "test",
+        "set/1/2": "train",
+    }
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"train": ["0/0"], "val": []}, "is no split file of CoOp's .*test"),
+        ({"train": ["0/0"], "val": ["0/0"], "test": []}, "names 1 images twice"),
+        ({"train": ["0/9"], "val": [], "test": ["0/8"]}, "2 images that card set does not have, '0/8'"),
+        ({"train": ["0"], "val": [], "test": []}, "'0' fits set/0/0 and set/1/0"),
+    ],
+)  # fmt: skip
+def test_a_split_file_that_does_not_fit_is_refused(tmp_path, parts, told):
+    rows = images({0: 1, 1: 1}, "train")
+    if "fits" in told:
+        rows = [{**row, "image_id": f"set/{i}/0"} for i, row in enumerate(rows)]
+    with pytest.raises(StageError, match=told):
+        follow(rows, coop_file(tmp_path / "s.json", **parts), "set")
 
 
 def test_the_drawn_card_keeps_its_own_splits(split_set):

@@ -105,6 +105,16 @@ def test_the_seed_changes_all_but_the_download(config):
     assert same == ["Download"]
 
 
+def test_a_changed_split_file_is_a_changed_split(config, tmp_path):
+    path = tmp_path / "split_zhou.json"
+    config.set("Split", "split_file", str(path))
+    seen = set()
+    for text in ("{}", "{ }"):
+        path.write_text(text)
+        seen.add(fingerprints()["Split//"])
+    assert len(seen) == 2
+
+
 def test_no_two_stages_share_a_folder(config):
     report = tasks.Report(dataset="beetles", method="dive_k", seed=0)
     folders = [stage.folder for stage in tasks.lineage(report)]
