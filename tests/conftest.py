@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,29 +41,40 @@ def few_beetles(tmp_path, monkeypatch) -> data_cards.Card:
     return data_cards.load("few")
 
 
-@pytest.fixture
-def split_set(tmp_path, few_beetles) -> SimpleNamespace:
-    """Download and Split of the `few` card, as plain folders."""
+@pytest.fixture(scope="session")
+def drawn_once(tmp_path_factory) -> Path:
+    """Download and Split of the `few` card, made once for all tests; to be copied, not changed."""
     from tasks.download import download
     from tasks.split import split
 
-    made = SimpleNamespace(
+    root = tmp_path_factory.mktemp("drawn")
+    cards = write_few_card(root / "cards")
+    (root / "download").mkdir()
+    (root / "split").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_cards, "FOLDER", cards)
+        download(root / "download", card="few", max_reject_share=0.0)
+        split(
+            root / "split",
+            card="few",
+            download=root / "download",
+            protocol="base_to_novel",
+            test_share=0.2,
+            val_share=0.1,
+            pretrain_share=0.2,
+            seed=0,
+        )
+    return root
+
+
+@pytest.fixture
+def split_set(tmp_path, few_beetles, drawn_once) -> SimpleNamespace:
+    """Download and Split of the `few` card, as plain folders."""
+    for name in ("download", "split"):
+        shutil.copytree(drawn_once / name, tmp_path / name)
+    return SimpleNamespace(
         card=few_beetles, download=tmp_path / "download", split=tmp_path / "split", root=tmp_path
     )
-    made.download.mkdir()
-    made.split.mkdir()
-    download(made.download, card="few", max_reject_share=0.0)
-    split(
-        made.split,
-        card="few",
-        download=made.download,
-        protocol="base_to_novel",
-        test_share=0.2,
-        val_share=0.1,
-        pretrain_share=0.2,
-        seed=0,
-    )
-    return made
 
 
 @pytest.fixture
