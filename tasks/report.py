@@ -219,6 +219,7 @@ def _image_counts(rows: list[dict], places: dict[str, dict]) -> dict[str, Any]:
 
 def _card_facts(card: Card) -> dict[str, Any]:
     facts = {key: getattr(card, key) for key in ("name", "version", "noun", "kind", "license")}
+    facts["license"] = card.license_name or card.license
     return facts | {"redistribute": card.redistribute, "source_kind": card.source.get("kind")}
 
 

@@ -47,7 +47,7 @@ def test_rows_hold_what_trainer_and_rewards_need(rollouts):
     out.mkdir()
     build_mcq(out, **mcq_arguments(rollouts))
     count = shards.read(out, "mcq").num_rows
-    rows = training_rows(out, rollouts.card, "brief", num_uses=2 * count, seed=0, round_=0)
+    rows = training_rows([out], [rollouts.card], "brief", num_uses=2 * count, seed=0, round_=0)
     assert len(rows) == 2 * count
     seen = {}
     for row in rows:

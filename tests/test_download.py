@@ -8,7 +8,8 @@ from PIL import Image
 
 import data_cards
 from tasks import shards
-from tasks.download import Reject, download, normalise_image
+from tasks.download import download
+from tasks.images import Reject, normalise_image
 from tasks.run import StageError
 
 
@@ -31,13 +32,13 @@ def opened(data: bytes) -> Image.Image:
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 def test_plain_pictures_keep_their_bytes(form):
     data = encoded(picture(), form)
-    assert normalise_image(data) == (data, 40, 30)
+    assert normalise_image(data)[:3] == (data, 40, 30)
 
 
 def test_a_photo_rotated_by_its_exif_tag_is_turned_upright():
     exif = Image.Exif()
     exif[0x0112] = 6
-    data, width, height = normalise_image(encoded(picture(), exif=exif))
+    data, width, height, *_ = normalise_image(encoded(picture(), exif=exif))
     assert (width, height) == (30, 40)
     assert opened(data).getexif().get(0x0112, 1) == 1
 
@@ -56,7 +57,7 @@ def test_a_photo_rotated_by_its_exif_tag_is_turned_upright():
     ids=["cmyk", "gray", "palette", "16-bit", "gif", "webp", "animated"],
 )
 def test_odd_pictures_become_rgb(data):
-    out, width, height = normalise_image(data)
+    out, width, height, *_ = normalise_image(data)
     image = opened(out)
     assert (image.mode, image.size) == ("RGB", (40, 30)) == ("RGB", (width, height))
 
