@@ -79,6 +79,9 @@ def difference_hash(rgb: Image.Image) -> int:
 
 
 def _read(image: Image.Image, data: bytes, crop_bottom: int) -> tuple[bytes, Image.Image]:
+    if image.format == "PNG":  # decoding alone lets a damaged one pass when the damage inflates
+        with Image.open(io.BytesIO(data)) as chunks:
+            chunks.verify()
     image.load()
     upright = image.getexif().get(0x0112, 1) == 1
     plain = image.format in ("JPEG", "PNG") and getattr(image, "n_frames", 1) == 1

@@ -1,99 +1,14 @@
 """Download: what comes in is what a person sees; what cannot be used is named and counted."""
 
-import io
 import json
 
 import pytest
-from PIL import Image
 
 import data_cards
 from tasks import shards
 from tasks.download import download
-from tasks.images import Reject, normalise_image
 from tasks.run import StageError
-
-
-def encoded(image: Image.Image, form: str = "JPEG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def picture(mode: str = "RGB", size=(40, 30)) -> Image.Image:
-    return Image.linear_gradient("L").resize(size).convert(mode)
-
-
-def opened(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data))
-    image.load()
-    return image
-
-
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
-def test_plain_pictures_keep_their_bytes(form):
-    data = encoded(picture(), form)
-    assert normalise_image(data)[:3] == (data, 40, 30)
-
-
-def test_a_photo_rotated_by_its_exif_tag_is_turned_upright():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    data, width, height, *_ = normalise_image(encoded(picture(), exif=exif))
-    assert (width, height) == (30, 40)
-    assert opened(data).getexif().get(0x0112, 1) == 1
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        encoded(picture("CMYK")),
-        encoded(picture("L")),
-        encoded(picture("P"), "PNG"),
-        encoded(picture("I;16"), "PNG"),
-        encoded(picture(), "GIF"),
-        encoded(picture(), "WEBP"),
-        encoded(picture(), "GIF", save_all=True, append_images=[picture()]),
-    ],
-    ids=["cmyk", "gray", "palette", "16-bit", "gif", "webp", "animated"],
-)
-def test_odd_pictures_become_rgb(data):
-    out, width, height, *_ = normalise_image(data)
-    image = opened(out)
-    assert (image.mode, image.size) == ("RGB", (40, 30)) == ("RGB", (width, height))
-
-
-def test_sixteen_bit_gray_keeps_its_range():
-    deep = Image.new("I;16", (2, 1))
-    deep.putpixel((0, 0), 0)
-    deep.putpixel((1, 0), 60000)
-    image = opened(normalise_image(encoded(deep, "PNG"))[0])
-    assert image.getpixel((0, 0)) == (0, 0, 0)
-    assert image.getpixel((1, 0)) == (255, 255, 255)
-
-
-def test_transparency_lies_on_white():
-    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
-    assert opened(normalise_image(encoded(clear, "PNG"))[0]).getpixel((0, 0)) == (255, 255, 255)
-
-
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"", "empty"),
-        (b"not an image at all", "Unidentified"),
-        (encoded(picture())[:300], "."),
-        (encoded(picture(), "PNG")[:60], "."),
-    ],
-)
-def test_what_is_no_picture_is_rejected_with_a_reason(data, reason):
-    with pytest.raises(Reject, match=reason):
-        normalise_image(data)
-
-
-def test_a_decompression_bomb_is_rejected(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(Reject, match="bomb"):
-        normalise_image(encoded(picture()))
+from tests.test_images import encoded, picture
 
 
 @pytest.fixture
@@ -126,6 +41,7 @@ def test_a_drafted_card_reads_its_folder(photo_card):
     assert json.loads((photo_card / "out" / "stats.json").read_text()) == {
         "images": 6,
         "rejected": 0,
+        "official_splits": {},
     }
 
 
