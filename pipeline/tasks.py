@@ -90,7 +90,7 @@ class Split(Stage):
     val_share = luigi.FloatParameter()
     pretrain_share = luigi.FloatParameter()
     val_per_class = luigi.IntParameter(description="a count in place of val_share; 0: the share")
-    split_file = luigi.Parameter(description="a split file of CoOp's to follow; empty: none")
+    split_file = luigi.Parameter(description="a split of CoOp's or DiVE-k's to follow; empty: none")
     shots = luigi.IntParameter(description="train images a class keeps, CoOp's draw; 0: all")
     train_caps = luigi.DictParameter(description="card, or * for all -> train images kept at most")
     near_duplicates = luigi.IntParameter(description="bits of 64 in which near pictures differ")
@@ -117,12 +117,13 @@ class Split(Stage):
         return {"download": Download(dataset=self.dataset)}
 
     def extra_identity(self):
-        path = Path(self.split_file).expanduser()
-        return (
-            {"split_file_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-            if path.is_file()
-            else {}
-        )
+        if not self.split_file:
+            return {}
+        from tasks.split_files import sources
+
+        files = sources(Path(self.split_file).expanduser())
+        contents = b"".join(path.read_bytes() for path in files)
+        return {"split_file_sha256": hashlib.sha256(contents).hexdigest()}
 
     def place(self):
         return "split"

@@ -11,6 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 BLOCK = 1 << 22  # comparisons made at once
+# A difference hash with fewer bits set, or more, is of a picture with hardly any structure, such as
+# a clear sky: others are near it that show something else. It is compared by its pixels only.
+MIN_BITS, MAX_BITS = 12, 52
 
 
 class Twin(NamedTuple):
@@ -55,11 +58,13 @@ def _near(hashes: np.ndarray, parts: np.ndarray, max_distance: int) -> dict[int,
     those that share a band are compared.
     """
     best: dict[int, tuple[int, int]] = {}
+    told = np.bitwise_count(hashes)
+    telling = np.flatnonzero((told >= MIN_BITS) & (told <= MAX_BITS))
     edges = np.linspace(0, 64, max_distance + 2).astype(int)
     for low, high in itertools.pairwise(edges.tolist()):
         mask = np.uint64((1 << (high - low)) - 1)
-        for bucket in _buckets(hashes >> np.uint64(low) & mask):
-            for i, j, distances in _compare(bucket, hashes, parts, max_distance):
+        for bucket in _buckets(hashes[telling] >> np.uint64(low) & mask):
+            for i, j, distances in _compare(telling[bucket], hashes, parts, max_distance):
                 for one, other, distance in zip(i, j, distances, strict=True):
                     candidate = (int(distance), int(other))
                     best[int(one)] = min(best.get(int(one), candidate), candidate)

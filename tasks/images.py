@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import xxhash
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 89_000_000  # as many as Pillow opens without a warning
 # Above this, one at a time: a decoded picture takes 3 bytes a pixel, and as much again on its way.
@@ -57,6 +57,8 @@ def normalise_image(data: bytes, crop_bottom: int = 0) -> Picture:
                 data, rgb = _read(image, data, crop_bottom)
     except Reject:
         raise
+    except UnidentifiedImageError as error:
+        raise Reject("not an image in a known format") from error
     except Image.DecompressionBombError as error:
         raise Reject("too many pixels (decompression bomb)") from error
     except Exception as error:  # decoders raise anything from SyntaxError to struct.error

@@ -27,6 +27,7 @@ from data_cards import load
 from tasks import schemas, shards
 from tasks.duplicates import twins
 from tasks.run import StageError, main
+from tasks.split_files import follow
 
 PROTOCOLS = ("base_to_novel", "all")
 MAX_VAL_SHOTS = 4  # as many as CoOp keeps for validation
@@ -59,8 +60,8 @@ def split(
     already say which images are test, val or pretrain. `val_per_class` is a count that takes the
     place of `val_share`, `shots` the number of train images a class keeps; 0: all of them.
     `max_train_images` train images of base classes are kept, spread over the classes; 0: all.
-    `split_file` is a file of CoOp's (`split_zhou_*.json`), followed instead of official splits and
-    shares. Raises StageError when a class is left without a train (base classes) or test image.
+    `split_file` is a split of others (see `tasks/split_files.py`), followed instead of official
+    splits and shares. Raises StageError when a class is left without a train (base classes) or test image.
     """
     data_card = load(card)
     if protocol not in PROTOCOLS:
@@ -77,7 +78,9 @@ def split(
     images = shards.read(download, "images", columns).to_pylist()
     shares = {"test": test_share, "val": val_share, "pretrain": pretrain_share}
     if split_file:
-        follow(images, Path(split_file).expanduser(), data_card.name)
+        unusable = download / "rejects.parquet"
+        rejects = shards.read_file(unusable)["path"].to_pylist() if unusable.exists() else []
+        follow(images, Path(split_file).expanduser(), data_card, rejects)
         shares = dict.fromkeys(shares, 0.0)
     num_base = base_count(len(data_card.classes), protocol)
     rows = assign(images, num_base, shares, seed, val_per_class=val_per_class, shots=shots)
@@ -147,42 +150,6 @@ def cap(rows: list[dict[str, Any]], count: int, seed: int) -> None:
     turns = itertools.zip_longest(*(by_class[label] for label in sorted(by_class)))
     for row in [row for turn in turns for row in turn if row][count:]:
         row["split"] = "unused"
-
-
-def follow(images: list[dict[str, Any]], path: Path, card: str) -> None:
-    """Give every image the split that a file of CoOp's names for it; what it leaves out is unused.
-
-    The file maps train, val and test to lists of [path, label, class name]; a path is matched by
-    the end of the image's own. Raises StageError when the file cannot be read, names an image that
-    is not there, or two splits for one.
-    """
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
-        wanted = {str(item[0]): part for part in ("train", "val", "test") for item in listed[part]}
-        count = sum(len(listed[part]) for part in ("train", "val", "test"))
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise StageError(
-            f"[Split] split_file = {path} is no split file of CoOp's ({type(error).__name__}: {error})"
-        ) from error
-    if count != len(wanted):
-        raise StageError(f"[Split] split_file = {path} names {count - len(wanted)} images twice")
-    found: dict[str, str] = {}
-    for row in images:
-        pieces = row["image_id"].split("/")
-        ends = ("/".join(pieces[start:]) for start in range(len(pieces)))
-        name = next((end for end in ends if end in wanted), None)
-        row["official_split"] = wanted[name] if name else "unused"
-        if name in found:
-            raise StageError(
-                f"[Split] split_file = {path}: {name!r} fits {found[name]} and {row['image_id']}"
-            )
-        if name:
-            found[name] = row["image_id"]
-    if absent := sorted(set(wanted) - set(found)):
-        raise StageError(
-            f"[Split] split_file = {path} names {len(absent)} images that card {card} does not "
-            f"have, {absent[0]!r} first"
-        )
 
 
 def base_count(num_classes: int, protocol: str) -> int:

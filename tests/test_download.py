@@ -19,7 +19,7 @@ def photo_card(tmp_path, monkeypatch):
         for i in range(3):
             data = encoded(picture(size=(40 + i, 30)))
             (tmp_path / "photos" / name / f"{i}.jpg").write_bytes(data)
-    from data_cards.__main__ import draft
+    from tasks.draft_card import draft
 
     cards = tmp_path / "cards"
     cards.mkdir()
@@ -48,7 +48,7 @@ def test_a_drafted_card_reads_its_folder(photo_card):
 def test_rejects_are_named_and_too_many_fail_the_stage(photo_card):
     bad = photo_card / "photos" / "002.Buzzard" / "notes.txt"
     bad.write_text("not a photo")
-    with pytest.raises(StageError, match=r"1 of 7 files are unusable .*notes.txt: Unidentified"):
+    with pytest.raises(StageError, match=r"1 of 7 files are unusable .*notes.txt: not an image"):
         download(photo_card / "out", card="mine", max_reject_share=0.1)
     download(photo_card / "out", card="mine", max_reject_share=0.2)
     rejected = shards.read(photo_card / "out", "rejects").to_pylist()

@@ -88,7 +88,7 @@ def test_transparency_lies_on_white():
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"not an image at all", "Unidentified"),
+        (b"not an image at all", "known format"),
         (encoded(picture())[:300], "."),
         (encoded(picture(), "PNG")[:60], "."),
     ],
