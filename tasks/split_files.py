@@ -46,11 +46,11 @@ def follow(
     found: dict[int, Listed] = {}
     absent: list[str] = []
     for item in listed:
-        tails = _tails(item.path)
-        fitting = next((ends[tail] for tail in tails if tail in ends), [])
-        if not fitting:
-            (lost if any(tail in unusable for tail in tails) else absent).append(item.path)
+        tail = next((tail for tail in _tails(item.path) if tail in ends or tail in unusable), "")
+        if tail not in ends:
+            (lost if tail else absent).append(item.path)
             continue
+        fitting = ends[tail]
         if len(fitting) > 1:
             first, second = (images[i]["image_id"] for i in fitting[:2])
             raise StageError(f"{said}: {item.path!r} fits {first} and {second}")

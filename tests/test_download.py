@@ -1,10 +1,12 @@
 """Download: what comes in is what a person sees; what cannot be used is named and counted."""
 
 import json
+import unicodedata
 
 import pytest
 
 import data_cards
+import tasks.download
 from tasks import shards
 from tasks.download import download
 from tasks.run import StageError
@@ -66,6 +68,77 @@ def test_classes_that_read_alike_are_an_error_naming_both(photo_card):
     card.write_text(card.read_text().replace("- Buzzard", "- red-kite"))
     with pytest.raises(StageError, match=r"card mine: 'red-kite' and 'Red kite' are the same"):
         download(photo_card / "out", card="mine", max_reject_share=0)
+
+
+def test_names_of_folders_may_be_written_in_either_unicode_form(photo_card):
+    card = photo_card / "cards" / "mine.md"
+    card.write_text(
+        card.read_text().replace("Buzzard", "Bussard ä").replace("002.Bussard ä:", "zz:")
+    )
+    (photo_card / "photos" / "002.Buzzard").rename(
+        photo_card / "photos" / unicodedata.normalize("NFD", "Bussard ä")
+    )
+    download(photo_card / "out", card="mine", max_reject_share=0)
+    rows = shards.read(photo_card / "out", "images").to_pylist()
+    assert sorted(row["label"] for row in rows) == [0, 0, 0, 1, 1, 1]
+
+
+def test_class_names_are_cleaned_and_those_that_become_one_are_named(photo_card):
+    card = photo_card / "cards" / "mine.md"
+    card.write_text(card.read_text().replace("- Buzzard", '- "Buzzard \u00a0common. "'))
+    assert data_cards.load("mine").classes == ("Red kite", "Buzzard common")
+    card.write_text(card.read_text().replace('"Buzzard \u00a0common. "', '"Ｒed  kite."'))
+    with pytest.raises(
+        data_cards.CardError, match=r"'Red kite' and 'Ｒed  kite\.' are both 'Red kite'"
+    ):
+        data_cards.load("mine")
+
+
+def test_a_killed_download_goes_on_and_ends_with_the_same_bytes(photo_card, monkeypatch):
+    monkeypatch.setattr("tasks.download.IMAGES_PER_SHARD", 2)
+    (photo_card / "photos" / "002.Buzzard" / "1.jpg").write_bytes(b"")
+    download(photo_card / "out", card="mine", max_reject_share=0.5)
+    opened = []
+    original = tasks.download.normalise_image
+
+    def dies(data, crop):
+        opened.append(data)
+        if len(opened) == 4:
+            raise KeyboardInterrupt
+        return original(data, crop)
+
+    (photo_card / "again").mkdir()
+    monkeypatch.setattr("tasks.download.normalise_image", dies)
+    with pytest.raises(KeyboardInterrupt):
+        download(photo_card / "again", card="mine", max_reject_share=0.5, decode_threads=1)
+    opened.clear()
+    monkeypatch.setattr(
+        "tasks.download.normalise_image", lambda *a: opened.append(a) or original(*a)
+    )
+    download(photo_card / "again", card="mine", max_reject_share=0.5, decode_threads=1)
+    assert len(opened) == 4, "the first shard of two is not opened again"
+    names = sorted(path.name for path in (photo_card / "out").iterdir())
+    assert sorted(path.name for path in (photo_card / "again").iterdir()) == names
+    for name in names:
+        assert (photo_card / "again" / name).read_bytes() == (
+            photo_card / "out" / name
+        ).read_bytes()
+
+
+def test_other_counts_than_the_official_split_are_told(photo_card, capsys):
+    card = photo_card / "cards" / "mine.md"
+    card.write_text(card.read_text().replace("classes:", "official_splits: {train: 4}\nclasses:"))
+    download(photo_card / "out", card="mine", max_reject_share=0)
+    assert (
+        "usable images: no split; the official split of mine has 4 train" in capsys.readouterr().out
+    )
+
+
+def test_a_class_whose_images_are_all_unusable_is_an_error(photo_card):
+    for path in (photo_card / "photos" / "002.Buzzard").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(StageError, match=r"no usable image of 1 of 2 classes \(Buzzard\)"):
+        download(photo_card / "out", card="mine", max_reject_share=0.9)
 
 
 def test_an_unknown_folder_and_a_missing_one_are_named(photo_card):
@@ -130,6 +203,26 @@ def test_train_and_test_folders_give_the_official_split(photo_card):
             "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder, path: p, pth: q}\n"
             "classes: [x, z]\n---\n",
             "has no key 'pth'",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nlicense: Do what you like\n"
+            "source: {kind: folder, path: p}\nclasses: [x, z]\n---\n",
+            "license must be an identifier",
+        ),
+        (
+            "---\nversion: 1\nnoun: [a]\nkind: b\nsource: {kind: folder, path: p}\n"
+            "classes: [x, z]\n---\n",
+            "noun must be a word",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder, path: p}\n"
+            "classes: [x, z]\nofficial_splits: {dev: 3}\n---\n",
+            "official_splits must map",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: archive, layout: cub, "
+            "files: [{name: x, md5: a}], mirror: {revision: z}}\nclasses: [x, z]\n---\n",
+            "source.mirror has repo",
         ),
         (
             "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: archive, layout: zoo, files: []}\n"

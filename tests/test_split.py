@@ -204,11 +204,11 @@ def test_a_split_file_with_another_class_for_an_image_is_refused(tmp_path):
 
 
 def test_a_listed_image_that_was_unusable_is_told_and_not_an_error(tmp_path, capsys):
-    rows = images({0: 1, 1: 1}, "train")
-    file = coop_file(tmp_path / "s.json", train=["0/0", "0/7"], val=[], test=["1/0"])
-    follow(rows, file, CARD, ["set/0/7"])
-    assert [row["official_split"] for row in rows] == ["train", "test"]
-    assert "1 of the listed images are unusable: 0/7" in capsys.readouterr().out
+    rows = images({0: 1, 1: 2}, "train")
+    file = coop_file(tmp_path / "s.json", train=["0/0", "0/1"], val=[], test=["1/0"])
+    follow(rows, file, CARD, ["set/0/1"])
+    assert [row["official_split"] for row in rows] == ["train", "test", "unused"], "1/1 is another"
+    assert "1 of the listed images are unusable: 0/1" in capsys.readouterr().out
 
 
 def test_a_cap_keeps_as_many_and_spreads_them_over_the_classes():
