@@ -385,8 +385,9 @@ class TrainDiVE(Checked, luigi.Task):
         return all(report.complete() for report in self.requires())
 
     def run(self):
-        for report in self.requires():
-            print(artifact.summary(report.folder), flush=True)
+        print(
+            "\n\n".join(artifact.summary(report.folder) for report in self.requires()), flush=True
+        )
 
 
 def graph(stage: Any, **changed: Any) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def report(
     logs = [_train_log(entry) for entry in rounds]
     found: dict[str, Any] = {
         "card": _card_facts(data_card),
-        "images": _image_counts(predictions[0], places),
+        "images": _image_counts(predictions[0], places)
+        | {"duplicates": _json(Path(split) / "stats.json").get("duplicates", {})},
         "modes": _modes(predictions[0]),
         "evaluations": [
             {"name": item["name"]}
