@@ -11,6 +11,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +137,15 @@ class VllmEngine(_Vllm):
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings["cpu_kv_cache_gib"]))
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         _quiet_threads()
+
+    @cached_property
+    def _llm(
+        self,
+    ) -> Any:  # opened when it is needed, so that a prompt that is too long costs nothing
         with hushed():
             from vllm import LLM
 
-            self._llm = LLM(**options(policy, settings, on_gpu=False))
+            return LLM(**options(self.prompter.policy, self.settings, on_gpu=False))
 
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Any]:
         import torch
@@ -165,19 +171,24 @@ class AsyncVllmEngine(_Vllm):
         self._numbers = itertools.count()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self._engine = self._await(self._open(policy))
 
-    async def _open(self, policy: Path) -> Any:
-        from vllm import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
+    @cached_property
+    def _engine(self) -> Any:
+        async def opened() -> Any:
+            from vllm import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
 
-        arguments = options(policy, self.settings, on_gpu=self._on_gpu)
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+            arguments = options(self.prompter.policy, self.settings, on_gpu=self._on_gpu)
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+
+        return self._await(opened())
 
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Any]:
+        engine = self._engine
+
         async def one(index: int, request: Request) -> Any:
             seed = sampling.seed + index if self._on_gpu else None
-            outputs = self._engine.generate(
+            outputs = engine.generate(
                 self.input(request),
                 self.parameters(sampling, seed),
                 f"{next(self._numbers)}/{request.key}",
@@ -192,7 +203,9 @@ class AsyncVllmEngine(_Vllm):
 
     def close(self) -> None:
         """End the process beside this one."""
-        self._engine.shutdown()
+        engine = vars(self).pop("_engine", None)
+        if engine is not None:
+            engine.shutdown()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     def _await(self, work: Any) -> Any:
