@@ -17,10 +17,11 @@ import numpy as np
 
 from data_cards import Card, load
 from tasks import answers, prompts, schemas, shards
-from tasks.build_mcq import Option, Votes, merge_all, row_generator, shuffle_options
+from tasks.candidates import Votes, merge_all
 from tasks.engine import open_engine
 from tasks.labels import ClassNames
 from tasks.metrics import pass_at_k
+from tasks.options import Option, row_generator, shuffle_options
 from tasks.propose import Sampler, describe, question, run_shards, select
 from tasks.run import main
 from tasks.schemas import GROUPS

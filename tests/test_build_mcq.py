@@ -9,17 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import shards
-from tasks.build_mcq import (
-    Candidate,
-    balanced_letters,
-    build_mcq,
-    choose_options,
-    mcq_id,
-    merge,
-    row_generator,
-    shuffle_options,
-)
+from tasks.build_mcq import build_mcq
+from tasks.candidates import Candidate, merge
 from tasks.labels import ClassNames
+from tasks.options import balanced_letters, choose_options, mcq_id, row_generator, shuffle_options
 from tasks.prompts import LETTERS
 from tasks.run import StageError
 from tests.conftest import mcq_arguments, write_rollouts
