@@ -10,7 +10,7 @@ Rollouts from elsewhere come in, and questions go out to other trainers, by `tas
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_cards import Card, load
 from tasks import labels, prompts, schemas, shards
-from tasks.candidates import BLOCK_IMAGES, Merged, Vocabulary, merge_images
+from tasks.candidates import BLOCK_ROLLOUTS, Candidate, Merged, Vocabulary, merge_images
 from tasks.mcq_tables import candidate_table, difficulties
 from tasks.options import (
     Neighbours,
@@ -31,15 +32,16 @@ from tasks.options import (
     choose_options,
     confusions,
     mcq_id,
-    row_generator,
     shuffle_options,
 )
 from tasks.prompts import LETTERS
 from tasks.propose import read_images, select
 from tasks.run import StageError, main, progress
+from tasks.seeding import row_generator, row_generators
 
 CONFUSED_PAIRS = 20  # told in stats.json
 Row = dict[str, Any]
+Asked = tuple[Row, list[Option], int, int]  # the split's row, options, truth, image in its block
 
 
 def build_mcq(
@@ -89,9 +91,9 @@ def build_mcq(
     rows = select(split, "train", ("base",))
     bar = partial(progress, desc="build_mcq", total=-(-len(rows) // shard_size), unit="shards")
     built = builder.shards(rows, propose, partial(read_images, download))
+    schema = schemas.candidates(builder.card.classes)
     for index, (table, questions) in enumerate(bar(built)):
-        shards.write(shards.shard_path(output, "mcq", index), questions, schemas.mcq())
-        schema = schemas.candidates(builder.card.classes)
+        shards.write(shards.shard_path(output, "mcq", index), questions, questions.schema)
         shards.write(shards.shard_path(output, "candidates", index), table, schema)
     stats = builder.stats
     outcomes = stats["outcomes"]
@@ -119,13 +121,14 @@ class Builder:
     shard_size: int
     seed: int
     stats: dict[str, Any] = field(default_factory=dict)
+    schema: pa.Schema = field(default_factory=schemas.mcq)
 
     def shards(
         self,
         rows: Sequence[Row],
         propose: Path,
         images_of: Callable[[list[Row]], dict[str, bytes]],
-    ) -> Iterator[tuple[pa.Table, list[Row]]]:
+    ) -> Iterator[tuple[pa.Table, pa.Table]]:
         """(candidates, questions) of each `shard_size` of `rows`, which the split lists in order.
 
         `images_of` gives the encoded bytes by image id. `stats` is complete at the end.
@@ -139,22 +142,24 @@ class Builder:
         outcomes: Counter[str] = Counter()
         seen: set[str] = set()
         blocks = iter(merged)
-        block = next(blocks)
+        block, listed = merged[0], []
         for index, part in enumerate(shards.chunks(list(rows), self.shard_size)):
             start = index * self.shard_size
-            if start >= block.stop:
+            if start == 0 or start >= block.stop:
                 block = next(blocks)
+                listed = block.candidates()
             images = images_of(part)
             told, questions = [], []
             for place, row in enumerate(part, start):
-                truth = truths[place]
-                options, outcome = self._options(row, block, place - block.start, truth, near)
+                image, truth = place - block.start, truths[place]
+                candidates = listed[block.starts[image] : block.starts[image + 1]]
+                options, outcome = self._options(row, candidates, block.counts[image], truth, near)
                 if outcome == "kept":
                     digest = hashlib.sha256(images[row["image_id"]]).hexdigest()
                     outcome = "duplicate_image" if digest in seen else outcome
                     seen.add(digest)
                 if outcome == "kept":
-                    questions.append((row, options, truth, place - block.start))
+                    questions.append((row, options, truth, image))
                 told.append(outcome)
             outcomes.update(told)
             table = candidate_table(part, block, start - block.start, told, self.card)
@@ -176,8 +181,9 @@ class Builder:
         base = sorted(labelled) or list(range(len(card.classes)))
         vocabulary = Vocabulary(names, frozenset(base), rules.vocabulary == "open")
         ids = [row["image_id"] for row in rows]
-        # Whole shards, so that each lies in one block.
-        size = self.shard_size * max(1, BLOCK_IMAGES // self.shard_size)
+        # A block is whole shards, so that each shard lies in one.
+        per_shard = max(1, shards.count_rows(propose, "rollouts") * self.shard_size // len(ids))
+        size = self.shard_size * max(1, BLOCK_ROLLOUTS // per_shard)
         merged = list(merge_images(propose, ids, vocabulary, size))
         without = [b.start + int(i) for b in merged for i in np.flatnonzero(b.counts[:, 0] == 0)]
         if without:
@@ -196,11 +202,15 @@ class Builder:
         return int(known[0]) if len(known) else -1
 
     def _options(
-        self, row: Row, block: Merged, image: int, truth: int, near: Neighbours
+        self,
+        row: Row,
+        candidates: list[Candidate],
+        counts: np.ndarray,
+        truth: int,
+        near: Neighbours,
     ) -> tuple[list[Option], str]:
         rules = self.rules
-        candidates = block.candidates_of(image)
-        rollouts, unparsed = block.counts[image, 0], block.counts[image, 1]
+        rollouts, unparsed = counts[0], counts[1]
         if candidates and unparsed > rules.max_unparsed_per_image * rollouts:
             return [], "too_many_unparsed"
         if candidates and truth < 0:
@@ -220,45 +230,46 @@ class Builder:
         )
 
     def _questions(
-        self,
-        questions: list[tuple[Row, list[Option], int, int]],
-        block: Merged,
-        images: dict[str, bytes],
-        index: int,
-    ) -> list[Row]:
-        counts = [len(options) for _, options, *_ in questions]
+        self, asked: list[Asked], block: Merged, images: dict[str, bytes], index: int
+    ) -> pa.Table:
+        card, ids = self.card, [row["image_id"] for row, *_ in asked]
+        counts = [len(options) for _, options, *_ in asked]
         positions = balanced_letters(counts, np.random.default_rng([self.seed, index]))
-        hard = difficulties(block, [(image, truth) for *_, truth, image in questions])
-        written = []
-        for (row, options, truth, _), position, figures in zip(
-            questions, positions, hard, strict=True
-        ):
-            image_id = row["image_id"]
-            generator = row_generator(self.seed + 1, image_id)
-            order = shuffle_options(options, generator, position, truth)
-            names = [option.name or self.card.classes[option.class_id] for option in order]
-            sources = [option.source for option in order]
-            open_names = [option.name for option in order if option.name]
-            ids = [option.class_id for option in order]
-            written.append(
-                {
-                    "mcq_id": mcq_id(image_id, ids, open_names),
-                    "image_id": image_id,
-                    "image": {"bytes": images[image_id], "path": image_id},
-                    "question": prompts.mcq_question(
-                        self.card.noun, self.card.kind, names, style=self.prompt_style
-                    ),
-                    "options": names,
-                    "option_class_ids": ids,
-                    "option_votes": [option.votes for option in order],
-                    "option_sources": sources,
-                    "answer_letter": LETTERS[position],
-                    "truth_injected": "truth" in sources,
-                    "label_differs": _labelled(row) and row["label"] != truth,
-                    **figures,
-                }
+        generators = row_generators(self.seed + 1, ids)
+        orders = [
+            shuffle_options(options, generator, position, truth)
+            for (_, options, truth, _), position, generator in zip(
+                asked, positions, generators, strict=True
             )
-        return written
+        ]
+        names = [[option.name or card.classes[option.class_id] for option in o] for o in orders]
+        sources = [[option.source for option in order] for order in orders]
+        class_ids = [[option.class_id for option in order] for order in orders]
+        open_names = [[option.name for option in order if option.name] for order in orders]
+        style = self.prompt_style
+        columns = {
+            "mcq_id": [mcq_id(*of) for of in zip(ids, class_ids, open_names, strict=True)],
+            "image_id": ids,
+            "image": pa.StructArray.from_arrays(
+                [pa.array([images[i] for i in ids], pa.binary()), pa.array(ids, pa.string())],
+                ["bytes", "path"],
+            ),
+            "question": [
+                prompts.mcq_question(card.noun, card.kind, listed, style=style) for listed in names
+            ],
+            "options": names,
+            "option_class_ids": class_ids,
+            "option_votes": [[option.votes for option in order] for order in orders],
+            "option_sources": sources,
+            "answer_letter": [LETTERS[position] for position in positions],
+            "truth_injected": ["truth" in listed for listed in sources],
+            "label_differs": [_labelled(row) and row["label"] != t for row, _, t, _ in asked],
+            **difficulties(block, [a[3] for a in asked], [a[2] for a in asked]),
+        }
+        return pa.table(
+            [pa.array(columns[field.name], field.type) for field in self.schema],
+            schema=self.schema,
+        )
 
 
 def _within(rows: Sequence[Row], block: Merged) -> Iterator[tuple[Row, int]]:
@@ -287,18 +298,16 @@ def _empty_stats(images: int) -> dict[str, Any]:
     }
 
 
-def _count(stats: dict[str, Any], written: list[Row], table: pa.Table, num_options: int) -> None:
+def _count(stats: dict[str, Any], written: pa.Table, table: pa.Table, num_options: int) -> None:
     asked = sum(stats["letters"].values())
-    for question in written:
-        letter, size = question["answer_letter"], str(len(question["options"]))
-        stats["injected"] += question["truth_injected"]
-        stats["answer_differs_from_label"] += question["label_differs"]
-        stats["letters"][letter] = stats["letters"].get(letter, 0) + 1
-        stats["option_counts"][size] = stats["option_counts"].get(size, 0) + 1
-        for source in question["option_sources"]:
-            stats["option_sources"][source] = stats["option_sources"].get(source, 0) + 1
-    options = stats["mean_options"] * asked + sum(len(q["options"]) for q in written)
-    stats["mean_options"] = options / max(1, asked + len(written))
+    sizes = pc.list_value_length(written["options"]).to_pylist()
+    stats["mean_options"] = stats["mean_options"] * asked + sum(sizes)
+    stats["mean_options"] /= max(1, asked + len(sizes))
+    stats["injected"] += sum(written["truth_injected"].to_pylist())
+    stats["answer_differs_from_label"] += sum(written["label_differs"].to_pylist())
+    _add(stats["letters"], Counter(written["answer_letter"].to_pylist()))
+    _add(stats["option_counts"], Counter(map(str, sizes)))
+    _add(stats["option_sources"], Counter(pc.list_flatten(written["option_sources"]).to_pylist()))
     for key, column in (
         ("rollouts", "num_rollouts"),
         ("unparsed", "num_unparsed"),
@@ -307,13 +316,14 @@ def _count(stats: dict[str, Any], written: list[Row], table: pa.Table, num_optio
         stats[key] += int(np.sum(table[column].to_numpy()))
     ranks = table["truth_rank"].drop_null().to_numpy()
     stats["truth_in_top_k"] += int(np.sum(ranks <= num_options))
-    steps = table["answer_steps"].combine_chunks().flatten()
-    votes = table["answer_votes"].combine_chunks().flatten()
+    steps, votes = (pc.list_flatten(table[c]) for c in ("answer_steps", "answer_votes"))
     told = pa.table({"step": steps, "votes": votes}).group_by("step").aggregate([("votes", "sum")])
-    for row in told.to_pylist():
-        stats["match_steps"][row["step"]] = (
-            stats["match_steps"].get(row["step"], 0) + row["votes_sum"]
-        )
+    _add(stats["match_steps"], {row["step"]: row["votes_sum"] for row in told.to_pylist()})
+
+
+def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:
+    for key, number in more.items():
+        counts[key] = counts.get(key, 0) + number
 
 
 def _most_confused(confused: dict[int, Counter[int]], card: Card) -> list[list[Any]]:

@@ -8,6 +8,7 @@ the order of rollouts never matters. Every distinct answer is read and matched o
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,8 @@ from tasks.rollout_blocks import LOGPROB_UNIT, Block, blocks, logprob_units
 VOCABULARIES = ("closed", "open")
 OPEN = -1  # the class id of a name that is no class of the card
 _UNPARSED, _OUTSIDE = -1, -2  # instead of a candidate
-BLOCK_IMAGES = 2048
+BLOCK_ROLLOUTS = 40_000  # merged at a time, about
+MERGED_AT_ONCE = 1000  # images, where all results are kept anyway
 
 
 class Candidate(NamedTuple):
@@ -84,7 +86,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Merged:
-    """Merged votes of the images `start` to `stop`, as columns; `votes_of` takes one out.
+    """Merged votes of the images `start` to `stop`, as columns.
 
     `counts` is (images, 3): rollouts, unparsed, outside. Image i has the candidates
     `starts[i]:starts[i + 1]` and the answers `answer_starts[i]:answer_starts[i + 1]`.
@@ -105,28 +107,27 @@ class Merged:
     steps: list[str]
     answer_class_ids: NDArray[np.int32]
 
-    def candidates_of(self, image: int) -> list[Candidate]:
-        """The candidates of an image, counted from `start`."""
-        low, high = self.starts[image], self.starts[image + 1]
-        columns = (c[low:high].tolist() for c in (self.class_ids, self.votes, self.logprobs))
-        found = [Candidate(*row) for row in zip(*columns, strict=True)]
-        if self.names:
-            for place in range(low, high):
-                if name := self.names.get(place):
-                    found[place - low] = found[place - low]._replace(name=name)
+    def candidates(self) -> list[Candidate]:
+        """The candidates of all images, one after the other; `starts` tells them apart."""
+        columns = (c.tolist() for c in (self.class_ids, self.votes, self.logprobs))
+        found = list(starmap(Candidate, zip(*columns, strict=True)))
+        for place, name in self.names.items():
+            found[place] = found[place]._replace(name=name)
         return found
 
-    def votes_of(self, image: int) -> Votes:
-        """All that is known of an image, counted from `start`."""
-        low, high = self.answer_starts[image], self.answer_starts[image + 1]
-        listed = [
-            Answer(self.texts[code], int(votes), int(self.answer_class_ids[code]), self.steps[code])
+    def images(self) -> Iterator[Votes]:
+        """All that is known of each image."""
+        found = self.candidates()
+        said = [
+            Answer(self.texts[code], votes, int(self.answer_class_ids[code]), self.steps[code])
             for code, votes in zip(
-                self.answer_codes[low:high], self.answer_votes[low:high], strict=True
+                self.answer_codes.tolist(), self.answer_votes.tolist(), strict=True
             )
         ]
-        rollouts, unparsed, outside = self.counts[image].tolist()
-        return Votes(self.candidates_of(image), rollouts, unparsed, outside, listed)
+        for image, (rollouts, unparsed, outside) in enumerate(self.counts.tolist()):
+            own = slice(self.starts[image], self.starts[image + 1])
+            told = slice(self.answer_starts[image], self.answer_starts[image + 1])
+            yield Votes(found[own], rollouts, unparsed, outside, said[told])
 
 
 def merge(completions: Iterable[tuple[str, float]], names: ClassNames, allowed: set[int]) -> Votes:
@@ -147,7 +148,7 @@ def merge(completions: Iterable[tuple[str, float]], names: ClassNames, allowed: 
         [text for text, _ in known],
         [problem for _, problem in known],
     )
-    return merge_block(block, Vocabulary(names, frozenset(allowed))).votes_of(0)
+    return next(merge_block(block, Vocabulary(names, frozenset(allowed))).images())
 
 
 def merge_all(propose: Path, names: ClassNames, allowed: set[int]) -> dict[str, Votes]:
@@ -159,9 +160,11 @@ def merge_all(propose: Path, names: ClassNames, allowed: set[int]) -> dict[str, 
     image_ids = sorted(ids)
     vocabulary = Vocabulary(names, frozenset(allowed))
     return {
-        image_ids[merged.start + image]: merged.votes_of(image)
-        for merged in merge_images(propose, image_ids, vocabulary, BLOCK_IMAGES)
-        for image in range(merged.stop - merged.start)
+        image_id: votes
+        for merged in merge_images(propose, image_ids, vocabulary, MERGED_AT_ONCE)
+        for image_id, votes in zip(
+            image_ids[merged.start : merged.stop], merged.images(), strict=True
+        )
     }
 
 
@@ -269,7 +272,7 @@ def _grouped(
         return (image, key, *values)
     width = int(key.max()) + 1 - min(int(key.min()), 0)
     joint = image * width + key
-    order = np.argsort(joint, kind="stable")
+    order = np.argsort(joint)
     first = np.flatnonzero(np.diff(joint[order], prepend=joint[order[0]] - 1))
     sums = [np.add.reduceat(value[order], first) for value in values]
     return (image[order][first], key[order][first], *sums)

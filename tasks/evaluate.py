@@ -21,10 +21,11 @@ from tasks.candidates import Votes, merge_all
 from tasks.engine import open_engine
 from tasks.labels import ClassNames
 from tasks.metrics import pass_at_k
-from tasks.options import Option, row_generator, shuffle_options
+from tasks.options import Option, shuffle_options
 from tasks.propose import Sampler, describe, question, run_shards, select
 from tasks.run import main
 from tasks.schemas import GROUPS
+from tasks.seeding import row_generator
 
 MODES = ("one_step", "majority", "two_step")
 

@@ -57,29 +57,33 @@ def candidate_table(
     )
 
 
-def difficulties(block: Merged, asked: Sequence[tuple[int, int]]) -> list[dict[str, float]]:
-    """How hard each question is to this policy; `asked` holds (image, truth) pairs.
+def difficulties(
+    block: Merged, images: Sequence[int], truths: Sequence[int]
+) -> dict[str, list[float]]:
+    """How hard each question is to this policy, as columns; images count from `block.start`.
 
     `truth_share` is the share of rollouts that named the truth; `margin` that share less the share
     of the strongest other candidate, from -1 (hard) to 1 (easy); `entropy` the spread of the votes
-    over the candidates, in nats.
+    over the candidates, in nats. Every image must have a candidate.
     """
-    found = []
-    for image, truth in asked:
-        low, high = block.starts[image], block.starts[image + 1]
-        votes, right = block.votes[low:high], block.class_ids[low:high] == truth
-        rollouts = int(block.counts[image, 0])
-        mine = int(votes[right].sum())
-        others = int(votes[~right].max(initial=0))
-        shares = votes / votes.sum()
-        found.append(
-            {
-                "truth_share": mine / rollouts,
-                "margin": (mine - others) / rollouts,
-                "entropy": float(-(shares * np.log(shares)).sum()),
-            }
-        )
-    return found
+    if not images:
+        return {"truth_share": [], "margin": [], "entropy": []}
+    asked = np.asarray(images)
+    lengths = block.starts[asked + 1] - block.starts[asked]
+    first = np.cumsum(lengths) - lengths
+    owner = np.repeat(np.arange(len(asked)), lengths)
+    places = block.starts[asked][owner] + np.arange(len(owner)) - first[owner]
+    votes = block.votes[places]
+    right = block.class_ids[places] == np.asarray(truths)[owner]
+    mine = np.bincount(owner, votes * right)
+    others = np.maximum.reduceat(np.where(right, 0, votes), first)
+    shares = votes / np.bincount(owner, votes)[owner]
+    rollouts = block.counts[asked, 0]
+    return {
+        "truth_share": (mine / rollouts).tolist(),
+        "margin": ((mine - others) / rollouts).tolist(),
+        "entropy": np.abs(np.bincount(owner, shares * np.log(shares))).tolist(),
+    }
 
 
 def _offsets(starts: np.ndarray, first: int, count: int) -> np.ndarray:

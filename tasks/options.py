@@ -203,18 +203,12 @@ def balanced_letters(counts: Sequence[int], generator: np.random.Generator) -> l
     return positions
 
 
-def row_generator(seed: int, key: str) -> np.random.Generator:
-    """A generator that depends on (seed, key) alone, never on the order of rows."""
-    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
-    return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
-
-
 def mcq_id(image_id: str, class_ids: Iterable[int], names: Iterable[str] = ()) -> str:
     """A name for a question that depends on the image and the set of its options, not their order.
 
     `names` are the options that are no class.
     """
-    text = image_id + "|" + ",".join(str(c) for c in sorted(class_ids))
+    text = image_id + "|" + ",".join(map(str, sorted(class_ids)))
     text += "".join(f"|{name}" for name in sorted(names))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 

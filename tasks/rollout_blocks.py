@@ -87,10 +87,12 @@ class _Pending:
         empty = np.empty(0, np.int64)
         columns = [np.concatenate(c) for c in zip(*self.parts, strict=True)] or [empty] * 4
         places, rollout, answer, logprob = columns
-        order = np.lexsort((rollout, places))
-        same = (np.diff(places[order]) == 0) & (np.diff(rollout[order]) == 0)
-        if same.any():
-            image_id = image_ids[places[order][:-1][same][0]]
+        low = rollout.min() if len(rollout) else 0
+        width = int(rollout.max(initial=0) - low) + 1
+        joint = np.sort((places - start) * width + (rollout - low))
+        same = np.flatnonzero(np.diff(joint) == 0)
+        if len(same):
+            image_id = image_ids[start + joint[same[0]] // width]
             raise StageError(f"{folder} holds rollouts of {image_id} twice; delete and re-run it")
         texts, problems = [text for text, _ in self.known], [why for _, why in self.known]
         return Block(start, stop, places - start, answer, logprob, texts, problems)

@@ -12,9 +12,10 @@ from tasks import shards
 from tasks.build_mcq import build_mcq
 from tasks.candidates import Candidate, merge
 from tasks.labels import ClassNames
-from tasks.options import balanced_letters, choose_options, mcq_id, row_generator, shuffle_options
+from tasks.options import balanced_letters, choose_options, mcq_id, shuffle_options
 from tasks.prompts import LETTERS
 from tasks.run import StageError
+from tasks.seeding import row_generator
 from tests.conftest import mcq_arguments, write_rollouts
 
 BIRDS = ClassNames(

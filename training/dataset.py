@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from data_cards import Card
 from tasks import prompts, shards
-from tasks.options import row_generator
 from tasks.prompts import LETTERS
 from tasks.run import StageError
+from tasks.seeding import row_generator
 
 ORDERS = ("shuffled", "curriculum")
 
