@@ -317,7 +317,11 @@ def _count(stats: dict[str, Any], written: pa.Table, table: pa.Table, num_option
     ranks = table["truth_rank"].drop_null().to_numpy()
     stats["truth_in_top_k"] += int(np.sum(ranks <= num_options))
     steps, votes = (pc.list_flatten(table[c]) for c in ("answer_steps", "answer_votes"))
-    told = pa.table({"step": steps, "votes": votes}).group_by("step").aggregate([("votes", "sum")])
+    told = (
+        pa.table({"step": steps, "votes": votes})
+        .group_by("step", use_threads=False)
+        .aggregate([("votes", "sum")])
+    )
     _add(stats["match_steps"], {row["step"]: row["votes_sum"] for row in told.to_pylist()})
 
 
