@@ -74,7 +74,7 @@ def show_stage(folder: Path, stage: str, rows: int, questions: int, page: Path |
         print(f"\n{manifest['stage']} {manifest['fingerprint']}  {_short(artifact)}")
         print(f"  rows {manifest['rows']}, {manifest['seconds']} s")
         stats = artifact / "stats.json"
-        if manifest["stage"] == "BuildMCQ" and stats.exists():
+        if manifest["stage"] == "BuildMCQ" and manifest.get("code_version", 1) > 1:
             _show_questions(artifact, manifest, questions, page)
         elif stats.exists():
             print("  " + "\n  ".join(f"{k}: {v}" for k, v in json.loads(stats.read_text()).items()))

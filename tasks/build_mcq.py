@@ -10,7 +10,7 @@ Rollouts from elsewhere come in, and questions go out to other trainers, by `tas
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_cards import Card, load
 from tasks import labels, prompts, schemas, shards
 from tasks.candidates import BLOCK_ROLLOUTS, Candidate, Merged, Vocabulary, merge_images
+from tasks.mcq_stats import count, empty_stats, most_confused
 from tasks.mcq_tables import candidate_table, difficulties
 from tasks.options import (
     Neighbours,
@@ -39,7 +39,6 @@ from tasks.propose import read_images, select
 from tasks.run import StageError, main, progress
 from tasks.seeding import row_generator, row_generators
 
-CONFUSED_PAIRS = 20  # told in stats.json
 Row = dict[str, Any]
 Asked = tuple[Row, list[Option], int, int]  # the split's row, options, truth, image in its block
 
@@ -138,7 +137,7 @@ class Builder:
         truths = [self._truth(row, block, i) for block in merged for row, i in _within(rows, block)]
         confused = confusions(merged, truths)
         near = Neighbours(self.card.classes, base, confused)
-        self.stats = _empty_stats(len(rows))
+        self.stats = empty_stats(len(rows))
         outcomes: Counter[str] = Counter()
         seen: set[str] = set()
         blocks = iter(merged)
@@ -164,10 +163,10 @@ class Builder:
             outcomes.update(told)
             table = candidate_table(part, block, start - block.start, told, self.card)
             written = self._questions(questions, block, images, index)
-            _count(self.stats, written, table, self.rules.num_options)
+            count(self.stats, written, table, self.rules.num_options)
             yield table, written
         self.stats["outcomes"] = dict(outcomes)
-        self.stats["most_confused"] = _most_confused(confused, self.card)
+        self.stats["most_confused"] = most_confused(confused, self.card)
 
     def _merge(self, rows: Sequence[Row], propose: Path) -> tuple[list[Merged], list[int]]:
         rules, card = self.rules, self.card
@@ -278,68 +277,6 @@ def _within(rows: Sequence[Row], block: Merged) -> Iterator[tuple[Row, int]]:
 
 def _labelled(row: Row) -> bool:
     return row["label"] is not None and row["label"] >= 0
-
-
-def _empty_stats(images: int) -> dict[str, Any]:
-    return {
-        "images": images,
-        "injected": 0,
-        "letters": {},
-        "option_counts": {},
-        "rollouts": 0,
-        "unparsed": 0,
-        "outside_vocabulary": 0,
-        "truth_in_top_k": 0,
-        "option_sources": {},
-        "mean_options": 0.0,
-        "answer_differs_from_label": 0,
-        "match_steps": {},
-        "labels_version": labels.VERSION,
-    }
-
-
-def _count(stats: dict[str, Any], written: pa.Table, table: pa.Table, num_options: int) -> None:
-    asked = sum(stats["letters"].values())
-    sizes = pc.list_value_length(written["options"]).to_pylist()
-    stats["mean_options"] = stats["mean_options"] * asked + sum(sizes)
-    stats["mean_options"] /= max(1, asked + len(sizes))
-    stats["injected"] += sum(written["truth_injected"].to_pylist())
-    stats["answer_differs_from_label"] += sum(written["label_differs"].to_pylist())
-    _add(stats["letters"], Counter(written["answer_letter"].to_pylist()))
-    _add(stats["option_counts"], Counter(map(str, sizes)))
-    _add(stats["option_sources"], Counter(pc.list_flatten(written["option_sources"]).to_pylist()))
-    for key, column in (
-        ("rollouts", "num_rollouts"),
-        ("unparsed", "num_unparsed"),
-        ("outside_vocabulary", "num_outside"),
-    ):
-        stats[key] += int(np.sum(table[column].to_numpy()))
-    ranks = table["truth_rank"].drop_null().to_numpy()
-    stats["truth_in_top_k"] += int(np.sum(ranks <= num_options))
-    steps, votes = (pc.list_flatten(table[c]) for c in ("answer_steps", "answer_votes"))
-    told = (
-        pa.table({"step": steps, "votes": votes})
-        .group_by("step", use_threads=False)
-        .aggregate([("votes", "sum")])
-    )
-    _add(stats["match_steps"], {row["step"]: row["votes_sum"] for row in told.to_pylist()})
-
-
-def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:
-    for key, number in more.items():
-        counts[key] = counts.get(key, 0) + number
-
-
-def _most_confused(confused: dict[int, Counter[int]], card: Card) -> list[list[Any]]:
-    """[truth, proposed instead, votes], most votes first."""
-    pairs = [
-        (votes, truth, other)
-        for truth, counts in confused.items()
-        for other, votes in counts.items()
-        if other != truth
-    ]
-    pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
-    return [[card.classes[t], card.classes[o], int(v)] for v, t, o in pairs[:CONFUSED_PAIRS]]
 
 
 if __name__ == "__main__":

@@ -90,7 +90,13 @@ def test_levels(margin, level):
 
 def test_inspect_prints_the_counts_and_writes_the_page(built, tmp_path):
     out, stats = built
-    manifest = {"stage": "BuildMCQ", "fingerprint": "0123", "dataset": "few", "rows": {"mcq": 1}}
+    manifest = {
+        "stage": "BuildMCQ",
+        "code_version": 2,
+        "fingerprint": "0123",
+        "dataset": "few",
+        "rows": {"mcq": 1},
+    }
     (out / "manifest.json").write_text(json.dumps({**manifest, "seconds": 1}))
     (tmp_path / "luigi.cfg").write_text((ROOT / "luigi.cfg").read_text())
     line = [sys.executable, "-m", "pipeline", "inspect", str(out), "--questions", "7"]

@@ -30,6 +30,7 @@ from tasks.build_mcq import Builder
 from tasks.candidates import Vocabulary, merge_images
 from tasks.labels import ClassNames
 from tasks.options import Rules
+from tasks.prompts import LETTERS
 from tests.bench.official_rules import Losses, official_rules, spread
 from tests.bench.rollouts import BASE, card, rows_of, write_rollouts
 
@@ -158,7 +159,7 @@ def _ours(folder: Path, rows: list[dict[str, Any]], names: ClassNames) -> Losses
     merged = merge_images(folder, ids, vocabulary, len(ids))
     votes = dict(zip(ids, (v for block in merged for v in block.images()), strict=True))
     found = Losses(images=len(ids), questions=len(asked))
-    letters = Counter[int]()
+    letters = Counter[tuple[int, int]]()
     for row in asked.to_pylist():
         top = [c.class_id for c in votes[row["image_id"]].candidates]
         shown = set(row["option_class_ids"])
@@ -172,8 +173,7 @@ def _ours(folder: Path, rows: list[dict[str, Any]], names: ClassNames) -> Losses
             "truth" in row["option_sources"] and truths[row["image_id"]] in top[: RULES.num_options]
         )
         found.duplicate_options += len(shown) < len(row["option_class_ids"])
-        if len(shown) == RULES.num_options:
-            letters["ABCDE".index(row["answer_letter"])] += 1
+        letters[len(row["options"]), LETTERS.index(row["answer_letter"])] += 1
     found.letter_spread = spread(letters)
     return found
 

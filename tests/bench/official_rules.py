@@ -20,7 +20,7 @@ CUT = 5
 
 @dataclass
 class Losses:
-    """Counts over images; `of_others` of what the merged votes have and the rules lose or repeat."""
+    """Counts over images, and `letter_spread` as `spread` gives it."""
 
     images: int = 0
     questions: int = 0
@@ -45,7 +45,7 @@ def official_rules(
     allowed = sorted(base)
     listed = {names.names[c].lower(): c for c in allowed}
     rng = np.random.default_rng(seed)
-    losses, letters = Losses(), Counter[int]()
+    losses, letters = Losses(), Counter[tuple[int, int]]()
     for image_id, texts in answers.items():
         truth = names.names[truths[image_id]]
         found = {names.match(text).class_id for text in texts} & set(allowed)
@@ -70,13 +70,16 @@ def official_rules(
         classes = [names.match(text).class_id for text in options]
         losses.questions += 1
         losses.duplicate_options += len(set(classes)) < len(classes)
-        if len(options) == CUT:
-            letters[options.index(truth)] += 1
+        letters[len(options), options.index(truth)] += 1
     losses.letter_spread = spread(letters)
     return losses
 
 
-def spread(letters: Counter[int]) -> float:
-    """The most used letter's surplus over the least used, beyond the one that cannot be avoided."""
-    used = [letters[place] for place in range(CUT)]
-    return max(0, max(used) - min(used) - 1) / max(1, sum(used))
+def spread(letters: Counter[tuple[int, int]]) -> float:
+    """Questions by which the most used letter exceeds the least used one, beyond the one that
+    cannot be avoided, as a share of all; `letters` counts by (number of options, place)."""
+    surplus = 0
+    for size in {size for size, _ in letters}:
+        used = [letters[size, place] for place in range(size)]
+        surplus += max(0, max(used) - min(used) - 1)
+    return surplus / max(1, letters.total())
