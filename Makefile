@@ -17,7 +17,7 @@ train: $(READY)
 
 card: $(READY)
 	@test -n "$(NAME)" -a -n "$(FOLDER)" || { echo "error: make card NAME=my_birds FOLDER=path"; exit 1; }
-	@$(BIN)/python -m data_cards "$(NAME)" "$(FOLDER)" $(if $(NOUN),--noun "$(NOUN)") $(if $(KIND),--kind "$(KIND)")
+	@$(BIN)/python -m tasks.draft_card "$(NAME)" "$(FOLDER)" $(if $(NOUN),--noun "$(NOUN)") $(if $(KIND),--kind "$(KIND)")
 
 test: $(READY)
 	$(BIN)/python -m pytest

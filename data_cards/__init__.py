@@ -1,24 +1,35 @@
 """Data cards: one Markdown file per dataset, and the one loader that reads them.
 
-The YAML front matter is what the machine needs (source, noun, classes, aliases, protocol); the
-body is for people. Everything the pipeline knows about a dataset comes from its card.
+The YAML front matter is what the machine needs (source, noun, classes, aliases, splits); the body
+is for people. Everything the pipeline knows about a dataset comes from its card. A card is also a
+Hugging Face dataset card: the keys of theirs that describe a dataset may stand beside ours.
 """
 
 import hashlib
+import re
+import unicodedata
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
+HUB_KEYS = {"config", "splits", "image", "label"}
 # The keys that each kind of source must have, and those it may have.
 SOURCE_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "drawn": ({"seed", "images_per_class"}, set()),
     "folder": ({"path"}, {"folders"}),
-    "hub": ({"repo", "revision"}, {"config", "splits", "image", "label"}),
+    "hub": ({"repo", "revision"}, HUB_KEYS),
     "archive": ({"layout", "files"}, {"mirror", "crop_bottom"}),
 }
 LAYOUTS = ("cub", "flowers", "pets", "cars", "aircraft")
+# Keys of Hugging Face dataset cards that say nothing the pipeline needs to know.
+HUGGING_FACE_KEYS = {
+    "annotations_creators", "configs", "dataset_info", "language", "license_link",
+    "paperswithcode_id", "pretty_name", "size_categories", "source_datasets", "tags",
+    "task_categories", "viewer",
+}  # fmt: skip
+SPLITS = ("train", "val", "test", "pretrain")
 
 
 class CardError(ValueError):
@@ -30,7 +41,8 @@ class Card:
     """A dataset as the pipeline sees it.
 
     `classes` are the names by class id; `aliases` maps a class name to further spellings of it.
-    `source` always holds `kind`; its other keys belong to that kind (see `tasks/download.py`).
+    `source` always holds `kind`; its other keys belong to that kind (see `tasks/sources.py`).
+    `official_splits` are the image counts of the official split, where there is one.
     """
 
     name: str
@@ -41,7 +53,9 @@ class Card:
     classes: tuple[str, ...]
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
     license: str = "unknown"
+    license_name: str = ""
     redistribute: bool = False
+    official_splits: dict[str, int] = field(default_factory=dict)
     sha256: str = ""
 
 
@@ -51,15 +65,23 @@ def load(name: str) -> Card:
     Raises CardError naming the file and the key when something is missing, unknown or of the
     wrong type.
     """
-    places = [Path("cards"), FOLDER]
-    path = next((p for folder in places if (p := folder / f"{name}.md").is_file()), None)
+    path = next((p for folder in _places() if (p := folder / f"{name}.md").is_file()), None)
     if path is None:
-        known = sorted({card.stem for folder in places for card in folder.glob("*.md")})
+        known = sorted({card.stem for folder in _places() for card in folder.glob("*.md")})
         raise CardError(
             f"there is no data card {FOLDER / name}.md; known cards: {', '.join(known) or 'none'}"
         )
     text = path.read_bytes()
     return _parse(path, text.decode("utf-8"), hashlib.sha256(text).hexdigest())
+
+
+def exists(name: str) -> bool:
+    """Whether there is a card of that name."""
+    return any((folder / f"{name}.md").is_file() for folder in _places())
+
+
+def _places() -> list[Path]:
+    return [Path("cards"), FOLDER]
 
 
 @lru_cache(maxsize=16)  # every stage asks for its card; the text is part of the key
@@ -77,29 +99,80 @@ def _parse(path: Path, text: str, digest: str) -> Card:
     if not isinstance(front, dict):
         raise CardError(f"{path}: front matter must be a mapping of keys to values")
     known = set(Card.__dataclass_fields__) - {"name", "sha256"}
-    for key in sorted(set(front) - known):
+    for key in sorted(set(front) - known - HUGGING_FACE_KEYS):
         raise CardError(f"{path}: unknown key {key!r}; known keys: {', '.join(sorted(known))}")
     for key in ("version", "noun", "kind", "source", "classes"):
         if key not in front:
             raise CardError(f"{path}: key {key!r} is missing")
-    classes = front["classes"]
+    front = {key: value for key, value in front.items() if key in known}
+    _check_source(path, front["source"])
+    _check_facts(path, front)
+    classes = _classes(path, front["classes"])
+    front |= {"classes": classes, "aliases": _aliases(path, front.get("aliases") or {}, classes)}
+    return Card(name=path.stem, sha256=digest, **front)
+
+
+def clean_name(text: str) -> str:
+    """A class name as it is shown and asked for: NFKC, single spaces, no punctuation at its end."""
+    return " ".join(unicodedata.normalize("NFKC", text).split()).rstrip(" .,;:!?")
+
+
+def names_in(dataset: str) -> list[str]:
+    """The card names in `cub+flowers`, sorted: the order in which a mix is given means nothing.
+
+    Raises CardError when a name is empty or given twice.
+    """
+    names = sorted(dataset.split("+"))
+    if not all(names) or len(set(names)) != len(names):
+        raise CardError(f"dataset {dataset!r} must be a card's name, or different ones joined by +")
+    return names
+
+
+def _classes(path: Path, classes: Any) -> tuple[str, ...]:
     if not isinstance(classes, list) or not all(isinstance(c, str) and c.strip() for c in classes):
         raise CardError(f'{path}: classes must be a list of non-empty names; quote names like "no"')
-    if len(set(classes)) != len(classes) or len(classes) < 2:
+    cleaned: dict[str, str] = {}
+    for name in classes:
+        if not (shown := clean_name(name)):
+            raise CardError(f"{path}: the class {name!r} is only punctuation")
+        if shown in cleaned:
+            raise CardError(
+                f"{path}: classes must be distinct names; {cleaned[shown]!r} and {name!r} are both "
+                f"{shown!r}"
+            )
+        cleaned[shown] = name
+    if len(cleaned) < 2:
         raise CardError(f"{path}: classes must be two or more distinct names")
-    source = front["source"]
-    _check_source(path, source)
-    aliases = front.get("aliases") or {}
-    for name in aliases:
-        if name not in classes:
+    return tuple(cleaned)
+
+
+def _aliases(path: Path, aliases: Any, classes: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    if not isinstance(aliases, dict):
+        raise CardError(f"{path}: aliases must map a class name to a list of spellings")
+    found = {}
+    for name, spellings in aliases.items():
+        if clean_name(str(name)) not in classes:
             raise CardError(f"{path}: aliases names {name!r}, which is not among the classes")
-        if not isinstance(aliases[name], list):
+        if not isinstance(spellings, list):
             raise CardError(f"{path}: the aliases of {name!r} must be a list of names")
-    front |= {
-        "classes": tuple(classes),
-        "aliases": {name: tuple(also) for name, also in aliases.items()},
-    }
-    return Card(name=path.stem, sha256=digest, **front)
+        found[clean_name(str(name))] = tuple(map(str, spellings))
+    return found
+
+
+def _check_facts(path: Path, front: dict[str, Any]) -> None:
+    for key in ("noun", "kind"):
+        if not isinstance(front[key], str) or not front[key].strip():
+            raise CardError(f"{path}: {key} must be a word, such as bird or species")
+    licence = front.get("license", "unknown")
+    if not isinstance(licence, str) or not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
+        raise CardError(
+            f"{path}: license must be an identifier such as cc-by-4.0, other or unknown; wording of "
+            f"its own belongs under license_name or into the text; got {licence!r}"
+        )
+    splits = front.get("official_splits", {})
+    counts = isinstance(splits, dict) and all(type(count) is int for count in splits.values())
+    if not counts or not set(splits) <= set(SPLITS):
+        raise CardError(f"{path}: official_splits must map {', '.join(SPLITS)} to image counts")
 
 
 def _check_source(path: Path, source: Any) -> None:
@@ -115,6 +188,14 @@ def _check_source(path: Path, source: Any) -> None:
         )
     if source["kind"] != "archive":
         return
+    mirror = source.get("mirror", {"repo": ""})
+    if not isinstance(mirror, dict) or not {"repo"} <= set(mirror) <= HUB_KEYS | {
+        "repo",
+        "revision",
+    }:
+        raise CardError(
+            f"{path}: source.mirror has repo and, if need be, revision, {', '.join(sorted(HUB_KEYS))}"
+        )
     if source["layout"] not in LAYOUTS:
         raise CardError(f"{path}: source.layout must be one of {', '.join(LAYOUTS)}")
     files = source["files"]

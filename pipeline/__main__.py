@@ -41,12 +41,17 @@ def main() -> None:
 
 def show_report(folder: Path) -> None:
     """Print where the newest report and policy of a dataset lie."""
-    reports = sorted(folder.glob("*/report/current"), key=lambda path: path.stat().st_mtime)
+    found = [*folder.glob("*/report/current"), *folder.glob("*/report/*/current")]
+    reports = sorted(found, key=lambda path: path.stat().st_mtime)
     if not reports:
         sys.exit(f"error: no report under {folder} yet; run: make train")
-    report = reports[-1]
-    trains = sorted(report.parent.parent.glob("round*/train/current"))
-    print(f"report     {_short(report)}/index.html")
+    newest = reports[-1].parent
+    # Of a mix, each set has a report of its own, beside the others.
+    beside = [newest] if newest.name == "report" else sorted(newest.parent.glob("*"))
+    for place in beside:
+        print(f"report     {_short(place / 'current')}/index.html")
+    method = newest if newest.name == "report" else newest.parent
+    trains = sorted(method.parent.glob("round*/train/current"))
     if trains:
         print(f"policy     {_short(trains[-1])}")
     print(f"artifacts  {_short(folder)}  (python -m pipeline inspect build_mcq)")
@@ -59,7 +64,9 @@ def show_stage(folder: Path, stage: str, rows: int, questions: int, page: Path |
     """
     path = Path(stage)
     found = (
-        [path] if (path / "manifest.json").exists() else sorted(folder.rglob(f"{stage}/current"))
+        [path]
+        if (path / "manifest.json").exists()
+        else sorted([*folder.rglob(f"{stage}/current"), *folder.rglob(f"{stage}/*/current")])
     )
     if not found:
         names = sorted({p.parent.name for p in folder.rglob("current")})
@@ -115,7 +122,8 @@ def _places(dataset: str | None) -> tuple[Path, str]:
     config.read("luigi.cfg")
     if not config.has_section("run"):
         sys.exit("error: no luigi.cfg with a [run] section here; run this in the project's folder")
-    return Path(config["run"]["artifacts"]), dataset or config["run"]["dataset"]
+    names = (dataset or config["run"]["dataset"]).split("+")
+    return Path(config["run"]["artifacts"]), "+".join(sorted(names))
 
 
 def _short(path: Path) -> str:

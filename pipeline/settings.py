@@ -24,8 +24,13 @@ LUIGI_SECTIONS = {
     "email",
     "batch_notifier",
 }
-ABSTRACT = ("Checked", "Stage", "Round")  # base classes; no task and so no section of their own
-GRAPH = ("dataset", "method", "refresh_round", "seed")
+ABSTRACT = (
+    "Checked",
+    "Stage",
+    "OfSet",
+    "Round",
+)  # base classes; no task and so no section of their own
+GRAPH = ("dataset", "subset", "method", "refresh_round", "seed")
 
 
 class SettingsError(SystemExit):

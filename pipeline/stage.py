@@ -19,7 +19,7 @@ import data_cards
 from pipeline import artifact
 from pipeline.settings import Checked, SettingsError, run
 
-GRAPH_ONLY = ("dataset", "method", "refresh_round")
+GRAPH_ONLY = ("dataset", "subset", "method", "refresh_round")
 
 
 class Stage(Checked, luigi.Task):
@@ -29,7 +29,7 @@ class Stage(Checked, luigi.Task):
     whenever its output would change for the same settings.
     """
 
-    dataset = luigi.Parameter(description="a data card's name")
+    dataset = luigi.Parameter(description="a data card's name, or several joined by +")
 
     code_version = 1
     module = ""
@@ -51,13 +51,20 @@ class Stage(Checked, luigi.Task):
         """Whatever else shapes the result, for stages that share settings."""
         return {}
 
-    def requires(self) -> list["Stage"]:
-        return list(self.needs().values())
+    def parts(self) -> list["Stage"]:
+        """A stage that works on one set at a time, asked for a mix: the same stage of each set."""
+        return []
 
-    def output(self) -> luigi.LocalTarget:
-        return luigi.LocalTarget(str(self.folder / artifact.MANIFEST))
+    def requires(self) -> list["Stage"]:
+        return self.parts() or list(self.needs().values())
+
+    def output(self) -> list[luigi.LocalTarget]:
+        stages = self.parts() or [self]
+        return [luigi.LocalTarget(str(stage.folder / artifact.MANIFEST)) for stage in stages]
 
     def complete(self) -> bool:
+        if parts := self.parts():
+            return all(stage.complete() for stage in parts)
         if not self.folder.is_dir():
             return False
         with contextlib.suppress(OSError):  # a read-only root can still be read
@@ -77,7 +84,7 @@ class Stage(Checked, luigi.Task):
         return True
 
     def run(self) -> None:
-        if self.complete():  # another task of the same identity made it meanwhile
+        if self.parts() or self.complete():  # another task of the same identity made it meanwhile
             return
         manifest = {**self.identity, "fingerprint": self.fingerprint, "source_sha256": self._source}
         manifest |= {name: getattr(self, name) for name in GRAPH_ONLY if hasattr(self, name)}
@@ -115,7 +122,15 @@ class Stage(Checked, luigi.Task):
     def folder(self) -> Path:
         """Where this stage's artifact lies, or will lie."""
         root = Path(run().artifacts).resolve()
-        return root / self.dataset / self.place() / self.fingerprint
+        return root / "+".join(self.names) / self.place() / self.fingerprint
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The data cards' names; more than one is a mix."""
+        try:
+            return data_cards.names_in(self.dataset)
+        except data_cards.CardError as error:
+            raise SettingsError(str(error)) from error
 
     @cached_property
     def card(self) -> data_cards.Card:
@@ -145,6 +160,24 @@ def lineage(stage: Stage) -> list[Stage]:
 
     visit(stage)
     return list(found.values())
+
+
+class OfSet(Stage):
+    """A stage that works on one set. In a mix, `dataset` is the mix and `subset` that one set."""
+
+    subset = luigi.Parameter(description="one set of a mix; empty: the dataset itself")
+
+    @property
+    def set_name(self) -> str:
+        """The card that this stage works on."""
+        names = self.names
+        if self.subset and self.subset not in names:
+            raise SettingsError(f"subset {self.subset!r} is not in dataset {self.dataset!r}")
+        return self.subset or self.dataset
+
+    def parts(self) -> list[Stage]:
+        mixed = len(self.names) > 1 and not self.subset
+        return [self.clone(subset=name) for name in self.names] if mixed else []
 
 
 def plain(value: Any) -> Any:

@@ -2,9 +2,11 @@
 
     luigi --module pipeline.tasks TrainDiVE
     luigi --module pipeline.tasks BuildMCQ --refresh-round 1
+    luigi --module pipeline.tasks TrainDiVE --dataset cub+flowers
 
 Settings come from luigi.cfg, one section per task. `refresh_round` r > 0 proposes with the policy
-that round r - 1 trained, so the graph is static and every round's shards stay on disk.
+that round r - 1 trained, so the graph is static and every round's shards stay on disk. Of a mix of
+sets each has its own images, questions and evaluation; BasePolicy and Train belong to the mix.
 """
 
 import hashlib
@@ -13,9 +15,10 @@ from typing import Any
 
 import luigi
 
+import data_cards
 from pipeline import artifact
 from pipeline.settings import Checked, SettingsError, run
-from pipeline.stage import Stage, lineage, plain
+from pipeline.stage import OfSet, Stage, lineage, plain
 
 METHODS = ("dive_k", "zero_shot")
 
@@ -54,16 +57,28 @@ class Download(Stage):
     archives = luigi.Parameter(
         significant=False, description="where official archives lie, or are downloaded to"
     )
+    mirror = luigi.BoolParameter(description="read the card's copy on the hub, not the archives")
+    decode_threads = luigi.IntParameter(significant=False, description="threads; 0: one a core")
+
+    code_version = 2
 
     module = "tasks.download"
     reads_card = True
+
+    def parts(self):
+        return of_each_set(self)
 
     def place(self):
         return "download"
 
     def arguments(self):
         archives = str(Path(self.archives).expanduser().resolve())
-        return {"card": self.dataset, "archives": archives, **self.settings()}
+        return {
+            "card": self.dataset,
+            "archives": archives,
+            "decode_threads": self.decode_threads,
+            **self.settings(),
+        }
 
 
 class Split(Stage):
@@ -75,22 +90,40 @@ class Split(Stage):
     val_share = luigi.FloatParameter()
     pretrain_share = luigi.FloatParameter()
     val_per_class = luigi.IntParameter(description="a count in place of val_share; 0: the share")
-    split_file = luigi.Parameter(description="a split file of CoOp's to follow; empty: none")
+    split_file = luigi.Parameter(description="a split of CoOp's or DiVE-k's to follow; empty: none")
     shots = luigi.IntParameter(description="train images a class keeps, CoOp's draw; 0: all")
+    train_caps = luigi.DictParameter(description="card, or * for all -> train images kept at most")
+    near_duplicates = luigi.IntParameter(description="bits of 64 in which near pictures differ")
 
+    code_version = 2
     module = "tasks.split"
     reads_card = True
+
+    def parts(self):
+        return of_each_set(self)
+
+    def settings(self):
+        """Of the caps, only this set's own: another set's is no reason to run again."""
+        chosen = super().settings()
+        caps = chosen.pop("train_caps")
+        for name in set(caps) - {"*"}:
+            if not data_cards.exists(name):
+                raise SettingsError(
+                    f"luigi.cfg: [Split] train_caps: there is no data card {name!r}"
+                )
+        return {**chosen, "max_train_images": int(caps.get(self.dataset, caps.get("*", 0)))}
 
     def needs(self):
         return {"download": Download(dataset=self.dataset)}
 
     def extra_identity(self):
-        path = Path(self.split_file).expanduser()
-        return (
-            {"split_file_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-            if path.is_file()
-            else {}
-        )
+        if not self.split_file:
+            return {}
+        from tasks.split_files import sources
+
+        files = sources(Path(self.split_file).expanduser())
+        contents = b"".join(path.read_bytes() for path in files)
+        return {"split_file_sha256": hashlib.sha256(contents).hexdigest()}
 
     def place(self):
         return "split"
@@ -117,7 +150,9 @@ class BasePolicy(Stage):
     module = "training.sft"
 
     def needs(self):
-        return data(self)
+        return {
+            f"{key}/{name}": stage for name in self.names for key, stage in data(self, name).items()
+        }
 
     def extra_identity(self):
         return {"prompt_style": engine().prompt_style}
@@ -126,16 +161,18 @@ class BasePolicy(Stage):
         return "base_policy"
 
     def arguments(self):
+        need = self.needs()
         return {
-            "card": self.dataset,
+            "card": "+".join(self.names),
+            "download": [str(need[f"download/{name}"].folder) for name in self.names],
+            "split": [str(need[f"split/{name}"].folder) for name in self.names],
             "prompt_style": engine().prompt_style,
             **self.settings(),
-            **paths(self),
         }
 
 
 class Round(Stage):
-    """What every stage of a round shares: its place in the chain, and the policy it starts from."""
+    """What the stages of a round share: their place in the chain, and the policy they start from."""
 
     method = luigi.Parameter()
     refresh_round = luigi.IntParameter()
@@ -157,7 +194,14 @@ class Round(Stage):
         return f"{method}round{self.refresh_round}/{snake(self.task_family)}"
 
 
-class Propose(Round):
+class RoundOfSet(Round, OfSet):
+    """A stage of a round that works on one set."""
+
+    def place(self):
+        return "/".join(filter(None, (super().place(), self.subset)))
+
+
+class Propose(RoundOfSet):
     """N rollouts per training image from the round's policy, batched in vLLM, raw."""
 
     num_rollouts = luigi.IntParameter()
@@ -168,17 +212,17 @@ class Propose(Round):
     module = "tasks.propose"
 
     def needs(self):
-        return {**data(self), "policy": self.policy()}
+        return {**data(self, self.set_name), "policy": self.policy()}
 
     def extra_identity(self):
         return {**engine().significant(), "refresh_round": self.refresh_round}
 
     def arguments(self):
         settings = self.settings() | {"seed": 1000 * self.seed + self.refresh_round}
-        return {"card": self.dataset, "engine": engine().everything(), **settings, **paths(self)}
+        return {"card": self.set_name, "engine": engine().everything(), **settings, **paths(self)}
 
 
-class BuildMCQ(Round):
+class BuildMCQ(RoundOfSet):
     """Rollouts to merged candidates to multiple-choice questions, in frozen shards."""
 
     num_options = luigi.IntParameter()
@@ -198,14 +242,15 @@ class BuildMCQ(Round):
     code_version = 2
 
     def needs(self):
-        return {**data(self), "propose": Propose(**graph(self))}
+        propose = Propose(subset=self.subset, **graph(self))
+        return {**data(self, self.set_name), "propose": propose}
 
     def extra_identity(self):
         return {"method": self.method, "prompt_style": engine().prompt_style}
 
     def arguments(self):
         return {
-            "card": self.dataset,
+            "card": self.set_name,
             "prompt_style": engine().prompt_style,
             **self.settings(),
             **paths(self),
@@ -231,7 +276,11 @@ class Train(Round):
     module = "training.grpo"
 
     def needs(self):
-        return {"mcq": BuildMCQ(**graph(self)), "policy": self.policy()}
+        questions = {
+            f"mcq/{name}": BuildMCQ(subset=name if len(self.names) > 1 else "", **graph(self))
+            for name in self.names
+        }
+        return {**questions, "policy": self.policy()}
 
     def extra_identity(self):
         return {
@@ -242,17 +291,18 @@ class Train(Round):
 
     def arguments(self):
         return {
-            "card": self.dataset,
+            "card": "+".join(self.names),
+            "mcq": [str(self.needs()[f"mcq/{name}"].folder) for name in self.names],
+            "policy": str(self.policy().folder),
             "prompt_style": engine().prompt_style,
             "refresh_round": self.refresh_round,
             "micro_batch_size": self.micro_batch_size,
             "save_steps": self.save_steps,
             **self.settings(),
-            **paths(self),
         }
 
 
-class Evaluate(Round):
+class Evaluate(RoundOfSet):
     """Any policy on base and novel test images: `zero_shot` is the base policy, a method the
     policy that its round `refresh_round` trained."""
 
@@ -266,21 +316,22 @@ class Evaluate(Round):
 
     def needs(self):
         zero_shot = self.method == "zero_shot"
-        return {**data(self), "policy": self.policy() if zero_shot else Train(**graph(self))}
+        policy = self.policy() if zero_shot else Train(**graph(self))
+        return {**data(self, self.set_name), "policy": policy}
 
     def extra_identity(self):
         return engine().significant()
 
     def arguments(self):
         return {
-            "card": self.dataset,
+            "card": self.set_name,
             "engine": engine().everything(),
             **self.settings(),
             **paths(self),
         }
 
 
-class Report(Stage):
+class Report(OfSet):
     """Numbers with intervals, and a page to look at."""
 
     method = luigi.Parameter()
@@ -290,27 +341,28 @@ class Report(Stage):
 
     def needs(self):
         given = {"dataset": self.dataset, "seed": self.seed}
+        of_set = {"subset": self.subset, **given}
         needed: dict[str, Stage] = {
-            "zero_shot": Evaluate(method="zero_shot", refresh_round=0, **given)
+            "zero_shot": Evaluate(method="zero_shot", refresh_round=0, **of_set)
         }
         if self.method != "zero_shot":
-            chain = {"method": self.method, **given}
+            chain = {"method": self.method, **of_set}
             needed[self.method] = Evaluate(refresh_round=run().rounds - 1, **chain)
             for r in range(run().rounds):
-                needed[f"train{r}"] = Train(refresh_round=r, **chain)
+                needed[f"train{r}"] = Train(refresh_round=r, method=self.method, **given)
                 needed[f"mcq{r}"] = BuildMCQ(refresh_round=r, **chain)
                 needed[f"propose{r}"] = Propose(refresh_round=r, **chain)
-        return {**needed, **data(self)}
+        return {**needed, **data(self, self.set_name)}
 
     def place(self):
-        return f"{self.method}/report"
+        return "/".join(filter(None, (self.method, "report", self.subset)))
 
     def arguments(self):
         need = self.needs()
         names = ["zero_shot"] if self.method == "zero_shot" else ["zero_shot", self.method]
         rounds = range(run().rounds) if self.method != "zero_shot" else ()
         return {
-            "card": self.dataset,
+            "card": self.set_name,
             "evaluations": [{"name": name, "path": str(need[name].folder)} for name in names],
             "rounds": [
                 {
@@ -328,20 +380,23 @@ class Report(Stage):
 
 
 class TrainDiVE(Checked, luigi.Task):
-    """Everything: all rounds of propose, build and train, the evaluations and the report."""
+    """Everything: all rounds of propose, build and train, the evaluations and a report a set."""
 
-    dataset = luigi.Parameter()
+    dataset = luigi.Parameter(description="a data card's name, or several joined by +")
     method = luigi.Parameter()
     seed = luigi.IntParameter()
 
     def requires(self):
-        return Report(dataset=self.dataset, method=self.method, seed=self.seed)
+        report = Report(dataset=self.dataset, subset="", method=self.method, seed=self.seed)
+        return report.parts() or [report]
 
     def complete(self):
-        return self.requires().complete()
+        return all(report.complete() for report in self.requires())
 
     def run(self):
-        print(artifact.summary(self.requires().folder), flush=True)
+        print(
+            "\n\n".join(artifact.summary(report.folder) for report in self.requires()), flush=True
+        )
 
 
 def graph(stage: Any, **changed: Any) -> dict[str, Any]:
@@ -350,12 +405,17 @@ def graph(stage: Any, **changed: Any) -> dict[str, Any]:
     return {**{name: getattr(stage, name) for name in names}, **changed}
 
 
-def data(stage: Any) -> dict[str, Stage]:
-    """The images and their places."""
+def data(stage: Any, name: str) -> dict[str, Stage]:
+    """The images of a set and their places."""
     return {
-        "download": Download(dataset=stage.dataset),
-        "split": Split(dataset=stage.dataset, seed=stage.seed),
+        "download": Download(dataset=name),
+        "split": Split(dataset=name, seed=stage.seed),
     }
+
+
+def of_each_set(stage: Stage) -> list[Stage]:
+    """The same stage of every set, where its dataset is a mix."""
+    return [stage.clone(dataset=name) for name in stage.names] if len(stage.names) > 1 else []
 
 
 def paths(stage: Stage) -> dict[str, str]:

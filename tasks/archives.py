@@ -6,6 +6,7 @@ run or the next. Nothing is unpacked outside the folder given for it.
 """
 
 import hashlib
+import io
 import shutil
 import tarfile
 import time
@@ -22,7 +23,8 @@ PATIENCE = 1.0  # seconds before the second attempt; doubled before each further
 # An archive of photographs unpacks to about its own size. More than this is a bomb.
 MAX_GROWTH = 20
 MAX_SMALL = 1 << 30  # bytes that even the smallest archive may unpack to
-MAX_MEMBERS = 1_000_000
+MAX_MEMBERS = 20_000  # the largest official archive holds about 12,000
+MAX_DOWNLOAD = 20 << 30  # bytes of one file; the largest official archive has 2.75 GB
 
 
 def fetch(files: Sequence[dict[str, str]], folder: Path, card: str) -> list[Path]:
@@ -61,7 +63,7 @@ def _download(entry: dict[str, str], folder: Path, card: str) -> None:
         if attempt:
             time.sleep(PATIENCE * 2 ** (attempt - 1))
         try:
-            with part.open("ab") as file:
+            with Bounded(part, "ab") as file:
                 http_get(
                     entry["url"],
                     file,
@@ -95,6 +97,15 @@ def _download(entry: dict[str, str], folder: Path, card: str) -> None:
     )
 
 
+class Bounded(io.FileIO):
+    """A file that refuses to grow beyond MAX_DOWNLOAD, whatever a server sends."""
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > MAX_DOWNLOAD:
+            raise OSError(f"the server sends more than {MAX_DOWNLOAD:,} bytes")
+        return super().write(data)
+
+
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a tar archive below `folder`: plain files and folders only, and nothing outside it.
 
@@ -110,7 +121,9 @@ def unpack(archive: Path, folder: Path) -> None:
             for member in tar:
                 members += 1
                 size += member.size
-                if members > MAX_MEMBERS or size > allowed:
+                if members > MAX_MEMBERS:
+                    raise StageError(f"{archive} holds more than {MAX_MEMBERS:,} files; refused")
+                if size > allowed:
                     raise StageError(f"{archive} unpacks to more than {allowed:,} bytes; refused")
                 if member.name.startswith(("/", "\\")):
                     raise StageError(f"{archive} holds the absolute path {member.name!r}; refused")

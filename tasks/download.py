@@ -3,146 +3,187 @@
     python -m tasks.download CONFIG.json
 
 Writes `images-*.parquet` (one row an image), `rejects.parquet` (one row a file that could not be
-used, with the reason; no file when there is none) and the counts in `stats.json`. Bytes are kept
-as they came where every consumer reads them alike, an upright RGB JPEG or PNG; anything else is
-stored as a PNG of what a person sees: rotated by EXIF, alpha on white, 8-bit RGB, first frame.
+used, with the reason; no file when there is none) and the counts in `stats.json`. Every image is
+opened and decoded in full; `tasks/images.py` says what is kept as it came. Images are read one
+after another by a few threads, and written as they come: memory does not grow with their number.
 """
 
 import hashlib
-import io
+import itertools
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
-
-from data_cards import load
+from data_cards import Card, load
 from tasks import schemas, shards
+from tasks.images import Picture, Reject, normalise_image
 from tasks.labels import ClassNames
 from tasks.run import StageError, main, progress
-from tasks.sources import Item, Reject, list_items
+from tasks.sources import Item, open_source
 
 IMAGES_PER_SHARD = 1000
 UNPACKED = "unpacked"  # below the output; gone when the stage has ended
 
 
 def download(
-    output: Path, *, card: str, max_reject_share: float, archives: Path = Path("archives")
+    output: Path,
+    *,
+    card: str,
+    max_reject_share: float,
+    archives: Path = Path("archives"),
+    mirror: bool = False,
+    decode_threads: int = 0,
 ) -> None:
     """Put every image of the card into Parquet shards, and every unusable file into the rejects.
 
-    `archives` is the folder of official archives: what is missing there is downloaded into it.
-    Raises StageError when the source is missing or empty, or when the share of rejected files
-    exceeds `max_reject_share`.
+    `archives` is the folder of official archives: what is missing there is downloaded into it;
+    with `mirror` the card's copy on the hub is read instead. `decode_threads` is the number of threads
+    that decode; 0: one a core. Raises StageError when the source is missing, a class has no usable
+    image, or the share of rejected files exceeds `max_reject_share`.
     """
     data_card = load(card)
     try:
         ClassNames(data_card.classes, data_card.aliases)
     except ValueError as error:
         raise StageError(f"card {card}: {error}") from error
-    items = list_items(data_card, archives, output / UNPACKED)
-    schema = schemas.images(data_card.classes)
-    rejects: list[dict[str, str]] = []
-    parts = list(shards.chunks(items, IMAGES_PER_SHARD))
-    with progress(None, desc="download", total=len(items), unit="images") as bar:
-        for index, part in enumerate(parts):
-            image_path = shards.shard_path(output, "images", index)
-            reject_path = shards.shard_path(output, "part-rejects", index)
-            if image_path.exists():  # written after its rejects
-                bar.update(len(part))
-            else:
-                rows, bad = ingest(part, data_card.name, bar.update)
-                shards.write(reject_path, bad, schemas.rejects())
-                shards.write(image_path, rows, schema)
-            if reject_path.exists():
-                rejects += shards.read_file(reject_path).to_pylist()
-    share = len(rejects) / len(items)
-    if share > max_reject_share:
-        worst = "; ".join(f"{row['path']}: {row['reason']}" for row in rejects[:10])
-        raise StageError(
-            f"{len(rejects)} of {len(items)} files are unusable ({share:.1%}, more than [Download] "
-            f"max_reject_share = {max_reject_share:g}): {worst}"
-        )
+    source = open_source(data_card, archives, output / UNPACKED, mirror)
+    count, rejects = _finished(output)
+    items = source.items(count)
+    with (
+        ThreadPoolExecutor(decode_threads or os.cpu_count() or 1) as pool,
+        progress(None, desc="download", total=source.total, unit="images", done=count) as bar,
+    ):
+        while part := list(islice(items, IMAGES_PER_SHARD)):
+            pictures = _pictures(pool, part, bar.update)
+            rejects += _write_shard(output, count // IMAGES_PER_SHARD, data_card, pictures)
+            count += len(part)
+            # Where the number of images is known, too many rejects are known before the end.
+            _check_rejects(rejects, count, max(count, source.total or 0), max_reject_share)
+            bar.set_postfix(unusable=len(rejects))
+    _check_rejects(rejects, count, count, max_reject_share)
+    stats = {"images": count - len(rejects), "rejected": len(rejects)}
+    stats |= _counts(output, data_card) | ({"revision": source.revision} if source.revision else {})
     shards.write(output / "rejects.parquet", rejects, schemas.rejects())
-    for path in output.glob("part-rejects-*.parquet"):
+    for path in output.glob("part-*.json"):
         path.unlink()
     shutil.rmtree(output / UNPACKED, ignore_errors=True)
-    stats = {"images": len(items) - len(rejects), "rejected": len(rejects)}
-    (output / "stats.json").write_text(json.dumps(stats), encoding="utf-8")
+    (output / "stats.json").write_text(json.dumps(stats, indent=1), encoding="utf-8")
 
 
-def ingest(
-    items: list[Item], card: str, advance: Callable[[int], Any]
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Rows for the images that can be used, and rows for the files that cannot."""
-    rows, rejects = [], []
+def _finished(output: Path) -> tuple[int, list[dict[str, str]]]:
+    """The files that an earlier run has dealt with, shard by shard, and the rejects among them."""
+    rejects: list[dict[str, str]] = []
+    count = 0
+    for index in itertools.count():
+        part = _part(output, index)
+        if not part.exists():
+            return count, rejects
+        found = json.loads(part.read_text(encoding="utf-8"))
+        count += found["items"]
+        rejects += found["rejects"]
+    raise AssertionError
+
+
+def _pictures(
+    pool: ThreadPoolExecutor, items: Iterable[Item], advance: Any
+) -> Iterator[tuple[Item, Picture | Reject]]:
+    """Items with what they turned out to be, in order; no more are open than threads can work on."""
+    waiting: deque[tuple[Item, Future[Picture | Reject]]] = deque()
     for item in items:
-        try:
-            data, width, height = normalise_image(item.load(), item.crop_bottom)
-        except Reject as reason:
-            rejects.append({"path": item.path, "reason": str(reason)})
-        else:
-            image_id = f"{card}/{item.path}"
-            rows.append(
-                {
-                    "image_id": image_id,
-                    "image": {"bytes": data, "path": item.path},
-                    "sha256": hashlib.sha256(data).hexdigest(),
-                    "width": width,
-                    "height": height,
-                    "label": item.label,
-                    "official_split": item.official_split,
-                }
-            )
+        waiting.append((item, pool.submit(_open, item)))
+        if len(waiting) > 2 * pool._max_workers:
+            yield waiting[0][0], waiting.popleft()[1].result()
+            advance(1)
+    for item, future in waiting:
+        yield item, future.result()
         advance(1)
-    return rows, rejects
 
 
-def normalise_image(data: bytes, crop_bottom: int = 0) -> tuple[bytes, int, int]:
-    """Bytes that every decoder reads as the same upright 8-bit RGB picture, with width and height.
-
-    The lowest `crop_bottom` pixel rows are cut off.
-
-    Raises Reject with the reason when the bytes are no picture, or a truncated one.
-    """
-    if not data:
-        raise Reject("empty file")
+def _open(item: Item) -> Picture | Reject:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            upright = image.getexif().get(0x0112, 1) == 1
-            plain = image.format in ("JPEG", "PNG") and getattr(image, "n_frames", 1) == 1
-            as_is = image.mode == "RGB" and upright and plain and "transparency" not in image.info
-            if as_is and not crop_bottom:
-                return data, image.width, image.height
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
-            if rgb.height <= crop_bottom:
-                raise Reject(f"only {rgb.height} pixels high, banner included")
-            rgb = rgb.crop((0, 0, rgb.width, rgb.height - crop_bottom))
-    except Image.DecompressionBombError as error:
-        raise Reject("too many pixels (decompression bomb)") from error
-    except Reject:
-        raise
-    except Exception as error:  # decoders raise anything from SyntaxError to struct.error
-        raise Reject(f"{type(error).__name__}: {error}"[:200]) from error
-    buffer = io.BytesIO()
-    rgb.save(buffer, "PNG")
-    return buffer.getvalue(), rgb.width, rgb.height
+        return normalise_image(item.load(), item.crop_bottom)
+    except Reject as reason:
+        return reason
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        # 16-bit grayscale: PIL's own conversion would clip everything above 255 to white.
-        highest = image.getextrema()[1]
-        scale = 255 / highest if highest > 255 else 1
-        return image.convert("F").point(lambda value: value * scale).convert("L").convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+def _write_shard(
+    output: Path, index: int, card: Card, pictures: Iterable[tuple[Item, Picture | Reject]]
+) -> list[dict[str, str]]:
+    """One shard of images, then the note that it is complete; returns its rejects."""
+    rejects, count = [], 0
+    path = shards.shard_path(output, "images", index)
+    with shards.Writer(path, schemas.images(card.classes)) as writer:
+        for item, picture in pictures:
+            count += 1
+            if isinstance(picture, Reject):
+                rejects.append({"path": item.path, "reason": str(picture)})
+            else:
+                writer.add(_row(card, item, picture))
+    note = _part(output, index)
+    partial = note.with_suffix(".tmp")
+    partial.write_text(json.dumps({"items": count, "rejects": rejects}), encoding="utf-8")
+    os.replace(partial, note)
+    return rejects
+
+
+def _part(output: Path, index: int) -> Path:
+    return output / f"part-{index:05d}.json"
+
+
+def _row(card: Card, item: Item, picture: Picture) -> dict[str, Any]:
+    return {
+        "image_id": f"{card.name}/{item.path}",
+        "image": {"bytes": picture.data, "path": item.path},
+        "sha256": hashlib.sha256(picture.data).hexdigest(),
+        "pixels": picture.pixels,
+        "dhash": picture.dhash,
+        "width": picture.width,
+        "height": picture.height,
+        "label": item.label,
+        "official_split": item.official_split,
+    }
+
+
+def _check_rejects(
+    rejects: list[dict[str, str]], count: int, expected: int, max_reject_share: float
+) -> None:
+    if len(rejects) > max_reject_share * expected:
+        worst = "; ".join(f"{row['path']}: {row['reason']}" for row in rejects[:10])
+        raise StageError(
+            f"{len(rejects)} of {count} files are unusable ({len(rejects) / count:.1%}; [Download] "
+            f"max_reject_share = {max_reject_share:g}): {worst}"
+        )
+
+
+def _counts(output: Path, card: Card) -> dict[str, Any]:
+    """Images by official split, compared with what the card says.
+
+    Raises StageError when a class has no usable image.
+    """
+    table = shards.read(output, "images", ["label", "official_split"])
+    there = set(table["label"].unique().to_pylist())
+    if empty := [name for label, name in enumerate(card.classes) if label not in there]:
+        raise StageError(
+            f"card {card.name}: no usable image of {len(empty)} of {len(card.classes)} classes "
+            f"({', '.join(empty[:5])}); correct `classes` or `source` in the card"
+        )
+    found = Counter(table["official_split"].to_pylist())
+    listed = {split: count for split, count in found.items() if split}
+    if card.official_splits and listed != card.official_splits:
+        told = [
+            ", ".join(f"{n} {s}" for s, n in sorted(c.items())) or "no split"
+            for c in (listed, card.official_splits)
+        ]
+        print(
+            f"download: usable images: {told[0]}; the official split of {card.name} has {told[1]}"
+        )
+    return {"official_splits": dict(sorted(listed.items()))}
 
 
 if __name__ == "__main__":

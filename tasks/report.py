@@ -67,7 +67,8 @@ def report(
     logs = [_train_log(entry) for entry in rounds]
     found: dict[str, Any] = {
         "card": _card_facts(data_card),
-        "images": _image_counts(predictions[0], places),
+        "images": _image_counts(predictions[0], places)
+        | {"duplicates": _json(Path(split) / "stats.json").get("duplicates", {})},
         "modes": _modes(predictions[0]),
         "evaluations": [
             {"name": item["name"]}
@@ -219,6 +220,7 @@ def _image_counts(rows: list[dict], places: dict[str, dict]) -> dict[str, Any]:
 
 def _card_facts(card: Card) -> dict[str, Any]:
     facts = {key: getattr(card, key) for key in ("name", "version", "noun", "kind", "license")}
+    facts["license"] = card.license_name or card.license
     return facts | {"redistribute": card.redistribute, "source_kind": card.source.get("kind")}
 
 

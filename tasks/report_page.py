@@ -73,7 +73,7 @@ def build_page(metrics: dict[str, Any], logs: Sequence[list[dict]], gallery: str
             _section("How training went", _training(metrics, logs)),
             _section("Test images", gallery),
             _section("How it was made", stages_table(metrics["stages"])),
-            f"</main><footer>{_footer(card)}</footer>",
+            f"</main><footer>{_footer(metrics)}</footer>",
         )
     )
     return (
@@ -257,10 +257,13 @@ def _key(entries: Sequence[tuple[str, int]], *, dots: bool) -> str:
     return f'<ul class="key">{items}</ul>'
 
 
-def _footer(card: dict[str, Any]) -> str:
+def _footer(metrics: dict[str, Any]) -> str:
+    card, duplicates = metrics["card"], metrics["images"].get("duplicates", {})
     told = (
         f"Images: data card {card['name']}, version {card['version']}, licence {card['license']}."
     )
     if not card["redistribute"]:
         told += " They may not be passed on, so keep this page to yourself."
+    for pair, count in duplicates.items():
+        told += f" {count:,} images: {pair} (duplicates.parquet of Split)."
     return esc(told)

@@ -71,15 +71,17 @@ def load_arguments(function: Callable[..., None], path: Path) -> dict[str, Any]:
     if missing := sorted(required - set(arguments)):
         raise StageError(f"{path}: key {missing[0]!r} is missing")
     hints = get_type_hints(function)
-    paths = {name for name in arguments if hints.get(name) in (Path, Path | None)}
-    return {
-        name: Path(value) if name in paths and value is not None else value
-        for name, value in arguments.items()
-    }
+    return {name: _as_path(value, hints.get(name)) for name, value in arguments.items()}
+
+
+def _as_path(value: Any, kind: Any) -> Any:
+    if kind == list[Path]:
+        return [Path(item) for item in value]
+    return Path(value) if kind in (Path, Path | None) and value is not None else value
 
 
 def progress(
-    items: Iterable[Any] | None, *, desc: str, total: int, unit: str, done: int = 0
+    items: Iterable[Any] | None, *, desc: str, total: int | None, unit: str, done: int = 0
 ) -> tqdm:
     """The one progress bar: rate and time left on a terminal, a line every 15 s in a log file."""
     interval = 0.2 if sys.stderr.isatty() else 15

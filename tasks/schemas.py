@@ -21,11 +21,17 @@ SOURCES = ("policy", "truth", "top_up", "random", "text", "hard_negative")
 
 
 def images(names: Sequence[str]) -> pa.Schema:
-    """Download: one row is an image; `names` are the card's classes by class id."""
+    """Download: one row is an image; `names` are the card's classes by class id.
+
+    `sha256` is of the bytes; `pixels` and `dhash` are fingerprints of what they show
+    (`tasks/images.py`): equal for the same picture, near for pictures that look alike.
+    """
     return _schema(
         image_id=STR,
         image=Image(),
         sha256=STR,
+        pixels=STR,
+        dhash=Value("int64"),
         width=INT,
         height=INT,
         label=ClassLabel(names=list(names)),
@@ -42,6 +48,19 @@ def split(names: Sequence[str]) -> pa.Schema:
     """Split: one row is an image's place in the protocol."""
     label = ClassLabel(names=list(names))
     return _schema(image_id=STR, label=label, class_name=STR, group=STR, split=STR)
+
+
+def duplicates() -> pa.Schema:
+    """Split: one row is an image that repeats one of an earlier split; `distance` in bits of 64."""
+    return _schema(
+        image_id=STR,
+        split=STR,
+        twin_id=STR,
+        twin_split=STR,
+        same_class=BOOL,
+        same_pixels=BOOL,
+        distance=INT,
+    )
 
 
 def rollouts() -> pa.Schema:

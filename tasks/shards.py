@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 
 T = TypeVar("T")
 IMAGE_ROWS_PER_GROUP = 100  # one row group of photographs stays near 10 MB
+BYTES_PER_GROUP = 64 << 20  # and never far above this, however large they are
+ROWS_PER_GROUP = 1 << 20
 
 
 class ShardError(ValueError):
@@ -28,32 +30,100 @@ def shard_path(folder: Path, name: str, index: int) -> Path:
     return folder / f"{name}-{index:05d}.parquet"
 
 
-def write(path: Path, rows: pa.Table | Sequence[dict[str, Any]], schema: pa.Schema) -> None:
-    """Write rows as one Parquet file, or leave no file at all.
+class Writer:
+    """One Parquet file, written as its rows come, in a `with` statement; or no file at all.
 
-    No rows, no file: `datasets` cannot load a Parquet file without rows, and one such shard would
-    spoil a whole table. Raises ShardError when the rows do not fit the schema.
+    The file gets its name when the statement ends well. After an error, or without rows, there is
+    none: `datasets` cannot load a Parquet file without rows, and one such shard would spoil a
+    whole table. Raises ShardError when rows do not fit the schema.
     """
-    try:
-        table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema)
-        table = table.select(schema.names).cast(schema).replace_schema_metadata(schema.metadata)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
-        raise ShardError(f"rows for {path.name} do not fit its schema: {error}") from error
-    if table.num_rows == 0:
-        return
-    partial = path.with_suffix(".tmp")
-    with partial.open("wb") as file:
-        pq.write_table(
-            table,
-            file,
-            compression="zstd",
-            row_group_size=IMAGE_ROWS_PER_GROUP if "image" in schema.names else None,
-            write_page_checksum=True,
-            write_page_index=True,
+
+    def __init__(self, path: Path, schema: pa.Schema):
+        self.path, self.schema = path, schema
+        self.partial = path.with_suffix(".tmp")
+        self.photographs = "image" in schema.names
+        self.rows_per_group = IMAGE_ROWS_PER_GROUP if self.photographs else ROWS_PER_GROUP
+        self.rows: list[dict[str, Any]] = []
+        self.bytes = 0
+        self.file: Any = None
+        self.parquet: Any = None
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def add(self, row: dict[str, Any]) -> None:
+        """One row; a row group is written as soon as it is full."""
+        self.rows.append(row)
+        self.bytes += len(row["image"]["bytes"]) if self.photographs else 0
+        if len(self.rows) == self.rows_per_group or self.bytes >= BYTES_PER_GROUP:
+            self._write_rows()
+
+    def add_table(self, rows: pa.Table | Sequence[dict[str, Any]]) -> None:
+        """Many rows at once."""
+        try:
+            if not isinstance(rows, pa.Table):
+                rows = pa.Table.from_pylist(list(rows), self.schema)
+            table = rows.select(self.schema.names).cast(self.schema)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
+            raise ShardError(f"rows for {self.path.name} do not fit its schema: {error}") from error
+        if table.num_rows == 0:
+            return
+        if self.parquet is None:
+            self.file = self.partial.open("wb")
+            self.parquet = pq.ParquetWriter(
+                self.file,
+                self.schema,
+                # Photographs are compressed already; a second time would only take time.
+                compression={
+                    name: "none" if name == "image.bytes" else "zstd"
+                    for field in self.schema
+                    for name in _columns(field.name, field.type)
+                },
+                write_page_checksum=True,
+                write_page_index=True,
+            )
+        self.parquet.write_table(
+            table.replace_schema_metadata(self.schema.metadata), self.rows_per_group
         )
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+
+    def _write_rows(self) -> None:
+        rows, self.rows, self.bytes = self.rows, [], 0
+        self.add_table(rows)
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        try:
+            if kind is None:
+                self._write_rows()
+        except BaseException:
+            kind = True
+            raise
+        finally:
+            if self.parquet is not None:
+                self.parquet.close()
+                self.file.flush()
+                os.fsync(self.file.fileno())
+                self.file.close()
+            if self.parquet is not None and kind is None:
+                os.replace(self.partial, self.path)
+            else:
+                self.partial.unlink(missing_ok=True)
+
+
+def write(path: Path, rows: pa.Table | Sequence[dict[str, Any]], schema: pa.Schema) -> None:
+    """Write rows as one Parquet file; no rows, no file. Raises ShardError like Writer."""
+    with Writer(path, schema) as writer:
+        writer.add_table(rows)
+
+
+def _columns(name: str, kind: pa.DataType) -> list[str]:
+    """The Parquet columns of a field: those of a struct apart."""
+    if pa.types.is_struct(kind):
+        return [
+            c
+            for i in range(kind.num_fields)
+            for c in _columns(f"{name}.{kind[i].name}", kind[i].type)
+        ]
+    return [f"{name}.list.element"] if pa.types.is_list(kind) else [name]
 
 
 def paths(folder: Path, name: str) -> list[Path]:

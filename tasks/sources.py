@@ -1,28 +1,32 @@
-"""Where a card's images come from: drawn, a folder, official archives, or the hub.
+"""Where a card's images come from: drawn, a folder, a table, official archives, or the hub.
 
-Every source becomes a list of Items: where the image lies, its class id, its official split, and a
-function that gives its bytes when it is wanted, so that a million images cost no memory.
+Every source becomes a Source: how many images there are, where that is known, and a way to go
+through them from any place on, one at a time. A million images cost tens of megabytes.
 """
 
 import io
 import os
-from collections import Counter
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from data_cards import Card, beetles
+import pyarrow as pa
+
+from data_cards import Card, beetles, clean_name
 from tasks import archives as archive_files
 from tasks import layouts
+from tasks.images import Reject
 from tasks.labels import ClassNames
 from tasks.run import StageError
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+LISTED = pa.schema([("path", pa.string()), ("label", pa.int32()), ("split", pa.string())])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One image to ingest: `load` gives its bytes; `official_split` is empty where none is given."""
 
@@ -33,61 +37,102 @@ class Item:
     crop_bottom: int = 0  # pixels of a banner that is not part of the picture
 
 
-class Reject(Exception):
-    """A file that is not a usable image; the message is the reason recorded for it."""
+@dataclass(frozen=True)
+class Source:
+    """`items(start)` gives the images from number `start` on, in an order that never changes.
 
-
-def list_items(card: Card, archives: Path, workplace: Path) -> list[Item]:
-    """Every image the card's source holds, in an order that depends on names alone.
-
-    `archives` and `workplace` are for official archives: where they lie, where to unpack them.
+    `total` is their number, or None where only reading tells. `revision` is the commit of a hub
+    dataset, else empty.
     """
-    if card.source["kind"] == "archive":
-        items = _archive(card, archives, workplace)
-    else:
-        items = {"drawn": _drawn, "folder": _folder, "hub": _hub}[card.source["kind"]](card)
-    counts = Counter(item.label for item in items)
-    if empty := [name for label, name in enumerate(card.classes) if not counts[label]]:
+
+    total: int | None
+    items: Callable[[int], Iterator[Item]]
+    revision: str = ""
+
+
+def open_source(card: Card, archives: Path, workplace: Path, mirror: bool = False) -> Source:
+    """The card's source, with everything checked that can be checked before an image is read.
+
+    `archives` and `workplace` are for official archives: where they lie, where to unpack them;
+    with `mirror` the card's copy on the hub is read instead. Raises StageError when the source is
+    missing, names classes the card does not have, or has no image of one it does have.
+    """
+    kind = card.source["kind"]
+    if mirror and kind == "archive" and "mirror" not in card.source:
+        raise StageError(f"card {card.name} names no mirror; set [Download] mirror = false")
+    if kind == "hub" or (mirror and kind == "archive"):
+        from tasks import hub
+
+        return hub.open_source(card, card.source if kind == "hub" else card.source["mirror"])
+    if kind == "archive":
+        return _archive(card, archives, workplace)
+    return {"drawn": _drawn, "folder": _folder}[kind](card)
+
+
+def listing(
+    card: Card,
+    found: Iterable[tuple[str, int, str]],
+    load: Callable[[str, int], bytes],
+    crop_bottom: int = 0,
+) -> Source:
+    """A source whose images are listed beforehand as (path, label, split), kept in Arrow memory.
+
+    `load` gives an image's bytes from its path and label.
+    """
+    rest = iter(found)
+    batches = [
+        pa.RecordBatch.from_arrays(
+            [
+                pa.array(column, field.type)
+                for column, field in zip(zip(*part, strict=True), LISTED, strict=True)
+            ],
+            schema=LISTED,
+        )
+        for part in iter(lambda: list(islice(rest, 65_536)), [])
+    ]
+    table = pa.Table.from_batches(batches, LISTED)
+    there = set(table["label"].unique().to_pylist())
+    if empty := [name for label, name in enumerate(card.classes) if label not in there]:
         raise StageError(
             f"card {card.name}: no image of {len(empty)} of {len(card.classes)} classes "
             f"({', '.join(empty[:5])}); correct `classes` or `source` in the card"
         )
-    return items
+
+    def items(start: int) -> Iterator[Item]:
+        for batch in table.slice(start).to_batches(max_chunksize=1024):
+            for path, label, split in zip(*batch.to_pydict().values(), strict=True):
+                yield Item(path, label, split, partial(load, path, label), crop_bottom)
+
+    return Source(table.num_rows, items)
 
 
-def _drawn(card: Card) -> list[Item]:
+def _drawn(card: Card) -> Source:
     seed, per_class = card.source["seed"], card.source["images_per_class"]
 
-    def draw(label: int, index: int, split: str) -> bytes:
+    def draw(path: str, label: int) -> bytes:
+        split, _, index = path.split("/")
         buffer = io.BytesIO()
-        beetles.draw(label, index, seed, split).save(buffer, "PNG")
+        beetles.draw(label, int(index.removesuffix(".png")), seed, split).save(buffer, "PNG")
         return buffer.getvalue()
 
-    return [
-        Item(
-            path=f"{split}/{name}/{index:04d}.png",
-            label=label,
-            official_split=split,
-            load=partial(draw, label, index, split),
-        )
+    found = (
+        (f"{split}/{name}/{index:04d}.png", label, split)
         for split, count in per_class.items()
         for label, name in enumerate(card.classes)
         for index in range(count)
-    ]
+    )
+    return listing(card, found, draw)
 
 
-def _archive(card: Card, archives: Path, workplace: Path) -> list[Item]:
+def _archive(card: Card, archives: Path, workplace: Path) -> Source:
     """The images of official archives, unpacked into `workplace`."""
-    found = archive_files.fetch(card.source["files"], archives, card.name)
-    root = archive_files.unpacked(found, workplace, report=lambda text: print(f"download: {text}"))
-    crop = int(card.source.get("crop_bottom", 0))
-    return [
-        Item(entry.path, entry.label, entry.split, partial(_listed, root / entry.path), crop)
-        for entry in layouts.entries(card.source["layout"], root, card.classes)
-    ]
+    files = archive_files.fetch(card.source["files"], archives, card.name)
+    root = archive_files.unpacked(files, workplace, report=lambda text: print(f"download: {text}"))
+    found = layouts.entries(card.source["layout"], root, card.classes)
+    return listing(card, found, _reader(root), int(card.source.get("crop_bottom", 0)))
 
 
-def _table(card: Card, table: Path) -> list[Item]:
+def _table(card: Card, table: Path) -> Source:
     """A CSV or Parquet file with the columns path, class and, optionally, split."""
     import pandas as pd
 
@@ -101,7 +146,7 @@ def _table(card: Card, table: Path) -> list[Item]:
         )
     known = ClassNames(card.classes, card.aliases)
     splits = frame["split"].fillna("") if "split" in frame else [""] * len(frame)
-    items, seen = [], set()
+    found, seen = [], set()
     rows = zip(frame["path"].astype(str), frame["class"].astype(str), splits, strict=True)
     for number, (path, name, part) in enumerate(rows, start=1):
         class_id = known.match(name).class_id
@@ -113,108 +158,74 @@ def _table(card: Card, table: Path) -> list[Item]:
         if path in seen:
             raise StageError(f"{table}, row {number}: {path} comes twice")
         seen.add(path)
-        load = partial(_listed, table.parent / path)
-        items.append(Item(path, class_id, SPLIT_FOLDERS.get(part, ""), load))
-    return items
+        found.append((path, class_id, SPLIT_FOLDERS.get(part, "")))
+    return listing(card, found, _reader(table.parent))
 
 
-def _listed(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise Reject("listed, but there is no such file") from error
-
-
-def _hub(card: Card) -> list[Item]:
-    """A dataset of the Hugging Face hub, or a local folder in its layout, at a pinned revision."""
-    from datasets import Image as ImageColumn
-    from datasets import load_dataset
-
-    source = card.source
-    image, label = source.get("image", "image"), source.get("label", "label")
-    known = ClassNames(card.classes, card.aliases)
-    items: list[Item] = []
-    for name, official in (source.get("splits") or {"train": "train", "test": "test"}).items():
+def _reader(root: Path) -> Callable[[str, int], bytes]:
+    def load(path: str, label: int) -> bytes:
         try:
-            table = load_dataset(
-                os.path.expanduser(source["repo"]),
-                source.get("config"),
-                revision=source.get("revision"),
-                split=name,
-            )
-        except Exception as error:  # of the network, the hub, or the files themselves
-            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-            raise StageError(
-                f"card {card.name}: split {name!r} of {source['repo']} cannot be loaded: {reason}"
-            ) from error
-        for column in (image, label):
-            if column not in table.column_names:
-                raise StageError(
-                    f"card {card.name}: {source['repo']} has no column {column!r}; it has "
-                    f"{', '.join(table.column_names)} (source.image and source.label in the card)"
-                )
-        names = getattr(table.features[label], "names", None)
-        table = table.cast_column(image, ImageColumn(decode=False))
-        labels: dict[Any, int] = {}
-        for index, value in enumerate(table[label]):
-            if value not in labels:
-                text = names[value] if names and isinstance(value, int) else str(value)
-                class_id = known.match(text).class_id
-                if class_id is None:
-                    raise StageError(
-                        f"card {card.name}: {source['repo']} has the class {text!r}, which is "
-                        "neither a class of the card nor an alias"
-                    )
-                labels[value] = class_id
-            path = f"{name}/{index:07d}"
-            items.append(Item(path, labels[value], official, partial(_row, table, index, image)))
-    return items
+            return (root / path).read_bytes()
+        except FileNotFoundError as error:
+            raise Reject("listed, but there is no such file") from error
+        except OSError as error:
+            raise Reject(f"cannot be read: {error.strerror or error}") from error
+
+    return load
 
 
-def _row(table: Any, index: int, column: str) -> bytes:
-    value = table[index][column] or {}
-    if value.get("bytes"):
-        return value["bytes"]
-    return _listed(Path(value.get("path") or "nowhere"))
-
-
-def _folder(card: Card) -> list[Item]:
+def _folder(card: Card) -> Source:
     """`class_name/file`, `train/class_name/file` and `test/class_name/file`, or a table of paths."""
     root = Path(os.path.expanduser(str(card.source.get("path", ""))))
     if root.suffix in (".csv", ".parquet") and root.is_file():
         return _table(card, root)
     if not root.is_dir():
         raise StageError(f"card {card.name}: source.path {root} is not a folder")
-    labels = {name: label for label, name in enumerate(card.classes)}
-    labels |= {folder: labels[name] for folder, name in (card.source.get("folders") or {}).items()}
-    tops = sorted(path for path in root.iterdir() if path.is_dir() and not _hidden(path))
-    if any(path.name in SPLIT_FOLDERS for path in tops):
-        places = [(SPLIT_FOLDERS.get(top.name, ""), top) for top in tops]
-        if stray := [top.name for split, top in places if not split]:
-            raise StageError(f"{root}: {stray[0]} stands beside train/ and test/; move it away")
-        folders = [
-            (split, path)
-            for split, top in places
-            for path in sorted(top.iterdir())
-            if path.is_dir() and not _hidden(path)
-        ]
-    else:
-        folders = [("", path) for path in tops]
-    items = []
-    for split, folder in folders:
-        if folder.name not in labels:
-            raise StageError(
-                f"{folder}: no class {folder.name!r} in card {card.name}; add it to `classes`, or "
-                f"map it under source.folders"
-            )
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and not _hidden(path):
-                relative = path.relative_to(root).as_posix()
-                items.append(Item(relative, labels[folder.name], split, path.read_bytes))
-    if not items:
-        raise StageError(f"card {card.name}: {root} holds no files in class folders")
-    return items
+    known = ClassNames(card.classes, card.aliases)
+    mapped = {_composed(str(k)): v for k, v in (card.source.get("folders") or {}).items()}
+
+    def found() -> Iterator[tuple[str, int, str]]:
+        for split, folder in class_folders(root):
+            name = mapped.get(_composed(folder.name), folder.name)
+            label = known.match(clean_name(str(name))).class_id
+            if label is None:
+                raise StageError(
+                    f"{folder}: no class {folder.name!r} in card {card.name}; add it to `classes`, "
+                    f"or map it under source.folders"
+                )
+            for path in files_below(folder):
+                yield path.relative_to(root).as_posix(), label, split
+
+    return listing(card, found(), _reader(root))
 
 
-def _hidden(path: Path) -> bool:
-    return path.name.startswith(".")
+def class_folders(root: Path) -> list[tuple[str, Path]]:
+    """(split, class folder) of a folder of photographs; the split is empty where it is not told.
+
+    Raises StageError for a folder that stands beside train/ and test/.
+    """
+    tops = _folders(root)
+    if not any(path.name in SPLIT_FOLDERS for path in tops):
+        return [("", path) for path in tops]
+    if stray := [path.name for path in tops if path.name not in SPLIT_FOLDERS]:
+        raise StageError(f"{root}: {stray[0]} stands beside train/ and test/; move it away")
+    return [(SPLIT_FOLDERS[top.name], path) for top in tops for path in _folders(top)]
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file at any depth that is not hidden, sorted."""
+    return (
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def _composed(text: str) -> str:
+    """One form of accented letters: some file systems take names apart."""
+    return unicodedata.normalize("NFC", text)

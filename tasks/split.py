@@ -9,8 +9,11 @@ generator seeded with (seed, class). Train images of novel classes become `unuse
 Few-shot (CoOp's draw, https://github.com/KaiyangZhou/CoOp): of all classes alike, before they are
 cut to base and novel, `shots` train images and min(shots, 4) val images stay; test is never
 subsampled.
+
+The same picture in two splits is reported, not removed: a protocol says which images count.
 """
 
+import itertools
 import json
 import math
 import random
@@ -22,10 +25,14 @@ import numpy as np
 
 from data_cards import load
 from tasks import schemas, shards
+from tasks.duplicates import twins
 from tasks.run import StageError, main
+from tasks.split_files import follow
 
 PROTOCOLS = ("base_to_novel", "all")
 MAX_VAL_SHOTS = 4  # as many as CoOp keeps for validation
+SPLIT_ORDER = ("pretrain", "train", "val", "test")
+MAX_NEAR = 16  # bits of 64; beyond it, pictures that are merely composed alike are near
 
 
 def split(
@@ -41,29 +48,43 @@ def split(
     val_per_class: int = 0,
     shots: int = 0,
     split_file: str = "",
+    max_train_images: int = 0,
+    near_duplicates: int = 0,
 ) -> None:
     """Write `split.parquet`: every image of Download with its group and split, exactly once.
+
+    `duplicates.parquet` holds the images that show what one of another split shows: the same
+    pixels or, with `near_duplicates`, a difference hash of at most so many bits apart.
 
     Each share is a share of a class's train images and is used only where the source does not
     already say which images are test, val or pretrain. `val_per_class` is a count that takes the
     place of `val_share`, `shots` the number of train images a class keeps; 0: all of them.
-    `split_file` is a file of CoOp's (`split_zhou_*.json`), followed instead of official splits and
-    shares. Raises StageError when a class is left without a train (base classes) or test image.
+    `max_train_images` train images of base classes are kept, spread over the classes; 0: all.
+    `split_file` is a split of others (see `tasks/split_files.py`), followed instead of official
+    splits and shares. Raises StageError when a class is left without a train (base classes) or test image.
     """
     data_card = load(card)
     if protocol not in PROTOCOLS:
         raise StageError(f"[Split] protocol must be one of {', '.join(PROTOCOLS)}; got {protocol}")
-    if shots < 0 or val_per_class < 0:
-        raise StageError("[Split] shots and val_per_class must be 0 or more")
+    if min(shots, val_per_class, max_train_images) < 0:
+        raise StageError("[Split] shots, val_per_class and train caps must be 0 or more")
+    if not 0 <= near_duplicates <= MAX_NEAR:
+        raise StageError(
+            f"[Split] near_duplicates is a number of bits from 0 to {MAX_NEAR}; got {near_duplicates}"
+        )
     if test_share + val_share + pretrain_share >= 1:
         raise StageError("[Split] test_share + val_share + pretrain_share must stay below 1")
-    images = shards.read(download, "images", ["image_id", "label", "official_split"]).to_pylist()
+    columns = ["image_id", "label", "official_split", "pixels", "dhash"]
+    images = shards.read(download, "images", columns).to_pylist()
     shares = {"test": test_share, "val": val_share, "pretrain": pretrain_share}
     if split_file:
-        follow(images, Path(split_file).expanduser(), data_card.name)
+        unusable = download / "rejects.parquet"
+        rejects = shards.read_file(unusable)["path"].to_pylist() if unusable.exists() else []
+        follow(images, Path(split_file).expanduser(), data_card, rejects)
         shares = dict.fromkeys(shares, 0.0)
     num_base = base_count(len(data_card.classes), protocol)
     rows = assign(images, num_base, shares, seed, val_per_class=val_per_class, shots=shots)
+    cap(rows, max_train_images, seed)
     for row in rows:
         row["class_name"] = data_card.classes[row["label"]]
     _check(rows, data_card.classes, num_base)
@@ -71,42 +92,64 @@ def split(
     counts = Counter((row["group"], row["split"]) for row in rows)
     told = ", ".join(f"{group} {part} {n}" for (group, part), n in sorted(counts.items()))
     print(f"split: {num_base} base and {len(data_card.classes) - num_base} novel classes; {told}")
+    pairs = find_duplicates(images, rows, near_duplicates)
+    shards.write(output / "duplicates.parquet", pairs, schemas.duplicates())
+    stats = {"duplicates": dict(sorted(Counter(map(_pair, pairs)).items()))}
+    (output / "stats.json").write_text(json.dumps(stats, indent=1), encoding="utf-8")
+    for pair, count in stats["duplicates"].items():
+        first = next(row for row in pairs if _pair(row) == pair)
+        print(f"split: {count} times {pair}, such as {first['image_id']} and {first['twin_id']}")
 
 
-def follow(images: list[dict[str, Any]], path: Path, card: str) -> None:
-    """Give every image the split that a file of CoOp's names for it; what it leaves out is unused.
-
-    The file maps train, val and test to lists of [path, label, class name]; a path is matched by
-    the end of the image's own. Raises StageError when the file cannot be read, names an image that
-    is not there, or two splits for one.
-    """
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
-        wanted = {str(item[0]): part for part in ("train", "val", "test") for item in listed[part]}
-        count = sum(len(listed[part]) for part in ("train", "val", "test"))
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise StageError(
-            f"[Split] split_file = {path} is no split file of CoOp's ({type(error).__name__}: {error})"
-        ) from error
-    if count != len(wanted):
-        raise StageError(f"[Split] split_file = {path} names {count - len(wanted)} images twice")
-    found: dict[str, str] = {}
-    for row in images:
-        pieces = row["image_id"].split("/")
-        ends = ("/".join(pieces[start:]) for start in range(len(pieces)))
-        name = next((end for end in ends if end in wanted), None)
-        row["official_split"] = wanted[name] if name else "unused"
-        if name in found:
-            raise StageError(
-                f"[Split] split_file = {path}: {name!r} fits {found[name]} and {row['image_id']}"
-            )
-        if name:
-            found[name] = row["image_id"]
-    if absent := sorted(set(wanted) - set(found)):
-        raise StageError(
-            f"[Split] split_file = {path} names {len(absent)} images that card {card} does not "
-            f"have, {absent[0]!r} first"
+def find_duplicates(
+    images: list[dict[str, Any]], rows: list[dict[str, Any]], near: int
+) -> list[dict[str, Any]]:
+    """Every image with the one of an earlier split that it repeats; unused images do not count."""
+    used = [i for i, row in enumerate(rows) if row["split"] in SPLIT_ORDER]
+    found = twins(
+        [images[i]["pixels"] for i in used],
+        [images[i]["dhash"] for i in used],
+        [SPLIT_ORDER.index(rows[i]["split"]) for i in used],
+        near,
+    )
+    pairs = []
+    for twin in found:
+        row, earlier = rows[used[twin.later]], rows[used[twin.earlier]]
+        pairs.append(
+            {
+                "image_id": row["image_id"],
+                "split": row["split"],
+                "twin_id": earlier["image_id"],
+                "twin_split": earlier["split"],
+                "same_class": row["label"] == earlier["label"],
+                "same_pixels": twin.distance < 0,
+                "distance": max(0, twin.distance),
+            }
         )
+    return pairs
+
+
+def _pair(row: dict[str, Any]) -> str:
+    likeness = "the same picture" if row["same_pixels"] else "nearly the same picture"
+    contradiction = "" if row["same_class"] else " under another class"
+    return f"{likeness} in {row['split']} and {row['twin_split']}{contradiction}"
+
+
+def cap(rows: list[dict[str, Any]], count: int, seed: int) -> None:
+    """Keep `count` train images, as evenly over the classes as they allow; the rest is unused."""
+    by_class = defaultdict(list)
+    for row in rows:
+        if row["split"] == "train":
+            by_class[row["label"]].append(row)
+    if not count or sum(map(len, by_class.values())) <= count:
+        return
+    for label, members in by_class.items():
+        order = np.random.default_rng([seed, label, 1]).permutation(len(members))
+        by_class[label] = [members[i] for i in order]
+    # One of each class in turn, until there are enough.
+    turns = itertools.zip_longest(*(by_class[label] for label in sorted(by_class)))
+    for row in [row for turn in turns for row in turn if row][count:]:
+        row["split"] = "unused"
 
 
 def base_count(num_classes: int, protocol: str) -> int:

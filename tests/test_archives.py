@@ -1,5 +1,6 @@
 """Official archives: fetched over a connection that fails in every way, unpacked without harm."""
 
+import contextlib
 import hashlib
 import io
 import tarfile
@@ -8,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub.constants
 import pytest
 
 from tasks import archives
@@ -21,7 +23,8 @@ PAYLOAD = bytes(range(256)) * 4000  # a megabyte
 def server(monkeypatch):
     """A local server that answers each request with the next of `behaviours`, then properly."""
     monkeypatch.setattr(archives, "PATIENCE", 0.0)
-    state = SimpleNamespace(behaviours=[], ranges=[], url="")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    state = SimpleNamespace(behaviours=[], ranges=[], url="", released=threading.Event())
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -30,6 +33,18 @@ def server(monkeypatch):
             behaviour = state.behaviours.pop(0) if state.behaviours else "whole"
             if behaviour in (404, 500, 503):
                 self.send_error(behaviour)
+                return
+            if behaviour == "elsewhere":
+                self.send_response(302)
+                self.send_header("Location", "/moved/birds.tgz")
+                self.end_headers()
+                return
+            if behaviour == "endless":
+                self.send_response(200)
+                self.end_headers()  # and no length
+                with contextlib.suppress(OSError):
+                    while True:
+                        self.wfile.write(PAYLOAD)
                 return
             body = PAYLOAD if behaviour != "wrong" else PAYLOAD[:-1] + b"x"
             start = int(asked[6:-1]) if asked and behaviour != "no ranges" else 0
@@ -41,8 +56,11 @@ def server(monkeypatch):
                 self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
             self.send_header("Content-Length", str(len(body) - start))
             self.end_headers()
-            end = start + 300_000 if behaviour == "cut" else len(body)
+            end = start + 300_000 if behaviour in ("cut", "stall") else len(body)
             self.wfile.write(body[start:end])
+            if behaviour == "stall":
+                self.wfile.flush()
+                state.released.wait(30)
             if behaviour == "cut":
                 self.wfile.flush()
                 self.connection.close()
@@ -55,6 +73,7 @@ def server(monkeypatch):
     thread.start()
     state.url = f"http://127.0.0.1:{http.server_port}/birds.tgz"
     yield state
+    state.released.set()
     http.shutdown()
     http.server_close()
     thread.join()
@@ -66,7 +85,17 @@ def entry(server, name: str = "birds.tgz") -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "behaviours",
-    [[], ["cut"], ["cut", "cut", 503], [500, 500], ["wrong"], ["cut", "no ranges"]],
+    [
+        [],
+        ["cut"],
+        ["cut", "cut", 503],
+        [500, 500],
+        ["wrong"],
+        ["cut", "no ranges"],
+        ["stall"],
+        ["elsewhere"],
+        ["elsewhere", "cut", "elsewhere"],
+    ],
     ids=str,
 )
 def test_a_file_arrives_whole_over_a_failing_connection(server, tmp_path, behaviours):
@@ -104,6 +133,14 @@ def test_a_download_that_cannot_succeed_says_why_and_what_to_do(server, tmp_path
     with pytest.raises(StageError, match=rf"birds\.tgz.*{told}.*\[Download\] archives"):
         fetch([entry(server)], tmp_path, "birds")
     assert not (tmp_path / "birds.tgz").exists()
+
+
+def test_an_endless_download_is_ended(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MAX_DOWNLOAD", 3 * len(PAYLOAD))
+    server.behaviours = ["endless"] * archives.ATTEMPTS * 10
+    with pytest.raises(StageError, match=r"the server sends more than 3,072,000 bytes"):
+        fetch([entry(server)], tmp_path, "birds")
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 3 * len(PAYLOAD)
 
 
 def test_several_files_come_at_once_and_each_is_checked(server, tmp_path):
@@ -165,6 +202,14 @@ def test_a_hostile_archive_is_refused_and_writes_nothing_outside(tmp_path, membe
     outside = [p for p in tmp_path.rglob("*") if root not in p.parents]
     assert sorted(outside) == sorted([path, root.parent, root])
     assert not Path("/tmp/dive-k-out.jpg").exists()
+
+
+def test_an_archive_of_a_hundred_thousand_entries_is_refused(tmp_path):
+    path = tmp_path / "many.tar"
+    names = (tarfile.TarInfo(f"{number}.jpg") for number in range(100_000))
+    path.write_bytes(b"".join(info.tobuf(tarfile.USTAR_FORMAT) for info in names) + b"\0" * 1024)
+    with pytest.raises(StageError, match=r"many\.tar holds more than 20,000 files; refused"):
+        unpack(path, tmp_path / "root")
 
 
 def test_a_bomb_is_refused_before_it_fills_the_disk(tmp_path, monkeypatch):

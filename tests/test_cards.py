@@ -2,6 +2,7 @@
 
 import io
 import re
+from types import SimpleNamespace
 
 import datasets
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 import data_cards
+import tasks.hub
 from tasks import shards
 from tasks.download import download
 from tasks.labels import ClassNames
@@ -144,6 +146,116 @@ def test_a_hub_split_that_is_not_there_is_named(hub, tmp_path):
     hub(datasets.Value("string"), ["red kite", "buzzard"], "  splits: {validation: val}\n")
     with pytest.raises(StageError, match=r"split 'validation' of .* cannot be loaded"):
         download(tmp_path / "out", card="mine", max_reject_share=0.0)
+
+
+def test_a_hub_download_that_was_cut_off_goes_on_behind_its_last_shard(hub, tmp_path, monkeypatch):
+    hub(datasets.Value("string"), ["red kite", "buzzard", "red kite"])
+    monkeypatch.setattr("tasks.download.IMAGES_PER_SHARD", 2)
+    original, read = tasks.hub._bytes, []
+
+    def cut(given):
+        read.append(given["bytes"])
+        if len(read) == 4:
+            raise OSError("the line is dead")
+        return original(given)
+
+    monkeypatch.setattr("tasks.hub._bytes", cut)
+    with pytest.raises(OSError, match="the line is dead"):
+        download(tmp_path / "out", card="mine", max_reject_share=0.0, decode_threads=1)
+    first = tmp_path / "out" / "images-00000.parquet"
+    before = first.stat().st_mtime_ns
+    download(tmp_path / "out", card="mine", max_reject_share=0.0, decode_threads=1)
+    assert first.stat().st_mtime_ns == before
+    ids = shards.read(tmp_path / "out", "images")["image_id"].to_pylist()
+    assert ids == [f"mine/{split}/{i:07d}" for split in ("train", "test") for i in range(3)]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "images-00000.parquet", "images-00001.parquet", "images-00002.parquet", "stats.json",
+    ]  # fmt: skip
+
+
+def test_a_hub_line_that_breaks_in_the_middle_says_how_far_it_came(hub, tmp_path, monkeypatch):
+    hub(datasets.Value("string"), ["red kite", "buzzard", "red kite"])
+
+    class Dying:
+        info, features = datasets.DatasetInfo(), {"picture": None, "sort": None}
+
+        def cast_column(self, *_):
+            return self
+
+        def __iter__(self):
+            yield {"picture": {"bytes": picture(1)}, "sort": "buzzard"}
+            raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr("tasks.hub._stream", lambda *_: Dying())
+    with pytest.raises(
+        StageError, match=r"stopped after 1 images of split 'train': reset.*run again"
+    ):
+        download(tmp_path / "out", card="mine", max_reject_share=0.0)
+
+
+def test_a_hub_folder_of_image_files_is_read_like_one_of_tables(tmp_path, monkeypatch):
+    for split in ("train", "test"):
+        for number, name in enumerate(("red_kite", "buzzard")):
+            (tmp_path / "repo" / split / name).mkdir(parents=True)
+            (tmp_path / "repo" / split / name / "a.jpg").write_bytes(picture(number))
+    (tmp_path / "mine.md").write_text(
+        f"---\nversion: 1\nnoun: thing\nkind: sort\nsource: {{kind: hub, repo: {tmp_path / 'repo'}, "
+        "revision: null}\nclasses: [Red Kite, Buzzard]\n---\n"
+    )
+    monkeypatch.setattr(data_cards, "FOLDER", tmp_path)
+    (tmp_path / "out").mkdir()
+    download(tmp_path / "out", card="mine", max_reject_share=0.0)
+    rows = shards.read(tmp_path / "out", "images").to_pylist()
+    assert sorted((r["official_split"], r["label"]) for r in rows) == [
+        ("test", 0), ("test", 1), ("train", 0), ("train", 1),
+    ]  # fmt: skip
+    assert {r["image"]["bytes"] for r in rows} == {picture(0), picture(1)}
+
+
+def test_a_card_of_archives_can_be_read_from_its_mirror_instead(hub, tmp_path):
+    hub(datasets.ClassLabel(names=["1.common_buzzard", "002.Red_kite"]), [0, 1])
+    card = tmp_path / "mine.md"
+    text = card.read_text()
+    source = text[text.index("source:") : text.index("classes:")]
+    card.write_text(
+        text.replace(
+            source,
+            "source:\n  kind: archive\n  layout: cub\n  files: [{name: x.tgz, md5: '0'}]\n"
+            f"  mirror: {{repo: {tmp_path / 'repo'}, image: picture, label: sort}}\n",
+        )
+    )
+    with pytest.raises(StageError, match=r"x\.tgz can no longer be downloaded"):
+        download(tmp_path / "out", card="mine", max_reject_share=0.0, archives=tmp_path / "none")
+    download(tmp_path / "out", card="mine", max_reject_share=0.0, mirror=True)
+    assert shards.read(tmp_path / "out", "images")["label"].to_pylist() == [1, 0, 1, 0]
+    card.write_text(card.read_text().replace("  mirror:", "  crop_bottom: 0 #"))
+    with pytest.raises(StageError, match="names no mirror"):
+        download(tmp_path / "out2", card="mine", max_reject_share=0.0, mirror=True)
+
+
+def test_a_repo_without_a_revision_is_read_at_its_newest_commit_which_is_recorded(
+    hub, tmp_path, monkeypatch
+):
+    hub(datasets.Value("string"), ["red kite", "buzzard"])
+    asked = []
+
+    class Hub:
+        def dataset_info(self, repo):
+            return SimpleNamespace(sha="c0ffee")
+
+    original = tasks.hub._stream
+
+    def stream(repo, config, revision, split):
+        asked.append((repo, revision))
+        return original(str(tmp_path / "repo"), config, None, split)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("tasks.hub._stream", stream)
+    card = tmp_path / "mine.md"
+    card.write_text(card.read_text().replace(str(tmp_path / "repo"), "owner/name"))
+    download(tmp_path / "out", card="mine", max_reject_share=0.0)
+    assert set(asked) == {("owner/name", "c0ffee")}
+    assert '"revision": "c0ffee"' in (tmp_path / "out" / "stats.json").read_text()
 
 
 @pytest.fixture

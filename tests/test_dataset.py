@@ -64,13 +64,13 @@ def test_the_curriculum_follows_the_margins_in_the_shards(rollouts):
     margins = {
         order: [
             frozen[row["mcq_id"]]
-            for row in training_rows(out, rollouts.card, "brief", order=order, **shown)
+            for row in training_rows([out], [rollouts.card], "brief", order=order, **shown)
         ]
         for order in ("shuffled", "curriculum")
     }
     assert margins["curriculum"] == sorted(margins["shuffled"], reverse=True) != margins["shuffled"]
     with pytest.raises(StageError, match=r"\[Train\] order .* got 'easy'"):
-        training_rows(out, rollouts.card, "brief", order="easy", **shown)
+        training_rows([out], [rollouts.card], "brief", order="easy", **shown)
 
 
 def test_rows_hold_what_trainer_and_rewards_need(rollouts):
@@ -78,7 +78,7 @@ def test_rows_hold_what_trainer_and_rewards_need(rollouts):
     out.mkdir()
     build_mcq(out, **mcq_arguments(rollouts))
     count = shards.read(out, "mcq").num_rows
-    rows = training_rows(out, rollouts.card, "brief", num_uses=2 * count, seed=0, round_=0)
+    rows = training_rows([out], [rollouts.card], "brief", num_uses=2 * count, seed=0, round_=0)
     assert len(rows) == 2 * count
     seen = {}
     for row in rows:

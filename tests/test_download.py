@@ -1,98 +1,16 @@
 """Download: what comes in is what a person sees; what cannot be used is named and counted."""
 
-import io
 import json
+import unicodedata
 
 import pytest
-from PIL import Image
 
 import data_cards
+import tasks.download
 from tasks import shards
-from tasks.download import Reject, download, normalise_image
+from tasks.download import download
 from tasks.run import StageError
-
-
-def encoded(image: Image.Image, form: str = "JPEG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def picture(mode: str = "RGB", size=(40, 30)) -> Image.Image:
-    return Image.linear_gradient("L").resize(size).convert(mode)
-
-
-def opened(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data))
-    image.load()
-    return image
-
-
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
-def test_plain_pictures_keep_their_bytes(form):
-    data = encoded(picture(), form)
-    assert normalise_image(data) == (data, 40, 30)
-
-
-def test_a_photo_rotated_by_its_exif_tag_is_turned_upright():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    data, width, height = normalise_image(encoded(picture(), exif=exif))
-    assert (width, height) == (30, 40)
-    assert opened(data).getexif().get(0x0112, 1) == 1
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        encoded(picture("CMYK")),
-        encoded(picture("L")),
-        encoded(picture("P"), "PNG"),
-        encoded(picture("I;16"), "PNG"),
-        encoded(picture(), "GIF"),
-        encoded(picture(), "WEBP"),
-        encoded(picture(), "GIF", save_all=True, append_images=[picture()]),
-    ],
-    ids=["cmyk", "gray", "palette", "16-bit", "gif", "webp", "animated"],
-)
-def test_odd_pictures_become_rgb(data):
-    out, width, height = normalise_image(data)
-    image = opened(out)
-    assert (image.mode, image.size) == ("RGB", (40, 30)) == ("RGB", (width, height))
-
-
-def test_sixteen_bit_gray_keeps_its_range():
-    deep = Image.new("I;16", (2, 1))
-    deep.putpixel((0, 0), 0)
-    deep.putpixel((1, 0), 60000)
-    image = opened(normalise_image(encoded(deep, "PNG"))[0])
-    assert image.getpixel((0, 0)) == (0, 0, 0)
-    assert image.getpixel((1, 0)) == (255, 255, 255)
-
-
-def test_transparency_lies_on_white():
-    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
-    assert opened(normalise_image(encoded(clear, "PNG"))[0]).getpixel((0, 0)) == (255, 255, 255)
-
-
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"", "empty"),
-        (b"not an image at all", "Unidentified"),
-        (encoded(picture())[:300], "."),
-        (encoded(picture(), "PNG")[:60], "."),
-    ],
-)
-def test_what_is_no_picture_is_rejected_with_a_reason(data, reason):
-    with pytest.raises(Reject, match=reason):
-        normalise_image(data)
-
-
-def test_a_decompression_bomb_is_rejected(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(Reject, match="bomb"):
-        normalise_image(encoded(picture()))
+from tests.test_images import encoded, picture
 
 
 @pytest.fixture
@@ -103,7 +21,7 @@ def photo_card(tmp_path, monkeypatch):
         for i in range(3):
             data = encoded(picture(size=(40 + i, 30)))
             (tmp_path / "photos" / name / f"{i}.jpg").write_bytes(data)
-    from data_cards.__main__ import draft
+    from tasks.draft_card import draft
 
     cards = tmp_path / "cards"
     cards.mkdir()
@@ -125,13 +43,14 @@ def test_a_drafted_card_reads_its_folder(photo_card):
     assert json.loads((photo_card / "out" / "stats.json").read_text()) == {
         "images": 6,
         "rejected": 0,
+        "official_splits": {},
     }
 
 
 def test_rejects_are_named_and_too_many_fail_the_stage(photo_card):
     bad = photo_card / "photos" / "002.Buzzard" / "notes.txt"
     bad.write_text("not a photo")
-    with pytest.raises(StageError, match=r"1 of 7 files are unusable .*notes.txt: Unidentified"):
+    with pytest.raises(StageError, match=r"1 of 7 files are unusable .*notes.txt: not an image"):
         download(photo_card / "out", card="mine", max_reject_share=0.1)
     download(photo_card / "out", card="mine", max_reject_share=0.2)
     rejected = shards.read(photo_card / "out", "rejects").to_pylist()
@@ -149,6 +68,77 @@ def test_classes_that_read_alike_are_an_error_naming_both(photo_card):
     card.write_text(card.read_text().replace("- Buzzard", "- red-kite"))
     with pytest.raises(StageError, match=r"card mine: 'red-kite' and 'Red kite' are the same"):
         download(photo_card / "out", card="mine", max_reject_share=0)
+
+
+def test_names_of_folders_may_be_written_in_either_unicode_form(photo_card):
+    card = photo_card / "cards" / "mine.md"
+    card.write_text(
+        card.read_text().replace("Buzzard", "Bussard ä").replace("002.Bussard ä:", "zz:")
+    )
+    (photo_card / "photos" / "002.Buzzard").rename(
+        photo_card / "photos" / unicodedata.normalize("NFD", "Bussard ä")
+    )
+    download(photo_card / "out", card="mine", max_reject_share=0)
+    rows = shards.read(photo_card / "out", "images").to_pylist()
+    assert sorted(row["label"] for row in rows) == [0, 0, 0, 1, 1, 1]
+
+
+def test_class_names_are_cleaned_and_those_that_become_one_are_named(photo_card):
+    card = photo_card / "cards" / "mine.md"
+    card.write_text(card.read_text().replace("- Buzzard", '- "Buzzard \u00a0common. "'))
+    assert data_cards.load("mine").classes == ("Red kite", "Buzzard common")
+    card.write_text(card.read_text().replace('"Buzzard \u00a0common. "', '"Ｒed  kite."'))
+    with pytest.raises(
+        data_cards.CardError, match=r"'Red kite' and 'Ｒed  kite\.' are both 'Red kite'"
+    ):
+        data_cards.load("mine")
+
+
+def test_a_killed_download_goes_on_and_ends_with_the_same_bytes(photo_card, monkeypatch):
+    monkeypatch.setattr("tasks.download.IMAGES_PER_SHARD", 2)
+    (photo_card / "photos" / "002.Buzzard" / "1.jpg").write_bytes(b"")
+    download(photo_card / "out", card="mine", max_reject_share=0.5)
+    opened = []
+    original = tasks.download.normalise_image
+
+    def dies(data, crop):
+        opened.append(data)
+        if len(opened) == 4:
+            raise KeyboardInterrupt
+        return original(data, crop)
+
+    (photo_card / "again").mkdir()
+    monkeypatch.setattr("tasks.download.normalise_image", dies)
+    with pytest.raises(KeyboardInterrupt):
+        download(photo_card / "again", card="mine", max_reject_share=0.5, decode_threads=1)
+    opened.clear()
+    monkeypatch.setattr(
+        "tasks.download.normalise_image", lambda *a: opened.append(a) or original(*a)
+    )
+    download(photo_card / "again", card="mine", max_reject_share=0.5, decode_threads=1)
+    assert len(opened) == 4, "the first shard of two is not opened again"
+    names = sorted(path.name for path in (photo_card / "out").iterdir())
+    assert sorted(path.name for path in (photo_card / "again").iterdir()) == names
+    for name in names:
+        assert (photo_card / "again" / name).read_bytes() == (
+            photo_card / "out" / name
+        ).read_bytes()
+
+
+def test_other_counts_than_the_official_split_are_told(photo_card, capsys):
+    card = photo_card / "cards" / "mine.md"
+    card.write_text(card.read_text().replace("classes:", "official_splits: {train: 4}\nclasses:"))
+    download(photo_card / "out", card="mine", max_reject_share=0)
+    assert (
+        "usable images: no split; the official split of mine has 4 train" in capsys.readouterr().out
+    )
+
+
+def test_a_class_whose_images_are_all_unusable_is_an_error(photo_card):
+    for path in (photo_card / "photos" / "002.Buzzard").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(StageError, match=r"no usable image of 1 of 2 classes \(Buzzard\)"):
+        download(photo_card / "out", card="mine", max_reject_share=0.9)
 
 
 def test_an_unknown_folder_and_a_missing_one_are_named(photo_card):
@@ -213,6 +203,26 @@ def test_train_and_test_folders_give_the_official_split(photo_card):
             "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder, path: p, pth: q}\n"
             "classes: [x, z]\n---\n",
             "has no key 'pth'",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nlicense: Do what you like\n"
+            "source: {kind: folder, path: p}\nclasses: [x, z]\n---\n",
+            "license must be an identifier",
+        ),
+        (
+            "---\nversion: 1\nnoun: [a]\nkind: b\nsource: {kind: folder, path: p}\n"
+            "classes: [x, z]\n---\n",
+            "noun must be a word",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder, path: p}\n"
+            "classes: [x, z]\nofficial_splits: {dev: 3}\n---\n",
+            "official_splits must map",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: archive, layout: cub, "
+            "files: [{name: x, md5: a}], mirror: {revision: z}}\nclasses: [x, z]\n---\n",
+            "source.mirror has repo",
         ),
         (
             "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: archive, layout: zoo, files: []}\n"

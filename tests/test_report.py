@@ -47,6 +47,16 @@ def test_metrics_are_the_counts_by_hand(tree, tmp_path):
     assert metrics["rounds"][0]["train"]["steps"] == 30
 
 
+def test_pictures_in_two_splits_are_told(tree, tmp_path):
+    stats = {"duplicates": {"the same picture in test and train": 12}}
+    (Path(tree["split"]) / "stats.json").write_text(json.dumps(stats))
+    report(tmp_path / "out", **tree)
+    page = (tmp_path / "out/index.html").read_text()
+    assert "12 images: the same picture in test and train" in page
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["images"]["duplicates"] == stats["duplicates"]
+
+
 def test_pairing_goes_by_image_id_and_not_by_row_order(tree, tmp_path):
     report(tmp_path / "first", **tree)
     path = Path(tree["evaluations"][1]["path"]) / "predictions.parquet"

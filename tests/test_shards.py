@@ -4,6 +4,7 @@ import io
 
 import duckdb
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -86,3 +87,58 @@ def test_rows_that_do_not_fit_leave_no_file(tmp_path):
 def test_missing_shards_are_named(tmp_path):
     with pytest.raises(shards.ShardError, match="holds no mcq shards"):
         shards.read(tmp_path, "mcq")
+
+
+def photograph_row(number: int, size: int) -> dict:
+    return {
+        "image_id": f"few/{number}", "image": {"bytes": bytes(size), "path": str(number)},
+        "sha256": "", "pixels": "", "dhash": number, "width": 1, "height": 1, "label": 0,
+        "official_split": "",
+    }  # fmt: skip
+
+
+def test_a_shard_written_row_by_row_holds_few_of_them_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "BYTES_PER_GROUP", 1000)
+    path = tmp_path / "images.parquet"
+    most = 0
+    with shards.Writer(path, schemas.images(["a", "b"])) as writer:
+        for number in range(300):
+            writer.add(photograph_row(number, 300 if number < 40 else 1))
+            most = max(most, len(writer.rows))
+    assert most <= shards.IMAGE_ROWS_PER_GROUP
+    groups = pq.ParquetFile(path).metadata
+    sizes = [groups.row_group(i).num_rows for i in range(groups.num_row_groups)]
+    assert sizes[:10] == [4] * 10, "large pictures fill a row group sooner"
+    assert max(sizes[10:]) == 100
+    assert shards.read_file(path)["dhash"].to_pylist() == list(range(300))
+
+
+def test_an_interrupted_writer_leaves_nothing(tmp_path):
+    path = tmp_path / "images.parquet"
+
+    def written(rows) -> None:
+        with shards.Writer(path, schemas.images(["a", "b"])) as writer:
+            for row in rows:
+                writer.add(row)
+
+    def until_interrupted():
+        yield from (photograph_row(number, 10) for number in range(250))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        written(until_interrupted())
+    with pytest.raises(shards.ShardError):
+        written([photograph_row(0, 10) | {"label": "not a number"}])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_photographs_are_not_compressed_a_second_time(tmp_path):
+    path = tmp_path / "images.parquet"
+    shards.write(path, [photograph_row(0, 1000)], schemas.images(["a", "b"]))
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    used = {
+        group.column(i).path_in_schema: group.column(i).compression
+        for i in range(group.num_columns)
+    }
+    assert used["image.bytes"] == "UNCOMPRESSED"
+    assert used["image_id"] == "ZSTD"

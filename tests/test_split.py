@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_cards import Card
 from tasks import shards
 from tasks.run import StageError
-from tasks.split import assign, base_count, follow, split
+from tasks.split import assign, base_count, cap, find_duplicates, split
+from tasks.split_files import follow
 
 SHARES = {"test": 0.2, "val": 0.1, "pretrain": 0.4}
 
@@ -115,6 +117,9 @@ def test_few_shot_draws_the_same_base_images_whether_or_not_there_are_novel_clas
     assert len(kept[0]) == 8
 
 
+CARD = Card("set", 1, "bird", "species", {"kind": "drawn"}, ("kite", "buzzard"))
+
+
 def coop_file(path, **parts: list[str]):
     path.write_text(json.dumps({k: [[name, 0, "x"] for name in v] for k, v in parts.items()}))
     return path
@@ -125,7 +130,7 @@ def test_a_split_file_of_coop_is_followed_exactly(tmp_path):
     file = coop_file(
         tmp_path / "s.json", train=["0/0", "1/0", "1/2"], val=["0/3"], test=["0/1", "1/1"]
     )
-    follow(rows, file, "set")
+    follow(rows, file, CARD)
     placed = assign(rows, 2, {}, 0)
     assert {row["image_id"]: row["split"] for row in placed} == {
         "set/0/0": "train",
@@ -142,8 +147,8 @@ def test_a_split_file_of_coop_is_followed_exactly(tmp_path):
     ("parts", "told"),
     [
         ({"train": ["0/0"], "val": []}, "is no split file of CoOp's .*test"),
-        ({"train": ["0/0"], "val": ["0/0"], "test": []}, "names 1 images twice"),
-        ({"train": ["0/9"], "val": [], "test": ["0/8"]}, "2 images that card set does not have, '0/8'"),
+        ({"train": ["0/0"], "val": ["0/0"], "test": []}, "names set/0/0 twice"),
+        ({"train": ["0/9"], "val": [], "test": ["0/8"]}, "2 images that card set does not have, '0/9'"),
         ({"train": ["0"], "val": [], "test": []}, "'0' fits set/0/0 and set/1/0"),
     ],
 )  # fmt: skip
@@ -152,7 +157,133 @@ def test_a_split_file_that_does_not_fit_is_refused(tmp_path, parts, told):
     if "fits" in told:
         rows = [{**row, "image_id": f"set/{i}/0"} for i, row in enumerate(rows)]
     with pytest.raises(StageError, match=told):
-        follow(rows, coop_file(tmp_path / "s.json", **parts), "set")
+        follow(rows, coop_file(tmp_path / "s.json", **parts), CARD)
+
+
+def dive_k_folder(folder, **files: list[tuple[str, str]]):
+    for name, items in files.items():
+        listed = [
+            {"image_path": path, "problem": "?", "solution": f"<answer>{answer}</answer>"}
+            for path, answer in items
+        ]
+        (folder / f"{name}.json").write_text(json.dumps(listed))
+    (folder / "base_categories.txt").write_text("Kite\n")
+    return folder
+
+
+def test_a_folder_of_the_published_code_is_followed_and_its_val_is_what_is_tested(tmp_path):
+    ids = [f"set/CUB/images/{name}/{i}.jpg" for name in ("001.Kite", "002.Buzzard") for i in (0, 1)]
+    rows = [
+        {"image_id": image_id, "label": "Buzzard" in image_id, "official_split": "test"}
+        for image_id in [*ids, "set/CUB/images/001.Kite/9.jpg"]
+    ]
+    folder = dive_k_folder(
+        tmp_path,
+        subsample_base_train=[("data/images/001.Kite/0.jpg", "Kite")],
+        subsample_base_val=[("data/images/001.Kite/1.jpg", "Kite")],
+        subsample_new_val=[("data/images/002.Buzzard/0.jpg", "buzzard")],
+    )
+    follow(rows, folder, CARD)
+    assert [row["official_split"] for row in rows] == ["train", "test", "test", "unused", "unused"]
+    dive_k_folder(tmp_path, subsample_new_test=[("002.Buzzard/1.jpg", "buzzard")])
+    follow(rows, folder, CARD)
+    assert [row["official_split"] for row in rows] == ["train", "val", "val", "test", "unused"]
+
+
+def test_a_split_file_with_another_class_for_an_image_is_refused(tmp_path):
+    rows = images({0: 1, 1: 1}, "train")
+    folder = dive_k_folder(tmp_path, a_train=[("0/0", "Buzzard")], a_val=[("1/0", "Buzzard")])
+    with pytest.raises(
+        StageError, match="says that set/0/0 is 'Buzzard'; card set has it as 'kite'"
+    ):
+        follow(rows, folder, CARD)
+    for path in folder.glob("*.json"):
+        path.unlink()
+    with pytest.raises(StageError, match=r"is no split file .*needs .*_train\.json"):
+        follow(rows, folder, CARD)
+
+
+def test_a_listed_image_that_was_unusable_is_told_and_not_an_error(tmp_path, capsys):
+    rows = images({0: 1, 1: 2}, "train")
+    file = coop_file(tmp_path / "s.json", train=["0/0", "0/1"], val=[], test=["1/0"])
+    follow(rows, file, CARD, ["set/0/1"])
+    assert [row["official_split"] for row in rows] == ["train", "test", "unused"], "1/1 is another"
+    assert "1 of the listed images are unusable: 0/1" in capsys.readouterr().out
+
+
+def test_a_cap_keeps_as_many_and_spreads_them_over_the_classes():
+    rows = assign(images({0: 30, 1: 30, 2: 2}), 3, {"val": 0.1}, 0)
+    val = [row["image_id"] for row in rows if row["split"] == "val"]
+    cap(rows, 12, 0)
+    kept = Counter(row["label"] for row in rows if row["split"] == "train")
+    assert sum(kept.values()) == 12
+    assert kept[2] == 1, "all the train images it has"
+    assert abs(kept[0] - kept[1]) <= 1
+    assert [row["image_id"] for row in rows if row["split"] == "val"] == val
+    again = assign(images({0: 30, 1: 30, 2: 2}), 3, {"val": 0.1}, 0)
+    cap(again, 12, 0)
+    assert again == rows
+    other = assign(images({0: 30, 1: 30, 2: 2}), 3, {"val": 0.1}, 0)
+    cap(other, 12, 1)
+    assert other != rows
+    cap(rows, 0, 0)
+    assert again == rows, "0 is no cap"
+
+
+def test_a_picture_in_two_splits_is_reported_with_what_it_repeats():
+    given = [
+        {"image_id": "a", "pixels": "1", "dhash": 0x0F0F0F0F0F0F0F0F, "label": 0},
+        {"image_id": "b", "pixels": "1", "dhash": 0x0F0F0F0F0F0F0F0F, "label": 0},
+        {"image_id": "c", "pixels": "2", "dhash": 0x0F0F0F0F0F0F0F1F, "label": 1},
+        {"image_id": "d", "pixels": "3", "dhash": 0x3333333333333333, "label": 1},
+        {"image_id": "e", "pixels": "1", "dhash": 0x0F0F0F0F0F0F0F0F, "label": 0},
+    ]
+    places = ["train", "test", "val", "test", "unused"]
+    rows = [
+        {"image_id": g["image_id"], "label": g["label"], "split": s}
+        for g, s in zip(given, places, strict=True)
+    ]
+    (same,) = find_duplicates(given, rows, 0)
+    assert same == {
+        "image_id": "b", "split": "test", "twin_id": "a", "twin_split": "train",
+        "same_class": True, "same_pixels": True, "distance": 0,
+    }  # fmt: skip
+    near = find_duplicates(given, rows, 2)
+    assert [(row["image_id"], row["twin_id"], row["distance"]) for row in near] == [
+        ("b", "a", 0),
+        ("c", "a", 1),
+    ]
+    assert near[1]["same_class"] is False
+
+
+def test_the_stage_writes_what_it_found_and_says_it(split_set, capsys):
+    table = shards.read(split_set.download, "images").to_pylist()
+    first = {}
+    for row in table:
+        first.setdefault(row["official_split"], row)
+    first["test"]["pixels"] = first["train"]["pixels"]
+    out = split_set.root / "twins"
+    out.mkdir()
+    from tasks import schemas
+
+    shards.write(out / "images-00000.parquet", table, schemas.images(split_set.card.classes))
+    (split_set.root / "y").mkdir()
+    split(
+        split_set.root / "y",
+        card="few",
+        download=out,
+        protocol="all",
+        test_share=0.1,
+        val_share=0.1,
+        pretrain_share=0.1,
+        seed=0,
+    )
+    (row,) = shards.read(split_set.root / "y", "duplicates").to_pylist()
+    assert (row["image_id"], row["twin_id"]) == (
+        first["test"]["image_id"],
+        first["train"]["image_id"],
+    )
+    assert "split: 1 times the same picture in test and train, such as" in capsys.readouterr().out
 
 
 def test_the_drawn_card_keeps_its_own_splits(split_set):

@@ -4,6 +4,7 @@ Every use of a question permutes its options anew, from (seed, epoch, mcq_id), s
 never be memorised. Which questions come in which step depends on (seed, round) alone.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ def question_order(
 
 
 def training_rows(
-    mcq: Path,
-    card: Card,
+    mcq: Sequence[Path],
+    cards: Sequence[Card],
     style: str,
     *,
     num_uses: int,
@@ -55,11 +56,14 @@ def training_rows(
 ) -> Dataset:
     """A dataset of `num_uses` rows: prompt (chat), image, options, answer_letter, mcq_id.
 
-    `order` is shuffled, or curriculum: by falling margin of the truth over the strongest other
-    candidate among the policy's proposals. Raises StageError for any other. Images stay on disk,
-    memory-mapped; a row is permuted and rendered when it is read.
+    The questions of all folders in `mcq` are drawn from alike; each is asked in the words of the
+    card it belongs to, which its image id begins with. `order` is shuffled, or curriculum: by
+    falling margin of the truth over the strongest other candidate among the policy's proposals.
+    Images stay on disk, memory-mapped; a row is permuted and rendered when it is read. Raises
+    StageError for an unknown order.
     """
-    files = shards.paths(mcq, "mcq")
+    files = [path for folder in mcq for path in shards.paths(folder, "mcq")]
+    by_name = {card.name: card for card in cards}
     frozen = concatenate_datasets([Dataset.from_parquet(str(path)) for path in files])
     if order not in ORDERS:
         raise StageError(f"[Train] order must be one of {', '.join(ORDERS)}; got {order!r}")
@@ -72,7 +76,9 @@ def training_rows(
         rows = [
             dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)
         ]
-        rendered = [training_row(row, card, style, seed) for row in rows]
+        rendered = [
+            training_row(row, by_name[row["image_id"].split("/")[0]], style, seed) for row in rows
+        ]
         return {key: [row[key] for row in rendered] for key in rendered[0]}
 
     return picked.with_transform(render)

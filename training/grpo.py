@@ -71,7 +71,7 @@ def grpo(
     output: Path,
     *,
     card: str,
-    mcq: Path,
+    mcq: list[Path],
     policy: Path,
     prompt_style: str,
     dtype: str,
@@ -91,18 +91,22 @@ def grpo(
 ) -> None:
     """Train `policy` for `steps` optimiser steps of `questions_per_step` groups each.
 
+    `card` is one card's name, or several joined by +, with a folder of questions each in `mcq`.
+
     `order` is that of the questions (`training.dataset`); `freeze` leaves a part as it is: none,
     vision or language. `rewards` maps a reward's name (format, letter) to its weight; `trl` holds
-    any further GRPOConfig option. Writes the policy folder, `train_log.parquet` and `completions-*.parquet`.
+    any further GRPOConfig option. Writes the policy folder, `train_log.parquet` and
+    `completions-*.parquet`.
     Raises StageError for a damaged shard, an unknown option or a batch that cannot be divided.
     """
     disable_progress_bar()  # of the library: one bar a stage is enough
-    data_card = load(card)
-    verify(mcq)
+    cards = [load(name) for name in card.split("+")]
+    for folder in mcq:
+        verify(folder)
     config = _config(output, locals())
     data = training_rows(
         mcq,
-        data_card,
+        cards,
         prompt_style,
         num_uses=steps * questions_per_step,
         seed=seed,
@@ -128,7 +132,7 @@ def grpo(
     trainer.add_callback(Recorder(output, trainer, steps))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.accelerator.is_main_process:
-        _save(output, trainer, processor, policy, data_card.name)
+        _save(output, trainer, processor, policy, card)
 
 
 class Recorder(TrainerCallback):

@@ -34,8 +34,8 @@ def base_policy(
     output: Path,
     *,
     model: str,
-    download: Path,
-    split: Path,
+    download: list[Path],
+    split: list[Path],
     card: str,
     seed: int,
     prompt_style: str,
@@ -54,8 +54,9 @@ def base_policy(
     A share `question_share` of the examples are multiple-choice questions, `blind_share` of those
     with a grey image.
 
-    `model` is `tiny`, a model id of the hub, or a folder. `download` and `split` are artifact
-    folders; only rows whose split is `pretrain` are read. `min_pixels` and `max_pixels` bound the
+    `model` is `tiny`, a model id of the hub, or a folder. `card` is one card's name, or several
+    joined by +, each with a folder in `download` and in `split`; only rows whose split is
+    `pretrain` are read. `min_pixels` and `max_pixels` bound the
     area an image is scaled to. `dtype` is the precision of the saved weights.
     """
     disable_progress_bar()  # of the library: one bar a stage is enough
@@ -77,7 +78,9 @@ def base_policy(
     if steps:
         wording = {each.name: _wording(each, prompt_style) for each in cards}
         names = {each.name: each.classes for each in cards}
-        rows = pretrain_images(download, split)
+        rows = [
+            row for places in zip(download, split, strict=True) for row in pretrain_images(*places)
+        ]
         batches = _random_batches(
             rows, names, wording, seed, batch_size, question_share, blind_share
         )

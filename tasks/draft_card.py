@@ -1,0 +1,224 @@
+"""Draft a data card from a folder of photographs: `make card NAME=my_birds FOLDER=~/photos/birds`.
+
+The folder holds `class_name/*.jpg`, or the same under `train/`, `val/` and `test/`. Class names are
+taken from the folders, with underscores read as spaces and a leading "001." dropped. Every file is
+opened: the card says how many images each class has, how large they are, which files are no images,
+and which pictures stand in two classes or two splits.
+"""
+
+import argparse
+import os
+import re
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from data_cards import FOLDER, clean_name
+from tasks.duplicates import twins
+from tasks.images import Picture, Reject, normalise_image
+from tasks.run import StageError, progress
+from tasks.sources import class_folders, files_below
+
+NEAR = 6  # bits of 64 in which the difference hashes of near duplicates differ at most
+SMALL = 32  # pixels; a shorter side hardly shows what tells lookalikes apart
+SHOWN = 20  # findings of a kind that the card lists; it counts them all
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One file: where it lies below the folder, its class and split, and what it turned out to be."""
+
+    path: str
+    name: str
+    split: str
+    picture: Picture | Reject
+
+
+def draft(name: str, folder: Path, noun: str, kind: str) -> str:
+    """The text of a card for `folder`.
+
+    Raises StageError, in one sentence, when there are no class folders or two give one name.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
+        raise StageError(f"NAME {name!r} must be lower-case letters, digits and underscores")
+    if not folder.is_dir():
+        raise StageError(f"{folder} is not a folder")
+    places = class_folders(folder)
+    names = class_names(folder, sorted({path.name for _, path in places}))
+    files = [(path, names[top.name], split) for split, top in places for path in files_below(top)]
+    seen = look_at(folder, files)
+    images = [each for each in seen if isinstance(each.picture, Picture)]
+    if lacking := sorted(set(names.values()) - {each.name for each in images}):
+        raise StageError(
+            f"{folder}: no usable image of {lacking[0]}; add some, or remove its folder"
+        )
+    splits = Counter(each.split for each in images if each.split)
+    renamed = {top: shown for top, shown in names.items() if top != shown}
+    source = {"kind": "folder", "path": str(folder.resolve())}
+    front = {
+        "pretty_name": name.replace("_", " "),
+        "version": 1,
+        "noun": noun,
+        "kind": kind,
+        "license": "unknown",
+        "redistribute": False,
+        "task_categories": ["image-classification"],
+        "size_categories": [size_category(len(images))],
+        **({"official_splits": dict(splits)} if splits else {}),
+        "source": source | ({"folders": renamed} if renamed else {}),
+        "classes": list(names.values()),
+        "aliases": {},
+    }
+    head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    return f"---\n{head}---\n\n" + "\n\n".join(body(name, list(names.values()), seen)) + "\n"
+
+
+def class_names(folder: Path, tops: Sequence[str]) -> dict[str, str]:
+    """Folder name -> class name. Raises StageError when there are too few, or two read alike."""
+    if len(tops) < 2:
+        raise StageError(f"{folder} needs two or more class folders with images in them")
+    names = {top: readable(top) for top in tops}
+    by_key: dict[str, str] = {}
+    for top, shown in names.items():
+        other = by_key.setdefault(shown.casefold(), top)
+        if other != top:
+            raise StageError(f"folders {other} and {top} both read as {shown!r}; rename one")
+    return names
+
+
+def readable(folder_name: str) -> str:
+    """`001.Black_footed_Albatross` -> `Black footed Albatross`."""
+    plain = re.sub(r"^\d+[._-]+", "", folder_name).replace("_", " ")
+    return clean_name(plain) or folder_name
+
+
+def look_at(folder: Path, files: Sequence[tuple[Path, str, str]]) -> list[Seen]:
+    """Open every file; the pictures' bytes are let go."""
+
+    def one(file: tuple[Path, str, str]) -> Seen:
+        path, name, split = file
+        try:
+            picture: Picture | Reject = normalise_image(path.read_bytes())._replace(data=b"")
+        except Reject as reason:
+            picture = reason
+        except OSError as error:
+            picture = Reject(f"cannot be read: {error.strerror or error}")
+        return Seen(path.relative_to(folder).as_posix(), name, split, picture)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(one, files)
+        return list(progress(results, desc="card", total=len(files), unit="files"))
+
+
+def body(name: str, classes: Sequence[str], seen: Sequence[Seen]) -> list[str]:
+    """The card's paragraphs for people."""
+    images = [(each, each.picture) for each in seen if isinstance(each.picture, Picture)]
+    base = -(-len(classes) // 2)
+    widths = [p.width for _, p in images]
+    heights = [p.height for _, p in images]
+    parts = [
+        f"# {name}",
+        f"{len(images):,} images of {len(classes)} classes, {min(widths)}x{min(heights)} to "
+        f"{max(widths)}x{max(heights)} pixels (median {statistics.median_high(widths)}x"
+        f"{statistics.median_high(heights)}).",
+        f"Class ids follow the order of `classes`. Under the base_to_novel protocol the first {base} "
+        f"({classes[0]} to {classes[base - 1]})\nare trained on and the other "
+        f"{len(classes) - base} only evaluated. Add spellings a model may use under `aliases`\n"
+        "(`class name: [spelling, ...]`), and raise `version` when the photographs change, so that "
+        "they are read again.",
+        "## Images per class",
+        table(classes, [each for each, _ in images]),
+    ]
+    bad = [f"`{each.path}`: {each.picture}" for each in seen if isinstance(each.picture, Reject)]
+    small = [
+        f"`{each.path}`: {p.width}x{p.height}"
+        for each, p in images
+        if min(p.width, p.height) < SMALL
+    ]
+    parts += findings("Files that are no usable images", bad)
+    parts += findings(f"Images with a side under {SMALL} pixels", small)
+    return parts + repeats([each for each, _ in images], [picture for _, picture in images])
+
+
+def table(classes: Sequence[str], images: Sequence[Seen]) -> str:
+    """Images per class and split, as a Markdown table."""
+    splits = [s for s in ("train", "val", "test", "") if any(each.split == s for each in images)]
+    counts = Counter((each.name, each.split) for each in images)
+    rows = [["class", *(split or "images" for split in splits)], ["---", *("---:" for _ in splits)]]
+    rows += [[name, *(str(counts[name, split]) for split in splits)] for name in classes]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def repeats(images: Sequence[Seen], pictures: Sequence[Picture]) -> list[str]:
+    """The same or nearly the same picture in two classes, or in two splits."""
+    pixels, dhash = [p.pixels for p in pictures], [p.dhash for p in pictures]
+    told = []
+    for what, keys in (
+        ("two classes", [each.name for each in images]),
+        ("two splits", [each.split for each in images]),
+    ):
+        number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+        found = twins(pixels, dhash, [number[key] for key in keys], NEAR)
+        lines = [
+            f"`{images[t.later].path}` and `{images[t.earlier].path}`: "
+            + ("the same pixels" if t.distance < 0 else f"{t.distance} of 64 bits apart")
+            for t in found
+        ]
+        told += findings(f"The same or nearly the same picture in {what}", lines)
+    return told
+
+
+def findings(title: str, lines: Sequence[str]) -> list[str]:
+    """A section with the first of the findings and the number of all; none without findings."""
+    if not lines:
+        return []
+    rest = [f"- and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return [f"## {title}: {len(lines)}", "\n".join([*(f"- {x}" for x in lines[:SHOWN]), *rest])]
+
+
+def size_category(count: int) -> str:
+    """The size category of Hugging Face dataset cards."""
+    for below, text in ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K")):
+        if count < below:
+            return text
+    return "100K<n<1M" if count < 1_000_000 else "n>1M"
+
+
+def main() -> None:
+    """Write the card, unless there is one of that name already."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.draft_card",
+        description=__doc__.partition("\n\n")[2],
+        epilog="example: python -m tasks.draft_card my_birds ~/photos/birds --noun bird --kind species",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", help="the card's name: lower-case letters, digits, underscores")
+    parser.add_argument(
+        "folder", type=Path, help="class_name/*.jpg, optionally under train/, test/"
+    )
+    parser.add_argument("--noun", default="object", help="what the photographs show (bird, car)")
+    parser.add_argument("--kind", default="kind", help="what is asked for (species, model)")
+    arguments = parser.parse_args()
+    place = Path("cards") if Path("cards").is_dir() else FOLDER
+    path = place / f"{arguments.name}.md"
+    if path.exists():
+        sys.exit(f"error: {path} exists; edit it, or choose another name")
+    try:
+        text = draft(arguments.name, arguments.folder.expanduser(), arguments.noun, arguments.kind)
+    except StageError as error:
+        sys.exit(f"error: {error}")
+    path.write_text(text, encoding="utf-8")
+    for line in text.splitlines():
+        if line.startswith("## ") and ": " in line:
+            print(f"look at    {line[3:]}")
+    print(f"wrote {path}; look through it, then: make train DATASET={arguments.name}")
+
+
+if __name__ == "__main__":
+    main()

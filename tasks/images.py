@@ -1,0 +1,114 @@
+"""One picture: from whatever bytes came to what every consumer reads alike, with its fingerprints.
+
+Bytes are kept as they came where every consumer reads them alike, an upright RGB JPEG or PNG.
+Anything else becomes a PNG, without loss, of what a person sees: rotated by EXIF, alpha on white,
+8-bit RGB, first frame.
+"""
+
+import io
+import threading
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import xxhash
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 89_000_000  # as many as Pillow opens without a warning
+# Above this, one at a time: a decoded picture takes 3 bytes a pixel, and as much again on its way.
+LARGE = 12_000_000
+_one_large = threading.Lock()
+
+# A cell must be this much brighter than its right neighbour: less is noise of the encoding.
+CONTRAST = 2
+
+
+class Reject(Exception):
+    """A file that is not a usable image; the message is the reason recorded for it."""
+
+
+class Picture(NamedTuple):
+    """A usable image: its bytes, size in pixels, and two fingerprints of what it shows.
+
+    `pixels` is the xxh3-128 of size and RGB values, in hex: equal for equal pictures, however they
+    are stored. `dhash` is the 64-bit difference hash as a signed integer: near in Hamming distance
+    for pictures that look alike.
+    """
+
+    data: bytes
+    width: int
+    height: int
+    pixels: str
+    dhash: int
+
+
+def normalise_image(data: bytes, crop_bottom: int = 0) -> Picture:
+    """The picture that `data` holds; the lowest `crop_bottom` pixel rows are cut off.
+
+    Raises Reject with the reason when the bytes are no picture, a truncated one, or one of more
+    than MAX_PIXELS.
+    """
+    if not data:
+        raise Reject("empty file")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if (count := image.width * image.height) > MAX_PIXELS:
+                raise Reject(f"{count:,} pixels, more than {MAX_PIXELS:,}")
+            with _one_large if count > LARGE else nullcontext():
+                data, rgb = _read(image, data, crop_bottom)
+    except Reject:
+        raise
+    except UnidentifiedImageError as error:
+        raise Reject("not an image in a known format") from error
+    except Image.DecompressionBombError as error:
+        raise Reject("too many pixels (decompression bomb)") from error
+    except Exception as error:  # decoders raise anything from SyntaxError to struct.error
+        raise Reject(f"{type(error).__name__}: {error}"[:200]) from error
+    seen = xxhash.xxh3_128(f"{rgb.width}x{rgb.height}".encode())
+    seen.update(rgb.tobytes())
+    return Picture(data, rgb.width, rgb.height, seen.hexdigest(), difference_hash(rgb))
+
+
+def difference_hash(rgb: Image.Image) -> int:
+    """The difference hash (dHash): is each cell of a 9 x 8 grid brighter than its right neighbour?"""
+    cells = rgb.resize((9, 8), Image.Resampling.BOX, reducing_gap=1.0).convert("L").tobytes()
+    bits = 0
+    for row in range(0, 72, 9):
+        for left, right in zip(cells[row : row + 8], cells[row + 1 : row + 9], strict=True):
+            bits = bits << 1 | (left > right + CONTRAST)
+    return bits - (
+        bits >> 63 << 64
+    )  # as signed 64 bits, the widest integer that Parquet readers share
+
+
+def _read(image: Image.Image, data: bytes, crop_bottom: int) -> tuple[bytes, Image.Image]:
+    if image.format == "PNG":  # decoding alone lets a damaged one pass when the damage inflates
+        with Image.open(io.BytesIO(data)) as chunks:
+            chunks.verify()
+    image.load()
+    upright = image.getexif().get(0x0112, 1) == 1
+    plain = image.format in ("JPEG", "PNG") and getattr(image, "n_frames", 1) == 1
+    as_is = image.mode == "RGB" and upright and plain and "transparency" not in image.info
+    rgb = image
+    if not as_is or crop_bottom:
+        rgb = to_rgb(ImageOps.exif_transpose(image))
+        if rgb.height <= crop_bottom:
+            raise Reject(f"only {rgb.height} pixels high, banner included")
+        rgb = rgb.crop((0, 0, rgb.width, rgb.height - crop_bottom))
+        buffer = io.BytesIO()
+        rgb.save(buffer, "PNG")
+        data = buffer.getvalue()
+    return data, rgb
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB of any mode: 16-bit grey keeps its range, transparency lies on white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        # 16-bit grayscale: PIL's own conversion would clip everything above 255 to white.
+        highest = image.getextrema()[1]
+        scale = 255 / highest if highest > 255 else 1
+        return image.convert("F").point(lambda value: value * scale).convert("L").convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
