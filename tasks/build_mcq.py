@@ -9,12 +9,14 @@ Rollouts from elsewhere come in, and questions go out to other trainers, by `tas
 
 import hashlib
 import json
+import pickle
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +32,7 @@ from tasks.options import (
     Rules,
     balanced_letters,
     choose_options,
-    confusions,
+    count_confusions,
     mcq_id,
     shuffle_options,
 )
@@ -133,42 +135,46 @@ class Builder:
         `images_of` gives the encoded bytes by image id. `stats` is complete at the end.
         """
         self.rules.check()
-        merged, base = self._merge(rows, propose)
-        truths = [self._truth(row, block, i) for block in merged for row, i in _within(rows, block)]
-        confused = confusions(merged, truths)
-        near = Neighbours(self.card.classes, base, confused)
         self.stats = empty_stats(len(rows))
         outcomes: Counter[str] = Counter()
         seen: set[str] = set()
-        blocks = iter(merged)
-        block, listed = merged[0], []
-        for index, part in enumerate(shards.chunks(list(rows), self.shard_size)):
-            start = index * self.shard_size
-            if start == 0 or start >= block.stop:
-                block = next(blocks)
-                listed = block.candidates()
-            images = images_of(part)
-            told, questions = [], []
-            for place, row in enumerate(part, start):
-                image, truth = place - block.start, truths[place]
-                candidates = listed[block.starts[image] : block.starts[image + 1]]
-                options, outcome = self._options(row, candidates, block.counts[image], truth, near)
-                if outcome == "kept":
-                    digest = hashlib.sha256(images[row["image_id"]]).hexdigest()
-                    outcome = "duplicate_image" if digest in seen else outcome
-                    seen.add(digest)
-                if outcome == "kept":
-                    questions.append((row, options, truth, image))
-                told.append(outcome)
-            outcomes.update(told)
-            table = candidate_table(part, block, start - block.start, told, self.card)
-            written = self._questions(questions, block, images, index)
-            count(self.stats, written, table, self.rules.num_options)
-            yield table, written
+        with tempfile.TemporaryFile() as merged:
+            truths, near = self._merge(rows, propose, merged)
+            merged.seek(0)
+            block = pickle.load(merged)
+            listed = block.candidates()
+            for index, part in enumerate(shards.chunks(list(rows), self.shard_size)):
+                start = index * self.shard_size
+                if start >= block.stop:
+                    block = pickle.load(merged)
+                    listed = block.candidates()
+                images = images_of(part)
+                told, asked = [], []
+                for place, row in enumerate(part, start):
+                    image, truth = place - block.start, truths[place]
+                    candidates = listed[block.starts[image] : block.starts[image + 1]]
+                    counts = block.counts[image]
+                    options, outcome = self._options(row, candidates, counts, truth, near)
+                    if outcome == "kept":
+                        digest = hashlib.sha256(images[row["image_id"]]).hexdigest()
+                        outcome = "duplicate_image" if digest in seen else outcome
+                        seen.add(digest)
+                    if outcome == "kept":
+                        asked.append((row, options, truth, image))
+                    told.append(outcome)
+                outcomes.update(told)
+                table = candidate_table(part, block, start - block.start, told, self.card)
+                written = self._questions(asked, block, images, index)
+                count(self.stats, written, table, self.rules.num_options)
+                yield table, written
         self.stats["outcomes"] = dict(outcomes)
-        self.stats["most_confused"] = most_confused(confused, self.card)
+        self.stats["most_confused"] = most_confused(near.confused, self.card)
 
-    def _merge(self, rows: Sequence[Row], propose: Path) -> tuple[list[Merged], list[int]]:
+    def _merge(
+        self, rows: Sequence[Row], propose: Path, file: IO[bytes]
+    ) -> tuple[list[int], Neighbours]:
+        """Merge all votes into `file`, block by block, for what they say of the whole set must be
+        known before the first question; returns each image's truth, and the classes' neighbours."""
         rules, card = self.rules, self.card
         names = labels.ClassNames(
             card.classes,
@@ -183,13 +189,20 @@ class Builder:
         # A block is whole shards, so that each shard lies in one.
         per_shard = max(1, shards.count_rows(propose, "rollouts") * self.shard_size // len(ids))
         size = self.shard_size * max(1, BLOCK_ROLLOUTS // per_shard)
-        merged = list(merge_images(propose, ids, vocabulary, size))
-        without = [b.start + int(i) for b in merged for i in np.flatnonzero(b.counts[:, 0] == 0)]
+        truths: list[int] = []
+        without: list[int] = []
+        confused: dict[int, Counter[int]] = {}
+        for block in merge_images(propose, ids, vocabulary, size):
+            own = [self._truth(row, block, image) for row, image in _within(rows, block)]
+            count_confusions(confused, block, own)
+            truths += own
+            without += (block.start + np.flatnonzero(block.counts[:, 0] == 0)).tolist()
+            pickle.dump(block, file)
         if without:
             raise StageError(
                 f"{propose} has no rollouts of {len(without)} images, the first: {ids[without[0]]}"
             )
-        return merged, base
+        return truths, Neighbours(card.classes, base, confused)
 
     def _truth(self, row: Row, block: Merged, image: int) -> int:
         """The class id that counts as right, or -1 where there is none."""

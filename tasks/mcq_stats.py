@@ -66,7 +66,7 @@ def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:
         counts[key] = counts.get(key, 0) + number
 
 
-def most_confused(confused: dict[int, Counter[int]], card: Card) -> list[list[Any]]:
+def most_confused(confused: Mapping[int, Counter[int]], card: Card) -> list[list[Any]]:
     """The first CONFUSED_PAIRS [truth, proposed instead, votes], most votes first."""
     pairs = [
         (votes, truth, other)

@@ -8,7 +8,7 @@ The rules, and where they depart from the method's first implementation:
 """
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -93,14 +93,14 @@ class Neighbours:
     def __init__(
         self, names: Sequence[str], base: Sequence[int], confused: Mapping[int, Counter[int]]
     ):
-        self._names, self._base, self._confused = names, base, confused
+        self._names, self._base, self.confused = names, base, confused
         self._found: dict[tuple[str, int], list[int]] = {}
 
     def of(self, kind: str, truth: int) -> list[int]:
         """All base classes but `truth`, nearest first, by `kind`: confusion or text."""
         key = (kind, truth)
         if key not in self._found:
-            counts = self._confused.get(truth, Counter())
+            counts = self.confused.get(truth, Counter())
             self._found[key] = (
                 text_neighbours(self._names, truth, self._base)
                 if kind == "text"
@@ -109,23 +109,18 @@ class Neighbours:
         return self._found[key]
 
 
-def confusions(merged: Iterable[Merged], truths: Sequence[int]) -> dict[int, Counter[int]]:
-    """Votes by truth and proposed class over all images; `truths` has one class id an image.
-
-    An image whose truth is unknown (below 0) is left out.
-    """
-    counts: dict[int, Counter[int]] = defaultdict(Counter)
-    for block in merged:
-        truth = np.repeat(truths[block.start : block.stop], np.diff(block.starts)).astype(np.int64)
-        used = (truth >= 0) & (block.class_ids >= 0)
-        if not used.any():
-            continue
-        width = int(block.class_ids.max()) + 1
-        pairs, places = np.unique(truth[used] * width + block.class_ids[used], return_inverse=True)
-        sums = np.bincount(places, block.votes[used]).astype(int)
-        for pair, votes in zip(pairs.tolist(), sums.tolist(), strict=True):
-            counts[pair // width][pair % width] += votes
-    return dict(counts)
+def count_confusions(counts: dict[int, Counter[int]], block: Merged, truths: Sequence[int]) -> None:
+    """Add a block's votes to `counts`, by truth and proposed class; `truths` has one class id an
+    image of the block, and an image whose truth is unknown (below 0) is left out."""
+    truth = np.repeat(np.asarray(truths, np.int64), np.diff(block.starts))
+    used = (truth >= 0) & (block.class_ids >= 0)
+    if not used.any():
+        return
+    width = int(block.class_ids.max()) + 1
+    pairs, places = np.unique(truth[used] * width + block.class_ids[used], return_inverse=True)
+    sums = np.bincount(places, block.votes[used]).astype(int)
+    for pair, votes in zip(pairs.tolist(), sums.tolist(), strict=True):
+        counts.setdefault(pair // width, Counter())[pair % width] += votes
 
 
 def choose_options(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data_cards import Card
 from tasks.build_mcq import Builder
 from tasks.candidates import Candidate
-from tasks.options import Neighbours, Rules, choose_options, confusions
+from tasks.options import Neighbours, Rules, choose_options
 from tasks.prompts import LETTERS
 from tasks.run import StageError
 from tasks.seeding import row_generator
@@ -289,4 +289,3 @@ def test_options_drawn_at_random_need_a_generator():
 
 def test_a_class_never_seen_confused_still_has_neighbours():
     assert Neighbours(CARD.classes, [0, 1, 2], {}).of("confusion", 1) == [0, 2]
-    assert confusions([], []) == {}
