@@ -77,16 +77,16 @@ def build_mcq(
     exceeds `max_lost_share`, or rollouts are missing.
     """
     rules = Rules(
-        num_options,
-        min_options,
-        top_up,
-        vocabulary,
-        fuzzy_threshold,
-        fuzzy_margin,
-        options_from,
-        answer_from,
-        min_truth_votes,
-        max_unparsed_per_image,
+        num_options=num_options,
+        min_options=min_options,
+        top_up=top_up,
+        vocabulary=vocabulary,
+        fuzzy_threshold=fuzzy_threshold,
+        fuzzy_margin=fuzzy_margin,
+        options_from=options_from,
+        answer_from=answer_from,
+        min_truth_votes=min_truth_votes,
+        max_unparsed_per_image=max_unparsed_per_image,
     )
     builder = Builder(load(card), rules, prompt_style, shard_size, seed)
     rows = select(split, "train", ("base",))

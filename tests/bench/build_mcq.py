@@ -35,7 +35,18 @@ from tests.bench.official_rules import Losses, official_rules, spread
 from tests.bench.rollouts import BASE, card, rows_of, write_rollouts
 
 ROLLOUTS, REPEATS, SEED, SHARD = 20, 3, 0, 500
-RULES = Rules(5, 3, "confusion", "closed", 0.0, 5.0, "policy", "label", 0, 1.0)
+RULES = Rules(
+    num_options=5,
+    min_options=3,
+    top_up="confusion",
+    vocabulary="closed",
+    fuzzy_threshold=0.0,
+    fuzzy_margin=5.0,
+    options_from="policy",
+    answer_from="label",
+    min_truth_votes=0,
+    max_unparsed_per_image=1.0,
+)
 Figure = dict[str, Any]
 
 

@@ -48,13 +48,15 @@ def official_rules(
     losses, letters = Losses(), Counter[tuple[int, int]]()
     for image_id, texts in answers.items():
         truth = names.names[truths[image_id]]
-        found = {names.match(text).class_id for text in texts} & set(allowed)
+        meant = (names.match(text).class_id for text in texts)
+        votes = Counter(class_id for class_id in meant if class_id in allowed)
+        found = {class_id for class_id, _ in votes.most_common(CUT)}
         top = [text for text, _ in Counter(texts).most_common(CUT)]
         options = list(dict.fromkeys(text for text in top if text.lower() in listed))
         losses.images += 1
-        losses.candidates += min(len(found), CUT)
+        losses.candidates += len(found)
         kept = {names.match(text).class_id for text in options}
-        losses.lost_candidates += max(0, min(len(found), CUT) - len(kept))
+        losses.lost_candidates += len(found - kept)
         absent = truth not in options
         losses.truth_thought_absent += absent and truths[image_id] in found
         if absent:
