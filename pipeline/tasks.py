@@ -27,17 +27,30 @@ class engine(Checked, luigi.Config):
     """[engine]: how text is generated, once for Propose and Evaluate alike."""
 
     prompt_style = luigi.Parameter(description="wording of all prompts: brief or stepwise")
+    list_position = luigi.Parameter(description="of a closed list: in_question or before_image")
     dtype = luigi.Parameter(description="auto, float32, bfloat16 or float16")
+    quantization = luigi.Parameter(description="vLLM's: fp8, awq, bitsandbytes, ...; empty: none")
+    lora = luigi.Parameter(description="a LoRA adapter's folder on top of the policy; empty: none")
     temperature = luigi.FloatParameter()
     top_p = luigi.FloatParameter()
     repetition_penalty = luigi.FloatParameter()
     max_new_tokens = luigi.IntParameter()
-    backend = luigi.Parameter(significant=False, description="vllm, transformers, module:function")
+    backend = luigi.Parameter(
+        significant=False, description="vllm, server, ray, transformers or module:function"
+    )
+    processes = luigi.IntParameter(significant=False, description="engines; 0: one per device")
     max_model_len = luigi.IntParameter(significant=False)
     max_num_seqs = luigi.IntParameter(significant=False)
+    max_num_batched_tokens = luigi.IntParameter(significant=False, description="0: vLLM's choice")
     gpu_memory_utilization = luigi.FloatParameter(significant=False)
     tensor_parallel_size = luigi.IntParameter(significant=False)
     cpu_kv_cache_gib = luigi.IntParameter(significant=False)
+    server_url = luigi.Parameter(significant=False, description="an OpenAI-compatible endpoint")
+    server_model = luigi.Parameter(significant=False, description="empty: the policy's folder")
+    server_concurrency = luigi.IntParameter(significant=False, description="requests in flight")
+    server_timeout = luigi.FloatParameter(significant=False, description="seconds for a request")
+    server_seeds = luigi.BoolParameter(significant=False, description="send a seed with requests")
+    ray_address = luigi.Parameter(significant=False, description="empty: a cluster on this machine")
 
     def everything(self) -> dict[str, Any]:
         """All values, for the stage that opens an engine."""
@@ -207,8 +220,12 @@ class Propose(RoundOfSet):
     num_rollouts = luigi.IntParameter()
     prompt = luigi.Parameter(description="open or closed_list")
     shard_size = luigi.IntParameter(description="images a shard; the unit of resuming")
-    max_unparsed_share = luigi.FloatParameter()
+    max_unparsed_share = luigi.FloatParameter(description="more unreadable answers: an error")
+    fail_fast_unparsed_share = luigi.FloatParameter(description="the same after two shards")
+    max_lost_share = luigi.FloatParameter(description="more images the engine refuses: an error")
+    limit = luigi.IntParameter(description="the first n images only, for a trial; 0: all")
 
+    code_version = 2
     module = "tasks.propose"
 
     def needs(self):

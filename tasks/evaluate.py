@@ -9,7 +9,6 @@ without the truth. Every test image counts in every mode: what fails is wrong, w
 """
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,15 @@ import numpy as np
 from data_cards import Card, load
 from tasks import answers, prompts, schemas, shards
 from tasks.candidates import Votes, merge_all
-from tasks.engine import open_engine
 from tasks.labels import ClassNames
 from tasks.metrics import pass_at_k
 from tasks.options import Option, shuffle_options
-from tasks.propose import Sampler, describe, question, run_shards, select
+from tasks.propose import question, select
 from tasks.run import main
+from tasks.sampler import Sampler, Tally, save_stats, throughput
 from tasks.schemas import GROUPS
 from tasks.seeding import row_generator
+from tasks.station import Ask
 
 MODES = ("one_step", "majority", "two_step")
 
@@ -53,42 +53,32 @@ def evaluate(
     data_card = load(card)
     names = ClassNames(data_card.classes, data_card.aliases)
     style = engine["prompt_style"]
-    sampler = Sampler(lambda: open_engine(policy, engine), engine, num_rollouts, seed)
-    started = time.monotonic()
-
     rows = select(split, part, GROUPS)
     allowed = {group: _allowed(rows, group, prompt, data_card) for group in GROUPS}
     texts = {
         group: question(
-            data_card, style, prompt, [data_card.classes[i] for i in sorted(allowed[group])]
+            data_card, engine, prompt, [data_card.classes[i] for i in sorted(allowed[group])]
         )
         for group in GROUPS
     }
+    asks = [Ask(row["image_id"], *texts[row["group"]][::-1]) for row in rows]
+    tally = Tally({row["image_id"]: row["label"] for row in rows}, data_card)
+    sampler = Sampler(policy, engine, num_rollouts, seed)
+    place = (download, shard_size)
+    with sampler:
+        sampler.run(
+            output, "rollouts", asks, *place, f"evaluate: {num_rollouts} samples", tally=tally
+        )
+        sampler.run(output, "one_step", asks, *place, "evaluate: one_step", greedy=True)
+        votes, options = _candidates(output, rows, names, allowed, num_options, seed)
+        asked = [row for row in rows if len(options[row["image_id"]]) >= 2]
 
-    def open_text(row: dict[str, Any]) -> str:
-        return texts[row["group"]]
+        def mcq_text(row: dict[str, Any]) -> str:
+            listed = [data_card.classes[option.class_id] for option in options[row["image_id"]]]
+            return prompts.mcq_question(data_card.noun, data_card.kind, listed, style=style)
 
-    common = (download, open_text, sampler, shard_size)
-    run_shards(output, "rollouts", rows, *common, f"evaluate: {num_rollouts} samples")
-    run_shards(output, "one_step", rows, *common, "evaluate: one_step", greedy=True)
-
-    votes: dict[str, Votes] = {}
-    for group in GROUPS:
-        members = {row["image_id"] for row in rows if row["group"] == group}
-        merged = merge_all(output, names, allowed[group])
-        votes |= {image_id: merged[image_id] for image_id in members}
-    options = {
-        row["image_id"]: _options(votes[row["image_id"]], row, num_options, seed) for row in rows
-    }
-
-    def mcq_text(row: dict[str, Any]) -> str:
-        listed = [data_card.classes[option.class_id] for option in options[row["image_id"]]]
-        return prompts.mcq_question(data_card.noun, data_card.kind, listed, style=style)
-
-    asked = [row for row in rows if len(options[row["image_id"]]) >= 2]
-    if asked:
-        common = (download, mcq_text, sampler, shard_size)
-        run_shards(output, "two_step", asked, *common, "evaluate: two_step", greedy=True)
+        asks = [Ask(row["image_id"], mcq_text(row)) for row in asked]
+        sampler.run(output, "two_step", asks, *place, "evaluate: two_step", greedy=True)
 
     one = _completions(output, "one_step")
     two = _completions(output, "two_step") if asked else {}
@@ -103,10 +93,7 @@ def evaluate(
     schema = schemas.predictions(data_card.classes)
     shards.write(output / "predictions.parquet", predictions, schema)
     _write_pass_at_k(output, rows, names, data_card)
-    labels = {row["image_id"]: row["label"] for row in rows}
-    stats = describe(output, "rollouts", labels, data_card)
-    stats["seconds"] = round(time.monotonic() - started, 1)
-    (output / "stats.json").write_text(json.dumps(stats, indent=1), encoding="utf-8")
+    save_stats(output, throughput(tally.stats(), sampler))
     for group in GROUPS:
         told = [
             f"{mode} {np.mean([p['correct'] for p in predictions if p['mode'] == mode and p['group'] == group]):.3f}"
@@ -121,6 +108,26 @@ def _allowed(rows: list[dict[str, Any]], group: str, prompt: str, card: Card) ->
     if prompt == "closed_list":
         return {row["label"] for row in rows if row["group"] == group}
     return set(range(len(card.classes)))
+
+
+def _candidates(
+    output: Path,
+    rows: list[dict[str, Any]],
+    names: ClassNames,
+    allowed: dict[str, set[int]],
+    num_options: int,
+    seed: int,
+) -> tuple[dict[str, Votes], dict[str, list[Option]]]:
+    """Votes and, in random order, the options of every image's question."""
+    votes: dict[str, Votes] = {}
+    for group in GROUPS:
+        members = {row["image_id"] for row in rows if row["group"] == group}
+        merged = merge_all(output, names, allowed[group])
+        votes |= {image_id: merged[image_id] for image_id in members}
+    options = {
+        row["image_id"]: _options(votes[row["image_id"]], row, num_options, seed) for row in rows
+    }
+    return votes, options
 
 
 def _options(votes: Votes, row: dict[str, Any], num_options: int, seed: int) -> list[Option]:

@@ -44,7 +44,7 @@ def open_question(
     """
     parts = [f"What {kind} of {noun} is this?"]
     if names is not None:
-        parts.append("It is one of these: " + "; ".join(names) + ".")
+        parts.append(listed(names))
     return " ".join([*parts, _tail(_OPEN_TAIL, style)])
 
 
@@ -57,9 +57,20 @@ def mcq_question(noun: str, kind: str, options: Sequence[str], *, style: str = "
     return "\n".join([*lines, _tail(_MCQ_TAIL, style)])
 
 
-def chat(text: str) -> list[dict]:
-    """One user turn: the image, then the text, in the form chat templates take."""
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+def listed(names: Sequence[str]) -> str:
+    """The names that an answer may be, as one sentence."""
+    return "It is one of these: " + "; ".join(names) + "."
+
+
+def chat(text: str, before: str = "") -> list[dict]:
+    """One user turn: the image, then the text, in the form chat templates take.
+
+    `before` is text that stands before the image.
+    """
+    ahead = [{"type": "text", "text": before}] if before else []
+    return [
+        {"role": "user", "content": [*ahead, {"type": "image"}, {"type": "text", "text": text}]}
+    ]
 
 
 def completion(thought: str, answer: str) -> str:

@@ -41,8 +41,8 @@ def main(function: Callable[..., None]) -> None:
     )
     parser.add_argument("config", type=Path, metavar="CONFIG.json", help="keyword arguments, JSON")
     path = parser.parse_args().config
-    _end_with_parent()
-    _quiet_libraries()
+    end_with_parent()
+    quiet_libraries()
     try:
         arguments = load_arguments(function, path)
     except StageError as error:
@@ -97,7 +97,7 @@ def progress(
     )
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End when the run that started this process is gone: a killed run must not go on working."""
     parent = os.environ.get("DIVE_PARENT")
     if parent is None or os.getppid() != int(parent):
@@ -111,7 +111,7 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Progress and errors are ours to print; the libraries' start-up chatter is not news."""
     for name, value in {
         "VLLM_LOGGING_LEVEL": "ERROR",

@@ -75,6 +75,11 @@ def rollouts() -> pa.Schema:
     )
 
 
+def refused() -> pa.Schema:
+    """Propose, Evaluate: one row is an image that the engine would not take, and why."""
+    return _schema(image_id=STR, reason=STR)
+
+
 def candidates(names: Sequence[str]) -> pa.Schema:
     """BuildMCQ: one row is an image's merged candidates by falling votes, skipped images included.
 

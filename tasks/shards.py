@@ -166,6 +166,51 @@ def iter_batches(
         raise _damaged(path, error) from error
 
 
+class ImageStore:
+    """The encoded images of a Download artifact, by image id; only what is asked for is read."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._places: dict[str, tuple[Path, int]] | None = None  # image id -> file, row group
+
+    def read(self, image_ids: Sequence[str]) -> dict[str, bytes]:
+        """Bytes by image id. Raises ShardError when an image is not there, or damaged."""
+        wanted = set(image_ids)
+        if lost := sorted(wanted - self.places.keys()):
+            raise ShardError(f"{len(lost)} images are not in {self.folder}, the first: {lost[0]}")
+        found: dict[str, bytes] = {}
+        by_file: dict[Path, set[int]] = {}
+        for image_id in wanted:
+            path, group = self.places[image_id]
+            by_file.setdefault(path, set()).add(group)
+        for path, groups in by_file.items():
+            try:
+                with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                    for group in sorted(groups):
+                        table = file.read_row_group(group, ["image_id", "image"])
+                        for row in table.to_pylist():
+                            if row["image_id"] in wanted:
+                                found[row["image_id"]] = row["image"]["bytes"]
+            except (OSError, pa.ArrowInvalid) as error:
+                raise _damaged(path, error) from error
+        return found
+
+    @property
+    def places(self) -> dict[str, tuple[Path, int]]:
+        """Where every image lies, found out once from the ids alone."""
+        if self._places is None:
+            self._places = {}
+            for path in paths(self.folder, "images"):
+                try:
+                    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                        for group in range(file.num_row_groups):
+                            ids = file.read_row_group(group, ["image_id"])["image_id"].to_pylist()
+                            self._places |= dict.fromkeys(ids, (path, group))
+                except (OSError, pa.ArrowInvalid) as error:
+                    raise _damaged(path, error) from error
+        return self._places
+
+
 def chunks(items: list[T], size: int) -> Iterable[list[T]]:
     """Consecutive slices of at most `size` items; a shard's rows depend on order alone."""
     return (items[start : start + size] for start in range(0, len(items), size))

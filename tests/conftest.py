@@ -20,6 +20,7 @@ ENGINE = {
     "top_p": 1.0,
     "repetition_penalty": 1.0,
     "max_new_tokens": 32,
+    "list_position": "in_question",
 }
 
 
@@ -100,6 +101,9 @@ def propose_arguments(made: SimpleNamespace, **changed) -> dict:
         "prompt": "open",
         "shard_size": 16,
         "max_unparsed_share": 0.5,
+        "fail_fast_unparsed_share": 1.0,
+        "max_lost_share": 0.0,
+        "limit": 0,
         "seed": 0,
     } | changed
 

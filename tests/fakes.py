@@ -5,12 +5,16 @@ of the time, in several spellings; the rest are lookalikes, unknown names and br
 """
 
 import hashlib
+import os
 import re
+import signal
 import time
+from pathlib import Path
 
 import numpy as np
 
-from tasks.engine import Completion, Request, Sampling
+from tasks.engine import Completion, EngineDied, Request, Sampling
+from tasks.run import StageError
 
 SPELLINGS = (str, str.upper, lambda name: name.replace("-", " "), lambda name: f"the {name}.")
 
@@ -54,3 +58,59 @@ def engine(policy, settings) -> FakeEngine:
 def slow_engine(policy, settings) -> FakeEngine:
     """A tenth of a second a shard, so that a test can kill a stage in the middle."""
     return FakeEngine(policy, {**settings, "pause": 0.3})
+
+
+class AilingEngine(FakeEngine):
+    """Refuses, dies or starves as `settings["ails"]` says; what happened is noted in a folder.
+
+    `refuse` and `kill` are parts of image ids; `deaths` is how many engines die on a batch with
+    such an image, by themselves or, with `give_up`, by saying so. `batch` is the largest batch
+    that does not kill it.
+    """
+
+    def __init__(self, policy, settings):
+        super().__init__(policy, settings)
+        self.ails = settings["ails"]
+        self.notes = Path(self.ails["notes"])
+        self.slots = self.ails.get("slots", 1)
+        self.counts = {"prompt_tokens": 0, "cached_tokens": 0}
+        self.note("opened", str(settings.get("max_num_seqs")))
+
+    def note(self, kind: str, text: str) -> None:
+        with (self.notes / kind).open("a") as file:
+            file.write(f"{os.getpid()} {text}\n")
+
+    def check(self, request: Request) -> None:
+        self.note("checked", f"{request.key} {len(request.text)}")
+        if "too long" in self.ails:
+            raise StageError("the longest prompt has 999 tokens")
+
+    def generate(self, requests, sampling):
+        self.note("asked", " ".join(request.key for request in requests))
+        ill = [r for r in requests if self.ails.get("kill") and self.ails["kill"] in r.key]
+        died = (
+            (self.notes / "died").read_text().count("\n") if (self.notes / "died").exists() else 0
+        )
+        if (ill and died < self.ails["deaths"]) or len(requests) > self.ails.get("batch", 10**9):
+            self.note("died", ill[0].key if ill else "too many")
+            if self.ails.get("give_up"):
+                raise EngineDied("out of memory")
+            os.kill(os.getpid(), signal.SIGKILL)
+        if any(self.ails.get("refuse", "\0") in request.key for request in requests):
+            raise ValueError("cannot look at this")
+        self.counts["prompt_tokens"] += 10 * len(requests)
+        self.counts["cached_tokens"] += 4 * len(requests)
+        return super().generate(requests, sampling)
+
+
+def ailing(policy, settings) -> AilingEngine:
+    """An AilingEngine in this process."""
+    return AilingEngine(policy, settings)
+
+
+def isolated(policy, settings) -> AilingEngine:
+    """An AilingEngine in a process of its own."""
+    return AilingEngine(policy, settings)
+
+
+isolated.isolated = True

@@ -105,7 +105,7 @@ def test_an_engine_that_answers_too_few_is_refused(split_set, monkeypatch):
     real = FakeEngine.generate
     monkeypatch.setattr(FakeEngine, "generate", lambda *a: real(*a)[:-1])
     (split_set.root / "p").mkdir()
-    with pytest.raises(StageError, match="too few answers in shard 0"):
+    with pytest.raises(StageError, match="too few answers for 16 images"):
         propose(split_set.root / "p", **propose_arguments(split_set))
 
 
@@ -131,7 +131,8 @@ def evaluated(split_set):
     output = split_set.root / "evaluate"
     output.mkdir()
     arguments = propose_arguments(split_set, part="test", num_options=5)
-    del arguments["max_unparsed_share"]
+    for name in ("max_unparsed_share", "fail_fast_unparsed_share", "max_lost_share", "limit"):
+        del arguments[name]
     evaluate(output, **arguments)
     split_set.evaluate = output
     return split_set

@@ -71,6 +71,8 @@ OTHER_VALUES = {
     "rewards": '{"letter": 1.0}',
     "trl": '{"beta": 0.5}',
     "backend": "transformers",
+    "list_position": "before_image",
+    "server_seeds": "false",
     "mirror": "true",
     "train_caps": '{"*": 7}',
 }

@@ -1,0 +1,151 @@
+"""Any OpenAI-compatible endpoint, such as `vllm serve`: many requests in flight, retried.
+
+The images go with the requests, so the server needs to see neither the pipeline's files nor its
+settings; its own limits (context length, pixels) are the ones that count.
+"""
+
+import asyncio
+import base64
+import os
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks import prompts
+from tasks.engine import Completion, EngineDied, Request, Sampling
+from tasks.run import StageError
+
+ATTEMPTS = 6  # of one request, with exponential backoff between them (the client's own)
+
+
+class ServerEngine:
+    """Requests to `[engine] server_url`, up to `server_concurrency` at a time.
+
+    The API key is taken from OPENAI_API_KEY; servers of one's own need none. Raises StageError
+    when nobody answers there or the model is not served.
+    """
+
+    slots = 2
+
+    def __init__(self, policy: Path, settings: dict[str, Any]):
+        from openai import AsyncOpenAI
+
+        self._settings = settings
+        self.counts: Counter[str] = Counter()
+        self._model = settings["server_model"] or str(policy)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._client = AsyncOpenAI(
+            base_url=settings["server_url"],
+            api_key=os.environ.get("OPENAI_API_KEY") or "none",
+            timeout=settings["server_timeout"],
+            max_retries=ATTEMPTS - 1,
+        )
+        self._free = asyncio.Semaphore(settings["server_concurrency"])
+        self._await(self._find())
+
+    async def _find(self) -> None:
+        import openai
+
+        url = self._settings["server_url"]
+        try:
+            served = [model.id async for model in self._client.models.list()]
+        except openai.OpenAIError as error:
+            raise StageError(
+                f"nobody answers at [engine] server_url = {url} ({_line(error)}); start one, such as: "
+                f"vllm serve {self._model}"
+            ) from error
+        if self._model not in served:
+            raise StageError(
+                f"{url} does not serve {self._model!r} but {', '.join(served) or 'nothing'}; set "
+                "[engine] server_model"
+            )
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        """Completions in the order of the requests.
+
+        Raises EngineDied when the server cannot be reached any more, and ValueError when it
+        refuses a request.
+        """
+
+        async def every() -> list[list[Completion]]:
+            return await asyncio.gather(
+                *(self._one(request, sampling, i) for i, request in enumerate(requests))
+            )
+
+        return self._await(every())
+
+    async def _one(self, request: Request, sampling: Sampling, index: int) -> list[Completion]:
+        import openai
+
+        extra: dict[str, Any] = {"repetition_penalty": sampling.repetition_penalty}
+        if sampling.repetition_penalty == 1:  # vLLM's own extension; other servers may refuse it
+            extra = {}
+        # vLLM on a CPU cannot seed a request.
+        seed = {"seed": sampling.seed + index} if self._settings["server_seeds"] else {}
+        async with self._free:
+            try:
+                answer = await self._client.chat.completions.create(
+                    model=self._model,
+                    messages=_messages(request),
+                    n=sampling.n,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    max_tokens=sampling.max_new_tokens,
+                    logprobs=True,
+                    extra_body=extra,
+                    **seed,
+                )
+            except openai.BadRequestError as error:
+                raise ValueError(_line(error)) from error
+            except openai.OpenAIError as error:
+                raise EngineDied(f"the server gave up: {_line(error)}") from error
+        if answer.usage:
+            self.counts["prompt_tokens"] += answer.usage.prompt_tokens
+            details = answer.usage.prompt_tokens_details
+            self.counts["cached_tokens"] += (details.cached_tokens or 0) if details else 0
+        return [_completion(choice) for choice in answer.choices]
+
+    def check(self, request: Request) -> None:
+        """One answer to the longest prompt: the server says itself what does not fit."""
+        sampling = Sampling(1, 0.0, 1.0, 1.0, self._settings["max_new_tokens"], 0)
+        try:
+            self.generate([request], sampling)
+        except ValueError as error:
+            raise StageError(
+                f"the server refuses the longest prompt ({request.key}): {error}"
+            ) from error
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._await(self._client.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _await(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _messages(request: Request) -> list[dict[str, Any]]:
+    kind = "png" if request.image.startswith(b"\x89PNG") else "jpeg"
+    url = f"data:image/{kind};base64,{base64.b64encode(request.image).decode()}"
+    (message,) = prompts.chat(request.text, request.before)
+    parts = [
+        {"type": "image_url", "image_url": {"url": url}} if part["type"] == "image" else part
+        for part in message["content"]
+    ]
+    return [{"role": "user", "content": parts}]
+
+
+def _completion(choice: Any) -> Completion:
+    logprobs = (
+        [token.logprob for token in (choice.logprobs.content or ())] if choice.logprobs else []
+    )
+    mean = sum(logprobs) / len(logprobs) if logprobs else 0.0
+    text = choice.message.content or ""
+    return Completion(text, choice.finish_reason or "unknown", len(logprobs), mean)
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]

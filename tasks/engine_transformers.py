@@ -1,0 +1,95 @@
+"""Transformers' batched `generate`: slow, works for every architecture.
+
+It agrees with training by definition, which makes it the cross-check for the other backends.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.engine import Completion, EngineDied, Prompter, Request, Sampling
+
+BATCH = 32
+
+
+class TransformersEngine:
+    """Batched `generate`, BATCH images at a time."""
+
+    slots = 1
+
+    def __init__(self, policy: Path, settings: dict[str, Any]):
+        import torch
+        from transformers import AutoModelForImageTextToText
+
+        self._torch = torch
+        self.prompter = Prompter(policy, settings["max_model_len"])
+        self._settings = settings
+        self.counts: Counter[str] = Counter()
+        self._processor = self.prompter.processor
+        self._processor.tokenizer.padding_side = "left"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = getattr(torch, settings["dtype"]) if settings["dtype"] != "auto" else "auto"
+        self._model = AutoModelForImageTextToText.from_pretrained(policy, dtype=dtype)
+        self._model.to(device).eval()
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        """Completions in the order of the requests."""
+        self._torch.manual_seed(sampling.seed)
+        answers: list[list[Completion]] = []
+        try:
+            for start in range(0, len(requests), BATCH):
+                answers += self._batch(requests[start : start + BATCH], sampling)
+        except self._torch.OutOfMemoryError as error:
+            raise EngineDied(f"out of memory: {error}") from error
+        return answers
+
+    def check(self, request: Request) -> None:
+        """The longest prompt fits."""
+        self.prompter.check_length(request, self._settings["max_new_tokens"])
+
+    def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        inputs = self._processor(
+            text=[self.prompter(request) for request in requests],
+            images=[[request.picture] for request in requests],
+            padding=True,
+            return_tensors="pt",
+        ).to(self._model.device)
+        self.counts["prompt_tokens"] += int(inputs["attention_mask"].sum())
+        greedy = sampling.temperature == 0
+        choice = (
+            {"do_sample": False}
+            if greedy
+            else {
+                "do_sample": True,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": 0,
+            }
+        )
+        output = self._model.generate(
+            **inputs,
+            **choice,
+            num_return_sequences=sampling.n,
+            repetition_penalty=sampling.repetition_penalty,
+            max_new_tokens=sampling.max_new_tokens,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        tokens = output.sequences[:, inputs["input_ids"].shape[1] :].cpu()
+        logits = self._torch.stack(output.logits, 1).float().cpu()
+        logprobs = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+        ends = self._model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        flat = [
+            self._completion(row.tolist(), values.tolist(), ends)
+            for row, values in zip(tokens, logprobs, strict=True)
+        ]
+        return [flat[i : i + sampling.n] for i in range(0, len(flat), sampling.n)]
+
+    def _completion(self, ids: list[int], logprobs: list[float], ends: set[int]) -> Completion:
+        length = next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))
+        stopped = length > 0 and ids[length - 1] in ends
+        text = self._processor.tokenizer.decode(ids[:length], skip_special_tokens=True)
+        mean = sum(logprobs[:length]) / length if length else 0.0
+        return Completion(text, "stop" if stopped else "length", length, mean)

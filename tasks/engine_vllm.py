@@ -1,0 +1,214 @@
+"""vLLM, offline: one request per image with `n` samples, so one vision pass and one prefill.
+
+On a CPU the engine runs inside this process and takes one shard at a time, which makes its draws
+repeatable. On a GPU it runs beside this process and takes two at a time: it never drains at the
+end of a shard, and the next images are prepared while it works.
+"""
+
+import asyncio
+import itertools
+import os
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.engine import Completion, EngineDied, Prompter, Request, Sampling, hushed
+from tasks.run import StageError
+
+# Errors after which an engine answers nothing any more.
+DEAD = ("EngineDeadError", "EngineGenerateError", "OutOfMemoryError")
+
+
+def options(policy: Path, settings: dict[str, Any], *, on_gpu: bool) -> dict[str, Any]:
+    """vLLM's engine arguments from `[engine]`; settings that are zero or empty are left to vLLM."""
+    chosen = {
+        "max_num_batched_tokens": settings.get("max_num_batched_tokens") or None,
+        "quantization": settings.get("quantization") or None,
+        "gpu_memory_utilization": settings["gpu_memory_utilization"] if on_gpu else None,
+    }
+    if lora := settings.get("lora"):
+        chosen |= {"enable_lora": True, "max_lora_rank": lora_rank(Path(lora))}
+    return {
+        "model": str(policy),
+        "dtype": settings["dtype"],
+        "max_model_len": settings["max_model_len"],
+        "max_num_seqs": settings["max_num_seqs"],
+        "tensor_parallel_size": settings["tensor_parallel_size"],
+        "enforce_eager": not on_gpu,
+        "limit_mm_per_prompt": {"image": 1},
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "seed": 0,
+        **{name: value for name, value in chosen.items() if value is not None},
+    }
+
+
+def lora_rank(adapter: Path) -> int:
+    """The rank in an adapter's configuration. Raises StageError when there is none."""
+    import json
+
+    try:
+        return int(json.loads((adapter / "adapter_config.json").read_text())["r"])
+    except (OSError, ValueError, KeyError) as error:
+        raise StageError(f"[engine] lora = {adapter} holds no LoRA adapter ({error})") from error
+
+
+class _Vllm:
+    """What both forms share: prompts, sampling parameters, adapter, counts, the check."""
+
+    def __init__(self, policy: Path, settings: dict[str, Any]):
+        self.prompter = Prompter(policy, settings["max_model_len"])
+        self.settings = settings
+        self.counts: Counter[str] = Counter()
+        self._adapter: Any = None
+        if settings.get("lora"):
+            from vllm.lora.request import LoRARequest
+
+            self._adapter = LoRARequest("policy", 1, str(settings["lora"]))
+
+    def input(self, request: Request) -> dict[str, Any]:
+        return {
+            "prompt": self.prompter(request),
+            "multi_modal_data": {"image": request.picture},
+        }
+
+    def parameters(self, sampling: Sampling, seed: int | None) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            n=sampling.n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            repetition_penalty=sampling.repetition_penalty,
+            max_tokens=sampling.max_new_tokens,
+            logprobs=0,
+            seed=seed,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def read(self, answer: Any) -> list[Completion]:
+        self.counts["prompt_tokens"] += len(answer.prompt_token_ids or ())
+        self.counts["cached_tokens"] += answer.num_cached_tokens or 0
+        return [_completion(output) for output in answer.outputs]
+
+    def check(self, request: Request) -> None:
+        """The longest prompt fits, and vLLM sees the very tokens that the trainer sees.
+
+        A chat template whose image token is expanded once more by the engine would be noticed
+        nowhere else: answers only get worse.
+        """
+        self.prompter.check_length(request, self.settings["max_new_tokens"])
+        sampling = Sampling(1, 0.0, 1.0, 1.0, 1, 0)
+        theirs = list(self.answer([request], sampling)[0].prompt_token_ids)
+        ours = self.prompter.tokens(request)
+        if theirs != ours:
+            raise StageError(
+                f"vLLM makes {len(theirs)} tokens of a prompt of which the processor of "
+                f"{self.prompter.policy} makes {len(ours)}; they must be the same, or the policy is "
+                "asked otherwise than it was trained"
+            )
+
+    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Any]:
+        raise NotImplementedError
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        """Completions in the order of the requests."""
+        try:
+            return [self.read(answer) for answer in self.answer(requests, sampling)]
+        except Exception as error:
+            if type(error).__name__ in DEAD:
+                raise EngineDied(f"{type(error).__name__}: {error}") from error
+            raise
+
+
+class VllmEngine(_Vllm):
+    """vLLM inside this process, for a CPU. Reproducible from `sampling.seed`."""
+
+    slots = 1
+
+    def __init__(self, policy: Path, settings: dict[str, Any]):
+        super().__init__(policy, settings)
+        # In one process and with a small key-value cache a tiny model starts in seconds on a CPU;
+        # the defaults would reserve gigabytes and spawn a second process.
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings["cpu_kv_cache_gib"]))
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        _quiet_threads()
+        with hushed():
+            from vllm import LLM
+
+            self._llm = LLM(**options(policy, settings, on_gpu=False))
+
+    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Any]:
+        import torch
+
+        # The CPU sampler refuses a seed per request; it draws from torch's own generator.
+        torch.manual_seed(sampling.seed)
+        inputs = [self.input(request) for request in requests]
+        parameters = self.parameters(sampling, None)
+        return self._llm.generate(inputs, parameters, use_tqdm=False, lora_request=self._adapter)
+
+
+class AsyncVllmEngine(_Vllm):
+    """vLLM beside this process, fed from several threads at once. Seeded per request on a GPU."""
+
+    slots = 2
+
+    def __init__(self, policy: Path, settings: dict[str, Any]):
+        super().__init__(policy, settings)
+        self._on_gpu = os.path.exists("/dev/nvidia0")
+        if not self._on_gpu:
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings["cpu_kv_cache_gib"]))
+            _quiet_threads()
+        self._numbers = itertools.count()
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._engine = self._await(self._open(policy))
+
+    async def _open(self, policy: Path) -> Any:
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        arguments = options(policy, self.settings, on_gpu=self._on_gpu)
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+
+    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Any]:
+        async def one(index: int, request: Request) -> Any:
+            seed = sampling.seed + index if self._on_gpu else None
+            outputs = self._engine.generate(
+                self.input(request),
+                self.parameters(sampling, seed),
+                f"{next(self._numbers)}/{request.key}",
+                lora_request=self._adapter,
+            )
+            return [output async for output in outputs][-1]
+
+        async def every() -> list[Any]:
+            return await asyncio.gather(*(one(i, r) for i, r in enumerate(requests)))
+
+        return self._await(every())
+
+    def close(self) -> None:
+        """End the process beside this one."""
+        self._engine.shutdown()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _await(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _quiet_threads() -> None:
+    # Left to itself vLLM binds its threads to cores of its own choice, on top of those that
+    # OMP_NUM_THREADS allows, and they wait for one another.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    # Compiling small kernels takes longer than a small model gains by them.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
+def _completion(output: Any) -> Completion:
+    count = len(output.token_ids)
+    total = output.cumulative_logprob or 0.0
+    mean = total / count if count else 0.0
+    return Completion(output.text, output.finish_reason or "unknown", count, mean)

@@ -1,0 +1,255 @@
+"""What goes on around one engine: images ready before it needs them, shards written behind it.
+
+A station works off shards one after another (as many at once as its engine has slots). While the
+engine works on one, the images of the next are read and decoded, and the last one is written, so
+that it never waits. A request that the engine refuses is found by halving its batch.
+"""
+
+import os
+import platform
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock, Semaphore, Thread
+from typing import Any, NamedTuple
+
+from tasks import schemas, shards
+from tasks.engine import Completion, Engine, EngineDied, Request, Sampling, as_rollout
+from tasks.run import StageError
+
+AHEAD = 2  # shards whose images are ready while the engine works on another
+DECODED = 100_000_000  # pixels of a shard decoded ahead; what is beyond them, when it is needed
+REFUSED = "refused"  # finish reason of an image that the engine would not take
+
+
+class Ask(NamedTuple):
+    """One image and what is asked about it; `before` is text that stands before the image."""
+
+    image_id: str
+    text: str
+    before: str = ""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file to write: who is asked what. `pieces` is in how many batches the engine gets it."""
+
+    number: int
+    path: Path
+    download: Path
+    asks: tuple[Ask, ...]
+    sampling: Sampling
+    pieces: int = 1
+
+
+@dataclass(frozen=True)
+class Done:
+    """One shard as it was worked off.
+
+    `busy` and `counts` are the totals of its station so far: seconds at work, tokens by kind.
+    """
+
+    station: str
+    shard: int
+    images: int
+    refused: int
+    busy: float
+    counts: dict[str, int]
+
+
+class Station:
+    """One engine at work. `work` may be called again; the engine stays open."""
+
+    def __init__(self, open_engine: Callable[[], Engine]):
+        self._open = open_engine
+        self._engine: Engine | None = None
+        self._stores: dict[Path, shards.ImageStore] = {}
+        self._clock = BusyClock()
+        self._name = f"{platform.node()}/{os.getpid()}/{id(self)}"
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, opened when it is first needed."""
+        if self._engine is None:
+            self._engine = self._open()
+        return self._engine
+
+    @property
+    def slots(self) -> int:
+        """How many shards the engine takes at once."""
+        return getattr(self.engine, "slots", 1)
+
+    def check(self, shard: Shard) -> None:
+        """Raises StageError when the shard's first request cannot work: see Engine.check."""
+        check = getattr(self.engine, "check", None)
+        if check:
+            check(self._requests(shard)[0])
+
+    def work(self, source: Iterable[Shard], report: Callable[[Done], None]) -> None:
+        """Answer and write every shard of `source`; `report` is told of each that is on disk."""
+        events: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+        room = Semaphore(AHEAD)
+        slots, waiting, active, ended = self.slots, deque[Any](), 0, False
+        Thread(target=self._prepare, args=(source, room, events), daemon=True).start()
+        with ThreadPoolExecutor(slots) as askers, ThreadPoolExecutor(1) as writer:
+            while not (ended and not waiting and not active):
+                while waiting and active < slots:
+                    room.release()
+                    active += 1
+                    told = partial(_tell, events, "answered")
+                    shard, requests = waiting.popleft()
+                    askers.submit(self._answer, shard, requests).add_done_callback(told)
+                kind, value = events.get()
+                if kind == "failed":
+                    raise value
+                if kind == "ready":
+                    waiting.append(value)
+                elif kind == "answered":
+                    active -= 1
+                    told = partial(_tell, events, "written")
+                    writer.submit(self._write, report, *value).add_done_callback(told)
+                ended = ended or kind == "end"
+        while not events.empty():
+            kind, value = events.get()
+            if kind == "failed":
+                raise value
+
+    def close(self) -> None:
+        """End the engine, if it was opened."""
+        if self._engine is not None and hasattr(self._engine, "close"):
+            self._engine.close()
+        self._engine = None
+
+    def _prepare(self, source: Iterable[Shard], room: Semaphore, events: Any) -> None:
+        try:
+            for shard in source:
+                room.acquire()
+                events.put(("ready", (shard, self._requests(shard))))
+            events.put(("end", None))
+        except BaseException as error:  # raised where the events are read
+            events.put(("failed", error))
+
+    def _requests(self, shard: Shard) -> list[Request]:
+        store = self._stores.setdefault(shard.download, shards.ImageStore(shard.download))
+        images = store.read([ask.image_id for ask in shard.asks])
+        requests = [
+            Request(ask.image_id, images[ask.image_id], ask.text, ask.before) for ask in shard.asks
+        ]
+        budget = DECODED
+        for request in requests:
+            if budget > 0:
+                with suppress(Exception):  # the engine will meet it, and it will be named there
+                    budget -= request.picture.width * request.picture.height
+        return requests
+
+    def _answer(self, shard: Shard, requests: list[Request]) -> tuple[Any, ...]:
+        refused: dict[str, str] = {}
+        with self._clock:
+            answers = [
+                answer
+                for part in shards.chunks(requests, -(-len(requests) // shard.pieces))
+                for answer in ask(self.engine, part, shard.sampling, refused)
+            ]
+        if len(refused) == len(requests) > 1:
+            reason = next(iter(refused.values()))
+            raise StageError(f"the engine refuses every image of shard {shard.number}: {reason}")
+        return shard, requests, answers, refused
+
+    def _write(
+        self,
+        report: Callable[[Done], None],
+        shard: Shard,
+        requests: list[Request],
+        answers: list[list[Completion]],
+        refused: dict[str, str],
+    ) -> None:
+        rows = [
+            as_rollout(request.key, number, completion)
+            for request, completions in zip(requests, answers, strict=True)
+            for number, completion in enumerate(completions)
+        ]
+        reasons = [{"image_id": key, "reason": reason} for key, reason in refused.items()]
+        shards.write(refusals(shard.path), reasons, schemas.refused())
+        shards.write(shard.path, rows, schemas.rollouts())
+        counts = dict(getattr(self.engine, "counts", {}))
+        report(
+            Done(self._name, shard.number, len(requests), len(refused), self._clock.seconds, counts)
+        )
+
+
+class BusyClock:
+    """Seconds during which at least one thread was inside the `with` statement."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._inside = 0
+        self._since = 0.0
+        self._total = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """So far, an unfinished stretch included."""
+        with self._lock:
+            return self._total + (time.perf_counter() - self._since if self._inside else 0.0)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._since = time.perf_counter()
+            self._inside += 1
+
+    def __exit__(self, *_: Any) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._total += time.perf_counter() - self._since
+
+
+def ask(
+    engine: Engine, requests: Sequence[Request], sampling: Sampling, refused: dict[str, str]
+) -> list[list[Completion]]:
+    """Completions of every request; those that the engine refuses are named in `refused`.
+
+    A refused image has its `n` rollouts as well, empty ones, so that it is never lost from a count.
+    """
+    try:
+        answers = engine.generate(requests, sampling)
+        if [len(row) for row in answers] != [sampling.n] * len(requests):
+            raise StageError(
+                f"the engine returned too few answers for {len(requests)} images; run it again"
+            )
+        return answers
+    except (StageError, EngineDied, MemoryError):
+        raise
+    except Exception as error:
+        if len(requests) == 1:
+            reason = (str(error) or type(error).__name__).strip().splitlines()[0][:300]
+            refused[requests[0].key] = reason
+            return [[Completion("", REFUSED, 0, 0.0)] * sampling.n]
+        half = len(requests) // 2
+        return [
+            answer
+            for part in (requests[:half], requests[half:])
+            for answer in ask(engine, part, sampling, refused)
+        ]
+
+
+def refusals(path: Path) -> Path:
+    """Where the reasons stand for which images of a shard were refused."""
+    return path.with_name(f"refused-{path.name}")
+
+
+def halved(shard: Shard) -> Shard:
+    """The same shard in twice as many batches, for an engine that died on it."""
+    return replace(shard, pieces=2 * shard.pieces)
+
+
+def _tell(events: Any, kind: str, future: Future[Any]) -> None:
+    error = future.exception()
+    events.put(("failed", error) if error else (kind, future.result()))

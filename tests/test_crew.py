@@ -1,0 +1,244 @@
+"""Engines at work: what they refuse is named, those that die are replaced, nothing is lost."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from tasks import sampler, shards
+from tasks.crew import devices
+from tasks.evaluate import evaluate
+from tasks.propose import propose, select
+from tasks.run import StageError
+from tasks.station import REFUSED, BusyClock
+from tests.conftest import ENGINE, propose_arguments
+
+
+@pytest.fixture
+def ill(split_set):
+    """Run Propose with an engine that ails; returns rollouts, what the engine noted, the stats."""
+
+    def run(backend: str = "ailing", **ails):
+        output, notes = split_set.root / "p", split_set.root / "notes"
+        output.mkdir(exist_ok=True)
+        notes.mkdir(exist_ok=True)
+        changed = {
+            k: ails.pop(k)
+            for k in ("max_lost_share", "limit", "fail_fast_unparsed_share")
+            if k in ails
+        }
+        processes = ails.pop("processes", 1)
+        engine = ENGINE | {
+            "backend": f"tests.fakes:{backend}",
+            "max_num_seqs": 64,
+            "processes": processes,
+            "pause": ails.pop("pause", 0),
+            "ails": {"notes": str(notes), **ails},
+        }
+        propose(output, **propose_arguments(split_set, engine=engine, **changed))
+        noted = {path.name: path.read_text().splitlines() for path in notes.iterdir()}
+        stats = json.loads((output / "stats.json").read_text())
+        return shards.read(output, "rollouts").to_pylist(), noted, stats
+
+    run.set = split_set
+    return run
+
+
+def every_image_once(rows: list[dict], made) -> bool:
+    wanted = {row["image_id"] for row in select(made.split, "train", ("base",))}
+    counts = Counter(row["image_id"] for row in rows)
+    distinct = {(row["image_id"], row["rollout"]) for row in rows}
+    return set(counts) == wanted and set(counts.values()) == {20} and len(distinct) == len(rows)
+
+
+@pytest.fixture
+def healthy(ill) -> list[dict]:
+    """The rollouts of an engine that does not ail."""
+    rows, _, _ = ill()
+    for path in (ill.set.root / "p").iterdir():
+        path.unlink()
+    for path in (ill.set.root / "notes").iterdir():
+        path.unlink()
+    return rows
+
+
+def test_an_image_that_the_engine_refuses_is_found_by_halving_and_the_rest_goes_on(ill, healthy):
+    rows, noted, stats = ill(refuse="crimson gold-belt/0001", max_lost_share=0.1)
+    assert every_image_once(rows, ill.set)
+    bad = [row for row in rows if row["finish_reason"] == REFUSED]
+    assert {row["image_id"] for row in bad} == {"few/train/crimson gold-belt/0001.png"}
+    assert {(row["completion"], row["num_tokens"]) for row in bad} == {("", 0)}
+    good = [row for row in rows if row["finish_reason"] != REFUSED]
+    assert good == [row for row in healthy if "crimson gold-belt/0001" not in row["image_id"]]
+    reasons = shards.read(ill.set.root / "p", "rollouts_refused").to_pylist()
+    assert reasons == [{"image_id": bad[0]["image_id"], "reason": "cannot look at this"}]
+    assert stats["refused"] == 1
+    assert stats["finish_reasons"][REFUSED] == 20
+    assert len(noted["asked"]) == 4 + 2 * 4, "four shards, and four halvings of one of sixteen"
+    assert not list((ill.set.root / "p").glob("refused-*"))
+
+
+def test_more_refused_images_than_allowed_fail_the_stage_naming_them(ill):
+    with pytest.raises(
+        StageError, match=r"refused 4 of 60 images .*max_lost_share.*0\.png: cannot"
+    ):
+        ill(refuse="gold-belt/0000", max_lost_share=0.05)
+
+
+def test_an_engine_that_refuses_everything_is_at_fault_itself(ill):
+    with pytest.raises(StageError, match="the engine refuses every image of shard 0: cannot look"):
+        ill(refuse="few/", max_lost_share=1.0)
+
+
+def test_the_longest_prompt_with_the_largest_image_is_checked_before_the_first_shard(ill):
+    with pytest.raises(StageError, match="the longest prompt has 999 tokens"):
+        ill(**{"too long": True})
+    assert not list((ill.set.root / "p").glob("rollouts-*"))
+    _, noted, _ = ill()
+    assert len(noted["checked"]) == 2
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("give_up", [False, True])
+def test_an_engine_that_dies_is_replaced_and_its_shard_done_again(ill, healthy, give_up, capfd):
+    rows, noted, _ = ill("isolated", kill="emerald gold-belt/0001", deaths=1, give_up=give_up)
+    assert rows == healthy
+    assert len(noted["opened"]) == 2
+    assert len({line.split()[0] for line in noted["opened"]}) == 2, "a fresh process"
+    asked = Counter(key for line in noted["asked"] for key in line.split(" ", 1)[1].split(" few/"))
+    assert max(asked.values()) <= 2, "one shard was done again, no other"
+    told = "it gave up" if give_up else "killed by SIGKILL"
+    assert f"the engine ended ({told}" in capfd.readouterr().err
+
+
+@pytest.mark.process
+def test_an_engine_that_dies_again_gets_half_the_batch_and_half_the_sequences(ill, healthy):
+    rows, noted, _ = ill("isolated", batch=8, deaths=0, limit=20)
+    assert rows == healthy[: 20 * 20]
+    assert [line.split()[1] for line in noted["opened"]] == ["64", "64", "32"]
+    assert len(noted["died"]) == 2
+
+
+@pytest.mark.process
+def test_an_engine_that_dies_three_times_on_a_shard_is_reported_with_its_images(ill):
+    with pytest.raises(StageError, match=r"died 3 times on shard \d .*SIGKILL.*max_num_seqs.*few/"):
+        ill("isolated", kill="emerald gold-belt/0001", deaths=99)
+    finished = list((ill.set.root / "p").glob("rollouts-*"))
+    rows, _, _ = ill("isolated", kill="emerald gold-belt/0001", deaths=0)
+    assert every_image_once(rows, ill.set), "and what was finished is kept"
+    assert len(finished) < 4
+
+
+@pytest.mark.process
+def test_two_processes_share_the_shards_and_do_none_twice(ill, healthy):
+    rows, noted, stats = ill("isolated", processes=2, slots=2)
+    assert rows == healthy
+    assert len({line.split()[0] for line in noted["asked"]}) == 2
+    keys = [line.split(" ", 1)[1] for line in noted["asked"]]
+    assert len(keys) == len(set(keys)) == 4
+    assert stats["engines"] == 2
+    assert stats["prompt_tokens"] == 600
+    assert stats["cached_share"] == pytest.approx(0.4)
+
+
+@pytest.mark.process
+def test_a_crash_at_the_start_ends_the_stage(split_set):
+    (split_set.root / "p").mkdir()
+    engine = ENGINE | {"backend": "tests.fakes:isolated", "processes": 1}  # lacks `ails`
+    with pytest.raises(
+        StageError, match=r"the engine does not start \(exit code 1\); see its messages"
+    ):
+        propose(split_set.root / "p", **propose_arguments(split_set, engine=engine))
+
+
+def test_a_bad_prompt_is_noticed_after_two_shards(ill):
+    with pytest.raises(
+        StageError, match=r"of the first 640 answers cannot be read .*'no tags at all'"
+    ):
+        ill(fail_fast_unparsed_share=0.01, pause=0.2)
+    assert len(list((ill.set.root / "p").glob("rollouts-*"))) < 4
+
+
+def test_a_trial_takes_the_first_images_only(ill):
+    rows, _, stats = ill(limit=5)
+    first = [row["image_id"] for row in select(ill.set.split, "train", ("base",))][:5]
+    assert sorted({row["image_id"] for row in rows}) == first
+    assert stats["images"] == 5
+
+
+def test_a_closed_list_may_stand_before_the_image(split_set, monkeypatch):
+    seen = []
+    original = sampler.Sampler.run
+    monkeypatch.setattr(
+        sampler.Sampler,
+        "run",
+        lambda self, *a, **k: (seen.append(a[2]), original(self, *a, **k))[1],
+    )
+    for position in ("in_question", "before_image"):
+        output = split_set.root / position
+        output.mkdir()
+        engine = ENGINE | {"list_position": position}
+        propose(output, **propose_arguments(split_set, prompt="closed_list", engine=engine))
+    inside, ahead = (asks[0] for asks in seen)
+    assert inside.before == ""
+    assert "rose gold-belt; " in inside.text
+    assert ahead.before == "It is one of these: " + ahead.before.removeprefix(
+        "It is one of these: "
+    )
+    assert "rose gold-belt; " in ahead.before
+    assert "one of these" not in ahead.text
+    with pytest.raises(StageError, match="list_position must be in_question or before_image"):
+        propose(
+            split_set.root / "x",
+            **propose_arguments(split_set, engine=ENGINE | {"list_position": "behind"}),
+        )
+
+
+def test_evaluate_counts_a_refused_image_as_wrong(split_set):
+    output, notes = split_set.root / "e", split_set.root / "notes"
+    output.mkdir()
+    notes.mkdir()
+    engine = ENGINE | {
+        "backend": "tests.fakes:ailing",
+        "ails": {"notes": str(notes), "refuse": "crimson gold-belt/0001"},
+    }
+    arguments = propose_arguments(split_set, part="test", num_options=5, engine=engine)
+    for name in ("max_unparsed_share", "fail_fast_unparsed_share", "max_lost_share", "limit"):
+        del arguments[name]
+    evaluate(output, **arguments)
+    rows = [
+        row
+        for row in shards.read(output, "predictions").to_pylist()
+        if "crimson gold-belt/0001" in row["image_id"]
+    ]
+    assert {row["mode"] for row in rows} == {"one_step", "majority", "two_step"}
+    assert not any(row["correct"] for row in rows)
+    assert len(shards.read(output, "predictions")) == 3 * 80
+    assert (output / "rollouts_refused.parquet").exists()
+
+
+def test_every_gpu_gets_a_process_and_tensor_parallelism_takes_several(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,5")
+    settings = {"backend": "vllm", "tensor_parallel_size": 1}
+    assert devices(settings) == ["0", "1", "2", "3", "5"]
+    assert devices(settings | {"tensor_parallel_size": 2}) == ["0,1", "2,3"]
+    assert devices(settings | {"processes": 3}) == ["0", "1", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert devices(settings) == [""]
+    assert devices(settings | {"backend": "server", "processes": 2}) == ["", ""]
+
+
+def test_the_busy_clock_counts_overlapping_work_once(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("tasks.station.time.perf_counter", lambda: now[0])
+    clock = BusyClock()
+    clock.__enter__()
+    now[0] = 1.0
+    clock.__enter__()
+    now[0] = 3.0
+    clock.__exit__()
+    now[0] = 4.0
+    assert clock.seconds == 4.0
+    clock.__exit__()
+    now[0] = 9.0
+    assert clock.seconds == 4.0
