@@ -1,7 +1,6 @@
 """Rollouts from elsewhere come in, questions go out; what comes back is what went out."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -123,16 +122,17 @@ def test_an_unknown_format_is_named(tmp_path):
         exchange.export_questions(tmp_path, "csv", tmp_path / "out")
 
 
-def test_the_command_imports_and_tells_what_to_run_next(official, few_beetles, tmp_path):
+def test_the_command_imports_and_tells_what_to_run_next(
+    official, few_beetles, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "luigi.cfg").write_text((ROOT / "luigi.cfg").read_text())
-    line = [sys.executable, "-m", "tasks.exchange", "import", "answers.json", "--card", "few"]
-    line += ["--images", "pictures", "--output", "in"]
-    ran = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert "120 rollouts of 6 images" in ran.stdout
-    assert "python -m tasks.build_mcq in/build_mcq.json" in ran.stdout
-    broken = subprocess.run(
-        [*line[:-4], "--images", "gone", *line[-2:]], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert broken.returncode == 1
-    assert broken.stderr.startswith("exchange: image 'cars_test/00000.png' is not there")
+    monkeypatch.chdir(tmp_path)
+    line = ["exchange", "import", "answers.json", "--card", "few", "--output", "in", "--images"]
+    monkeypatch.setattr(sys, "argv", [*line, "pictures"])
+    exchange.main()
+    told = capsys.readouterr().out
+    assert "120 rollouts of 6 images" in told
+    assert "python -m tasks.build_mcq in/build_mcq.json" in told
+    monkeypatch.setattr(sys, "argv", [*line, "gone"])
+    with pytest.raises(SystemExit, match=r"exchange: image 'cars_test/00000\.png' is not there"):
+        exchange.main()

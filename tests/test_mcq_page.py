@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 
+from pipeline.__main__ import main as command
 from tasks import mcq_page, schemas, shards
 from tasks.build_mcq import build_mcq
 from tests.conftest import ROOT, mcq_arguments, write_rollouts
@@ -88,28 +89,22 @@ def test_levels(margin, level):
     assert mcq_page.level(margin) == level
 
 
-def test_inspect_prints_the_counts_and_writes_the_page(built, tmp_path):
+def test_inspect_prints_the_counts_and_writes_the_page(built, tmp_path, monkeypatch, capsys):
     out, stats = built
-    manifest = {
-        "stage": "BuildMCQ",
-        "code_version": 2,
-        "fingerprint": "0123",
-        "dataset": "few",
-        "rows": {"mcq": 1},
-    }
-    (out / "manifest.json").write_text(json.dumps({**manifest, "seconds": 1}))
+    manifest = {"stage": "BuildMCQ", "code_version": 2, "fingerprint": "0123", "dataset": "few"}
+    (out / "manifest.json").write_text(json.dumps({**manifest, "rows": {"mcq": 1}, "seconds": 1}))
     (tmp_path / "luigi.cfg").write_text((ROOT / "luigi.cfg").read_text())
-    line = [sys.executable, "-m", "pipeline", "inspect", str(out), "--questions", "7"]
-    ran = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
+    monkeypatch.chdir(tmp_path)
+    line = ["pipeline", "inspect", str(out), "--questions", "7"]
+    monkeypatch.setattr(sys, "argv", line)
+    command()
+    told = capsys.readouterr().out
     for name, value in mcq_page.facts(stats):
-        assert f"{name}: {value}" in ran.stdout
+        assert f"{name}: {value}" in told
     assert (tmp_path / "mcq.html").read_text().count("<article") == 7
-    nowhere = subprocess.run(
-        [*line, "--page", "no/such/place.html"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert nowhere.returncode == 1
-    assert "give another place: --page FILE" in nowhere.stderr
+    monkeypatch.setattr(sys, "argv", [*line, "--page", "no/such/place.html"])
+    with pytest.raises(SystemExit, match="give another place: --page FILE"):
+        command()
 
 
 def rendered(path, fragment, folder) -> str:
