@@ -62,17 +62,18 @@ def main() -> None:
         value = f"{figure['value']:,}" if isinstance(figure["value"], int) else figure["value"]
         print(f"{figure['figure']:{width}}  {value!s:>12} {figure['unit']:14} {figure['goal']}")
     if given.json:
+        names = ("numpy", "pyarrow", "datasets", "rapidfuzz")
         machine = {
-            "cpu": platform.processor() or platform.machine(),
+            "cpu": _cpu(),
             "cores": os.cpu_count(),
             "system": platform.platform(),
             "python": platform.python_version(),
-            "versions": {
-                n: importlib.metadata.version(n) for n in ("numpy", "pyarrow", "datasets")
-            },
-            "settings": {"images": given.images, "rollouts": ROLLOUTS, "shard_size": SHARD},
+            "versions": {name: importlib.metadata.version(name) for name in names},
         }
-        given.json.write_text(json.dumps({"machine": machine, "figures": figures}, indent=1))
+        settings = {"images": given.images, "rollouts": ROLLOUTS, "shard_size": SHARD}
+        given.json.write_text(
+            json.dumps({"figures": figures, "machine": machine, "settings": settings}, indent=1)
+        )
 
 
 def speed(folder: Path, images: int) -> list[Figure]:
@@ -209,6 +210,11 @@ def _peak_mb() -> float:
     """Of this program alone: getrusage would count what the process was forked from."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "")
 
 
 def _child(folder: Path, images: int, where: str) -> dict[str, Any]:
