@@ -1,7 +1,8 @@
 """Look at what a run left behind.
 
 python -m pipeline where              the last report's figures, and where everything lies
-python -m pipeline inspect build_mcq  counts and sample rows of a stage's current artifact
+python -m pipeline inspect build_mcq  counts and sample rows of a stage's current artifact; for
+                                      build_mcq also a page of questions, to filter and to look at
 """
 
 import argparse
@@ -26,12 +27,16 @@ def main() -> None:
     )
     inspect.add_argument("--dataset", help="a data card's name; default: that of luigi.cfg")
     inspect.add_argument("--rows", type=int, default=3, help="sample rows a table")
+    inspect.add_argument("--questions", type=int, default=300, help="questions on the page")
+    inspect.add_argument("--page", type=Path, help="where to write it; default: by the artifact")
     arguments = parser.parse_args()
     root, dataset = _places(arguments.dataset)
     if arguments.command == "where":
         show_report(root / dataset)
     else:
-        show_stage(root / dataset, arguments.stage, arguments.rows)
+        show_stage(
+            root / dataset, arguments.stage, arguments.rows, arguments.questions, arguments.page
+        )
 
 
 def show_report(folder: Path) -> None:
@@ -52,8 +57,11 @@ def show_report(folder: Path) -> None:
     print(f"artifacts  {_short(folder)}  (python -m pipeline inspect build_mcq)")
 
 
-def show_stage(folder: Path, stage: str, rows: int) -> None:
-    """Print a stage's manifest facts and the first rows of each table, of every current artifact."""
+def show_stage(folder: Path, stage: str, rows: int, questions: int, page: Path | None) -> None:
+    """Print a stage's manifest facts and the first rows of each table, of every current artifact.
+
+    Of BuildMCQ also write a page with so many `questions`, to `page` or beside the artifact.
+    """
     path = Path(stage)
     found = (
         [path]
@@ -73,7 +81,9 @@ def show_stage(folder: Path, stage: str, rows: int) -> None:
         print(f"\n{manifest['stage']} {manifest['fingerprint']}  {_short(artifact)}")
         print(f"  rows {manifest['rows']}, {manifest['seconds']} s")
         stats = artifact / "stats.json"
-        if stats.exists():
+        if manifest["stage"] == "BuildMCQ" and manifest.get("code_version", 1) > 1:
+            _show_questions(artifact, manifest, questions, page)
+        elif stats.exists():
             print("  " + "\n  ".join(f"{k}: {v}" for k, v in json.loads(stats.read_text()).items()))
         for table in manifest["rows"]:
             first = next(iter(sorted(artifact.glob(f"{table}*.parquet"))))
@@ -86,6 +96,22 @@ def show_stage(folder: Path, stage: str, rows: int) -> None:
             print(f"\n  {first.name}")
             with pd.option_context("display.max_colwidth", 60, "display.width", 160):
                 print("    " + frame.T.to_string(header=False).replace("\n", "\n    "))
+
+
+def _show_questions(artifact: Path, manifest: dict, questions: int, page: Path | None) -> None:
+    """Print the counts of a BuildMCQ artifact and write its page."""
+    from tasks.mcq_page import facts, questions_page
+
+    stats = json.loads((artifact / "stats.json").read_text())
+    for name, value in facts(stats):
+        print(f"  {name}: {value}")
+    title = f"Questions of {manifest.get('dataset', 'a set')}, {manifest['fingerprint']}"
+    path = page or artifact.resolve().with_suffix(".html")
+    try:
+        path.write_text(questions_page(artifact, stats, title, questions), encoding="utf-8")
+    except OSError as error:
+        sys.exit(f"error: cannot write {path} ({error.strerror}); give another place: --page FILE")
+    print(f"  page: {_short(path)}")
 
 
 def _places(dataset: str | None) -> tuple[Path, str]:

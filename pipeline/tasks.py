@@ -244,11 +244,19 @@ class BuildMCQ(RoundOfSet):
 
     num_options = luigi.IntParameter()
     min_options = luigi.IntParameter()
-    top_up = luigi.Parameter()
+    top_up = luigi.Parameter(description="confusion, text, random or none")
+    vocabulary = luigi.Parameter(description="closed or open")
+    fuzzy_threshold = luigi.FloatParameter(description="similarity up to 100; 0: off")
+    fuzzy_margin = luigi.FloatParameter()
+    options_from = luigi.Parameter(description="policy, random, text or hard_negative")
+    answer_from = luigi.Parameter(description="label or majority")
+    min_truth_votes = luigi.IntParameter()
+    max_unparsed_per_image = luigi.FloatParameter()
     max_lost_share = luigi.FloatParameter()
     shard_size = luigi.IntParameter(description="images a shard; letters are balanced in each")
 
     module = "tasks.build_mcq"
+    code_version = 2
 
     def needs(self):
         propose = Propose(subset=self.subset, **graph(self))
@@ -275,6 +283,7 @@ class Train(Round):
     max_completion_length = luigi.IntParameter()
     learning_rate = luigi.FloatParameter()
     rewards = luigi.DictParameter(description="reward name -> weight")
+    order = luigi.Parameter(description="shuffled, or curriculum: each epoch from easy to hard")
     freeze = luigi.Parameter(description="none, vision or language: the part that stays as it is")
     trl = luigi.DictParameter(description="any further option of TRL's GRPOConfig")
     dtype = luigi.Parameter()

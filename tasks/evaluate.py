@@ -16,13 +16,15 @@ import numpy as np
 
 from data_cards import Card, load
 from tasks import answers, prompts, schemas, shards
-from tasks.build_mcq import Option, Votes, merge_all, row_generator, shuffle_options
+from tasks.candidates import Votes, merge_all
 from tasks.labels import ClassNames
 from tasks.metrics import pass_at_k
+from tasks.options import Option, shuffle_options
 from tasks.propose import question, select
 from tasks.run import main
 from tasks.sampler import Sampler, Tally, save_stats, throughput
 from tasks.schemas import GROUPS
+from tasks.seeding import row_generator
 from tasks.station import Ask
 
 MODES = ("one_step", "majority", "two_step")

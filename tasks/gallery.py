@@ -19,7 +19,7 @@ from PIL import Image
 
 from data_cards import Card
 from tasks import shards
-from tasks.build_mcq import merge
+from tasks.candidates import merge
 from tasks.labels import ClassNames
 from tasks.prompts import LETTERS
 from tasks.report_text import esc, label

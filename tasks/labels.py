@@ -11,6 +11,7 @@ so a spelling variant is the same class everywhere. A name must match as a whole
     remark   without remarks in parentheses: "Bobolink (male)" is "Bobolink"
     words    the same words in another order, for names with a model year: "Acura TL Sedan 2012"
     plural   singular, plural and possessive alike: "Anna's Hummingbirds" is "Anna Hummingbird"
+    fuzzy    only with a `fuzzy_threshold`: nearly the same string, see `tasks.similarity`
 
 A text that fits two classes at a step, or whose parts name two, matches nothing.
 """
@@ -24,16 +25,20 @@ from typing import NamedTuple
 VERSION = 1  # of the matching rules; raise it when any text would match differently
 
 MAX_LENGTH = 500  # characters; a longer text is no name, and Unicode would take quadratic time
+MAX_OPEN_WORDS = 8  # a longer text that is no class is taken for a sentence, not a name
 HEDGES = frozenset(
     """or and nor either neither both any all none not no maybe perhaps possibly probably likely
     unlikely unsure uncertain versus vs rather alternatively could might unless else
     """.split()  # noqa: SIM905 - as a list it would take a screen
 )
+_WAVERING = HEDGES - {"and"}  # "and" may stand in a name
 
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _REMARK = re.compile(r"[(（]([^()（）]*)[)）]")
 # What may stand between two words of one name; anything else may be the comma of a list.
 _WITHIN_NAME = re.compile(r"[ \t]*|[-\u2010-\u2015\u2212_]")
+# What no name of a thing holds: line breaks, and marks that a chat template might read as its own.
+_NO_NAME = re.compile(r"[\n\r<>{}|\\\[\]]")
 _ABBREVIATIONS = ("st", "mt", "ft", "dr")
 _WORD = re.compile(r"w[wm]*\+*")  # over the mask: w a letter or digit, m a combining mark
 _ACCENTS = re.compile("[\u0300-\u036f\ufe00-\ufe0f]")  # and what only chooses a glyph
@@ -121,11 +126,19 @@ def year_bag(keys: Iterable[str]) -> tuple[str, ...]:
 class ClassNames:
     """The names of a data card's classes, by class id, with their aliases.
 
+    `fuzzy_threshold` (a similarity up to 100; 0: never) and `fuzzy_margin` set the fuzzy step.
     Raises ValueError when two classes, or their aliases, normalise to one name, when a name has no
     letter or digit or is longer than MAX_LENGTH, and when `aliases` names an unknown class.
     """
 
-    def __init__(self, names: Sequence[str], aliases: Mapping[str, Sequence[str]] | None = None):
+    def __init__(
+        self,
+        names: Sequence[str],
+        aliases: Mapping[str, Sequence[str]] | None = None,
+        *,
+        fuzzy_threshold: float = 0.0,
+        fuzzy_margin: float = 0.0,
+    ):
         self.names = tuple(names)
         self._exact: dict[str, tuple[int, str]] = {}
         self._literal: set[str] = set()
@@ -142,6 +155,13 @@ class ClassNames:
                 said = f"{alias!r} (an alias of {name!r})"
                 self._add(self.names.index(name), alias, "alias", said, owners)
         self._longest = max((key.count(" ") + 1 for key in self._exact), default=0)
+        self._known = {_singular_key(key) for key in self._exact}
+        self._fuzzy = None
+        if fuzzy_threshold:
+            from tasks.similarity import FuzzyNames
+
+            owned = {key: class_id for key, (class_id, _) in self._exact.items()}
+            self._fuzzy = FuzzyNames(owned, fuzzy_threshold, fuzzy_margin)
 
     def match(self, text: str) -> Match:
         """The class that `text` names as a whole, or none; deterministic, remembered per text."""
@@ -152,6 +172,27 @@ class ClassNames:
         if text not in self._seen:
             self._seen[text] = self._match(text)
         return self._seen[text]
+
+    def open_key(self, text: str) -> str | None:
+        """What tells a name that is no class from other such names; None if it is not to be used.
+
+        Spelling variants and plurals share a key. Not to be used: a text that is no plain name of
+        at most MAX_OPEN_WORDS words, or hedges; a text that `match` knows or finds ambiguous; and
+        one that holds a class's name or is part of one, since "Albatross" and "young Laysan
+        Albatross" are no wrong answers where a Laysan Albatross is shown.
+        """
+        bare = normalize(text)
+        found = bare.split()
+        if not 0 < len(found) <= MAX_OPEN_WORDS or _WAVERING.intersection(found):
+            return None
+        if _NO_NAME.search(text) or self.match(text) != Match(None, "none"):
+            return None
+        key = _singular_key(bare)
+        padded = f" {key} "
+        if any(f" {known} " in padded or padded in f" {known} " for known in self._known):
+            return None
+        bag = year_bag(key.split())
+        return " ".join(bag) if bag else key
 
     def _match(self, text: str) -> Match:
         key = normalize(text, keep_remarks=True)
@@ -172,7 +213,17 @@ class ClassNames:
                     return Match(None, "none")  # "Bobolink (female)" is not "Bobolink (male)"
                 vague = self._remarks_doubt(text, class_id)
                 return Match(None, "several") if vague else Match(class_id, step)
-        return Match(None, "none")
+        return self._nearly(text, bare)
+
+    def _nearly(self, text: str, bare: str) -> Match:
+        """The fuzzy step; what hedges is never a misspelling."""
+        said = normalize(text, keep_remarks=True).split()
+        if self._fuzzy is None or _WAVERING.intersection(said):
+            return Match(None, "none")
+        class_id = self._fuzzy.match(bare)
+        if class_id is None or self._remarks_doubt(text, class_id):
+            return Match(None, "none")
+        return Match(class_id, "fuzzy")
 
     def _add(self, class_id: int, name: str, step: str, said: str, owners: dict[str, str]) -> None:
         key = normalize(name, keep_remarks=True)
@@ -233,9 +284,13 @@ def _kind(char: str) -> str:
 
 def _loose_forms(bare: str) -> list[tuple[str, str]]:
     """The forms compared at the steps after exact and alias, in their order."""
-    forms = [("remark", bare), ("plural", " ".join(_singular(word) for word in bare.split()))]
+    forms = [("remark", bare), ("plural", _singular_key(bare))]
     bag = year_bag(bare.split())
     return [forms[0], ("words", " ".join(bag)), forms[1]] if bag else forms
+
+
+def _singular_key(key: str) -> str:
+    return " ".join(_singular(word) for word in key.split())
 
 
 def _singular(word: str) -> str:

@@ -5,6 +5,7 @@ keeps the one it was made from, so that a stage can be run again by hand.
 """
 
 import argparse
+import gc
 import inspect
 import json
 import os
@@ -49,6 +50,7 @@ def main(function: Callable[..., None]) -> None:
     output: Path = arguments["output"]
     output.mkdir(parents=True, exist_ok=True)
     (output / ERROR_FILE).unlink(missing_ok=True)
+    gc.freeze()  # what is imported by now stays: the collector need not walk it again and again
     try:
         function(**arguments)
     except (StageError, CardError, ShardError) as error:

@@ -16,7 +16,8 @@ GROUPS = ("base", "novel")
 # `pretrain` is what BasePolicy's supervised pretraining may see, and nothing else may; `unused`
 # are the train images of novel classes, which base-to-novel training must never touch.
 SPLITS = ("pretrain", "train", "val", "test", "unused")
-SOURCES = ("policy", "truth", "top_up")
+# Where an option came from: proposed, injected, added; or what an ablation put in its place.
+SOURCES = ("policy", "truth", "top_up", "random", "text", "hard_negative")
 
 
 def images(names: Sequence[str]) -> pa.Schema:
@@ -83,7 +84,9 @@ def candidates(names: Sequence[str]) -> pa.Schema:
     """BuildMCQ: one row is an image's merged candidates by falling votes, skipped images included.
 
     `truth_rank` counts from 1 and is null when the truth was never proposed; `class_ids` holds -1
-    for a name that is no class of the card; `num_outside` counts answers that are no base class.
+    for a name that is no class of the card; `num_outside` counts answers that are no candidate.
+    The lists `answers` hold every distinct answer by falling votes ("" if unreadable), the class
+    it names (-1: none), and the step of matching or the fault of the text that decided so.
     """
     return _schema(
         image_id=STR,
@@ -97,11 +100,19 @@ def candidates(names: Sequence[str]) -> pa.Schema:
         num_unparsed=INT,
         num_outside=INT,
         outcome=STR,
+        answers=List(STR),
+        answer_votes=List(INT),
+        answer_class_ids=List(INT),
+        answer_steps=List(STR),
     )
 
 
 def mcq() -> pa.Schema:
-    """BuildMCQ: one row is a frozen question; options, ids, votes and sources run in parallel."""
+    """BuildMCQ: one row is a frozen question; options, ids, votes and sources run in parallel.
+
+    `truth_share`, `margin` and `entropy` say how hard it is (`tasks.mcq_tables.difficulties`);
+    `label_differs` that the answer is the policy's majority and not the image's label.
+    """
     return _schema(
         mcq_id=STR,
         image_id=STR,
@@ -113,6 +124,10 @@ def mcq() -> pa.Schema:
         option_sources=List(STR),
         answer_letter=STR,
         truth_injected=BOOL,
+        label_differs=BOOL,
+        truth_share=FLOAT,
+        margin=FLOAT,
+        entropy=FLOAT,
     )
 
 

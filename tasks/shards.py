@@ -146,12 +146,24 @@ def iter_rows(
 ) -> Iterator[dict[str, Any]]:
     """Rows as dictionaries, one batch in memory at a time."""
     for path in paths(folder, name):
-        try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                for batch in file.iter_batches(batch_size, columns=columns):
-                    yield from batch.to_pylist()
-        except (OSError, pa.ArrowInvalid) as error:
-            raise _damaged(path, error) from error
+        for batch in iter_batches(path, columns, batch_size):
+            yield from batch.to_pylist()
+
+
+def count_rows(folder: Path, name: str) -> int:
+    """Rows of one table, from the footers of its files."""
+    return sum(pq.read_metadata(path).num_rows for path in paths(folder, name))
+
+
+def iter_batches(
+    path: Path, columns: Sequence[str] | None, batch_size: int
+) -> Iterator[pa.RecordBatch]:
+    """One shard as record batches, one in memory at a time, page checksums verified."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            yield from file.iter_batches(batch_size, columns=columns)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _damaged(path, error) from error
 
 
 class ImageStore:

@@ -8,20 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import shards
-from tasks.build_mcq import (
-    Candidate,
-    balanced_letters,
-    build_mcq,
-    choose_options,
-    mcq_id,
-    merge,
-    row_generator,
-    shuffle_options,
-)
+from tasks import schemas, shards
+from tasks.build_mcq import build_mcq
+from tasks.candidates import Candidate, merge
 from tasks.labels import ClassNames
+from tasks.options import balanced_letters, choose_options, mcq_id, shuffle_options
 from tasks.prompts import LETTERS
 from tasks.run import StageError
+from tasks.seeding import row_generator
 from tests.conftest import mcq_arguments, write_rollouts
 
 BIRDS = ClassNames(
@@ -207,8 +201,10 @@ def test_every_question_holds_its_promises(rollouts):
     assert all(sum(row["votes"]) + row["num_unparsed"] + row["num_outside"] == 20 for row in told)
 
 
-def test_the_same_input_gives_the_same_bytes_whatever_the_order_of_rollout_shards(rollouts):
-    outs = [rollouts.root / name for name in ("one", "two")]
+def test_the_same_input_gives_the_same_bytes_whatever_the_order_of_rollouts_and_their_shards(
+    rollouts,
+):
+    outs = [rollouts.root / name for name in ("one", "two", "three")]
     build_mcq(_made(outs[0]), **mcq_arguments(rollouts))
     paths = shards.paths(rollouts.propose, "rollouts")
     shuffled = rollouts.root / "shuffled"
@@ -216,8 +212,14 @@ def test_the_same_input_gives_the_same_bytes_whatever_the_order_of_rollout_shard
     for index, path in enumerate(reversed(paths)):
         (shuffled / f"rollouts-{index:05d}.parquet").write_bytes(path.read_bytes())
     build_mcq(_made(outs[1]), **mcq_arguments(rollouts, propose=shuffled))
-    first, second = ({p.name: p.read_bytes() for p in out.iterdir()} for out in outs)
-    assert first == second
+    rows = shards.read(rollouts.propose, "rollouts").to_pylist()
+    rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+    mixed = _made(rollouts.root / "mixed")
+    for index, part in enumerate(shards.chunks(rows, 333)):
+        shards.write(shards.shard_path(mixed, "rollouts", index), part, schemas.rollouts())
+    build_mcq(_made(outs[2]), **mcq_arguments(rollouts, propose=mixed))
+    first, second, third = ({p.name: p.read_bytes() for p in out.iterdir()} for out in outs)
+    assert first == second == third
 
 
 def test_images_without_a_readable_proposal_fail_the_stage_above_the_share(rollouts):

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from tasks import shards
 from tasks.build_mcq import build_mcq
 from tasks.prompts import LETTERS
+from tasks.run import StageError
 from tests.conftest import mcq_arguments
 from training.dataset import permute, question_order, training_rows
 
@@ -40,6 +42,35 @@ def test_every_question_is_used_equally_often_within_one(questions, uses, seed):
     assert len(set(order)) == uses, "a question comes once an epoch"
     used = Counter(question for question, _ in order)
     assert max(used.values()) - min(used[q] for q in range(questions)) <= 1
+
+
+@given(st.integers(1, 40), st.integers(1, 200), st.integers(0, 3), st.randoms())
+def test_a_curriculum_asks_the_same_questions_from_easy_to_hard(questions, uses, seed, rng):
+    easiness = np.array([rng.choice([-1.0, 0.0, 0.25, 1.0]) for _ in range(questions)])
+    shuffled = question_order(questions, uses, seed, 0)
+    order = question_order(questions, uses, seed, 0, easiness)
+    assert Counter(order) == Counter(shuffled)
+    for epoch in {epoch for _, epoch in order}:
+        levels = [easiness[question] for question, of in order if of == epoch]
+        assert levels == sorted(levels, reverse=True)
+
+
+def test_the_curriculum_follows_the_margins_in_the_shards(rollouts):
+    out = rollouts.root / "mcq"
+    out.mkdir()
+    build_mcq(out, **mcq_arguments(rollouts))
+    frozen = {row["mcq_id"]: row["margin"] for row in shards.read(out, "mcq").to_pylist()}
+    shown = {"num_uses": len(frozen), "seed": 0, "round_": 0}
+    margins = {
+        order: [
+            frozen[row["mcq_id"]]
+            for row in training_rows([out], [rollouts.card], "brief", order=order, **shown)
+        ]
+        for order in ("shuffled", "curriculum")
+    }
+    assert margins["curriculum"] == sorted(margins["shuffled"], reverse=True) != margins["shuffled"]
+    with pytest.raises(StageError, match=r"\[Train\] order .* got 'easy'"):
+        training_rows([out], [rollouts.card], "brief", order="easy", **shown)
 
 
 def test_rows_hold_what_trainer_and_rewards_need(rollouts):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tasks import shards
-from tasks.build_mcq import merge_all
+from tasks.candidates import merge_all
 from tasks.evaluate import evaluate
 from tasks.labels import ClassNames
 from tasks.propose import propose, select

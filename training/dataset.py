@@ -10,41 +10,67 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
+from numpy.typing import NDArray
 
 from data_cards import Card
 from tasks import prompts, shards
-from tasks.build_mcq import row_generator
 from tasks.prompts import LETTERS
+from tasks.run import StageError
+from tasks.seeding import row_generator
+
+ORDERS = ("shuffled", "curriculum")
 
 
 def question_order(
-    num_questions: int, num_uses: int, seed: int, round_: int
+    num_questions: int,
+    num_uses: int,
+    seed: int,
+    round_: int,
+    easiness: NDArray[np.floating] | None = None,
 ) -> list[tuple[int, int]]:
-    """(question, epoch) for each of `num_uses` uses: every epoch is a fresh permutation."""
+    """(question, epoch) for each of `num_uses` uses: every epoch is a fresh permutation.
+
+    With `easiness`, one number a question, each epoch holds the same questions from easy to hard.
+    """
     order: list[tuple[int, int]] = []
     epoch = 0
     while len(order) < num_uses:
         generator = np.random.default_rng([seed, round_, epoch])
-        order += [(int(q), epoch) for q in generator.permutation(num_questions)]
+        picked = generator.permutation(num_questions)[: num_uses - len(order)]
+        if easiness is not None:
+            picked = picked[np.argsort(-easiness[picked], kind="stable")]
+        order += [(int(q), epoch) for q in picked]
         epoch += 1
-    return order[:num_uses]
+    return order
 
 
 def training_rows(
-    mcq: Sequence[Path], cards: Sequence[Card], style: str, *, num_uses: int, seed: int, round_: int
+    mcq: Sequence[Path],
+    cards: Sequence[Card],
+    style: str,
+    *,
+    num_uses: int,
+    seed: int,
+    round_: int,
+    order: str = "shuffled",
 ) -> Dataset:
     """A dataset of `num_uses` rows: prompt (chat), image, options, answer_letter, mcq_id.
 
     The questions of all folders in `mcq` are drawn from alike; each is asked in the words of the
-    card it belongs to, which its image id begins with. Images stay on disk, memory-mapped; a row
-    is permuted and rendered when it is read.
+    card it belongs to, which its image id begins with. `order` is shuffled, or curriculum: by
+    falling margin of the truth over the strongest other candidate among the policy's proposals.
+    Images stay on disk, memory-mapped; a row is permuted and rendered when it is read. Raises
+    StageError for an unknown order.
     """
     files = [path for folder in mcq for path in shards.paths(folder, "mcq")]
     by_name = {card.name: card for card in cards}
     frozen = concatenate_datasets([Dataset.from_parquet(str(path)) for path in files])
-    order = question_order(len(frozen), num_uses, seed, round_)
-    picked = frozen.select([question for question, _ in order]).flatten_indices()
-    picked = picked.add_column("epoch", [epoch for _, epoch in order])
+    if order not in ORDERS:
+        raise StageError(f"[Train] order must be one of {', '.join(ORDERS)}; got {order!r}")
+    easiness = np.array(frozen["margin"][:]) if order == "curriculum" else None
+    uses = question_order(len(frozen), num_uses, seed, round_, easiness)
+    picked = frozen.select([question for question, _ in uses]).flatten_indices()
+    picked = picked.add_column("epoch", [epoch for _, epoch in uses])
 
     def render(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = [

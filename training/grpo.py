@@ -75,6 +75,7 @@ def grpo(
     policy: Path,
     prompt_style: str,
     dtype: str,
+    order: str,
     freeze: str,
     steps: int,
     questions_per_step: int,
@@ -92,8 +93,10 @@ def grpo(
 
     `card` is one card's name, or several joined by +, with a folder of questions each in `mcq`.
 
-    `freeze` leaves a part as it is: none, vision or language. `rewards` maps a reward's name
-    (format, letter) to its weight; `trl` holds any further GRPOConfig option. Writes the policy folder, `train_log.parquet` and `completions-*.parquet`.
+    `order` is that of the questions (`training.dataset`); `freeze` leaves a part as it is: none,
+    vision or language. `rewards` maps a reward's name (format, letter) to its weight; `trl` holds
+    any further GRPOConfig option. Writes the policy folder, `train_log.parquet` and
+    `completions-*.parquet`.
     Raises StageError for a damaged shard, an unknown option or a batch that cannot be divided.
     """
     disable_progress_bar()  # of the library: one bar a stage is enough
@@ -108,6 +111,7 @@ def grpo(
         num_uses=steps * questions_per_step,
         seed=seed,
         round_=refresh_round,
+        order=order,
     )
     processor = AutoProcessor.from_pretrained(policy)
     # Prompts of different lengths with images break the 3-D rotary index when padded right.

@@ -1,0 +1,243 @@
+"""How fast rollouts become questions, and what the official rules lose on the same rollouts.
+
+    python -m tests.bench.build_mcq --json FILE
+    python -m tests.bench.build_mcq --images 5000        # a tenth, for a quick look
+
+Rollouts are synthetic (`tests.bench.rollouts`): 200 bird-like classes, 20 answers an image, some
+misspelt, unreadable or no class. Timed is everything from Parquet shards to finished questions in
+memory, images stood for by their ids, on one thread; each run has a process of its own, so that
+its peak memory is its own. Medians of three runs, interleaved; a tenfold run is done once.
+"""
+
+import argparse
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tasks import answers, schemas, shards
+from tasks.build_mcq import Builder
+from tasks.candidates import Vocabulary, merge_images
+from tasks.labels import ClassNames
+from tasks.options import Rules
+from tasks.prompts import LETTERS
+from tests.bench.official_rules import Losses, official_rules, spread
+from tests.bench.rollouts import BASE, card, rows_of, write_rollouts
+
+ROLLOUTS, REPEATS, SEED, SHARD = 20, 3, 0, 500
+RULES = Rules(
+    num_options=5,
+    min_options=3,
+    top_up="confusion",
+    vocabulary="closed",
+    fuzzy_threshold=0.0,
+    fuzzy_margin=5.0,
+    options_from="policy",
+    answer_from="label",
+    min_truth_votes=0,
+    max_unparsed_per_image=1.0,
+)
+Figure = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.add_argument("--images", type=int, default=50_000)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = speed(Path(folder), given.images) + losses(Path(folder) / "one", given.images)
+    width = max(len(figure["figure"]) for figure in figures)
+    for figure in figures:
+        value = f"{figure['value']:,}" if isinstance(figure["value"], int) else figure["value"]
+        print(f"{figure['figure']:{width}}  {value!s:>12} {figure['unit']:14} {figure['goal']}")
+    if given.json:
+        names = ("numpy", "pyarrow", "datasets", "rapidfuzz")
+        machine = {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "system": platform.platform(),
+            "python": platform.python_version(),
+            "versions": {name: importlib.metadata.version(name) for name in names},
+        }
+        settings = {"images": given.images, "rollouts": ROLLOUTS, "shard_size": SHARD}
+        given.json.write_text(
+            json.dumps({"figures": figures, "machine": machine, "settings": settings}, indent=1)
+        )
+
+
+def speed(folder: Path, images: int) -> list[Figure]:
+    """Rate, memory, growth with ten times the rollouts, and what reading each text once saves."""
+    one, more, mixed = folder / "one", folder / "more", folder / "mixed"
+    write_rollouts(one, images, ROLLOUTS)
+    write_rollouts(mixed, images, ROLLOUTS, interleaved=True)
+    runs: dict[str, list[dict[str, Any]]] = {"one": [], "mixed": [], "written": []}
+    for _ in range(REPEATS):
+        runs["one"].append(_child(one, images, "memory"))
+        runs["mixed"].append(_child(mixed, images, "memory"))
+        runs["written"].append(_child(one, images, "disk"))
+    seconds = {name: statistics.median(r["seconds"] for r in done) for name, done in runs.items()}
+    peak = {name: max(r["peak_mb"] for r in done) for name, done in runs.items()}
+    count = images * ROLLOUTS
+    write_rollouts(more, images, 10 * ROLLOUTS)
+    deeper = _child(more, images, "memory")
+    shutil.rmtree(more)
+    write_rollouts(more, 10 * images, ROLLOUTS)
+    wider = _child(more, 10 * images, "memory")
+    shutil.rmtree(more)
+    distinct, loop, rows = normalisation(one)
+    return [
+        _figure("rollouts", count, "-", "rollouts"),
+        _figure("rollouts to questions", count / seconds["one"], ">= 300,000", "rollouts/s"),
+        _figure(
+            "the same, shards written and synced", count / seconds["written"], "-", "rollouts/s"
+        ),
+        _figure("the same, images interleaved", count / seconds["mixed"], "-", "rollouts/s"),
+        _figure("peak memory", peak["one"], "< 1,024", "MB"),
+        _figure("peak memory, images interleaved", peak["mixed"], "< 1,024", "MB"),
+        _figure(
+            "time, 10 x the rollouts an image", deeper["seconds"] / seconds["one"], "<= 11", "x"
+        ),
+        _figure("memory, 10 x the rollouts an image", deeper["peak_mb"] / peak["one"], "1", "x"),
+        _figure("time, 10 x the images", wider["seconds"] / seconds["one"], "<= 11", "x"),
+        _figure("memory, 10 x the images", wider["peak_mb"] / peak["one"], "1", "x"),
+        _figure("peak memory, 10 x the images", wider["peak_mb"], "< 1,024", "MB"),
+        _figure("distinct answers", distinct, "-", f"of {rows:,}"),
+        _figure("matching distinct answers against row by row", loop, ">= 5", "x"),
+    ]
+
+
+def normalisation(folder: Path) -> tuple[int, float, int]:
+    """(distinct answers, how much longer matching each row takes, rows), on one shard."""
+    batch = shards.read_file(shards.paths(folder, "rollouts")[0], ["completion"])
+    texts = [t for c in batch["completion"].to_pylist() if (t := answers.parse(c).answer)]
+    once, each = ClassNames(card().classes), ClassNames(card().classes)
+    started = time.perf_counter()
+    by_text = {text: once.match(text) for text in set(texts)}
+    at_once = [by_text[text] for text in texts]
+    middle = time.perf_counter()
+    one_by_one = [each._match(text) for text in texts]  # what remembers nothing
+    ended = time.perf_counter()
+    assert at_once == one_by_one
+    return len(by_text), (ended - middle) / (middle - started), len(texts)
+
+
+def losses(folder: Path, images: int) -> list[Figure]:
+    """The official rules and ours on the same rollouts."""
+    names = ClassNames(card().classes)
+    said: dict[str, list[str]] = {}
+    for path in shards.paths(folder, "rollouts")[:5]:
+        for row in shards.read_file(path, ["image_id", "completion"]).to_pylist():
+            if answer := answers.parse(row["completion"]).answer:
+                said.setdefault(row["image_id"], []).append(answer)
+    rows = [row for row in rows_of(images) if row["image_id"] in said]
+    truths = {row["image_id"]: row["label"] for row in rows}
+    theirs = official_rules(said, truths, names, range(BASE), SEED)
+    ours = _ours(folder, rows, names)
+    told = (
+        ("truth wrongly thought absent", "truth_thought_absent", "images"),
+        ("questions with a class twice", "duplicate_options", "questions"),
+        ("candidates of the top 5 lost", "lost_candidates", "candidates"),
+    )
+    figures = []
+    for title, key, whole in told:
+        for who, side, goal in (("official rules", theirs, "-"), ("ours", ours, "0")):
+            share = 100 * getattr(side, key) / max(1, getattr(side, whole))
+            figures.append(_figure(f"{title}, {who}", share, goal, f"% of {whole}"))
+    for who, side, goal in (("official rules", theirs, "-"), ("ours", ours, "0")):
+        figures.append(
+            _figure(f"letter imbalance, {who}", 100 * side.letter_spread, goal, "% of questions")
+        )
+    return figures
+
+
+def _ours(folder: Path, rows: list[dict[str, Any]], names: ClassNames) -> Losses:
+    """The same counts, taken from the questions that BuildMCQ makes."""
+    builder = Builder(card(), RULES, "brief", len(rows), SEED)
+    (_, asked), *_ = builder.shards(rows, folder, _ids_as_bytes)
+    truths = {row["image_id"]: row["label"] for row in rows}
+    vocabulary = Vocabulary(names, frozenset(range(BASE)))
+    ids = list(truths)
+    merged = merge_images(folder, ids, vocabulary, len(ids))
+    votes = dict(zip(ids, (v for block in merged for v in block.images()), strict=True))
+    found = Losses(images=len(ids), questions=len(asked))
+    letters = Counter[tuple[int, int]]()
+    for row in asked.to_pylist():
+        top = [c.class_id for c in votes[row["image_id"]].candidates]
+        shown = set(row["option_class_ids"])
+        found.candidates += min(len(top), RULES.num_options)
+        # The truth may stand in for the last of a full list; that is the rule and no loss.
+        wanted = top[
+            : RULES.num_options - (truths[row["image_id"]] not in top[: RULES.num_options])
+        ]
+        found.lost_candidates += len(set(wanted) - shown)
+        found.truth_thought_absent += (
+            "truth" in row["option_sources"] and truths[row["image_id"]] in top[: RULES.num_options]
+        )
+        found.duplicate_options += len(shown) < len(row["option_class_ids"])
+        letters[len(row["options"]), LETTERS.index(row["answer_letter"])] += 1
+    found.letter_spread = spread(letters)
+    return found
+
+
+def build(folder: Path, images: int, write: bool) -> dict[str, Any]:
+    """Build all questions; seconds and peak memory (MB) of this process."""
+    rows = rows_of(images)
+    builder = Builder(card(), RULES, "brief", SHARD, SEED)
+    schema = schemas.candidates(builder.card.classes)
+    gc.freeze()  # as every stage's process does
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as out:
+        for index, (table, asked) in enumerate(builder.shards(rows, folder, _ids_as_bytes)):
+            if write:
+                shards.write(shards.shard_path(Path(out), "mcq", index), asked, asked.schema)
+                shards.write(shards.shard_path(Path(out), "candidates", index), table, schema)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "peak_mb": _peak_mb()}
+
+
+def _peak_mb() -> float:
+    """Of this program alone: getrusage would count what the process was forked from."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "")
+
+
+def _child(folder: Path, images: int, where: str) -> dict[str, Any]:
+    code = "import sys; from pathlib import Path; from tests.bench.build_mcq import build, json; "
+    code += "print(json.dumps(build(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == 'disk')))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(folder), str(images), where],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(ran.stdout)
+
+
+def _ids_as_bytes(part: list[dict[str, Any]]) -> dict[str, bytes]:
+    return {row["image_id"]: row["image_id"].encode() for row in part}
+
+
+def _figure(name: str, value: float, goal: str, unit: str) -> Figure:
+    rounded = value if isinstance(value, int) else round(value) if value > 1000 else round(value, 2)
+    return {"figure": name, "value": rounded, "goal": goal, "unit": unit}
+
+
+if __name__ == "__main__":
+    main()

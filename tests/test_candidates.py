@@ -1,0 +1,211 @@
+"""Candidates: rollouts in any order, in any shards, with anything written in them."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks import answers, rollout_blocks, schemas, shards
+from tasks.answer_column import read_answers
+from tasks.candidates import Vocabulary, merge, merge_all, merge_images
+from tasks.labels import ClassNames
+from tasks.run import StageError
+
+SETTLED = settings(deadline=None, derandomize=True, database=None)
+NAMES = ("Black footed Albatross", "Laysan Albatross", "Sooty Albatross", "Crow", "Gull")
+BIRDS = ClassNames(NAMES, {"Crow": ("American Crow",)})
+ALL = set(range(5))
+PIECES = [
+    "<think>",
+    "</think>",
+    "<answer>",
+    "</answer>",
+    "<",
+    " ",
+    "é\n",
+    "Crow",
+    "",
+    " <ans",
+    "wer>",
+]
+SAID = ["Crow", "crow.", "American Crow", "GULL", "Laysan albatross", "Finch", "finches", "a Finch"]
+
+
+def said(*texts: str) -> list[tuple[str, float]]:
+    return [(f"<think>x</think><answer>{text}</answer>", -1.0) for text in texts]
+
+
+@SETTLED
+@given(st.lists(st.lists(st.sampled_from(PIECES), max_size=8).map("".join), max_size=12))
+def test_a_column_is_read_as_the_parser_reads_each_row(rows):
+    column = pa.array(["skipped", *rows], pa.string())[1:]
+    found = read_answers(column)
+    for row, code in zip(rows, found.codes, strict=True):
+        parsed = answers.parse(row)
+        assert (found.texts[code], found.problems[code]) == (parsed.answer, parsed.problem)
+
+
+def test_a_missing_completion_and_wide_strings_are_read_too():
+    column = pa.array([None, "<answer>Crow</answer>"], pa.large_string())
+    found = read_answers(column)
+    assert [found.texts[code] for code in found.codes] == [None, "Crow"]
+    assert found.problems[found.codes[0]] == "no_answer"
+
+
+def write(folder: Path, rows: list[tuple[str, int, str, float]], size: int) -> Path:
+    folder.mkdir()
+    for index, part in enumerate(shards.chunks(rows, size)):
+        keys = ("image_id", "rollout", "completion", "mean_logprob")
+        told = [
+            dict(zip(keys, row, strict=True)) | {"finish_reason": "stop", "num_tokens": 1}
+            for row in part
+        ]
+        shards.write(shards.shard_path(folder, "rollouts", index), told, schemas.rollouts())
+    return folder
+
+
+@settings(SETTLED, max_examples=30)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b", "c", "d", "e"]),
+            st.sampled_from([f"<answer>{text}</answer>" for text in SAID] + ["no tags", ""]),
+            st.floats(-9, 0, width=32),
+        ),
+        min_size=1,
+        max_size=40,
+    ),
+    rng=st.randoms(use_true_random=False),
+    size=st.integers(1, 9),
+    block=st.integers(1, 3),
+)
+def test_images_interleaved_over_shards_change_nothing(tmp_path_factory, rows, rng, size, block):
+    numbered = [(image, n, text, value) for n, (image, text, value) in enumerate(rows)]
+    shuffled = rng.sample(numbered, len(numbered))
+    root = tmp_path_factory.mktemp("order")
+    ids = ["a", "b", "c", "d", "e"]
+    vocabulary = Vocabulary(BIRDS, frozenset({0, 3, 4}), open=True)
+    found = []
+    for name, order in (("sorted", sorted(numbered)), ("shuffled", shuffled)):
+        folder = write(root / name, order, size)
+        blocks = merge_images(folder, ids, vocabulary, block)
+        found.append([votes for merged in blocks for votes in merged.images()])
+    assert found[0] == found[1]
+    assert len(found[0]) == len(ids), "an image without rollouts has its row as well"
+    assert [votes.num_rollouts for votes in found[0]] == [
+        sum(image == i for image, *_ in numbered) for i in ids
+    ]
+
+
+def test_sorted_shards_are_read_straight_through_and_others_sorted_first(tmp_path, monkeypatch):
+    rows = [(image, n, "<answer>Crow</answer>", -1.0) for image in "abcdef" for n in range(4)]
+    written = []
+    original = rollout_blocks._sort_into
+    monkeypatch.setattr(
+        rollout_blocks, "_sort_into", lambda *a: (written.append(a[0]), original(*a))
+    )
+    vocabulary = Vocabulary(BIRDS, frozenset(ALL))
+    ids = list("abcdef")
+    for size in (4, 5, 24):
+        folder = write(tmp_path / f"sorted{size}", rows, size)
+        assert len(list(merge_images(folder, ids, vocabulary, 2))) == 3
+    assert written == []
+    mixed = sorted(rows, key=lambda row: row[1])
+    assert len(list(merge_images(write(tmp_path / "mixed", mixed, 5), ids, vocabulary, 2))) == 3
+    assert len(written) == 1
+    assert not written[0].exists(), "the sorted copy is gone afterwards"
+
+
+def test_many_images_never_open_many_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(rollout_blocks, "MAX_BLOCKS", 3)
+    ids = [f"{i:02d}" for i in range(20)]
+    rows = [(image, n, "<answer>Crow</answer>", -1.0) for n in range(2) for image in ids]
+    folder = write(tmp_path / "mixed", rows, 7)
+    merged = list(merge_images(folder, ids, Vocabulary(BIRDS, frozenset(ALL)), 2))
+    assert len(merged) <= 3
+    assert [m.counts[:, 0].tolist() for m in merged] == [[2] * (m.stop - m.start) for m in merged]
+
+
+def test_a_rollout_that_is_there_twice_is_refused_wherever_it_lies(tmp_path):
+    rows = [("a", 0, "x", -1.0), ("b", 0, "x", -1.0), ("a", 0, "y", -1.0)]
+    with pytest.raises(StageError, match="holds rollouts of a twice"):
+        merge_all(write(tmp_path / "twice", rows, 1), BIRDS, ALL)
+
+
+def test_rollouts_of_unknown_images_are_left_out(tmp_path):
+    rows = [(image, 0, "<answer>Crow</answer>", -1.0) for image in ("a", "b", "zzz")]
+    (merged,) = merge_images(
+        write(tmp_path / "r", rows, 1), ["b"], Vocabulary(BIRDS, frozenset(ALL)), 5
+    )
+    assert merged.counts.tolist() == [[1, 0, 0]]
+
+
+def test_every_distinct_answer_is_told_with_the_step_that_read_it():
+    votes = merge([*said("Crow", "crow", "crow", "Gulls", "Dodo"), ("no tags", -1.0)], BIRDS, {3})
+    assert [tuple(answer) for answer in votes.answers] == [
+        ("crow", 2, 3, "exact"),
+        ("", 1, -1, "no_answer"),
+        ("Crow", 1, 3, "exact"),
+        ("Dodo", 1, -1, "none"),
+        ("Gulls", 1, 4, "plural"),
+    ]
+    assert (votes.num_rollouts, votes.num_unparsed, votes.num_outside) == (6, 1, 2)
+
+
+def test_each_distinct_answer_is_matched_once(monkeypatch):
+    seen = []
+    names = ClassNames(NAMES)
+    match = names._match
+    monkeypatch.setattr(names, "_match", lambda text: seen.append(text) or match(text))
+    merge(said(*["Crow", "Gull"] * 500), names, ALL)
+    assert sorted(seen) == ["Crow", "Gull"]
+
+
+def open_merge(*texts: str, allowed=frozenset({0, 3})) -> list[tuple]:
+    import tempfile
+
+    from tests.conftest import write_rollouts
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_rollouts(Path(folder), {"x": list(texts)})
+        (merged,) = merge_images(Path(folder), ["x"], Vocabulary(BIRDS, allowed, open=True), 1)
+        return [(c.class_id, c.name, c.votes) for c in next(merged.images()).candidates]
+
+
+def test_open_names_are_candidates_under_their_most_frequent_spelling():
+    found = open_merge("Finch", "finches", "finches", "the finch", "Crow", "crow")
+    assert found == [(-1, "finches", 4), (3, "", 2)]
+
+
+def test_a_novel_class_is_never_an_open_candidate_in_whatever_spelling():
+    novel = ("Gull", "gulls", "the Gull.", "a young Gull", "Sooty Albatross", "Albatross")
+    assert open_merge(*novel, "Crow", "or", "Gull or Finch") == [(3, "", 1)]
+
+
+@SETTLED
+@given(st.lists(st.sampled_from(SAID), min_size=1, max_size=12), st.data())
+def test_votes_add_up_and_ranks_fall(texts, data):
+    values = data.draw(st.lists(st.floats(-50, 0), min_size=len(texts), max_size=len(texts)))
+    pairs = [(pair[0], value) for pair, value in zip(said(*texts), values, strict=True)]
+    votes = merge(pairs, BIRDS, {0, 3, 4})
+    total = sum(c.votes for c in votes.candidates)
+    assert total + votes.num_unparsed + votes.num_outside == len(texts)
+    assert sum(answer.votes for answer in votes.answers) == len(texts)
+    for a, b in itertools.pairwise(votes.candidates):
+        assert (-a.votes, -a.logprob, a.class_id) <= (-b.votes, -b.logprob, b.class_id)
+    for c in votes.candidates:
+        own = [
+            v for t, v in zip(texts, values, strict=True) if BIRDS.match(t).class_id == c.class_id
+        ]
+        assert c.logprob == pytest.approx(np.mean(own), abs=1e-9)
+
+
+def test_a_missing_log_probability_is_no_error():
+    votes = merge(
+        [("<answer>Crow</answer>", None), ("<answer>Gull</answer>", float("nan"))], BIRDS, ALL
+    )
+    assert [c.class_id for c in votes.candidates] == [3, 4]
