@@ -5,6 +5,7 @@ without saying where it belongs. Here every scientific setting must stand in the
 """
 
 import difflib
+from functools import lru_cache
 from typing import Any
 
 import luigi
@@ -90,8 +91,15 @@ def known_keys() -> dict[str, list[str]]:
     """Section -> keys, from the parameters that tasks and configs declare."""
     from luigi.task_register import Register
 
+    return _known_keys(tuple(Register.task_names()))
+
+
+@lru_cache(maxsize=4)  # asked for every task that is made, and always the same
+def _known_keys(names: tuple[str, ...]) -> dict[str, list[str]]:
+    from luigi.task_register import Register
+
     known: dict[str, list[str]] = {}
-    for name in Register.task_names():
+    for name in names:
         task = Register.get_task_cls(name)
         if issubclass(task, Checked) and name not in ABSTRACT:
             known[name] = [key for key, _ in task.get_params()]

@@ -204,6 +204,7 @@ def test_a_hostile_archive_is_refused_and_writes_nothing_outside(tmp_path, membe
     assert not Path("/tmp/dive-k-out.jpg").exists()
 
 
+@pytest.mark.process
 def test_an_archive_of_a_hundred_thousand_entries_is_refused(tmp_path):
     path = tmp_path / "many.tar"
     names = (tarfile.TarInfo(f"{number}.jpg") for number in range(100_000))

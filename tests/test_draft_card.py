@@ -101,6 +101,7 @@ def test_a_name_that_is_no_file_name_is_refused(birds):
         draft("My Birds", birds, "bird", "species")
 
 
+@pytest.mark.process
 def test_the_command_writes_a_card_once_and_says_what_to_look_at(birds, tmp_path):
     (tmp_path / "cards").mkdir()
     command = [sys.executable, "-m", "tasks.draft_card", "my_birds", str(birds), "--noun", "bird"]

@@ -121,6 +121,7 @@ def rendered(path, fragment, folder) -> str:
     return ran.stdout
 
 
+@pytest.mark.process
 def test_filters_work_in_a_real_browser_and_no_injected_script_runs(built, tmp_path):
     out, stats = built
     path = tmp_path / "page.html"

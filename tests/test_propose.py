@@ -64,6 +64,7 @@ def test_nothing_left_to_do_opens_no_engine(rollouts):
     propose(rollouts.propose, **propose_arguments(rollouts, engine=broken))
 
 
+@pytest.mark.process
 def test_killed_in_the_middle_it_goes_on_and_each_rollout_is_there_once(split_set, few_beetles):
     output = split_set.root / "killed"
     output.mkdir()

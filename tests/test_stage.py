@@ -268,6 +268,7 @@ def luigi_run(folder: Path, *arguments: str, **changed) -> subprocess.CompletedP
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
+@pytest.mark.process
 def test_the_command_reports_a_misspelt_key_in_one_sentence(tmp_path):
     ran = luigi_run(
         tmp_path, "TrainDiVE", replace={"num_options = 5\nprompt": "num_optons = 5\nprompt"}
@@ -277,6 +278,7 @@ def test_the_command_reports_a_misspelt_key_in_one_sentence(tmp_path):
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.process
 def test_a_failing_stage_exits_with_30_and_one_sentence(tmp_path):
     (tmp_path / "cards").mkdir()
     (tmp_path / "cards" / "gone.md").write_text(
@@ -291,6 +293,7 @@ def test_a_failing_stage_exits_with_30_and_one_sentence(tmp_path):
     assert [name for name in made if not name.endswith(".partial")] == []
 
 
+@pytest.mark.process
 def test_an_unchanged_rerun_runs_nothing(tmp_path):
     assert luigi_run(tmp_path, "Download").returncode == 0
     manifests = list(tmp_path.glob("artifacts/few/*/*/manifest.json"))
@@ -392,6 +395,7 @@ def test_a_child_killed_by_a_signal_is_named_with_its_memory(tmp_path, monkeypat
     assert not (tmp_path / "x" / "abc").exists()
 
 
+@pytest.mark.process
 def test_two_builders_of_one_artifact_one_works_the_other_is_told_who(tmp_path, monkeypatch):
     (tmp_path / "slow_stage.py").write_text("import time; time.sleep(1.5)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
