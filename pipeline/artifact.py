@@ -81,6 +81,7 @@ def commit(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
         **manifest,
         "files": described,
         "rows": _rows_by_table(described),
+        "stats": json.loads(_read(partial / "stats.json") or "{}"),
         "versions": versions(),
         "host": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform()},
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

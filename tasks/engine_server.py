@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import prompts
-from tasks.engine import Completion, EngineDied, Request, Sampling
+from tasks.engine import Completion, EngineDied, Prompter, Request, Sampling
 from tasks.run import StageError
 
 ATTEMPTS = 6  # of one request, with exponential backoff between them (the client's own)
@@ -32,7 +32,7 @@ class ServerEngine:
     def __init__(self, policy: Path, settings: dict[str, Any]):
         from openai import AsyncOpenAI
 
-        self._settings = settings
+        self._policy, self._settings = policy, settings
         self.counts: Counter[str] = Counter()
         self._model = settings["server_model"] or str(policy)
         self._loop = asyncio.new_event_loop()
@@ -109,7 +109,12 @@ class ServerEngine:
         return [_completion(choice) for choice in answer.choices]
 
     def check(self, request: Request) -> None:
-        """One answer to the longest prompt: the server says itself what does not fit."""
+        """The longest prompt fits, and the server makes as many tokens of it as the trainer will.
+
+        Where the policy is a folder its processor tells; a server with other pixel limits, or with
+        another chat template, would ask the policy otherwise than it was trained.
+        """
+        before = self.counts["prompt_tokens"]
         sampling = Sampling(1, 0.0, 1.0, 1.0, self._settings["max_new_tokens"], 0)
         try:
             self.generate([request], sampling)
@@ -117,6 +122,16 @@ class ServerEngine:
             raise StageError(
                 f"the server refuses the longest prompt ({request.key}): {error}"
             ) from error
+        theirs = self.counts["prompt_tokens"] - before
+        if not (self._policy / "config.json").is_file() or not theirs:
+            return
+        ours = len(Prompter(self._policy).tokens(request))
+        if theirs != ours:
+            raise StageError(
+                f"the server makes {theirs} tokens of a prompt of which the processor of "
+                f"{self._policy} makes {ours}; serve that very folder, without --mm-processor-kwargs "
+                "and with its own chat template"
+            )
 
     def close(self) -> None:
         """Let go of the connections."""

@@ -1,6 +1,7 @@
 """The real engines on the tiny policy: they agree, they are told apart, they survive a kill."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -205,6 +206,49 @@ def test_a_server_that_cannot_be_used_is_named(made, server, tmp_path, monkeypat
     )
     with pytest.raises(StageError, match=told), Sampler(made.policy, settings, 1, 0) as sampler:
         sampler.run(tmp_path, "rollouts", asks(made, 2), made.download, 2, "server")
+
+
+def test_an_adapter_on_top_of_the_policy_answers_like_the_merged_weights(made, reference):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(made.policy, dtype=torch.float32)
+    torch.manual_seed(0)
+    targets = r".*language_model.*(q_proj|v_proj|o_proj)"
+    adapted = get_peft_model(
+        model, LoraConfig(r=8, lora_alpha=12, target_modules=targets, init_lora_weights=False)
+    )
+    adapted.save_pretrained(made.root / "adapter")
+    adapted.merge_and_unload().save_pretrained(made.root / "merged")
+    AutoProcessor.from_pretrained(made.policy).save_pretrained(made.root / "merged")
+    merged = SimpleNamespace(**{**vars(made), "policy": made.root / "merged"})
+    expected = greedy(merged, "merged", backend="transformers")
+    assert expected != reference, "the adapter changes answers"
+    assert greedy(made, "adapter", lora=str(made.root / "adapter")) == expected
+
+
+def test_a_server_that_sees_images_in_another_size_is_found_out(made, server, tmp_path):
+    other = tmp_path / "policy"
+    shutil.copytree(made.policy, other)
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        path = other / name
+        if path.exists():
+            path.write_text(path.read_text().replace("7056", "50176"))
+    settings = SETTINGS | {
+        "backend": "server",
+        "server_url": server,
+        "server_model": str(made.policy),
+    }
+    output = tmp_path / "out"
+    output.mkdir()
+    with (
+        pytest.raises(
+            StageError, match=r"makes \d+ tokens of a prompt of which .* makes \d+; serve"
+        ),
+        Sampler(other, settings, 1, 0) as sampler,
+    ):
+        sampler.run(output, "rollouts", asks(made, 2), made.download, 2, "server")
 
 
 def proposed(made, output: Path, **changed) -> list[dict]:

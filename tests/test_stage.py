@@ -368,6 +368,7 @@ import json, sys
 from pathlib import Path
 config = json.loads(Path(sys.argv[1]).read_text())
 (Path(config["output"]) / "out.txt").write_text("done")
+(Path(config["output"]) / "stats.json").write_text('{"tokens": 7}')
 """
 
 
@@ -379,6 +380,7 @@ def test_a_committed_artifact_is_frozen_and_described(tmp_path, monkeypatch):
     manifest = artifact.read_manifest(folder)
     assert manifest["files"]["out.txt"]["bytes"] == 4
     assert manifest["peak_memory_mb"] > 1
+    assert manifest["stats"] == {"tokens": 7}
     assert (folder / "out.txt").stat().st_mode & 0o222 == 0
     assert folder.stat().st_mode & 0o222 == 0
     assert (folder.parent / "current").resolve() == folder
