@@ -38,7 +38,8 @@ def fetch(files: Sequence[dict[str, str]], folder: Path, card: str) -> list[Path
     if homeless := [entry["name"] for entry in missing if not entry.get("url")]:
         raise StageError(
             f"card {card}: {', '.join(homeless)} can no longer be downloaded from the official "
-            f"host; put the file{'s' * (len(homeless) > 1)} into {folder} ([Download] archives)"
+            f"host; put the file{'s' * (len(homeless) > 1)} into {folder} ([Download] archives), or "
+            "read the card's copy on the hub ([Download] mirror = true)"
         )
     with ThreadPoolExecutor(PARALLEL) as pool:
         list(pool.map(lambda entry: _download(entry, folder, card), missing))
