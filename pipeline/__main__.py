@@ -1,42 +1,180 @@
-"""Look at what a run left behind.
+"""Look at what runs left behind, check it, and tidy up.
 
+python -m pipeline status             every stage: done, partial, stale and why; what a run would do
 python -m pipeline where              the last report's figures, and where everything lies
 python -m pipeline inspect build_mcq  counts and sample rows of a stage's current artifact; for
                                       build_mcq also a page of questions, to filter and to look at
+python -m pipeline verify             every checksum, row count and reference between artifacts
+python -m pipeline diff A B           two artifacts of a stage: settings, counts, files that differ
+python -m pipeline invalidate propose delete a stage's current artifact, so that it is made again
+python -m pipeline gc                 what nothing current refers to; --delete to delete it
+
+Exit codes: 0; 1 for an error or, with verify, for damage; 2 for a wrong command line.
 """
 
 import argparse
+import difflib
 import json
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main() -> None:
     """Parse the command line and print."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    where = commands.add_parser("where", help="the last report's figures and the folders")
-    where.add_argument("--dataset", help="a data card's name; default: that of luigi.cfg")
-    inspect = commands.add_parser(
-        "inspect",
-        help="counts and sample rows",
-        epilog="example: python -m pipeline inspect build_mcq",
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    inspect.add_argument(
-        "stage", help="a stage's folder name (build_mcq), or a path to an artifact"
-    )
-    inspect.add_argument("--dataset", help="a data card's name; default: that of luigi.cfg")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help: str, example: str = "") -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name, help=help, epilog=f"example: python -m pipeline {example or name}"
+        )
+        added.add_argument("--dataset", help="a data card's name; default: that of luigi.cfg")
+        return added
+
+    command("where", "the last report's figures and the folders")
+    status = command("status", "every stage and what a run would do", "status --method dive_k")
+    status.add_argument("--method", help="default: that of luigi.cfg")
+    status.add_argument("--seed", type=int, help="default: that of luigi.cfg")
+    inspect = command("inspect", "counts and sample rows", "inspect build_mcq")
+    inspect.add_argument("stage", help="a stage's folder name, or a path to an artifact")
     inspect.add_argument("--rows", type=int, default=3, help="sample rows a table")
     inspect.add_argument("--questions", type=int, default=300, help="questions on the page")
     inspect.add_argument("--page", type=Path, help="where to write it; default: by the artifact")
+    verify = command("verify", "checksums, counts and references", "verify propose")
+    verify.add_argument(
+        "stage", nargs="?", default="all", help="a stage's folder name; default: all"
+    )
+    invalidate = command(
+        "invalidate", "delete current artifacts", "invalidate propose --downstream"
+    )
+    invalidate.add_argument("stage", help="a stage's folder name (propose)")
+    invalidate.add_argument("--downstream", action="store_true", help="and what was made from them")
+    gc = command("gc", "artifacts that nothing current refers to", "gc --delete")
+    gc.add_argument("--delete", action="store_true", help="delete them; else only list them")
+    diff = command("diff", "two artifacts of a stage", "diff PATH_A PATH_B")
+    diff.add_argument("one", type=Path)
+    diff.add_argument("other", type=Path)
+    for each in (status, verify, gc, diff):
+        each.add_argument("--json", action="store_true", help="print JSON, for scripts")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when `head` has seen enough
+    if arguments.command == "status":
+        sys.exit(show_status(arguments))
     root, dataset = _places(arguments.dataset)
+    folder = root / dataset
     if arguments.command == "where":
-        show_report(root / dataset)
+        show_report(folder)
+    elif arguments.command == "inspect":
+        show_stage(folder, arguments.stage, arguments.rows, arguments.questions, arguments.page)
+    elif arguments.command == "verify":
+        sys.exit(verify_artifacts(root, folder, arguments))
+    elif arguments.command == "diff":
+        show_differences(arguments)
+    elif arguments.command == "invalidate":
+        invalidate_stage(root, folder, arguments.stage, arguments.downstream)
     else:
-        show_stage(
-            root / dataset, arguments.stage, arguments.rows, arguments.questions, arguments.page
+        collect_garbage(root, arguments)
+
+
+def show_status(arguments: Any) -> int:
+    """Print the graph; the stages that share a set's images with other runs are part of it."""
+    from pipeline import status
+    from pipeline.tasks import TrainDiVE
+
+    given = {
+        name: value
+        for name in ("dataset", "method", "seed")
+        if (value := getattr(arguments, name)) is not None
+    }
+    rows = [status.describe(stage) for stage in status.graph(TrainDiVE(**given))]
+    print(json.dumps(rows, indent=1) if arguments.json else "\n".join(status.lines(rows)))
+    return 0
+
+
+def verify_artifacts(root: Path, folder: Path, arguments: Any) -> int:
+    """Print every problem of a stage's current artifacts, or of all there are; 1 if there is one."""
+    from pipeline import status, verify
+
+    chosen = (
+        list(status.artifacts(root))
+        if arguments.stage == "all"
+        else [path.resolve() for path in current(folder, arguments.stage)]
+    )
+    found = verify.check(root, chosen)
+    if arguments.json:
+        print(json.dumps({"artifacts": len(chosen), "problems": found}, indent=1))
+    else:
+        print("\n".join([*found, f"{len(chosen)} artifacts, {len(found)} problems"]))
+    return 1 if found else 0
+
+
+def show_differences(arguments: Any) -> None:
+    """Print what two artifacts differ in."""
+    from pipeline import status
+
+    for path in (arguments.one, arguments.other):
+        if not (path / "manifest.json").exists():
+            sys.exit(f"error: {path} is no artifact: it has no manifest.json")
+    told = status.compare(arguments.one, arguments.other)
+    print(json.dumps(told, indent=1) if arguments.json else "\n".join(told))
+
+
+def invalidate_stage(root: Path, folder: Path, stage: str, downstream: bool) -> None:
+    """Delete a stage's current artifacts and, if asked, those made from them."""
+    from pipeline import artifact, status
+
+    chosen = [path.resolve() for path in current(folder, stage)]
+    if downstream:
+        chosen += [below for path in list(chosen) for below in status.downstream(root, path.name)]
+    for path in dict.fromkeys(chosen):
+        artifact.remove(path)
+        link = path.parent / "current"
+        if link.is_symlink() and not link.exists():
+            link.unlink()
+        print(f"deleted {_short(path)}")
+
+
+def collect_garbage(root: Path, arguments: Any) -> None:
+    """List, or delete, the artifacts that nothing current refers to."""
+    from pipeline import artifact, status
+
+    found = status.garbage(root)
+    if arguments.delete:
+        for path, _ in found:
+            artifact.remove(path)
+    if arguments.json:
+        print(json.dumps([{"folder": str(path), "bytes": size} for path, size in found], indent=1))
+        return
+    for path, size in found:
+        print(f"{size / 1e6:9.1f} MB  {_short(path)}")
+    done = "deleted" if arguments.delete else "would be deleted by --delete"
+    print(f"{len(found)} artifacts, {sum(size for _, size in found) / 1e6:.1f} MB, {done}")
+
+
+def current(folder: Path, stage: str) -> list[Path]:
+    """The `current` links of a stage; leaves with the nearest name when there are none."""
+    found = sorted([*folder.rglob(f"{stage}/current"), *folder.rglob(f"{stage}/*/current")])
+    if not found:
+        names = {
+            part
+            for link in folder.rglob("current")
+            for part in (link.parent.name, link.parent.parent.name)
+        }
+        names -= {folder.name}
+        close = difflib.get_close_matches(stage, sorted(names), 1)
+        told = (
+            f"did you mean {close[0]}?"
+            if close
+            else f"there are: {', '.join(sorted(names)) or 'none'}"
         )
+        sys.exit(f"error: no artifact {stage!r} under {folder}; {told}")
+    return found
 
 
 def show_report(folder: Path) -> None:
@@ -63,16 +201,7 @@ def show_stage(folder: Path, stage: str, rows: int, questions: int, page: Path |
     Of BuildMCQ also write a page with so many `questions`, to `page` or beside the artifact.
     """
     path = Path(stage)
-    found = (
-        [path]
-        if (path / "manifest.json").exists()
-        else sorted([*folder.rglob(f"{stage}/current"), *folder.rglob(f"{stage}/*/current")])
-    )
-    if not found:
-        names = sorted({p.parent.name for p in folder.rglob("current")})
-        sys.exit(
-            f"error: no artifact {stage!r} under {folder}; there are: {', '.join(names) or 'none'}"
-        )
+    found = [path] if (path / "manifest.json").exists() else current(folder, stage)
     import pandas as pd
     import pyarrow.parquet as pq
 

@@ -1,0 +1,158 @@
+"""What a run would do now, and why: the graph of TrainDiVE with the state of every artifact.
+
+States: `done`; `partial`, a killed run's finished shards are there; `stale`, another version of it
+is, made with other settings, inputs or code; `missing`. Nothing heavy is imported.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifact
+from pipeline.stage import Stage, lineage
+
+DESCRIBED = ("settings", "inputs", "code_version", "card_sha256")
+
+
+def graph(train: Any) -> list[Stage]:
+    """Every stage of a TrainDiVE task, inputs before what reads them."""
+    found: dict[str, Stage] = {}
+    for report in train.requires():
+        for stage in [*lineage(report), report]:
+            found.setdefault(stage.task_id, stage)
+    return list(found.values())
+
+
+def describe(stage: Stage) -> dict[str, Any]:
+    """One stage's state, as plain values; `why` names what differs from the version that is there."""
+    facts: dict[str, Any] = {
+        "stage": stage.task_family,
+        "round": getattr(stage, "refresh_round", None),
+        "method": getattr(stage, "method", ""),
+        "set": getattr(stage, "subset", "") or stage.dataset,
+        "fingerprint": stage.fingerprint,
+        "folder": str(stage.folder),
+        "why": [],
+    }
+    partial = stage.folder.with_name(stage.folder.name + ".partial")
+    if stage.folder.is_dir():
+        manifest = artifact.read_manifest(stage.folder)
+        facts |= {key: manifest.get(key) for key in ("rows", "seconds", "created")}
+        facts["bytes"] = sum(f["bytes"] for f in manifest.get("files", {}).values())
+        changed = manifest.get("source_sha256") != artifact.source_sha256(stage.module)
+        if changed:
+            facts["why"] = ["its source changed, its code_version did not"]
+        return facts | {"state": "done"}
+    if partial.is_dir():
+        facts["shards"] = len(list(partial.glob("*.parquet")))
+        return facts | {"state": "partial"}
+    current = stage.folder.parent / "current"
+    if current.exists():
+        return facts | {
+            "state": "stale",
+            "why": list(differences(artifact.read_manifest(current), stage.identity)),
+        }
+    return facts | {"state": "missing"}
+
+
+def differences(made: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
+    """What of `wanted` is not as it was `made`: settings by name, inputs, code version, card."""
+    for group in DESCRIBED:
+        before, now = made.get(group), wanted.get(group)
+        if before == now:
+            continue
+        if not isinstance(before, dict) or not isinstance(now, dict):
+            yield f"{group} {_short(before)} -> {_short(now)}"
+            continue
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                told = f"{_short(before.get(key))} -> {_short(now.get(key))}"
+                yield f"input {key} changed" if group == "inputs" else f"{key} {told}"
+
+
+def lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The table for a terminal, and what a run would do."""
+    told = []
+    for row in rows:
+        name = row["stage"] + (f" {row['round']}" if row["round"] is not None else "")
+        extra = {
+            "done": lambda row=row: (
+                f"{sum((row['rows'] or {}).values()):>9,} rows  {row['bytes'] / 1e6:8.1f} MB  "
+                f"{row['seconds']:7.1f} s  {row['created']}"
+            ),
+            "partial": lambda row=row: f"{row['shards']} shards finished; a run goes on from there",
+        }.get(row["state"], lambda: "")()
+        told.append(
+            f"{row['state']:8} {name:14} {row['set']:12} {row['method']:10} {extra}".rstrip()
+        )
+        told += [f"{'':9}{why}" for why in row["why"]]
+    todo = [row for row in rows if row["state"] != "done"]
+    return [*told, "", f"a run would do {len(todo)} of {len(rows)} stages"]
+
+
+def artifacts(root: Path) -> Iterator[Path]:
+    """Every committed artifact below `root`."""
+    for manifest in sorted(root.rglob(artifact.MANIFEST)):
+        folder = manifest.parent
+        if not folder.is_symlink() and folder.name != "current" and ".partial" not in folder.name:
+            yield folder
+
+
+def garbage(root: Path) -> list[tuple[Path, int]]:
+    """(folder, bytes) of the artifacts that no `current` one is, or was made from.
+
+    Working folders of killed runs are left out: a run may go on from them.
+    """
+    found = {folder: artifact.read_manifest(folder) for folder in artifacts(root)}
+    by_fingerprint = {manifest["fingerprint"]: manifest for manifest in found.values()}
+    links = [link for link in root.rglob("current") if link.is_symlink() and link.exists()]
+    waiting = [artifact.read_manifest(link)["fingerprint"] for link in links]
+    needed: set[str] = set()
+    while waiting:
+        fingerprint = waiting.pop()
+        if fingerprint not in needed:
+            needed.add(fingerprint)
+            waiting += by_fingerprint.get(fingerprint, {}).get("inputs", {}).values()
+    return [
+        (folder, sum(file["bytes"] for file in manifest["files"].values()))
+        for folder, manifest in found.items()
+        if manifest["fingerprint"] not in needed
+    ]
+
+
+def downstream(root: Path, fingerprint: str) -> list[Path]:
+    """The artifacts that were made from it, directly or not."""
+    found = {folder: artifact.read_manifest(folder) for folder in artifacts(root)}
+    below, grown = {fingerprint}, True
+    while grown:
+        grown = False
+        for manifest in found.values():
+            if manifest["fingerprint"] not in below and below & set(manifest["inputs"].values()):
+                below.add(manifest["fingerprint"])
+                grown = True
+    return [f for f, m in found.items() if m["fingerprint"] in below - {fingerprint}]
+
+
+def compare(one: Path, other: Path) -> list[str]:
+    """What two artifacts of a stage differ in: recipe, rows, files."""
+    first, second = artifact.read_manifest(one), artifact.read_manifest(other)
+    if first["stage"] != second["stage"]:
+        return [f"{first['stage']} and {second['stage']} are different stages"]
+    told = list(differences(first, second))
+    for key in ("rows", "stats"):
+        before, now = first.get(key, {}), second.get(key, {})
+        told += [
+            f"{key} {name}: {_short(before.get(name))} -> {_short(now.get(name))}"
+            for name in sorted({*before, *now})
+            if before.get(name) != now.get(name)
+        ]
+    files = {name: facts["sha256"] for name, facts in first["files"].items()}
+    others = {name: facts["sha256"] for name, facts in second["files"].items()}
+    equal = sum(files[name] == others[name] for name in files.keys() & others.keys())
+    return [*told, f"{equal} of {len({*files, *others})} files are the same"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
