@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_cards import CardError
-from tasks.engine import EngineDied, custom, open_engine
+from tasks.engine import EngineDied, custom, gpus, open_engine
 from tasks.run import StageError, end_with_parent, quiet_libraries
 from tasks.shards import ShardError
 from tasks.station import Done, Shard, Station, halved
@@ -198,14 +198,11 @@ def devices(settings: dict[str, Any]) -> list[str]:
     count = settings.get("processes") or 0
     if settings["backend"] == "server":
         return [""] * (count or 1)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = (
-        [gpu for gpu in visible.split(",") if gpu]
-        if visible is not None
-        else sorted(p.name.removeprefix("nvidia") for p in Path("/dev").glob("nvidia[0-9]*"))
-    )
     each = settings.get("tensor_parallel_size") or 1
-    groups = [",".join(gpus[i : i + each]) for i in range(0, len(gpus) - each + 1, each)]
+    found = gpus()
+    groups = [",".join(found[i : i + each]) for i in range(0, len(found) - each + 1, each)]
+    if found and not groups:
+        raise StageError(f"[engine] tensor_parallel_size = {each}, but there are {len(found)} GPUs")
     return (groups or [""] * (count or 1))[: count or None]
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.crew import devices
 from tasks.engine import open_engine
 from tasks.run import StageError
 from tasks.station import Done, Shard, Station
@@ -44,15 +43,16 @@ class RayCrew:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        on_gpu = bool(devices(self._settings)[0])
-        resources = {"num_gpus": self._settings.get("tensor_parallel_size") or 1} if on_gpu else {}
+        each = self._settings.get("tensor_parallel_size") or 1
+        gpus = int(ray.cluster_resources().get("GPU", 0)) // each
+        resources = {"num_gpus": each} if gpus else {}
         items = [{"number": number} for number in range(len(todo))]
         data = ray.data.from_items(items, override_num_blocks=len(items))
         results = data.map_batches(
             RayStation,
             fn_constructor_args=(self._policy, self._settings, list(todo), probe),
             batch_size=1,
-            concurrency=min(len(todo), self._settings.get("processes") or self._workers()),
+            concurrency=min(len(todo), self._settings.get("processes") or max(1, gpus)),
             num_cpus=CPU_SHARE,
             **resources,
         )
@@ -76,13 +76,6 @@ class RayCrew:
 
         if self._started and ray.is_initialized():
             ray.shutdown()
-
-    def _workers(self) -> int:
-        import ray
-
-        found = ray.cluster_resources()
-        gpus = int(found.get("GPU", 0)) // (self._settings.get("tensor_parallel_size") or 1)
-        return max(1, gpus)
 
 
 class RayStation:

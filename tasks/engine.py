@@ -94,8 +94,7 @@ def open_engine(policy: Path, settings: dict[str, Any]) -> Engine:
     if backend in ("vllm", "ray"):  # on a cluster, each worker has an engine of its own
         from tasks import engine_vllm
 
-        on_gpu = os.path.exists("/dev/nvidia0")
-        kind = engine_vllm.AsyncVllmEngine if on_gpu else engine_vllm.VllmEngine
+        kind = engine_vllm.AsyncVllmEngine if gpus() else engine_vllm.VllmEngine
         return kind(policy, settings)
     if backend == "server":
         from tasks.engine_server import ServerEngine
@@ -106,6 +105,15 @@ def open_engine(policy: Path, settings: dict[str, Any]) -> Engine:
 
         return TransformersEngine(policy, settings)
     return custom(backend)(policy, settings)
+
+
+def gpus() -> list[str]:
+    """This process's NVIDIA GPUs, as CUDA_VISIBLE_DEVICES names them; found without CUDA."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = sorted(
+        (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")), key=int
+    )
+    return found if visible is None else [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
 
 
 def custom(backend: str) -> Any:

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tasks.engine import Completion, EngineDied, Prompter, Request, Sampling, hushed
+from tasks.engine import Completion, EngineDied, Prompter, Request, Sampling, gpus, hushed
 from tasks.run import StageError
 
 # Errors after which an engine answers nothing any more.
@@ -164,7 +164,7 @@ class AsyncVllmEngine(_Vllm):
 
     def __init__(self, policy: Path, settings: dict[str, Any]):
         super().__init__(policy, settings)
-        self._on_gpu = os.path.exists("/dev/nvidia0")
+        self._on_gpu = bool(gpus())
         if not self._on_gpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings["cpu_kv_cache_gib"]))
             _quiet_threads()

@@ -175,6 +175,7 @@ class Station:
             for number, completion in enumerate(completions)
         ]
         reasons = [{"image_id": key, "reason": reason} for key, reason in refused.items()]
+        refusals(shard.path).unlink(missing_ok=True)  # of an earlier attempt at this shard
         shards.write(refusals(shard.path), reasons, schemas.refused())
         shards.write(shard.path, rows, schemas.rollouts())
         counts = dict(getattr(self.engine, "counts", {}))

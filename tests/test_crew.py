@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from tasks import sampler, shards
+from tasks import sampler, schemas, shards
 from tasks.crew import devices
 from tasks.evaluate import evaluate
 from tasks.propose import propose, select
@@ -76,6 +76,15 @@ def test_an_image_that_the_engine_refuses_is_found_by_halving_and_the_rest_goes_
     assert stats["finish_reasons"][REFUSED] == 20
     assert len(noted["asked"]) == 4 + 2 * 4, "four shards, and four halvings of one of sixteen"
     assert not list((ill.set.root / "p").glob("refused-*"))
+
+
+def test_the_reasons_of_an_earlier_attempt_are_not_kept(ill):
+    (ill.set.root / "p").mkdir()
+    old = ill.set.root / "p" / "refused-rollouts-00000.parquet"
+    shards.write(old, [{"image_id": "x", "reason": "y"}], schemas.refused())
+    _, _, stats = ill()
+    assert stats["refused"] == 0
+    assert not list((ill.set.root / "p").glob("*refused*"))
 
 
 def test_more_refused_images_than_allowed_fail_the_stage_naming_them(ill):
@@ -223,6 +232,8 @@ def test_every_gpu_gets_a_process_and_tensor_parallelism_takes_several(monkeypat
     assert devices(settings) == ["0", "1", "2", "3", "5"]
     assert devices(settings | {"tensor_parallel_size": 2}) == ["0,1", "2,3"]
     assert devices(settings | {"processes": 3}) == ["0", "1", "2"]
+    with pytest.raises(StageError, match="tensor_parallel_size = 8, but there are 5 GPUs"):
+        devices(settings | {"tensor_parallel_size": 8})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert devices(settings) == [""]
     assert devices(settings | {"backend": "server", "processes": 2}) == ["", ""]
