@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -23,14 +24,21 @@ from tasks.run import StageError, end_with_parent, quiet_libraries
 from tasks.shards import ShardError
 from tasks.station import Done, Shard, Station, halved
 
+Ready = Callable[[], None]
+OnDone = Callable[[Done], None]
 ATTEMPTS = 3  # of one shard, and of starting an engine
 DIED = 70  # exit code of a process whose engine died but could still say so
 
 
 class Crew(Protocol):
-    """Whoever works off shards: `on_done` is called for each that is on disk."""
+    """Whoever works off shards.
 
-    def run(self, todo: Sequence[Shard], probe: Shard, on_done: Callable[[Done], None]) -> None: ...
+    `on_ready` is called when an engine is ready, `on_done` for each shard that is on disk.
+    """
+
+    def run(
+        self, todo: Sequence[Shard], probe: Shard, on_ready: Ready, on_done: OnDone
+    ) -> None: ...
 
     def close(self) -> None: ...
 
@@ -58,9 +66,10 @@ class Inline:
     def __init__(self, policy: Path, settings: dict[str, Any]):
         self._station = Station(lambda: open_engine(policy, settings))
 
-    def run(self, todo: Sequence[Shard], probe: Shard, on_done: Callable[[Done], None]) -> None:
+    def run(self, todo: Sequence[Shard], probe: Shard, on_ready: Ready, on_done: OnDone) -> None:
         """Work off `todo`, after a check of `probe`, the longest of all prompts."""
         self._station.check(probe)
+        on_ready()
         self._station.work(todo, on_done)
 
     def close(self) -> None:
@@ -78,7 +87,7 @@ class Processes:
         self._deaths: Counter[Path] = Counter()
         self._starts = 0
 
-    def run(self, todo: Sequence[Shard], probe: Shard, on_done: Callable[[Done], None]) -> None:
+    def run(self, todo: Sequence[Shard], probe: Shard, on_ready: Ready, on_done: OnDone) -> None:
         """Work off `todo`, after a check of `probe`, the longest of all prompts.
 
         Raises StageError when a shard killed its engine three times, or no engine starts.
@@ -93,19 +102,25 @@ class Processes:
                 # Near the end nobody gets work for later that another could begin at once.
                 depth = worker.slots + 1 if len(queue) > 2 * len(self._workers) else 1
                 while queue and worker.ready and len(worker.assigned) < depth:
+                    # A shard that an engine died on is worked off alone: then it is plain which.
+                    alone = queue[0].path in self._deaths
+                    if worker.assigned and (alone or worker.holds(self._deaths)):
+                        break
                     worker.give(queue.popleft())
-            events: dict[Any, _Worker] = {w.connection: w for w in self._workers}
-            events |= {w.process.sentinel: w for w in self._workers}
-            for worker in {id(w): w for w in map(events.get, wait(list(events))) if w}.values():
+            # With a limit, for a process that an engine's own child holds open ends unnoticed.
+            wait([end for w in self._workers for end in (w.connection, w.process.sentinel)], 1.0)
+            for worker in list(self._workers):
+                alive = worker.process.is_alive()  # asked first: its last words come before its end
                 for kind, value in worker.messages():
                     if kind == "error":
                         raise StageError(value)
                     if kind == "ready":
-                        worker.ready, worker.slots = True, value
+                        worker.ready, worker.slots, self._starts = True, value, 0
+                        on_ready()
                     if kind == "done":
                         worker.finish(value)
                         on_done(value)
-                if not worker.process.is_alive():
+                if not alive:
                     self._replace(worker, queue, probe)
 
     def close(self) -> None:
@@ -124,18 +139,18 @@ class Processes:
         """Take back the shards of a dead worker, and hire another."""
         how = _death(worker.process.exitcode)
         self._workers.remove(worker)
-        worker.process.join()
+        worker.sweep()
         suspects = list(worker.assigned.values())[: worker.slots]
         for shard in reversed(list(worker.assigned.values())):
             queue.appendleft(shard)
         settings = self._settings
-        for shard in suspects:
+        for shard in reversed(suspects):
             self._deaths[shard.path] += 1
             if self._deaths[shard.path] == ATTEMPTS:
                 raise StageError(
                     f"the engine died {ATTEMPTS} times on shard {shard.number} ({how}), the last time "
-                    f"with half the batch; lower [engine] max_num_seqs or gpu_memory_utilization, or "
-                    f"look at its images, {shard.asks[0].image_id} to {shard.asks[-1].image_id}"
+                    f"with half the batch; {self._advice()}, or look at its images, "
+                    f"{shard.asks[0].image_id} to {shard.asks[-1].image_id}"
                 )
             if self._deaths[shard.path] == ATTEMPTS - 1:
                 queue.remove(shard)
@@ -144,10 +159,15 @@ class Processes:
                     **settings,
                     "max_num_seqs": max(1, settings.get("max_num_seqs", 2) // 2),
                 }
-        if not worker.ready and self._starts >= ATTEMPTS * len(self._devices):
+        if not worker.ready and self._starts >= ATTEMPTS:
             raise StageError(f"the engine does not start ({how}); see its messages above")
         print(f"the engine ended ({how}); a fresh one goes on", file=sys.stderr)
         self._hire(worker.device, settings).send(("check", probe))
+
+    def _advice(self) -> str:
+        if self._settings["backend"] == "server":
+            return "look at the server's own messages"
+        return "lower [engine] max_num_seqs or gpu_memory_utilization"
 
 
 class _Worker:
@@ -167,6 +187,10 @@ class _Worker:
         self.assigned[shard.number] = shard
         self.send(("shard", shard))
 
+    def holds(self, paths: Container[Path]) -> bool:
+        """Whether one of its shards is among these."""
+        return any(shard.path in paths for shard in self.assigned.values())
+
     def finish(self, done: Done) -> None:
         del self.assigned[done.shard]
 
@@ -182,14 +206,18 @@ class _Worker:
             return
 
     def end(self) -> None:
+        """End it, gently if it is idle, with whatever it started."""
         self.send(("end", None))
-        self.process.join(5 if self.ready and not self.assigned else 0.1)
-        if self.process.is_alive():
-            self.process.terminate()
-            self.process.join(5)
-        if self.process.is_alive():
+        self.process.join(15 if self.ready and not self.assigned else 0.1)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Kill what is left of its process group: an engine beside it would keep the GPU's memory."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid or 0, signal.SIGKILL)
+        if self.process.is_alive():  # before it had a group of its own
             self.process.kill()
-            self.process.join()
+        self.process.join()
         self.connection.close()
 
 
@@ -210,11 +238,12 @@ def _serve(
     connection: Connection, policy: Path, settings: dict[str, Any], device: str, parent: int
 ) -> None:
     """A worker's life: check, say so, then one shard after another."""
+    os.setpgid(0, 0)  # what it starts is ended with it
     os.environ["DIVE_PARENT"] = str(parent)
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    end_with_parent()
+    end_with_parent(group=True)
     quiet_libraries()
     station = Station(lambda: open_engine(policy, settings))
     lock = threading.Lock()
@@ -244,6 +273,10 @@ def _serve(
         os._exit(DIED)
     except EOFError:
         pass  # the parent has gone
+    except BaseException:  # a bug: at its ordinary end Python would wait for the engine beside it
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _chain(first: Shard, rest: Iterator[Shard]) -> Iterator[Shard]:

@@ -5,12 +5,16 @@ same path. A worker that dies is replaced and its shard given again; a shard tha
 disk is not worked off twice.
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.engine import open_engine
+from data_cards import CardError
+from tasks.crew import ATTEMPTS, DIED, OnDone, Ready
+from tasks.engine import EngineDied, open_engine
 from tasks.run import StageError
+from tasks.shards import ShardError
 from tasks.station import Done, Shard, Station
 
 CPU_SHARE = 0.5  # of a core for each worker, so that the reader is never starved of one
@@ -29,14 +33,19 @@ class RayCrew:
         self._policy, self._settings = policy, settings
         self._started = not ray.is_initialized()
         if self._started:
-            ray.init(
-                address=settings.get("ray_address") or None,
-                log_to_driver=False,
-                include_dashboard=False,
-                logging_level="ERROR",
-            )
+            address = settings.get("ray_address") or None
+            try:
+                ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    **({} if address else {"include_dashboard": False}),
+                )
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise StageError(f"[engine] ray_address = {address}: {reason}") from error
 
-    def run(self, todo: Sequence[Shard], probe: Shard, on_done: Callable[[Done], None]) -> None:
+    def run(self, todo: Sequence[Shard], probe: Shard, on_ready: Ready, on_done: OnDone) -> None:
         """Work off `todo`, after each worker has checked `probe`."""
         import ray
 
@@ -57,6 +66,7 @@ class RayCrew:
             **resources,
         )
         for row in results.iter_rows():
+            on_ready()
             if row["error"]:
                 raise StageError(row["error"])
             on_done(
@@ -98,8 +108,18 @@ class RayStation:
                 told.append(Done("", shard.number, len(shard.asks), 0, 0.0, {}))
             else:
                 self._station.work([shard], told.append)
-        except StageError as reason:
+                shard.path.with_suffix(".died").unlink(missing_ok=True)
+        except (StageError, ShardError, CardError) as reason:
             error = str(reason)
+        except (EngineDied, MemoryError) as reason:
+            # Ray would try again for ever, and in this process; a fresh one has another chance.
+            deaths = shard.path.with_suffix(".died")
+            with deaths.open("a") as file:
+                file.write("x")
+            if deaths.stat().st_size < ATTEMPTS:
+                os._exit(DIED)
+            deaths.unlink()
+            error = f"the engine died {ATTEMPTS} times on shard {shard.number}: {reason}"
         done = told[0] if told else Done("", shard.number, 0, 0, 0.0, {})
         return {
             "station": [done.station],

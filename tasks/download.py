@@ -16,7 +16,6 @@ import shutil
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from tasks import schemas, shards
 from tasks.images import Picture, Reject, normalise_image
 from tasks.labels import ClassNames
 from tasks.run import StageError, main, progress
-from tasks.sources import Item, open_source
+from tasks.sources import Item, Source, open_source
 
 IMAGES_PER_SHARD = 1000
 UNPACKED = "unpacked"  # below the output; gone when the stage has ended
@@ -53,20 +52,22 @@ def download(
     except ValueError as error:
         raise StageError(f"card {card}: {error}") from error
     source = open_source(data_card, archives, output / UNPACKED, mirror)
-    count, rejects = _finished(output)
+    count, rejects = _finished(output, source)
     items = source.items(count)
     with (
         ThreadPoolExecutor(decode_threads or os.cpu_count() or 1) as pool,
         progress(None, desc="download", total=source.total, unit="images", done=count) as bar,
     ):
-        while part := list(islice(items, IMAGES_PER_SHARD)):
+        for first in items:  # the rest of a shard is taken as it is written
+            part = itertools.chain([first], itertools.islice(items, IMAGES_PER_SHARD - 1))
             pictures = _pictures(pool, part, bar.update)
-            rejects += _write_shard(output, count // IMAGES_PER_SHARD, data_card, pictures)
-            count += len(part)
+            number, bad = _write_shard(output, count, data_card, source, pictures)
+            rejects += bad
+            count += number
             # Where the number of images is known, too many rejects are known before the end.
-            _check_rejects(rejects, count, max(count, source.total or 0), max_reject_share)
+            _check_rejects(output, rejects, count, max(count, source.total or 0), max_reject_share)
             bar.set_postfix(unusable=len(rejects))
-    _check_rejects(rejects, count, count, max_reject_share)
+    _check_rejects(output, rejects, count, count, max_reject_share)
     stats = {"images": count - len(rejects), "rejected": len(rejects)}
     stats |= _counts(output, data_card) | ({"revision": source.revision} if source.revision else {})
     shards.write(output / "rejects.parquet", rejects, schemas.rejects())
@@ -76,18 +77,35 @@ def download(
     (output / "stats.json").write_text(json.dumps(stats, indent=1), encoding="utf-8")
 
 
-def _finished(output: Path) -> tuple[int, list[dict[str, str]]]:
-    """The files that an earlier run has dealt with, shard by shard, and the rejects among them."""
+def _finished(output: Path, source: Source) -> tuple[int, list[dict[str, str]]]:
+    """The files that an earlier run has dealt with, shard by shard, and the rejects among them.
+
+    What it did is kept as far as the source still begins with the same files; from the first shard
+    on that would now be another, everything is done again.
+    """
     rejects: list[dict[str, str]] = []
     count = 0
     for index in itertools.count():
-        part = _part(output, index)
-        if not part.exists():
-            return count, rejects
-        found = json.loads(part.read_text(encoding="utf-8"))
+        note = _note(output, index)
+        if not note.exists():
+            break
+        found = json.loads(note.read_text(encoding="utf-8"))
+        if found["source"] != _identity(source, count):
+            print(
+                "download: the source has changed since the run was cut off; going on before that"
+            )
+            break
         count += found["items"]
         rejects += found["rejects"]
-    raise AssertionError
+    for path in (*output.glob("part-*.json"), *output.glob("images-*.parquet")):
+        if int(path.stem.rpartition("-")[2]) >= -(-count // IMAGES_PER_SHARD):
+            path.unlink()
+    return count, rejects
+
+
+def _identity(source: Source, start: int) -> str:
+    """What a shard that begins at image `start` is made from."""
+    return source.revision or source.digest(start, start + IMAGES_PER_SHARD)
 
 
 def _pictures(
@@ -113,10 +131,15 @@ def _open(item: Item) -> Picture | Reject:
 
 
 def _write_shard(
-    output: Path, index: int, card: Card, pictures: Iterable[tuple[Item, Picture | Reject]]
-) -> list[dict[str, str]]:
-    """One shard of images, then the note that it is complete; returns its rejects."""
+    output: Path,
+    start: int,
+    card: Card,
+    source: Source,
+    pictures: Iterable[tuple[Item, Picture | Reject]],
+) -> tuple[int, list[dict[str, str]]]:
+    """One shard of images, then the note that it is complete; returns its files and rejects."""
     rejects, count = [], 0
+    index = start // IMAGES_PER_SHARD
     path = shards.shard_path(output, "images", index)
     with shards.Writer(path, schemas.images(card.classes)) as writer:
         for item, picture in pictures:
@@ -125,14 +148,15 @@ def _write_shard(
                 rejects.append({"path": item.path, "reason": str(picture)})
             else:
                 writer.add(_row(card, item, picture))
-    note = _part(output, index)
+    note = _note(output, index)
     partial = note.with_suffix(".tmp")
-    partial.write_text(json.dumps({"items": count, "rejects": rejects}), encoding="utf-8")
+    told = {"items": count, "source": _identity(source, start), "rejects": rejects}
+    partial.write_text(json.dumps(told), encoding="utf-8")
     os.replace(partial, note)
-    return rejects
+    return count, rejects
 
 
-def _part(output: Path, index: int) -> Path:
+def _note(output: Path, index: int) -> Path:
     return output / f"part-{index:05d}.json"
 
 
@@ -151,9 +175,16 @@ def _row(card: Card, item: Item, picture: Picture) -> dict[str, Any]:
 
 
 def _check_rejects(
-    rejects: list[dict[str, str]], count: int, expected: int, max_reject_share: float
+    output: Path,
+    rejects: list[dict[str, str]],
+    count: int,
+    expected: int,
+    max_reject_share: float,
 ) -> None:
     if len(rejects) > max_reject_share * expected:
+        for note in output.glob("part-*.json"):  # so that repaired files are opened again
+            if json.loads(note.read_text(encoding="utf-8"))["rejects"]:
+                note.unlink()
         worst = "; ".join(f"{row['path']}: {row['reason']}" for row in rejects[:10])
         raise StageError(
             f"{len(rejects)} of {count} files are unusable ({len(rejects) / count:.1%}; [Download] "

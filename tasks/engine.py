@@ -6,12 +6,15 @@ models that vLLM does not support; a `module:function` names your own, called wi
 settings). How engines are put to work on shards, in processes or on a cluster, is `tasks/sampler.py`.
 """
 
+import asyncio
+import hashlib
 import importlib
 import io
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -68,12 +71,22 @@ class Sampling:
     seed: int
 
 
+def request_seed(sampling: Sampling, request: Request) -> int:
+    """A seed of this request's own, wherever in a batch it stands.
+
+    vLLM gives the i-th sample of a request this seed plus i, so neighbours must be far apart.
+    """
+    digest = hashlib.sha256(f"{sampling.seed}/{request.key}".encode("utf-8", "surrogatepass"))
+    return int.from_bytes(digest.digest()[:4], "big") // 2
+
+
 class Engine(Protocol):
     """Anything that answers requests in order, `sampling.n` completions each.
 
     An engine may have `slots`, how many shards it takes at once from as many threads (1 without
     it); `counts`, totals by name such as prompt_tokens and cached_tokens; `check(request)`, which
-    raises StageError when a prompt cannot work; and `close()`.
+    raises StageError when a prompt cannot work; `pictures`, False if it takes encoded bytes; and
+    `close()`.
     """
 
     def generate(
@@ -94,7 +107,8 @@ def open_engine(policy: Path, settings: dict[str, Any]) -> Engine:
     if backend in ("vllm", "ray"):  # on a cluster, each worker has an engine of its own
         from tasks import engine_vllm
 
-        kind = engine_vllm.AsyncVllmEngine if gpus() else engine_vllm.VllmEngine
+        on_gpu = engine_vllm.on_gpu()
+        kind = engine_vllm.AsyncVllmEngine if on_gpu else engine_vllm.VllmEngine
         return kind(policy, settings)
     if backend == "server":
         from tasks.engine_server import ServerEngine
@@ -110,10 +124,10 @@ def open_engine(policy: Path, settings: dict[str, Any]) -> Engine:
 def gpus() -> list[str]:
     """This process's NVIDIA GPUs, as CUDA_VISIBLE_DEVICES names them; found without CUDA."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    found = sorted(
-        (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")), key=int
-    )
-    return found if visible is None else [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
+    if visible is not None:
+        return [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
+    # Their ordinals begin at 0, whatever the numbers of the devices that a container was given.
+    return [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
 
 def custom(backend: str) -> Any:
@@ -127,6 +141,34 @@ def custom(backend: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise StageError(f"[engine] backend = {backend!r} cannot be imported: {error}") from error
+
+
+class Background:
+    """An event loop in a thread of its own, for engines that are asked from several threads."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """The result of a coroutine."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self) -> None:
+        """End the loop and its thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def all_of(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """The results of all, when all have ended; then the first error, so that none is left behind."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
 
 
 @contextmanager

@@ -7,14 +7,22 @@ settings; its own limits (context length, pixels) are the ones that count.
 import asyncio
 import base64
 import os
-import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tasks import prompts
-from tasks.engine import Completion, EngineDied, Prompter, Request, Sampling
+from tasks.engine import (
+    Background,
+    Completion,
+    EngineDied,
+    Prompter,
+    Request,
+    Sampling,
+    all_of,
+    request_seed,
+)
 from tasks.run import StageError
 
 ATTEMPTS = 6  # of one request, with exponential backoff between them (the client's own)
@@ -28,15 +36,16 @@ class ServerEngine:
     """
 
     slots = 2
+    pictures = False
 
     def __init__(self, policy: Path, settings: dict[str, Any]):
         from openai import AsyncOpenAI
 
         self._policy, self._settings = policy, settings
         self.counts: Counter[str] = Counter()
+        self._is_vllm = False
         self._model = settings["server_model"] or str(policy)
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._background = Background()
         self._client = AsyncOpenAI(
             base_url=settings["server_url"],
             api_key=os.environ.get("OPENAI_API_KEY") or "none",
@@ -44,14 +53,18 @@ class ServerEngine:
             max_retries=ATTEMPTS - 1,
         )
         self._free = asyncio.Semaphore(settings["server_concurrency"])
-        self._await(self._find())
+        try:
+            self._background.run(self._find())
+        except BaseException:
+            self.close()
+            raise
 
     async def _find(self) -> None:
         import openai
 
         url = self._settings["server_url"]
         try:
-            served = [model.id async for model in self._client.models.list()]
+            served = {model.id: model async for model in self._client.models.list()}
         except openai.OpenAIError as error:
             raise StageError(
                 f"nobody answers at [engine] server_url = {url} ({_line(error)}); start one, such as: "
@@ -62,6 +75,19 @@ class ServerEngine:
                 f"{url} does not serve {self._model!r} but {', '.join(served) or 'nothing'}; set "
                 "[engine] server_model"
             )
+        model = served[self._model]
+        self._is_vllm = model.owned_by == "vllm"
+        root = getattr(model, "root", None)
+        # An artifact's folder is named by its fingerprint, so a name is enough to tell it.
+        if (
+            root
+            and self._policy.is_dir()
+            and Path(root).resolve().name != self._policy.resolve().name
+        ):
+            raise StageError(
+                f"{url} serves {root}, but the policy to ask is {self._policy}; serve that folder and "
+                "run again"
+            )
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """Completions in the order of the requests.
@@ -71,20 +97,18 @@ class ServerEngine:
         """
 
         async def every() -> list[list[Completion]]:
-            return await asyncio.gather(
-                *(self._one(request, sampling, i) for i, request in enumerate(requests))
-            )
+            return await all_of(self._one(request, sampling) for request in requests)
 
-        return self._await(every())
+        return self._background.run(every())
 
-    async def _one(self, request: Request, sampling: Sampling, index: int) -> list[Completion]:
+    async def _one(self, request: Request, sampling: Sampling) -> list[Completion]:
         import openai
 
-        extra: dict[str, Any] = {"repetition_penalty": sampling.repetition_penalty}
-        if sampling.repetition_penalty == 1:  # vLLM's own extension; other servers may refuse it
-            extra = {}
+        # Left out, vLLM would take these from the policy's generation_config.json.
+        own = {"repetition_penalty": sampling.repetition_penalty, "top_k": 0, "min_p": 0.0}
+        extra = own if self._is_vllm else {}
         # vLLM on a CPU cannot seed a request.
-        seed = {"seed": sampling.seed + index} if self._settings["server_seeds"] else {}
+        seed = {"seed": request_seed(sampling, request)} if self._settings["server_seeds"] else {}
         async with self._free:
             try:
                 answer = await self._client.chat.completions.create(
@@ -98,8 +122,12 @@ class ServerEngine:
                     extra_body=extra,
                     **seed,
                 )
-            except openai.BadRequestError as error:
-                raise ValueError(_line(error)) from error
+            except openai.APIStatusError as error:
+                if error.status_code in (400, 413, 422):
+                    raise ValueError(_line(error)) from error
+                if error.status_code in (401, 403, 404):
+                    raise StageError(f"the server will not answer: {_line(error)}") from error
+                raise EngineDied(f"the server gave up: {_line(error)}") from error
             except openai.OpenAIError as error:
                 raise EngineDied(f"the server gave up: {_line(error)}") from error
         if answer.usage:
@@ -135,11 +163,8 @@ class ServerEngine:
 
     def close(self) -> None:
         """Let go of the connections."""
-        self._await(self._client.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-
-    def _await(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        self._background.run(self._client.close())
+        self._background.close()
 
 
 def _messages(request: Request) -> list[dict[str, Any]]:

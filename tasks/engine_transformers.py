@@ -5,12 +5,14 @@ It agrees with training by definition, which makes it the cross-check for the ot
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tasks.engine import Completion, EngineDied, Prompter, Request, Sampling
 
-BATCH = 32
+BATCH = 32  # images at a time, where memory allows
+LOGITS = 2 << 30  # bytes of logits kept at a time, of which the log-probabilities are read
 
 
 class TransformersEngine:
@@ -37,9 +39,15 @@ class TransformersEngine:
         """Completions in the order of the requests."""
         self._torch.manual_seed(sampling.seed)
         answers: list[list[Completion]] = []
+        vocabulary = self._model.get_output_embeddings().weight.shape[0]
+        room = max(1, LOGITS // (8 * vocabulary * sampling.max_new_tokens))  # sequences
+        size = max(1, min(BATCH, room // sampling.n))
+        at_once = [min(room, sampling.n - done) for done in range(0, sampling.n, room)]
         try:
-            for start in range(0, len(requests), BATCH):
-                answers += self._batch(requests[start : start + BATCH], sampling)
+            for start in range(0, len(requests), size):
+                part = requests[start : start + size]
+                rounds = [self._batch(part, replace(sampling, n=n)) for n in at_once]
+                answers += [[c for row in rows for c in row] for rows in zip(*rounds, strict=True)]
         except self._torch.OutOfMemoryError as error:
             raise EngineDied(f"out of memory: {error}") from error
         return answers

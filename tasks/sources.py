@@ -4,7 +4,9 @@ Every source becomes a Source: how many images there are, where that is known, a
 through them from any place on, one at a time. A million images cost tens of megabytes.
 """
 
+import hashlib
 import io
+import json
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
@@ -42,12 +44,13 @@ class Source:
     """`items(start)` gives the images from number `start` on, in an order that never changes.
 
     `total` is their number, or None where only reading tells. `revision` is the commit of a hub
-    dataset, else empty.
+    dataset, else empty; `digest(start, stop)` tells whether a stretch of a list is still the same.
     """
 
     total: int | None
     items: Callable[[int], Iterator[Item]]
     revision: str = ""
+    digest: Callable[[int, int], str] = lambda start, stop: ""
 
 
 def open_source(card: Card, archives: Path, workplace: Path, mirror: bool = False) -> Source:
@@ -103,7 +106,11 @@ def listing(
             for path, label, split in zip(*batch.to_pydict().values(), strict=True):
                 yield Item(path, label, split, partial(load, path, label), crop_bottom)
 
-    return Source(table.num_rows, items)
+    def digest(start: int, stop: int) -> str:
+        rows = table.slice(start, stop - start).to_pylist()
+        return hashlib.sha256(json.dumps(rows).encode("utf-8", "surrogatepass")).hexdigest()
+
+    return Source(table.num_rows, items, digest=digest)
 
 
 def _drawn(card: Card) -> Source:

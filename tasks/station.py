@@ -141,7 +141,7 @@ class Station:
         requests = [
             Request(ask.image_id, images[ask.image_id], ask.text, ask.before) for ask in shard.asks
         ]
-        budget = DECODED
+        budget = DECODED if getattr(self.engine, "pictures", True) else 0
         for request in requests:
             if budget > 0:
                 with suppress(Exception):  # the engine will meet it, and it will be named there
@@ -153,8 +153,10 @@ class Station:
         with self._clock:
             answers = [
                 answer
-                for part in shards.chunks(requests, -(-len(requests) // shard.pieces))
-                for answer in ask(self.engine, part, shard.sampling, refused)
+                for number, part in enumerate(
+                    shards.chunks(requests, -(-len(requests) // shard.pieces))
+                )
+                for answer in ask(self.engine, part, _other(shard.sampling, number), refused)
             ]
         if len(refused) == len(requests) > 1:
             reason = next(iter(refused.values()))
@@ -174,14 +176,23 @@ class Station:
             for request, completions in zip(requests, answers, strict=True)
             for number, completion in enumerate(completions)
         ]
-        reasons = [{"image_id": key, "reason": reason} for key, reason in refused.items()]
-        refusals(shard.path).unlink(missing_ok=True)  # of an earlier attempt at this shard
-        shards.write(refusals(shard.path), reasons, schemas.refused())
-        shards.write(shard.path, rows, schemas.rollouts())
+        try:
+            self._save(shard, rows, refused)
+        except OSError as error:
+            raise StageError(
+                f"{shard.path} cannot be written: {error.strerror or error}; make room and run again"
+            ) from error
         counts = dict(getattr(self.engine, "counts", {}))
         report(
             Done(self._name, shard.number, len(requests), len(refused), self._clock.seconds, counts)
         )
+
+    @staticmethod
+    def _save(shard: Shard, rows: list[dict[str, Any]], refused: dict[str, str]) -> None:
+        reasons = [{"image_id": key, "reason": reason} for key, reason in refused.items()]
+        refusals(shard.path).unlink(missing_ok=True)  # of an earlier attempt at this shard
+        shards.write(refusals(shard.path), reasons, schemas.refused())
+        shards.write(shard.path, rows, schemas.rollouts())
 
 
 class BusyClock:
@@ -223,7 +234,8 @@ def ask(
         answers = engine.generate(requests, sampling)
         if [len(row) for row in answers] != [sampling.n] * len(requests):
             raise StageError(
-                f"the engine returned too few answers for {len(requests)} images; run it again"
+                f"the engine gave {sum(map(len, answers))} answers to {len(requests)} images asked for "
+                f"{sampling.n} each; a server must support n > 1"
             )
         return answers
     except (StageError, EngineDied, MemoryError):
@@ -236,14 +248,19 @@ def ask(
         half = len(requests) // 2
         return [
             answer
-            for part in (requests[:half], requests[half:])
-            for answer in ask(engine, part, sampling, refused)
+            for number, part in enumerate((requests[:half], requests[half:]))
+            for answer in ask(engine, part, _other(sampling, number * half), refused)
         ]
 
 
 def refusals(path: Path) -> Path:
     """Where the reasons stand for which images of a shard were refused."""
     return path.with_name(f"refused-{path.name}")
+
+
+def _other(sampling: Sampling, number: int) -> Sampling:
+    """The same for the first batch of a shard; another seed for each that follows."""
+    return replace(sampling, seed=(sampling.seed + 7919 * number) % 2**31)
 
 
 def halved(shard: Shard) -> Shard:

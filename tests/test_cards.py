@@ -134,6 +134,12 @@ def test_a_hub_class_that_the_card_lacks_is_an_error_that_names_it(hub, tmp_path
         download(tmp_path / "out", card="mine", max_reject_share=0.0)
 
 
+def test_a_hub_split_without_labels_is_not_given_the_last_class(hub, tmp_path):
+    hub(datasets.ClassLabel(names=["red kite", "buzzard"]), [0, 1, -1])
+    with pytest.raises(StageError, match=r"image without a label .-1.; leave its split out"):
+        download(tmp_path / "out", card="mine", max_reject_share=0.0)
+
+
 def test_a_hub_column_that_is_not_there_is_named_with_those_that_are(hub, tmp_path):
     hub(datasets.Value("string"), ["red kite", "buzzard"])
     path = tmp_path / "mine.md"

@@ -7,10 +7,11 @@ import pytest
 
 from tasks import sampler, schemas, shards
 from tasks.crew import devices
+from tasks.engine import Sampling
 from tasks.evaluate import evaluate
 from tasks.propose import propose, select
 from tasks.run import StageError
-from tasks.station import REFUSED, BusyClock
+from tasks.station import REFUSED, BusyClock, Shard, refusals
 from tests.conftest import ENGINE, propose_arguments
 
 
@@ -68,8 +69,12 @@ def test_an_image_that_the_engine_refuses_is_found_by_halving_and_the_rest_goes_
     bad = [row for row in rows if row["finish_reason"] == REFUSED]
     assert {row["image_id"] for row in bad} == {"few/train/crimson gold-belt/0001.png"}
     assert {(row["completion"], row["num_tokens"]) for row in bad} == {("", 0)}
-    good = [row for row in rows if row["finish_reason"] != REFUSED]
-    assert good == [row for row in healthy if "crimson gold-belt/0001" not in row["image_id"]]
+    shard = range(16 * 20, 32 * 20)  # rows of the second shard, whose halves draw anew
+    assert all(rows.index(row) in shard for row in bad)
+    assert (
+        rows[: shard.start] + rows[shard.stop :] == healthy[: shard.start] + healthy[shard.stop :]
+    )
+    assert [row["finish_reason"] for row in rows].count(REFUSED) == 20
     reasons = shards.read(ill.set.root / "p", "rollouts_refused").to_pylist()
     assert reasons == [{"image_id": bad[0]["image_id"], "reason": "cannot look at this"}]
     assert stats["refused"] == 1
@@ -85,6 +90,28 @@ def test_the_reasons_of_an_earlier_attempt_are_not_kept(ill):
     _, _, stats = ill()
     assert stats["refused"] == 0
     assert not list((ill.set.root / "p").glob("*refused*"))
+
+
+def test_reasons_gathered_by_a_run_that_was_cut_off_are_kept(tmp_path):
+    shard = Shard(1, tmp_path / "rollouts-00001.parquet", tmp_path, (), Sampling(1, 0, 1, 1, 9, 0))
+    first, second = ([{"image_id": i, "reason": "y"}] for i in ("a", "b"))
+    shards.write(tmp_path / "rollouts_refused.parquet", first, schemas.refused())
+    shards.write(refusals(shard.path), second, schemas.refused())
+    sampler._gather_refusals(tmp_path, "rollouts", [shard])
+    gathered = shards.read_file(tmp_path / "rollouts_refused.parquet").to_pylist()
+    assert gathered == first + second
+    assert not refusals(shard.path).exists()
+
+
+def test_a_full_disk_is_not_taken_for_a_dying_engine(ill, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shards, "write", full)
+    with pytest.raises(
+        StageError, match=r"rollouts-0000\d.parquet cannot be written: No space left"
+    ):
+        ill()
 
 
 def test_more_refused_images_than_allowed_fail_the_stage_naming_them(ill):
@@ -123,7 +150,8 @@ def test_an_engine_that_dies_is_replaced_and_its_shard_done_again(ill, healthy, 
 @pytest.mark.process
 def test_an_engine_that_dies_again_gets_half_the_batch_and_half_the_sequences(ill, healthy):
     rows, noted, _ = ill("isolated", batch=8, deaths=0, limit=20)
-    assert rows == healthy[: 20 * 20]
+    assert [row["image_id"] for row in rows] == [row["image_id"] for row in healthy[: 20 * 20]]
+    assert rows[: 8 * 20] == healthy[: 8 * 20], "the first half draws as the whole would have"
     assert [line.split()[1] for line in noted["opened"]] == ["64", "64", "32"]
     assert len(noted["died"]) == 2
 
@@ -140,7 +168,7 @@ def test_an_engine_that_dies_three_times_on_a_shard_is_reported_with_its_images(
 
 @pytest.mark.process
 def test_two_processes_share_the_shards_and_do_none_twice(ill, healthy):
-    rows, noted, stats = ill("isolated", processes=2, slots=2)
+    rows, noted, stats = ill("isolated", processes=2, slots=2, pause=1.5)
     assert rows == healthy
     assert len({line.split()[0] for line in noted["asked"]}) == 2
     keys = [line.split(" ", 1)[1] for line in noted["asked"]]

@@ -125,6 +125,58 @@ def test_a_killed_download_goes_on_and_ends_with_the_same_bytes(photo_card, monk
         ).read_bytes()
 
 
+def test_a_repaired_file_is_opened_again(photo_card):
+    bad = photo_card / "photos" / "001.Red_kite" / "1.jpg"
+    good = bad.read_bytes()
+    bad.write_bytes(b"broken")
+    with pytest.raises(StageError, match="1 of 6 files are unusable"):
+        download(photo_card / "out", card="mine", max_reject_share=0)
+    bad.write_bytes(good)
+    download(photo_card / "out", card="mine", max_reject_share=0)
+    assert shards.read(photo_card / "out", "images").num_rows == 6
+
+
+@pytest.mark.parametrize("change", ["removed", "added"])
+def test_files_that_came_or_went_since_a_run_was_cut_off_are_noticed(
+    photo_card, monkeypatch, change, capsys
+):
+    monkeypatch.setattr("tasks.download.IMAGES_PER_SHARD", 4)
+    original = tasks.download.normalise_image
+    opened = []
+
+    def dies(*given):
+        opened.append(given)
+        if len(opened) == 6:
+            raise KeyboardInterrupt
+        return original(*given)
+
+    monkeypatch.setattr("tasks.download.normalise_image", dies)
+    with pytest.raises(KeyboardInterrupt):
+        download(photo_card / "out", card="mine", max_reject_share=0, decode_threads=1)
+    monkeypatch.setattr("tasks.download.normalise_image", original)
+    folder = photo_card / "photos" / "001.Red_kite"
+    if change == "removed":
+        (folder / "1.jpg").unlink()
+    else:
+        (folder / "1b.jpg").write_bytes(encoded(picture(size=(50, 30))))
+    download(photo_card / "out", card="mine", max_reject_share=0, decode_threads=1)
+    ids = shards.read(photo_card / "out", "images")["image_id"].to_pylist()
+    wanted = [
+        p.relative_to(photo_card / "photos") for p in sorted((photo_card / "photos").rglob("*.jpg"))
+    ]
+    assert ids == [f"mine/{path}" for path in wanted]
+    assert "the source has changed" in capsys.readouterr().out
+
+
+def test_want_of_memory_is_not_taken_for_a_bad_picture(photo_card, monkeypatch):
+    def starved(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("tasks.images._read", starved)
+    with pytest.raises(MemoryError):
+        download(photo_card / "out", card="mine", max_reject_share=1.0)
+
+
 def test_other_counts_than_the_official_split_are_told(photo_card, capsys):
     card = photo_card / "cards" / "mine.md"
     card.write_text(card.read_text().replace("classes:", "official_splits: {train: 4}\nclasses:"))

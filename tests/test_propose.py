@@ -106,7 +106,7 @@ def test_an_engine_that_answers_too_few_is_refused(split_set, monkeypatch):
     real = FakeEngine.generate
     monkeypatch.setattr(FakeEngine, "generate", lambda *a: real(*a)[:-1])
     (split_set.root / "p").mkdir()
-    with pytest.raises(StageError, match="too few answers for 16 images"):
+    with pytest.raises(StageError, match="gave 300 answers to 16 images asked for 20 each"):
         propose(split_set.root / "p", **propose_arguments(split_set))
 
 
