@@ -200,7 +200,8 @@ class Builder:
             pickle.dump(block, file)
         if without:
             raise StageError(
-                f"{propose} has no rollouts of {len(without)} images, the first: {ids[without[0]]}"
+                f"{propose} has no rollouts of {len(without)} images, {ids[without[0]]} first; a trial "
+                "with [Propose] limit ends there: set it to 0 and run again"
             )
         return truths, Neighbours(card.classes, base, confused)
 

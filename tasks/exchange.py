@@ -50,6 +50,7 @@ def import_rollouts(file: Path, card: Card, images: Path, output: Path) -> dict[
     found = _find_images(answers, images)
     rows = []
     for key, path in sorted(found.items(), key=lambda item: item[1].as_posix()):
+        texts = _completions(file, key, answers[key])  # first: it says what has another form
         truth = answers[key].get("groundtruth")
         label = -1 if truth is None else names.match(str(truth)).class_id
         if label is None:
@@ -58,7 +59,7 @@ def import_rollouts(file: Path, card: Card, images: Path, output: Path) -> dict[
                 f"{card.name}; add it there as an alias"
             )
         image_id = f"{card.name}/{path.relative_to(images).as_posix()}"
-        rows.append((image_id, path, label, _completions(file, key, answers[key])))
+        rows.append((image_id, path, label, texts))
     for name in ("download", "split", "propose"):
         (output / name).mkdir(parents=True, exist_ok=True)
     for index, part in enumerate(shards.chunks(rows, IMAGES_PER_SHARD)):

@@ -1,6 +1,7 @@
 """What the trainer is shown: letters that cannot be memorised, questions in a reproducible order."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,7 +79,12 @@ def test_rows_hold_what_trainer_and_rewards_need(rollouts):
     out.mkdir()
     build_mcq(out, **mcq_arguments(rollouts))
     count = shards.read(out, "mcq").num_rows
-    rows = training_rows([out], [rollouts.card], "brief", num_uses=2 * count, seed=0, round_=0)
+    cache = rollouts.root / "cache"
+    rows = training_rows(
+        [out], [rollouts.card], "brief", num_uses=2 * count, seed=0, round_=0, cache=cache
+    )
+    assert rows.cache_files
+    assert all(cache in Path(file["filename"]).parents for file in rows.cache_files)
     assert len(rows) == 2 * count
     seen = {}
     for row in rows:

@@ -53,18 +53,21 @@ def training_rows(
     seed: int,
     round_: int,
     order: str = "shuffled",
+    cache: Path | None = None,
 ) -> Dataset:
     """A dataset of `num_uses` rows: prompt (chat), image, options, answer_letter, mcq_id.
 
     The questions of all folders in `mcq` are drawn from alike; each is asked in the words of the
     card it belongs to, which its image id begins with. `order` is shuffled, or curriculum: by
     falling margin of the truth over the strongest other candidate among the policy's proposals.
-    Images stay on disk, memory-mapped; a row is permuted and rendered when it is read. Raises
-    StageError for an unknown order.
+    Images stay on disk, memory-mapped from a copy in the folder `cache`; a row is permuted and
+    rendered when it is read. Raises StageError for an unknown order.
     """
     files = [path for folder in mcq for path in shards.paths(folder, "mcq")]
     by_name = {card.name: card for card in cards}
-    frozen = concatenate_datasets([Dataset.from_parquet(str(path)) for path in files])
+    frozen = concatenate_datasets(
+        [Dataset.from_parquet(str(path), cache_dir=str(cache) if cache else None) for path in files]
+    )
     if order not in ORDERS:
         raise StageError(f"[Train] order must be one of {', '.join(ORDERS)}; got {order!r}")
     easiness = np.array(frozen["margin"][:]) if order == "curriculum" else None

@@ -35,6 +35,7 @@ from training.rewards import format_reward, letter_reward
 Reward = Callable[..., list[float]]
 REWARDS: dict[str, Reward] = {"format": format_reward, "letter": letter_reward}
 VISION = ("visual", "vision", "projector")  # in the parameter names of every family we know
+CACHE = "cache"  # of the questions, below the output; gone when the stage has ended
 COMPLETE = "complete"  # written last into a checkpoint: TRL's own are not atomic
 
 # Trainer's log key -> our column (tasks.schemas.train_log).
@@ -111,6 +112,7 @@ def grpo(
         num_uses=steps * questions_per_step,
         seed=seed,
         round_=refresh_round,
+        cache=output / CACHE,
         order=order,
     )
     processor = AutoProcessor.from_pretrained(policy)
@@ -313,7 +315,8 @@ def _save(output: Path, trainer: GRPOTrainer, processor: Any, policy: Path, data
         if "reward" in entry
     ]
     shards.write(output / "train_log.parquet", log, schemas.train_log())
-    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    for name in ("checkpoints", CACHE):
+        shutil.rmtree(output / name, ignore_errors=True)
     last = log[-max(1, len(log) // 5) :]
     first = log[: max(1, len(log) // 5)]
     (output / "README.md").write_text(
