@@ -35,6 +35,7 @@ class Sampler:
         self._seed = seed
         self._crew: Crew | None = None
         self._stations: dict[str, Done] = {}
+        self.answered = 0  # rollouts of this run
         self.seconds = 0.0  # during which shards were worked off, the engine's start left out
 
     def __enter__(self) -> "Sampler":
@@ -84,6 +85,7 @@ class Sampler:
 
             def on_done(done: Done) -> None:
                 self._stations[done.station] = done
+                self.answered += done.images * (1 if greedy else self.n)
                 bar.update(done.images)
                 if tally:
                     tally.add(by_number[done.shard].path)
@@ -201,8 +203,10 @@ def throughput(stats: dict[str, Any], sampler: Sampler) -> dict[str, Any]:
     """Counts of a tally with what the run itself took. A resumed run speaks of its own part."""
     figures = sampler.figures()
     seconds = round(sampler.seconds, 1)
+    rate = round(sampler.answered / seconds, 2) if seconds else None
     cached = figures.get("cached_tokens", 0) / max(1, figures.get("prompt_tokens", 0))
-    return {**stats, "seconds": seconds, **figures, "cached_share": round(cached, 4)}
+    own = {"seconds": seconds, "rollouts_per_second": rate, "cached_share": round(cached, 4)}
+    return {**stats, **own, **figures}
 
 
 def _probe(todo: Sequence[Shard], download: Path) -> Shard:

@@ -174,6 +174,7 @@ def test_two_processes_share_the_shards_and_do_none_twice(ill, healthy):
     keys = [line.split(" ", 1)[1] for line in noted["asked"]]
     assert len(keys) == len(set(keys)) == 4
     assert stats["engines"] == 2
+    assert stats["rollouts_per_second"] == pytest.approx(1200 / stats["seconds"], rel=0.1)
     assert stats["prompt_tokens"] == 600
     assert stats["cached_share"] == pytest.approx(0.4)
 
