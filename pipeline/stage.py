@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,10 @@ class Stage(Checked, luigi.Task):
             return
         manifest = {**self.identity, "fingerprint": self.fingerprint, "source_sha256": self._source}
         manifest |= {name: getattr(self, name) for name in GRAPH_ONLY if hasattr(self, name)}
-        threads = {"OMP_NUM_THREADS": str(run().cpu_threads)}
-        artifact.build(self.folder, self.module, self.arguments(), manifest, threads)
+        environment = {"OMP_NUM_THREADS": str(run().cpu_threads)}
+        for name in ("VLLM_LOGGING_LEVEL", "TRANSFORMERS_VERBOSITY"):  # read when they are imported
+            environment[name] = os.environ.get(name, "ERROR" if "VLLM" in name else "error")
+        artifact.build(self.folder, self.module, self.arguments(), manifest, environment)
 
     def settings(self) -> dict[str, Any]:
         """Significant parameters, as plain JSON values; graph parameters other than seed left out."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import disable_progress_bars
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -100,7 +101,8 @@ def grpo(
     `completions-*.parquet`.
     Raises StageError for a damaged shard, an unknown option or a batch that cannot be divided.
     """
-    disable_progress_bar()  # of the library: one bar a stage is enough
+    disable_progress_bar()  # of the libraries: one bar a stage is enough
+    disable_progress_bars()
     cards = [load(name) for name in card.split("+")]
     for folder in mcq:
         verify(folder)
