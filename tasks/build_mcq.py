@@ -8,7 +8,6 @@ Rollouts from elsewhere come in, and questions go out to other trainers, by `tas
 """
 
 import hashlib
-import json
 import pickle
 import tempfile
 from collections import Counter
@@ -37,8 +36,8 @@ from tasks.options import (
     shuffle_options,
 )
 from tasks.prompts import LETTERS
-from tasks.propose import read_images, select
-from tasks.run import StageError, main, progress
+from tasks.propose import select
+from tasks.run import StageError, main, progress, save_stats
 from tasks.seeding import row_generator, row_generators
 
 Row = dict[str, Any]
@@ -91,7 +90,7 @@ def build_mcq(
     builder = Builder(load(card), rules, prompt_style, shard_size, seed)
     rows = select(split, "train", ("base",))
     bar = partial(progress, desc="build_mcq", total=-(-len(rows) // shard_size), unit="shards")
-    built = builder.shards(rows, propose, partial(read_images, download))
+    built = builder.shards(rows, propose, shards.ImageStore(download).read)
     schema = schemas.candidates(builder.card.classes)
     for index, (table, questions) in enumerate(bar(built)):
         shards.write(shards.shard_path(output, "mcq", index), questions, questions.schema)
@@ -105,7 +104,7 @@ def build_mcq(
         )
     if not outcomes.get("kept"):
         raise StageError(f"no image gave a question ({outcomes}); see {output}/candidates-*")
-    (output / "stats.json").write_text(json.dumps(stats, indent=1), encoding="utf-8")
+    save_stats(output, stats)
     print(
         f"build_mcq: {outcomes['kept']} questions from {len(rows)} images, truth injected into "
         f"{stats['injected']}; " + ", ".join(f"{n} {o}" for o, n in sorted(outcomes.items()))
@@ -128,7 +127,7 @@ class Builder:
         self,
         rows: Sequence[Row],
         propose: Path,
-        images_of: Callable[[list[Row]], dict[str, bytes]],
+        images_of: Callable[[list[str]], dict[str, bytes]],
     ) -> Iterator[tuple[pa.Table, pa.Table]]:
         """(candidates, questions) of each `shard_size` of `rows`, which the split lists in order.
 
@@ -148,7 +147,7 @@ class Builder:
                 if start >= block.stop:
                     block = pickle.load(merged)
                     listed = block.candidates()
-                images = images_of(part)
+                images = images_of([row["image_id"] for row in part])
                 told, asked = [], []
                 for place, row in enumerate(part, start):
                     image, truth = place - block.start, truths[place]

@@ -5,6 +5,7 @@ process, then in half the batch, and then the stage says so. A shard is a file w
 whatever happens it is there once or not at all.
 """
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_cards import CardError
-from tasks.engine import EngineDied, custom, gpus, open_engine
+from tasks.engine import BACKENDS, EngineDied, custom, gpus, open_engine
 from tasks.run import StageError, end_with_parent, quiet_libraries
 from tasks.shards import ShardError
 from tasks.station import Done, Shard, Station, halved
@@ -53,10 +54,8 @@ def open_crew(policy: Path, settings: dict[str, Any]) -> Crew:
         from tasks.crew_ray import RayCrew
 
         return RayCrew(policy, settings)
-    if ":" in backend and not getattr(custom(backend), "isolated", False):
+    if backend not in BACKENDS and not getattr(custom(backend), "isolated", False):
         return Inline(policy, settings)
-    if ":" not in backend and backend not in ("vllm", "server", "transformers"):
-        custom(backend)  # says that there is no such backend
     return Processes(policy, settings)
 
 
@@ -262,9 +261,9 @@ def _serve(
 
     try:
         given = source()
-        first = next(given, None)
+        first = next(given, None)  # here, so that the engine is opened in the main thread
         if first is not None:
-            station.work(_chain(first, given), lambda done: tell("done", done))
+            station.work(itertools.chain([first], given), lambda done: tell("done", done))
         station.close()
     except (StageError, CardError, ShardError) as error:
         tell("error", str(error))
@@ -277,11 +276,6 @@ def _serve(
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
-
-
-def _chain(first: Shard, rest: Iterator[Shard]) -> Iterator[Shard]:
-    yield first
-    yield from rest
 
 
 def _death(code: int | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from data_cards import CardError
 from tasks.crew import ATTEMPTS, DIED, OnDone, Ready
 from tasks.engine import EngineDied, open_engine
-from tasks.run import StageError
+from tasks.run import StageError, first_line
 from tasks.shards import ShardError
 from tasks.station import Done, Shard, Station
 
@@ -42,8 +42,9 @@ class RayCrew:
                     **({} if address else {"include_dashboard": False}),
                 )
             except (ConnectionError, RuntimeError, ValueError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise StageError(f"[engine] ray_address = {address}: {reason}") from error
+                raise StageError(
+                    f"[engine] ray_address = {address}: {first_line(error)}"
+                ) from error
 
     def run(self, todo: Sequence[Shard], probe: Shard, on_ready: Ready, on_done: OnDone) -> None:
         """Work off `todo`, after each worker has checked `probe`."""

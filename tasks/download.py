@@ -21,10 +21,10 @@ from typing import Any
 
 from data_cards import Card, load
 from tasks import schemas, shards
-from tasks.images import Picture, Reject, normalise_image
+from tasks.images import Picture, Reject, open_picture
 from tasks.labels import ClassNames
-from tasks.run import StageError, main, progress
-from tasks.sources import Item, Source, open_source
+from tasks.run import StageError, main, progress, save_stats
+from tasks.sources import Item, Source, open_source, require_every_class
 
 IMAGES_PER_SHARD = 1000
 UNPACKED = "unpacked"  # below the output; gone when the stage has ended
@@ -74,7 +74,7 @@ def download(
     for path in output.glob("part-*.json"):
         path.unlink()
     shutil.rmtree(output / UNPACKED, ignore_errors=True)
-    (output / "stats.json").write_text(json.dumps(stats, indent=1), encoding="utf-8")
+    save_stats(output, stats)
 
 
 def _finished(output: Path, source: Source) -> tuple[int, list[dict[str, str]]]:
@@ -114,20 +114,13 @@ def _pictures(
     """Items with what they turned out to be, in order; no more are open than threads can work on."""
     waiting: deque[tuple[Item, Future[Picture | Reject]]] = deque()
     for item in items:
-        waiting.append((item, pool.submit(_open, item)))
+        waiting.append((item, pool.submit(open_picture, item.load, item.crop_bottom)))
         if len(waiting) > 2 * pool._max_workers:
             yield waiting[0][0], waiting.popleft()[1].result()
             advance(1)
     for item, future in waiting:
         yield item, future.result()
         advance(1)
-
-
-def _open(item: Item) -> Picture | Reject:
-    try:
-        return normalise_image(item.load(), item.crop_bottom)
-    except Reject as reason:
-        return reason
 
 
 def _write_shard(
@@ -147,7 +140,8 @@ def _write_shard(
             if isinstance(picture, Reject):
                 rejects.append({"path": item.path, "reason": str(picture)})
             else:
-                writer.add(_row(card, item, picture))
+                image_id = f"{card.name}/{item.path}"
+                writer.add(image_row(image_id, item.path, item.label, item.official_split, picture))
     note = _note(output, index)
     partial = note.with_suffix(".tmp")
     told = {"items": count, "source": _identity(source, start), "rejects": rejects}
@@ -160,17 +154,20 @@ def _note(output: Path, index: int) -> Path:
     return output / f"part-{index:05d}.json"
 
 
-def _row(card: Card, item: Item, picture: Picture) -> dict[str, Any]:
+def image_row(
+    image_id: str, path: str, label: int, official_split: str, picture: Picture
+) -> dict[str, Any]:
+    """A picture as a row of the images table."""
     return {
-        "image_id": f"{card.name}/{item.path}",
-        "image": {"bytes": picture.data, "path": item.path},
+        "image_id": image_id,
+        "image": {"bytes": picture.data, "path": path},
         "sha256": hashlib.sha256(picture.data).hexdigest(),
         "pixels": picture.pixels,
         "dhash": picture.dhash,
         "width": picture.width,
         "height": picture.height,
-        "label": item.label,
-        "official_split": item.official_split,
+        "label": label,
+        "official_split": official_split,
     }
 
 
@@ -198,12 +195,7 @@ def _counts(output: Path, card: Card) -> dict[str, Any]:
     Raises StageError when a class has no usable image.
     """
     table = shards.read(output, "images", ["label", "official_split"])
-    there = set(table["label"].unique().to_pylist())
-    if empty := [name for label, name in enumerate(card.classes) if label not in there]:
-        raise StageError(
-            f"card {card.name}: no usable image of {len(empty)} of {len(card.classes)} classes "
-            f"({', '.join(empty[:5])}); correct `classes` or `source` in the card"
-        )
+    require_every_class(card, table["label"], "usable image")
     found = Counter(table["official_split"].to_pylist())
     listed = {split: count for split, count in found.items() if split}
     if card.official_splits and listed != card.official_splits:

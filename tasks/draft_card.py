@@ -15,15 +15,16 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import yaml
 
 from data_cards import FOLDER, clean_name
 from tasks.duplicates import twins
-from tasks.images import Picture, Reject, normalise_image
+from tasks.images import Picture, Reject, open_picture
 from tasks.run import StageError, progress
-from tasks.sources import class_folders, files_below
+from tasks.sources import class_folders, files_below, reader
 
 NEAR = 6  # bits of 64 in which the difference hashes of near duplicates differ at most
 SMALL = 32  # pixels; a shorter side hardly shows what tells lookalikes apart
@@ -100,16 +101,14 @@ def readable(folder_name: str) -> str:
 
 def look_at(folder: Path, files: Sequence[tuple[Path, str, str]]) -> list[Seen]:
     """Open every file; the pictures' bytes are let go."""
+    load = reader(folder)
 
     def one(file: tuple[Path, str, str]) -> Seen:
-        path, name, split = file
-        try:
-            picture: Picture | Reject = normalise_image(path.read_bytes())._replace(data=b"")
-        except Reject as reason:
-            picture = reason
-        except OSError as error:
-            picture = Reject(f"cannot be read: {error.strerror or error}")
-        return Seen(path.relative_to(folder).as_posix(), name, split, picture)
+        path, name, split = file[0].relative_to(folder).as_posix(), *file[1:]
+        picture = open_picture(partial(load, path, 0))
+        if isinstance(picture, Picture):
+            picture = picture._replace(data=b"")
+        return Seen(path, name, split, picture)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(one, files)

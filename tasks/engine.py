@@ -3,7 +3,7 @@
 An engine answers requests (an image and a user text) with `n` completions each. `vllm` is the
 offline engine; `server` any OpenAI-compatible endpoint; `transformers` the slow cross-check, for
 models that vLLM does not support; a `module:function` names your own, called with (policy,
-settings). How engines are put to work on shards, in processes or on a cluster, is `tasks/sampler.py`.
+settings). How engines are put to work on shards, in processes or on a cluster, is `tasks/crew.py`.
 """
 
 import asyncio
@@ -236,16 +236,17 @@ class Prompter:
         made = self.processor(text=[self(request)], images=[[request.picture]])
         return [int(token) for token in made["input_ids"][0]]
 
-    def check_length(self, request: Request, max_new_tokens: int) -> int:
-        """Tokens of the prompt. Raises StageError when it and its answer exceed max_model_len."""
-        count = len(self.tokens(request))
+    def fitting(self, request: Request, max_new_tokens: int) -> list[int]:
+        """Its tokens. Raises StageError when it and its answer exceed max_model_len."""
+        tokens = self.tokens(request)
+        count = len(tokens)
         if self.max_model_len and count + max_new_tokens > self.max_model_len:
             raise StageError(
                 f"the longest prompt has {count} tokens ({request.key}), and with [engine] "
                 f"max_new_tokens = {max_new_tokens} needs {count + max_new_tokens}; [engine] "
                 f"max_model_len is {self.max_model_len}: raise it, or lower [BasePolicy] max_pixels"
             )
-        return count
+        return tokens
 
 
 def as_rollout(image_id: str, rollout: int, completion: Completion) -> dict[str, Any]:

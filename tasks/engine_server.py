@@ -23,7 +23,7 @@ from tasks.engine import (
     all_of,
     request_seed,
 )
-from tasks.run import StageError
+from tasks.run import StageError, first_line
 
 ATTEMPTS = 6  # of one request, with exponential backoff between them (the client's own)
 
@@ -67,7 +67,7 @@ class ServerEngine:
             served = {model.id: model async for model in self._client.models.list()}
         except openai.OpenAIError as error:
             raise StageError(
-                f"nobody answers at [engine] server_url = {url} ({_line(error)}); start one, such as: "
+                f"nobody answers at [engine] server_url = {url} ({first_line(error)}); start one, such as: "
                 f"vllm serve {self._model}"
             ) from error
         if self._model not in served:
@@ -124,12 +124,12 @@ class ServerEngine:
                 )
             except openai.APIStatusError as error:
                 if error.status_code in (400, 413, 422):
-                    raise ValueError(_line(error)) from error
+                    raise ValueError(first_line(error)) from error
                 if error.status_code in (401, 403, 404):
-                    raise StageError(f"the server will not answer: {_line(error)}") from error
-                raise EngineDied(f"the server gave up: {_line(error)}") from error
+                    raise StageError(f"the server will not answer: {first_line(error)}") from error
+                raise EngineDied(f"the server gave up: {first_line(error)}") from error
             except openai.OpenAIError as error:
-                raise EngineDied(f"the server gave up: {_line(error)}") from error
+                raise EngineDied(f"the server gave up: {first_line(error)}") from error
         if answer.usage:
             self.counts["prompt_tokens"] += answer.usage.prompt_tokens
             details = answer.usage.prompt_tokens_details
@@ -185,7 +185,3 @@ def _completion(choice: Any) -> Completion:
     mean = sum(logprobs) / len(logprobs) if logprobs else 0.0
     text = choice.message.content or ""
     return Completion(text, choice.finish_reason or "unknown", len(logprobs), mean)
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]

@@ -54,7 +54,7 @@ class TransformersEngine:
 
     def check(self, request: Request) -> None:
         """The longest prompt fits."""
-        self.prompter.check_length(request, self._settings["max_new_tokens"])
+        self.prompter.fitting(request, self._settings["max_new_tokens"])
 
     def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         inputs = self._processor(

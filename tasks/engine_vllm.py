@@ -124,10 +124,9 @@ class _Vllm:
         A chat template whose image token is expanded once more by the engine would be noticed
         nowhere else: answers only get worse.
         """
-        self.prompter.check_length(request, self.settings["max_new_tokens"])
+        ours = self.prompter.fitting(request, self.settings["max_new_tokens"])
         sampling = Sampling(1, 0.0, 1.0, 1.0, 1, 0)
         theirs = list(self.answer([request], sampling)[0].prompt_token_ids)
-        ours = self.prompter.tokens(request)
         if theirs != ours:
             raise StageError(
                 f"vLLM makes {len(theirs)} tokens of a prompt of which the processor of "
@@ -157,11 +156,9 @@ class VllmEngine(_Vllm):
 
     def __init__(self, policy: Path, settings: dict[str, Any]):
         super().__init__(policy, settings)
-        # In one process and with a small key-value cache a tiny model starts in seconds on a CPU;
-        # the defaults would reserve gigabytes and spawn a second process.
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings["cpu_kv_cache_gib"]))
+        # In one process a tiny model starts in seconds.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        _quiet_threads()
+        _for_a_cpu(settings)
 
     @cached_property
     def _llm(
@@ -193,8 +190,7 @@ class AsyncVllmEngine(_Vllm):
         # A forked engine would hold this process's pipes open after its death.
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         if not self._on_gpu:
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings["cpu_kv_cache_gib"]))
-            _quiet_threads()
+            _for_a_cpu(settings)
         self._numbers = itertools.count()
         self._background = Background()
 
@@ -235,7 +231,9 @@ class AsyncVllmEngine(_Vllm):
         self._background.close()
 
 
-def _quiet_threads() -> None:
+def _for_a_cpu(settings: dict[str, Any]) -> None:
+    # The default key-value cache would reserve gigabytes.
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings["cpu_kv_cache_gib"]))
     # Left to itself vLLM binds its threads to cores of its own choice, on top of those that
     # OMP_NUM_THREADS allows, and they wait for one another.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

@@ -21,8 +21,8 @@ from tasks.labels import ClassNames
 from tasks.metrics import pass_at_k
 from tasks.options import Option, shuffle_options
 from tasks.propose import question, select
-from tasks.run import main
-from tasks.sampler import Sampler, Tally, save_stats, throughput
+from tasks.run import main, save_stats
+from tasks.sampler import Sampler, Tally, throughput
 from tasks.schemas import GROUPS
 from tasks.seeding import row_generator
 from tasks.station import Ask
@@ -92,7 +92,7 @@ def evaluate(
         ]
     schema = schemas.predictions(data_card.classes)
     shards.write(output / "predictions.parquet", predictions, schema)
-    _write_pass_at_k(output, rows, names, data_card)
+    _write_pass_at_k(output, rows, votes)
     save_stats(output, throughput(tally.stats(), sampler))
     for group in GROUPS:
         told = [
@@ -119,11 +119,14 @@ def _candidates(
     seed: int,
 ) -> tuple[dict[str, Votes], dict[str, list[Option]]]:
     """Votes and, in random order, the options of every image's question."""
-    votes: dict[str, Votes] = {}
-    for group in GROUPS:
-        members = {row["image_id"] for row in rows if row["group"] == group}
-        merged = merge_all(output, names, allowed[group])
-        votes |= {image_id: merged[image_id] for image_id in members}
+    # Groups that may answer alike, as with the open question, are merged in one reading.
+    merged = {
+        classes: merge_all(output, names, set(classes))
+        for classes in {frozenset(allowed[group]) for group in GROUPS}
+    }
+    votes = {
+        row["image_id"]: merged[frozenset(allowed[row["group"]])][row["image_id"]] for row in rows
+    }
     options = {
         row["image_id"]: _options(votes[row["image_id"]], row, num_options, seed) for row in rows
     }
@@ -202,17 +205,15 @@ def _completions(output: Path, table: str) -> dict[str, str]:
     return {r["image_id"]: r["completion"] for r in shards.iter_rows(output, table, columns)}
 
 
-def _write_pass_at_k(
-    output: Path, rows: list[dict[str, Any]], names: ClassNames, card: Card
-) -> None:
-    merged = merge_all(output, names, set(range(len(card.classes))))
+def _write_pass_at_k(output: Path, rows: list[dict[str, Any]], votes: dict[str, Votes]) -> None:
+    """Unbiased Pass@k per group; the truth is always among the classes that were counted."""
     curves: dict[str, Any] = {"images": {}}
     for group in GROUPS:
         members = [row for row in rows if row["group"] == group]
-        hits = np.array([_truth_votes(merged[row["image_id"]], row["label"]) for row in members])
+        hits = np.array([_truth_votes(votes[row["image_id"]], row["label"]) for row in members])
         curves["images"][group] = len(members)
         if members:
-            n = merged[members[0]["image_id"]].num_rollouts
+            n = votes[members[0]["image_id"]].num_rollouts
             curves[group] = [float(np.mean(pass_at_k(n, hits, k))) for k in range(1, n + 1)]
     (output / "pass_at_k.json").write_text(json.dumps(curves), encoding="utf-8")
 

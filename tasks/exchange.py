@@ -13,8 +13,6 @@ extra_info.
 """
 
 import argparse
-import hashlib
-import io
 import json
 import re
 import sys
@@ -27,6 +25,8 @@ from datasets import Features, Image, List, Value
 
 from data_cards import Card, CardError, load
 from tasks import prompts, schemas, shards
+from tasks.download import image_row
+from tasks.images import Reject, normalise_image
 from tasks.labels import ClassNames
 from tasks.run import StageError
 
@@ -238,23 +238,11 @@ def _find_images(answers: dict[str, Row], folder: Path) -> dict[str, Path]:
 
 
 def _picture(image_id: str, path: Path, label: int) -> Row:
-    import PIL.Image
-
-    encoded = path.read_bytes()
     try:
-        with PIL.Image.open(io.BytesIO(encoded)) as opened:
-            width, height = opened.size
-    except (OSError, ValueError) as error:
+        picture = normalise_image(path.read_bytes())
+    except (OSError, Reject) as error:
         raise StageError(f"{path} cannot be read as an image: {error}") from error
-    return {
-        "image_id": image_id,
-        "image": {"bytes": encoded, "path": image_id},
-        "sha256": hashlib.sha256(encoded).hexdigest(),
-        "width": width,
-        "height": height,
-        "label": label,
-        "official_split": "train",
-    }
+    return image_row(image_id, image_id, label, "train", picture)
 
 
 def _value(text: str) -> Any:

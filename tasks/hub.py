@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from data_cards import Card
 from tasks.images import Reject
 from tasks.labels import ClassNames
-from tasks.run import StageError
+from tasks.run import StageError, first_line
 from tasks.sources import Item, Source
 
 SPLITS = {"train": "train", "test": "test"}
@@ -46,7 +46,7 @@ def open_source(card: Card, source: dict[str, Any]) -> Source:
             features = rows.features or dict.fromkeys(next(iter(rows), {}))
         except Exception as error:  # of the network, the hub, or the files themselves
             raise StageError(
-                f"card {card.name}: split {name!r} of {repo} cannot be loaded: {_line(error)}"
+                f"card {card.name}: split {name!r} of {repo} cannot be loaded: {first_line(error)}"
             ) from error
         for column in (image, label):
             if column not in features:
@@ -78,7 +78,7 @@ def open_source(card: Card, source: dict[str, Any]) -> Source:
             except Exception as error:
                 raise StageError(
                     f"card {card.name}: {repo} stopped after {index + 1} images of split "
-                    f"{part.name!r}: {_line(error)}; run again to go on"
+                    f"{part.name!r}: {first_line(error)}; run again to go on"
                 ) from error
             skip = max(0, skip - index - 1)
 
@@ -147,7 +147,7 @@ def _bytes(given: Any) -> bytes:
         raise Reject("listed, but there is no such file") from error
     except Exception as error:  # of the network
         raise StageError(
-            f"{given['path']} cannot be read: {_line(error)}; run again to go on"
+            f"{given['path']} cannot be read: {first_line(error)}; run again to go on"
         ) from error
 
 
@@ -159,8 +159,6 @@ def _newest(card: Card, repo: str) -> str | None:
     try:
         return HfApi().dataset_info(repo).sha
     except Exception as error:  # of the network or of the hub
-        raise StageError(f"card {card.name}: {repo} cannot be found: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise StageError(
+            f"card {card.name}: {repo} cannot be found: {first_line(error)}"
+        ) from error

@@ -7,6 +7,7 @@ Anything else becomes a PNG, without loss, of what a person sees: rotated by EXI
 
 import io
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -66,6 +67,14 @@ def normalise_image(data: bytes, crop_bottom: int = 0) -> Picture:
     seen = xxhash.xxh3_128(f"{rgb.width}x{rgb.height}".encode())
     seen.update(rgb.tobytes())
     return Picture(data, rgb.width, rgb.height, seen.hexdigest(), difference_hash(rgb))
+
+
+def open_picture(load: Callable[[], bytes], crop_bottom: int = 0) -> Picture | Reject:
+    """The picture in what `load` gives, or why it is none."""
+    try:
+        return normalise_image(load(), crop_bottom)
+    except Reject as reason:
+        return reason
 
 
 def difference_hash(rgb: Image.Image) -> int:

@@ -13,8 +13,8 @@ from typing import Any
 
 from data_cards import Card, load
 from tasks import prompts, shards
-from tasks.run import StageError, main
-from tasks.sampler import Sampler, Tally, refused_first, save_stats, throughput
+from tasks.run import StageError, main, save_stats
+from tasks.sampler import Sampler, Tally, refused_first, throughput
 from tasks.station import Ask
 
 
@@ -107,14 +107,6 @@ def question(card: Card, engine: dict[str, Any], prompt: str, names: list[str]) 
         card.noun, card.kind, style=engine["prompt_style"], names=None if ahead else listed
     )
     return prompts.listed(names) if ahead else "", text
-
-
-def read_images(download: Path, rows: list[dict[str, Any]]) -> dict[str, bytes]:
-    """Encoded bytes by image id.
-
-    Raises ShardError when an image of the split is not in Download.
-    """
-    return shards.ImageStore(download).read([row["image_id"] for row in rows])
 
 
 if __name__ == "__main__":

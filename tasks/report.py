@@ -20,7 +20,6 @@ from data_cards import Card, load
 from tasks import metrics as statistics
 from tasks import shards
 from tasks.gallery import choose, gallery_html, sampled_votes
-from tasks.propose import read_images
 from tasks.report_page import build_page
 from tasks.report_text import summary
 from tasks.run import StageError, main
@@ -88,7 +87,7 @@ def report(
         gallery_html(
             gallery,
             names,
-            read_images(Path(download), [{"image_id": image_id} for image_id in ids]),
+            shards.ImageStore(Path(download)).read(ids),
             [sampled_votes(Path(item["path"]), ids, data_card) for item in evaluations[:2]],
             places,
             dict(enumerate(data_card.classes)),

@@ -81,6 +81,17 @@ def _as_path(value: Any, kind: Any) -> Any:
     return Path(value) if kind in (Path, Path | None) and value is not None else value
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line and not too long; its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def save_stats(output: Path, stats: dict[str, Any]) -> None:
+    """Write a stage's counts, `stats.json`; they go into its manifest as well."""
+    (output / "stats.json").write_text(json.dumps(stats, indent=1), encoding="utf-8")
+
+
 def progress(
     items: Iterable[Any] | None, *, desc: str, total: int | None, unit: str, done: int = 0
 ) -> tqdm:

@@ -5,7 +5,6 @@ shard that is not there yet, and stays open between the tables of a stage. Figur
 early that a prompt is bad.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -244,11 +243,6 @@ def _gather_refusals(output: Path, table: str, parts: Sequence[Shard]) -> None:
     shards.write(gathered, rows, schemas.refused())
     for path in found:
         path.unlink()
-
-
-def save_stats(output: Path, stats: dict[str, Any]) -> None:
-    """Write `stats.json`."""
-    (output / "stats.json").write_text(json.dumps(stats, indent=1), encoding="utf-8")
 
 
 def refused_first(output: Path, table: str, count: int = 10) -> str:

@@ -22,7 +22,7 @@ from tasks import archives as archive_files
 from tasks import layouts
 from tasks.images import Reject
 from tasks.labels import ClassNames
-from tasks.run import StageError
+from tasks.run import StageError, first_line
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 LISTED = pa.schema([("path", pa.string()), ("label", pa.int32()), ("split", pa.string())])
@@ -94,12 +94,7 @@ def listing(
         for part in iter(lambda: list(islice(rest, 65_536)), [])
     ]
     table = pa.Table.from_batches(batches, LISTED)
-    there = set(table["label"].unique().to_pylist())
-    if empty := [name for label, name in enumerate(card.classes) if label not in there]:
-        raise StageError(
-            f"card {card.name}: no image of {len(empty)} of {len(card.classes)} classes "
-            f"({', '.join(empty[:5])}); correct `classes` or `source` in the card"
-        )
+    require_every_class(card, table["label"], "image")
 
     def items(start: int) -> Iterator[Item]:
         for batch in table.slice(start).to_batches(max_chunksize=1024):
@@ -111,6 +106,16 @@ def listing(
         return hashlib.sha256(json.dumps(rows).encode("utf-8", "surrogatepass")).hexdigest()
 
     return Source(table.num_rows, items, digest=digest)
+
+
+def require_every_class(card: Card, labels: pa.ChunkedArray, what: str) -> None:
+    """Raise StageError when a class of the card has no `what` among the `labels`."""
+    there = set(labels.unique().to_pylist())
+    if empty := [name for label, name in enumerate(card.classes) if label not in there]:
+        raise StageError(
+            f"card {card.name}: no {what} of {len(empty)} of {len(card.classes)} classes "
+            f"({', '.join(empty[:5])}); correct `classes` or `source` in the card"
+        )
 
 
 def _drawn(card: Card) -> Source:
@@ -136,7 +141,7 @@ def _archive(card: Card, archives: Path, workplace: Path) -> Source:
     files = archive_files.fetch(card.source["files"], archives, card.name)
     root = archive_files.unpacked(files, workplace, report=lambda text: print(f"download: {text}"))
     found = layouts.entries(card.source["layout"], root, card.classes)
-    return listing(card, found, _reader(root), int(card.source.get("crop_bottom", 0)))
+    return listing(card, found, reader(root), int(card.source.get("crop_bottom", 0)))
 
 
 def _table(card: Card, table: Path) -> Source:
@@ -146,7 +151,7 @@ def _table(card: Card, table: Path) -> Source:
     try:
         frame = (pd.read_csv if table.suffix == ".csv" else pd.read_parquet)(table)
     except Exception as error:  # pandas and pyarrow raise a dozen kinds
-        raise StageError(f"{table} cannot be read: {str(error).splitlines()[0]}") from error
+        raise StageError(f"{table} cannot be read: {first_line(error)}") from error
     if missing := [column for column in ("path", "class") if column not in frame]:
         raise StageError(
             f"{table} has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}"
@@ -166,10 +171,12 @@ def _table(card: Card, table: Path) -> Source:
             raise StageError(f"{table}, row {number}: {path} comes twice")
         seen.add(path)
         found.append((path, class_id, SPLIT_FOLDERS.get(part, "")))
-    return listing(card, found, _reader(table.parent))
+    return listing(card, found, reader(table.parent))
 
 
-def _reader(root: Path) -> Callable[[str, int], bytes]:
+def reader(root: Path) -> Callable[[str, int], bytes]:
+    """How the bytes of a file below `root` are had; what cannot be read is a Reject."""
+
     def load(path: str, label: int) -> bytes:
         try:
             return (root / path).read_bytes()
@@ -203,7 +210,7 @@ def _folder(card: Card) -> Source:
             for path in files_below(folder):
                 yield path.relative_to(root).as_posix(), label, split
 
-    return listing(card, found(), _reader(root))
+    return listing(card, found(), reader(root))
 
 
 def class_folders(root: Path) -> list[tuple[str, Path]]:

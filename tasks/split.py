@@ -14,7 +14,6 @@ The same picture in two splits is reported, not removed: a protocol says which i
 """
 
 import itertools
-import json
 import math
 import random
 from collections import Counter, defaultdict
@@ -26,7 +25,7 @@ import numpy as np
 from data_cards import load
 from tasks import schemas, shards
 from tasks.duplicates import twins
-from tasks.run import StageError, main
+from tasks.run import StageError, main, save_stats
 from tasks.split_files import follow
 
 PROTOCOLS = ("base_to_novel", "all")
@@ -95,7 +94,7 @@ def split(
     pairs = find_duplicates(images, rows, near_duplicates)
     shards.write(output / "duplicates.parquet", pairs, schemas.duplicates())
     stats = {"duplicates": dict(sorted(Counter(map(_pair, pairs)).items()))}
-    (output / "stats.json").write_text(json.dumps(stats, indent=1), encoding="utf-8")
+    save_stats(output, stats)
     for pair, count in stats["duplicates"].items():
         first = next(row for row in pairs if _pair(row) == pair)
         print(f"split: {count} times {pair}, such as {first['image_id']} and {first['twin_id']}")

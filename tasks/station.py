@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from tasks import schemas, shards
 from tasks.engine import Completion, Engine, EngineDied, Request, Sampling, as_rollout
-from tasks.run import StageError
+from tasks.run import StageError, first_line
 
 AHEAD = 2  # shards whose images are ready while the engine works on another
 DECODED = 100_000_000  # pixels of a shard decoded ahead; what is beyond them, when it is needed
@@ -242,8 +242,7 @@ def ask(
         raise
     except Exception as error:
         if len(requests) == 1:
-            reason = (str(error) or type(error).__name__).strip().splitlines()[0][:300]
-            refused[requests[0].key] = reason
+            refused[requests[0].key] = first_line(error)
             return [[Completion("", REFUSED, 0, 0.0)] * sampling.n]
         half = len(requests) // 2
         return [

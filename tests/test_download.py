@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 import data_cards
-import tasks.download
+import tasks.images
 from tasks import shards
 from tasks.download import download
 from tasks.run import StageError
@@ -99,7 +99,7 @@ def test_a_killed_download_goes_on_and_ends_with_the_same_bytes(photo_card, monk
     (photo_card / "photos" / "002.Buzzard" / "1.jpg").write_bytes(b"")
     download(photo_card / "out", card="mine", max_reject_share=0.5)
     opened = []
-    original = tasks.download.normalise_image
+    original = tasks.images.normalise_image
 
     def dies(data, crop):
         opened.append(data)
@@ -108,13 +108,11 @@ def test_a_killed_download_goes_on_and_ends_with_the_same_bytes(photo_card, monk
         return original(data, crop)
 
     (photo_card / "again").mkdir()
-    monkeypatch.setattr("tasks.download.normalise_image", dies)
+    monkeypatch.setattr("tasks.images.normalise_image", dies)
     with pytest.raises(KeyboardInterrupt):
         download(photo_card / "again", card="mine", max_reject_share=0.5, decode_threads=1)
     opened.clear()
-    monkeypatch.setattr(
-        "tasks.download.normalise_image", lambda *a: opened.append(a) or original(*a)
-    )
+    monkeypatch.setattr("tasks.images.normalise_image", lambda *a: opened.append(a) or original(*a))
     download(photo_card / "again", card="mine", max_reject_share=0.5, decode_threads=1)
     assert len(opened) == 4, "the first shard of two is not opened again"
     names = sorted(path.name for path in (photo_card / "out").iterdir())
@@ -141,7 +139,7 @@ def test_files_that_came_or_went_since_a_run_was_cut_off_are_noticed(
     photo_card, monkeypatch, change, capsys
 ):
     monkeypatch.setattr("tasks.download.IMAGES_PER_SHARD", 4)
-    original = tasks.download.normalise_image
+    original = tasks.images.normalise_image
     opened = []
 
     def dies(*given):
@@ -150,10 +148,10 @@ def test_files_that_came_or_went_since_a_run_was_cut_off_are_noticed(
             raise KeyboardInterrupt
         return original(*given)
 
-    monkeypatch.setattr("tasks.download.normalise_image", dies)
+    monkeypatch.setattr("tasks.images.normalise_image", dies)
     with pytest.raises(KeyboardInterrupt):
         download(photo_card / "out", card="mine", max_reject_share=0, decode_threads=1)
-    monkeypatch.setattr("tasks.download.normalise_image", original)
+    monkeypatch.setattr("tasks.images.normalise_image", original)
     folder = photo_card / "photos" / "001.Red_kite"
     if change == "removed":
         (folder / "1.jpg").unlink()

@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import data_cards
 from tasks import prompts, shards
-from tasks.run import StageError, main, progress
+from tasks.run import StageError, first_line, main, progress
 from training import sft_examples, tiny_policy
 
 WARMUP_SHARE = 0.1
@@ -72,8 +72,9 @@ def base_policy(
             )
             processor = AutoProcessor.from_pretrained(model, **pixels)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise StageError(f"[BasePolicy] model = {model} cannot be loaded: {reason}") from error
+            raise StageError(
+                f"[BasePolicy] model = {model} cannot be loaded: {first_line(error)}"
+            ) from error
         processor.tokenizer.padding_side = "left"
     if steps:
         wording = {each.name: _wording(each, prompt_style) for each in cards}

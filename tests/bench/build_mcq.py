@@ -11,10 +11,8 @@ its peak memory is its own. Medians of three runs, interleaved; a tenfold run is
 
 import argparse
 import gc
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -31,6 +29,7 @@ from tasks.candidates import Vocabulary, merge_images
 from tasks.labels import ClassNames
 from tasks.options import Rules
 from tasks.prompts import LETTERS
+from tests.bench import results
 from tests.bench.official_rules import Losses, official_rules, spread
 from tests.bench.rollouts import BASE, card, rows_of, write_rollouts
 
@@ -61,19 +60,8 @@ def main() -> None:
     for figure in figures:
         value = f"{figure['value']:,}" if isinstance(figure["value"], int) else figure["value"]
         print(f"{figure['figure']:{width}}  {value!s:>12} {figure['unit']:14} {figure['goal']}")
-    if given.json:
-        names = ("numpy", "pyarrow", "datasets", "rapidfuzz")
-        machine = {
-            "cpu": _cpu(),
-            "cores": os.cpu_count(),
-            "system": platform.platform(),
-            "python": platform.python_version(),
-            "versions": {name: importlib.metadata.version(name) for name in names},
-        }
-        settings = {"images": given.images, "rollouts": ROLLOUTS, "shard_size": SHARD}
-        given.json.write_text(
-            json.dumps({"figures": figures, "machine": machine, "settings": settings}, indent=1)
-        )
+    settings = {"images": given.images, "rollouts": ROLLOUTS, "shard_size": SHARD}
+    results.write(given.json, figures, settings)
 
 
 def speed(folder: Path, images: int) -> list[Figure]:
@@ -212,11 +200,6 @@ def _peak_mb() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "")
-
-
 def _child(folder: Path, images: int, where: str) -> dict[str, Any]:
     code = "import sys; from pathlib import Path; from tests.bench.build_mcq import build, json; "
     code += "print(json.dumps(build(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == 'disk')))"
@@ -230,8 +213,8 @@ def _child(folder: Path, images: int, where: str) -> dict[str, Any]:
     return json.loads(ran.stdout)
 
 
-def _ids_as_bytes(part: list[dict[str, Any]]) -> dict[str, bytes]:
-    return {row["image_id"]: row["image_id"].encode() for row in part}
+def _ids_as_bytes(image_ids: list[str]) -> dict[str, bytes]:
+    return {image_id: image_id.encode() for image_id in image_ids}
 
 
 def _figure(name: str, value: float, goal: str, unit: str) -> Figure:

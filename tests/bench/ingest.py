@@ -9,20 +9,19 @@ once. Each contender is a process of its own; seconds are of the whole process, 
 """
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from tests.bench import results
 
 CLASSES = 50
 DISTINCT = 500  # photographs; the rest are hard links to them, read like files of their own
@@ -145,13 +144,7 @@ def main() -> None:
             figures.append(
                 {"figure": f"{what} against {name}", "value": ratio, "goal": 2, "unit": "x"}
             )
-    if given.json:
-        versions = {n: metadata.version(n) for n in ("datasets", "pyarrow", "pillow")}
-        machine = {"system": platform.platform(), "cores": os.cpu_count(), "versions": versions}
-        settings = {k: str(v) for k, v in vars(given).items()} | {"bytes per image": size}
-        given.json.write_text(
-            json.dumps({"figures": figures, "machine": machine, "settings": settings}, indent=1)
-        )
+    results.write(given.json, figures, vars(given) | {"bytes per image": size})
 
 
 if __name__ == "__main__":

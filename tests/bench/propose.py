@@ -15,9 +15,7 @@ fixed latency, and with the real one.
 """
 
 import argparse
-import json
 import multiprocessing
-import os
 import platform
 import resource
 import statistics
@@ -25,13 +23,13 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tasks import prompts, shards
 from tasks.engine import Completion, Request, Sampling
 from tasks.station import Ask, Done, Shard, Station
+from tests.bench import results
 
 SHAPES: dict[str, dict[str, Any]] = {
     "50m": {"hidden": 512, "inner": 1536, "layers": 12, "heads": 8, "kv": 2, "vision": (8, 384, 1024, 6)},
@@ -154,13 +152,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         figures = measure(Path(scratch), given)
-    if given.json:
-        versions = {n: metadata.version(n) for n in ("torch", "transformers", "pyarrow")}
-        machine = {"system": platform.platform(), "cores": os.cpu_count(), "versions": versions}
-        shown = {key: str(value) for key, value in vars(given).items()}
-        given.json.write_text(
-            json.dumps({"figures": figures, "machine": machine, "settings": shown}, indent=1)
-        )
+    results.write(given.json, figures, vars(given))
 
 
 def measure(scratch: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -195,10 +187,10 @@ def measure(scratch: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
 
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.processor()
     print(f"{parameters / 1e6:.0f} M parameters, {given.dtype}, {device or 'CPU'}", file=sys.stderr)
-    figures, results = [], rates(turn, scratch / "policy", given)
+    figures, runs_of = [], rates(turn, scratch / "policy", given)
     done = given.images * given.n
     print(f"\n{'':12} rollouts/s  tokens/s  memory MB")
-    for kind, runs in results.items():
+    for kind, runs in runs_of.items():
         rate = done / statistics.median(run[0] for run in runs)
         memory = max(run[2] for run in runs)
         print(f"{kind:12} {rate:10.2f}  {rate * given.tokens:8.0f}  {memory:9.0f}")
@@ -206,9 +198,9 @@ def measure(scratch: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
             {"figure": f"{kind}: rollouts per second", "value": rate, "goal": None, "unit": "1/s"},
             {"figure": f"{kind}: peak memory", "value": memory, "goal": None, "unit": "MB"},
         ]
-    ours = statistics.median(run[0] for run in results.get("ours", [(float("nan"),)]))
-    for kind in [k for k in results if k != "ours"]:
-        ratio = statistics.median(run[0] for run in results[kind]) / ours
+    ours = statistics.median(run[0] for run in runs_of.get("ours", [(float("nan"),)]))
+    for kind in [k for k in runs_of if k != "ours"]:
+        ratio = statistics.median(run[0] for run in runs_of[kind]) / ours
         print(f"ours against {kind}: {ratio:.1f}x")
         figures.append(
             {"figure": f"ours against {kind}", "value": ratio, "goal": None, "unit": "x"}
@@ -222,8 +214,8 @@ def measure(scratch: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
     started = time.perf_counter()
     station.work(turn("latency", 0, 200, 10, 20), told.append)
     waits = {"fixed latency": (time.perf_counter() - started) / told[-1].busy}
-    if "ours" in results:
-        waits["vLLM"] = statistics.median(run[0] / run[1] for run in results["ours"])
+    if "ours" in runs_of:
+        waits["vLLM"] = statistics.median(run[0] / run[1] for run in runs_of["ours"])
     print("\nwall time over the time the engine was busy")
     for kind, value in waits.items():
         print(f"{kind:14} {value:.3f}")

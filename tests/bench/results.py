@@ -1,0 +1,16 @@
+"""How every benchmark leaves its figures: with the machine, the versions and the settings."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifact
+
+
+def write(path: Path | None, figures: list[dict[str, Any]], settings: dict[str, Any]) -> None:
+    """Write the list of {figure, value, goal, unit}, unless no path was given."""
+    if path is None:
+        return
+    machine = {**artifact.host(), "versions": artifact.versions()}
+    told = {"figures": figures, "machine": machine, "settings": settings}
+    path.write_text(json.dumps(told, indent=1, default=str))
