@@ -16,11 +16,15 @@ from typing import Any
 import luigi
 
 import data_cards
-from pipeline import artifact
+from pipeline import artifact, methods
+from pipeline.methods import method_of, num_rounds, with_style
 from pipeline.settings import Checked, SettingsError, run
 from pipeline.stage import OfSet, Stage, lineage, plain
 
-METHODS = ("dive_k", "zero_shot")
+METHODS = (*methods.METHODS, methods.ZERO_SHOT)
+
+
+REFRESH = ("refresh", "refresh_share", "solved_at", "solved")  # keys of [Propose]
 
 
 class engine(Checked, luigi.Config):
@@ -193,8 +197,7 @@ class Round(Stage):
 
     def policy(self) -> Stage:
         """The policy at the start of this round."""
-        if self.method not in METHODS:
-            raise SettingsError(f"unknown method {self.method!r}; known: {', '.join(METHODS)}")
+        method_of(self.method)  # an unknown one is an error here
         if self.refresh_round == 0:
             return BasePolicy(dataset=self.dataset, seed=self.seed)
         return Train(**graph(self, refresh_round=self.refresh_round - 1))
@@ -205,6 +208,17 @@ class Round(Stage):
             "" if self.refresh_round == 0 and self.task_family == "Propose" else f"{self.method}/"
         )
         return f"{method}round{self.refresh_round}/{snake(self.task_family)}"
+
+    def engine(self) -> dict[str, Any]:
+        """[engine] in the wording of this method; before any training all methods propose alike."""
+        untrained = self.refresh_round == 0 and self.task_family == "Propose"
+        everything = engine().everything()
+        return everything if untrained else with_style(everything, self.method)
+
+    def engine_identity(self) -> dict[str, Any]:
+        """What of the engine can change what a result means."""
+        style = {"engine.prompt_style": self.engine()["prompt_style"]}
+        return {**engine().significant(), **style}
 
 
 class RoundOfSet(Round, OfSet):
@@ -224,19 +238,40 @@ class Propose(RoundOfSet):
     fail_fast_unparsed_share = luigi.FloatParameter(description="the same after two shards")
     max_lost_share = luigi.FloatParameter(description="more images the engine refuses: an error")
     limit = luigi.IntParameter(description="the first n images only, for a trial; 0: all")
+    refresh = luigi.Parameter(description="later rounds ask again about: all, unsolved, sample")
+    refresh_share = luigi.FloatParameter(description="of the images, with refresh = sample")
+    solved_at = luigi.FloatParameter(description="mean reward of its latest use: solved")
+    solved = luigi.Parameter(description="with refresh = unsolved: keep, or retire those solved")
 
     code_version = 2
     module = "tasks.propose"
 
+    def settings(self):
+        """Of what a refresh chooses, only what it depends on."""
+        chosen = super().settings()
+        refresh = {key: chosen.pop(key) for key in REFRESH}
+        if self.refresh_round == 0 or self.refresh == "all":
+            return chosen
+        used = {"unsolved": ("solved_at", "solved"), "sample": ("refresh_share",)}
+        return {
+            **chosen,
+            "refreshed": self.refresh,
+            **{key: refresh[key] for key in used.get(self.refresh, ())},
+        }
+
     def needs(self):
-        return {**data(self, self.set_name), "policy": self.policy()}
+        needed = {**data(self, self.set_name), "policy": self.policy()}
+        if self.refresh_round > 0 and self.refresh != "all":
+            before = graph(self, refresh_round=self.refresh_round - 1)
+            needed |= {"previous": self.clone(**before), "train": Train(**before)}
+        return needed
 
     def extra_identity(self):
-        return {**engine().significant(), "refresh_round": self.refresh_round}
+        return {**self.engine_identity(), "refresh_round": self.refresh_round}
 
     def arguments(self):
         settings = self.settings() | {"seed": 1000 * self.seed + self.refresh_round}
-        return {"card": self.set_name, "engine": engine().everything(), **settings, **paths(self)}
+        return {"card": self.set_name, "engine": self.engine(), **settings, **paths(self)}
 
 
 class BuildMCQ(RoundOfSet):
@@ -255,23 +290,40 @@ class BuildMCQ(RoundOfSet):
     max_lost_share = luigi.FloatParameter()
     shard_size = luigi.IntParameter(description="images a shard; letters are balanced in each")
 
-    module = "tasks.build_mcq"
     code_version = 2
 
+    @property
+    def module(self):
+        """Methods that train on the open question need no proposals to build it."""
+        asks_openly = method_of(self.method).questions == "open"
+        return "tasks.build_open" if asks_openly else "tasks.build_mcq"
+
+    def settings(self):
+        chosen = super().settings()
+        if method_of(self.method).questions == "open":
+            given = Propose(subset=self.subset, **graph(self))
+            return {"prompt": given.prompt, **{k: chosen[k] for k in ("shard_size", "seed")}}
+        return chosen | ({"options_from": kind} if (kind := self._options_from()) else {})
+
     def needs(self):
-        propose = Propose(subset=self.subset, **graph(self))
-        return {**data(self, self.set_name), "propose": propose}
+        needed = data(self, self.set_name)
+        if method_of(self.method).questions == "open":
+            return needed
+        return {**needed, "propose": Propose(subset=self.subset, **graph(self))}
 
     def extra_identity(self):
-        return {"method": self.method, "prompt_style": engine().prompt_style}
+        return {"method": self.method, "prompt_style": self.engine()["prompt_style"]}
 
     def arguments(self):
         return {
             "card": self.set_name,
-            "prompt_style": engine().prompt_style,
+            "prompt_style": self.engine()["prompt_style"],
             **self.settings(),
             **paths(self),
         }
+
+    def _options_from(self) -> str:
+        return method_of(self.method).options_from
 
 
 class Train(Round):
@@ -282,41 +334,102 @@ class Train(Round):
     num_generations = luigi.IntParameter(description="completions per question, GRPO's group size")
     max_completion_length = luigi.IntParameter()
     learning_rate = luigi.FloatParameter()
-    rewards = luigi.DictParameter(description="reward name -> weight")
+    rewards = luigi.DictParameter(description="reward name or module:function -> weight")
     order = luigi.Parameter(description="shuffled, or curriculum: each epoch from easy to hard")
-    freeze = luigi.Parameter(description="none, vision or language: the part that stays as it is")
+    dynamic_sampling = luigi.IntParameter(
+        description="how often groups without a gradient are replaced by further questions; 0: never"
+    )
+    freeze = luigi.Parameter(description="none, or parts that stay: vision, projector, language")
+    lora_rank = luigi.IntParameter(description="of adapters; 0: all weights are trained")
+    lora_alpha = luigi.FloatParameter()
+    lora_dropout = luigi.FloatParameter()
+    lora_targets = luigi.Parameter(description="parts with adapters: vision, projector, language")
+    quantize = luigi.Parameter(description="of the weights below adapters: none, or nf4 on a GPU")
+    carry_over = luigi.BoolParameter(
+        parsing=luigi.BoolParameter.EXPLICIT_PARSING,
+        description="rounds are one run: optimizer, schedule and step go on",
+    )
+    watch_every = luigi.IntParameter(description="steps between looks at val images; 0: never")
+    watch_images = luigi.IntParameter(description="val images looked at")
+    keep_policy = luigi.Parameter(description="last, or best by val images")
     trl = luigi.DictParameter(description="any further option of TRL's GRPOConfig")
     dtype = luigi.Parameter()
     micro_batch_size = luigi.IntParameter(significant=False)
     save_steps = luigi.IntParameter(significant=False)
+    keep_checkpoints = luigi.IntParameter(significant=False, description="complete ones kept")
+    launcher = luigi.Parameter(
+        significant=False, description="accelerate launch ... or torchrun ...; empty: one process"
+    )
+    check_memory = luigi.BoolParameter(
+        parsing=luigi.BoolParameter.EXPLICIT_PARSING,
+        significant=False,
+        description="refuse to start what cannot fit",
+    )
+    report_to = luigi.Parameter(significant=False, description="tensorboard, wandb, ...; empty")
+    push_to_hub = luigi.Parameter(
+        significant=False, description="a repository for the policy, made private; empty: none"
+    )
 
-    module = "training.grpo"
+    code_version = 2
+
+    @property
+    def module(self):
+        """GRPO, or the supervised baseline."""
+        return "training.sft_baseline" if method_of(self.method).supervised else "training.grpo"
+
+    def settings(self):
+        """Of rounds that are one run, also how many: a schedule is planned over all of them."""
+        chosen = super().settings()
+        method = method_of(self.method)
+        rounds = num_rounds(self.method, run().rounds)
+        if not method.refreshes:  # all rounds' steps in one
+            chosen["steps"] *= run().rounds
+        if chosen["trl"].get("lr_scheduler_type", "linear") != "constant" or _warms_up(chosen):
+            chosen["rounds"] = rounds if self.carry_over else 1
+        return chosen | {"rewards": method.rewards(chosen["rewards"])}
 
     def needs(self):
-        questions = {
+        needed: dict[str, Stage] = {
             f"mcq/{name}": BuildMCQ(subset=name if len(self.names) > 1 else "", **graph(self))
             for name in self.names
         }
-        return {**questions, "policy": self.policy()}
+        if self.watch_every:
+            for name in self.names:
+                needed |= {f"{key}/{name}": stage for key, stage in data(self, name).items()}
+        return {**needed, "policy": self.policy(), "base": self._base()}
 
     def extra_identity(self):
         return {
             "method": self.method,
             "refresh_round": self.refresh_round,
-            "prompt_style": engine().prompt_style,
+            "prompt_style": self.engine()["prompt_style"],
         }
 
     def arguments(self):
+        method, needed = method_of(self.method), self.needs()
+
+        def folders(kind: str) -> list[str]:
+            return [str(s.folder) for key, s in needed.items() if key.startswith(f"{kind}/")]
+
+        significant = {n for n, p in self.get_params() if p.significant} | {"launcher"}
+        rest = {n: plain(getattr(self, n)) for n, _ in self.get_params() if n not in significant}
         return {
             "card": "+".join(self.names),
-            "mcq": [str(self.needs()[f"mcq/{name}"].folder) for name in self.names],
+            "method": self.method,
+            "ask": method.questions,
+            "truth_rollout": method.truth_rollout,
+            **{kind: folders(kind) for kind in ("mcq", "download", "split")},
+            "base": str(self._base().folder),
             "policy": str(self.policy().folder),
-            "prompt_style": engine().prompt_style,
+            "prompt_style": self.engine()["prompt_style"],
             "refresh_round": self.refresh_round,
-            "micro_batch_size": self.micro_batch_size,
-            "save_steps": self.save_steps,
+            "rounds": num_rounds(self.method, run().rounds),
+            **rest,
             **self.settings(),
         }
+
+    def _base(self) -> Stage:
+        return BasePolicy(dataset=self.dataset, seed=self.seed)
 
 
 class Evaluate(RoundOfSet):
@@ -337,12 +450,12 @@ class Evaluate(RoundOfSet):
         return {**data(self, self.set_name), "policy": policy}
 
     def extra_identity(self):
-        return engine().significant()
+        return self.engine_identity()
 
     def arguments(self):
         return {
             "card": self.set_name,
-            "engine": engine().everything(),
+            "engine": self.engine(),
             **self.settings(),
             **paths(self),
         }
@@ -364,11 +477,12 @@ class Report(OfSet):
         }
         if self.method != "zero_shot":
             chain = {"method": self.method, **of_set}
-            needed[self.method] = Evaluate(refresh_round=run().rounds - 1, **chain)
-            for r in range(run().rounds):
+            needed[self.method] = Evaluate(refresh_round=last_round(self.method), **chain)
+            for r in range(last_round(self.method) + 1):
                 needed[f"train{r}"] = Train(refresh_round=r, method=self.method, **given)
                 needed[f"mcq{r}"] = BuildMCQ(refresh_round=r, **chain)
-                needed[f"propose{r}"] = Propose(refresh_round=r, **chain)
+                if method_of(self.method).refreshes:
+                    needed[f"propose{r}"] = Propose(refresh_round=r, **chain)
         return {**needed, **data(self, self.set_name)}
 
     def place(self):
@@ -377,14 +491,14 @@ class Report(OfSet):
     def arguments(self):
         need = self.needs()
         names = ["zero_shot"] if self.method == "zero_shot" else ["zero_shot", self.method]
-        rounds = range(run().rounds) if self.method != "zero_shot" else ()
+        rounds = range(last_round(self.method) + 1) if self.method != "zero_shot" else ()
         return {
             "card": self.set_name,
             "evaluations": [{"name": name, "path": str(need[name].folder)} for name in names],
             "rounds": [
                 {
                     "round": r,
-                    "propose": str(need[f"propose{r}"].folder),
+                    "propose": str(need[f"propose{r}"].folder) if f"propose{r}" in need else "",
                     "build_mcq": str(need[f"mcq{r}"].folder),
                     "train": str(need[f"train{r}"].folder),
                 }
@@ -433,6 +547,15 @@ def data(stage: Any, name: str) -> dict[str, Stage]:
 def of_each_set(stage: Stage) -> list[Stage]:
     """The same stage of every set, where its dataset is a mix."""
     return [stage.clone(dataset=name) for name in stage.names] if len(stage.names) > 1 else []
+
+
+def last_round(method: str) -> int:
+    """The round whose policy a method ends with."""
+    return num_rounds(method, run().rounds) - 1
+
+
+def _warms_up(settings: dict[str, Any]) -> bool:
+    return any(settings["trl"].get(key) for key in ("warmup_steps", "warmup_ratio"))
 
 
 def paths(stage: Stage) -> dict[str, str]:

@@ -37,6 +37,7 @@ from tasks.options import (
 )
 from tasks.prompts import LETTERS
 from tasks.propose import select
+from tasks.refresh import retired
 from tasks.run import StageError, main, progress, save_stats
 from tasks.seeding import row_generator, row_generators
 
@@ -72,7 +73,8 @@ def build_mcq(
     `outcome`: kept, no_candidates (nothing readable was proposed), too_many_unparsed (a larger
     share than `max_unparsed_per_image`), no_label, truth_only (the truth is the only candidate),
     truth_rarely_proposed (by fewer than `min_truth_votes`), too_few_options, or duplicate_image
-    (the same bytes already gave a question). Raises StageError when the share of no_candidates
+    (the same bytes already gave a question). Images that a refresh retired have no row and are
+    counted. Raises StageError when the share of no_candidates
     exceeds `max_lost_share`, or rollouts are missing.
     """
     rules = Rules(
@@ -88,7 +90,8 @@ def build_mcq(
         max_unparsed_per_image=max_unparsed_per_image,
     )
     builder = Builder(load(card), rules, prompt_style, shard_size, seed)
-    rows = select(split, "train", ("base",))
+    gone = retired(propose)
+    rows = [row for row in select(split, "train", ("base",)) if row["image_id"] not in gone]
     bar = partial(progress, desc="build_mcq", total=-(-len(rows) // shard_size), unit="shards")
     built = builder.shards(rows, propose, shards.ImageStore(download).read)
     schema = schemas.candidates(builder.card.classes)
@@ -104,6 +107,8 @@ def build_mcq(
         )
     if not outcomes.get("kept"):
         raise StageError(f"no image gave a question ({outcomes}); see {output}/candidates-*")
+    if gone:  # solved in an earlier round, and named in the rollouts' retired.parquet
+        outcomes["retired"] = len(gone)
     save_stats(output, stats)
     print(
         f"build_mcq: {outcomes['kept']} questions from {len(rows)} images, truth injected into "

@@ -7,19 +7,24 @@ policy is always asked in the words it was trained with. The wording is a settin
 
 Styles: `brief` keeps a prompt to two sentences; `stepwise` asks for a description of the visible
 traits first, as the paper's closed-list and multiple-choice prompts do (arXiv 2511.18305,
-section 3; the wording here is our own).
+section 3; the wording here is our own); `caption` asks for a description of the image before the
+reasoning, against answers that skip the image (Visionary-R1, arXiv 2505.14677).
 """
 
 from collections.abc import Sequence
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-STYLES = ("brief", "stepwise")
+STYLES = ("brief", "stepwise", "caption")
 
 _OPEN_TAIL = {
     "brief": "Think between <think> and </think>. Then give one name between <answer> and </answer>.",
     "stepwise": (
         "First reason step by step between <think> and </think>: describe the traits you can see "
         "and what they speak for. Then give the one most likely name between <answer> and </answer>."
+    ),
+    "caption": (
+        "First describe what you see between <caption> and </caption>. Then think between <think> "
+        "and </think>. Then give one name between <answer> and </answer>."
     ),
 }
 _MCQ_TAIL = {
@@ -31,6 +36,10 @@ _MCQ_TAIL = {
         "First reason step by step between <think> and </think>: say which visible traits tell the "
         "options apart and which of them this image shows. Then give the letter of exactly one "
         "option between <answer> and </answer>."
+    ),
+    "caption": (
+        "First describe what you see between <caption> and </caption>. Then think between <think> "
+        "and </think>. Then give one option, by letter or name, between <answer> and </answer>."
     ),
 }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_cards import Card, load
-from tasks import prompts, shards
+from tasks import prompts, refresh, shards
 from tasks.run import StageError, main, save_stats
 from tasks.sampler import Sampler, Tally, refused_first, throughput
 from tasks.station import Ask
@@ -34,10 +34,17 @@ def propose(
     max_lost_share: float,
     limit: int,
     seed: int,
+    refreshed: str = "all",
+    refresh_share: float = 1.0,
+    solved_at: float = 1.0,
+    solved: str = "keep",
+    previous: Path | None = None,
+    train: Path | None = None,
 ) -> None:
     """Sample `num_rollouts` answers for every base-class train image, or for the first `limit`.
 
-    Writes `rollouts-*.parquet` (num_rollouts rows an image, in image order), `stats.json` and,
+    After training, `previous` and `train` of the round before let `refreshed` choose the images
+    that are asked about again (`tasks.refresh`): all, unsolved or sample. Writes `rollouts-*.parquet` (num_rollouts rows an image, in image order), `stats.json` and,
     where the engine refused images, `rollouts_refused.parquet`; a refused image has empty rollouts.
     Raises StageError when more than `max_unparsed_share` of the answers cannot be read, since
     questions built from them would be made of noise (more than `fail_fast_unparsed_share` after
@@ -47,17 +54,30 @@ def propose(
     rows = select(split, "train", ("base",))[: limit or None]
     names = [data_card.classes[label] for label in sorted({row["label"] for row in rows})]
     before, text = question(data_card, engine, prompt, names)
-    asks = [Ask(row["image_id"], text, before) for row in rows]
+    order = [row["image_id"] for row in rows]
+    chosen = refresh.plan(
+        order,
+        how=refreshed,
+        share=refresh_share,
+        solved_at=solved_at,
+        solved=solved,
+        previous=previous,
+        train=train,
+        seed=seed,
+    )
+    table = "fresh" if chosen.kept else "rollouts"
+    asks = [Ask(image_id, text, before) for image_id in chosen.asked]
     tally = Tally(
         {row["image_id"]: row["label"] for row in rows}, data_card, fail_fast_unparsed_share
     )
     with Sampler(policy, engine, num_rollouts, seed) as sampler:
-        sampler.run(output, "rollouts", asks, download, shard_size, "propose", tally=tally)
+        sampler.run(output, table, asks, download, shard_size, "propose", tally=tally)
         stats = throughput(tally.stats(), sampler)
+    stats |= {"kept": len(chosen.kept), "retired": len(chosen.retired)}
     if stats["refused"] > max_lost_share * len(rows):
         raise StageError(
             f"the engine refused {stats['refused']} of {len(rows)} images (more than [Propose] "
-            f"max_lost_share = {max_lost_share:g}): {refused_first(output, 'rollouts')}"
+            f"max_lost_share = {max_lost_share:g}): {refused_first(output, table)}"
         )
     if stats["unparsed"] > max_unparsed_share * stats["rollouts"]:
         raise StageError(
@@ -65,14 +85,19 @@ def propose(
             f"[Propose] max_unparsed_share = {max_unparsed_share:g}); the first one is "
             f"{stats['example_unparsed']!r}; look at the rollouts in {output}"
         )
+    if chosen.kept and previous is not None:
+        refresh.merge(output, table, previous, chosen, order, shard_size)
+    refresh.write_retired(output, chosen)
     save_stats(output, stats)
     told = [
-        f"{stats['rollouts']} rollouts of {len(rows)} images",
+        f"{stats['rollouts']} rollouts of {len(chosen.asked)} images",
         f"Pass@1 {stats['pass_at_1']:.3f}",
         f"Pass@{num_rollouts} {stats['pass_at_n']:.3f}",
         f"{stats['unparsed']} unparsed",
         f"{stats['refused']} refused",
     ]
+    if refreshed != "all" and previous is not None:
+        told.append(f"{stats['kept']} images keep their rollouts, {stats['retired']} are retired")
     print(f"propose: {', '.join(told)}")
 
 

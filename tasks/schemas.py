@@ -151,35 +151,51 @@ def predictions(names: Sequence[str]) -> pa.Schema:
     )
 
 
-def train_log() -> pa.Schema:
-    """Train: one row is an optimiser step; lengths in tokens, times in seconds."""
+def train_log(rewards: Sequence[str]) -> pa.Schema:
+    """Train: one row is an optimiser step; lengths in tokens, times in seconds.
+
+    `reward/<name>` is the mean of one of the `rewards`, before its weight. `dead_group_share` is of
+    groups whose rewards are all equal, `replaced_group_share` of those other questions stood in for.
+    `val_accuracy` and `val_unreadable` are shares of the val images that were watched, at the steps
+    after which they were.
+    """
     numbers = (
         "loss",
         "learning_rate",
         "grad_norm",
         "reward",
         "reward_std",
-        "format_reward",
-        "letter_reward",
+        *(f"reward/{name}" for name in rewards),
+        "advantage_spread",
         "dead_group_share",
+        "replaced_group_share",
         "kl",
         "entropy",
         "completion_length",
         "clipped_share",
+        "tokens_per_second",
+        "seconds_generation",
+        "seconds_reward",
+        "seconds_update",
         "seconds",
+        "val_accuracy",
+        "val_unreadable",
     )
     return _schema(step=INT, **{name: FLOAT for name in numbers})
 
 
-def completions() -> pa.Schema:
-    """Train: one row is a completion sampled while training, with its rewards."""
+def completions(rewards: Sequence[str]) -> pa.Schema:
+    """Train: one row is a completion sampled while training, with each of its `rewards`.
+
+    `step` is the first optimiser step that learned from it.
+    """
     return _schema(
         step=INT,
+        image_id=STR,
         mcq_id=STR,
         completion=STR,
-        format_reward=FLOAT,
-        letter_reward=FLOAT,
         advantage=FLOAT,
+        **{f"reward/{name}": FLOAT for name in rewards},
     )
 
 

@@ -1,10 +1,12 @@
 """Frozen MCQ shards -> the rows a GRPO trainer reads.
 
 Every use of a question permutes its options anew, from (seed, epoch, mcq_id), so that letters can
-never be memorised. Which questions come in which step depends on (seed, round) alone.
+never be memorised. An image's place in an epoch depends on (seed, epoch, image_id) alone: rounds
+are stretches of one run, and what a refresh changes of a question does not move the others.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +21,90 @@ from tasks.run import StageError
 from tasks.seeding import row_generator
 
 ORDERS = ("shuffled", "curriculum")
+FURTHER = (
+    1 << 20
+)  # "epochs" of the questions that stand in for others; no run has so many of its own
+
+
+Then = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Questions:
+    """The frozen questions of one or several sets, asked in the words of each set's card.
+
+    `style` is the wording of multiple-choice questions; with None they are open questions, shown as
+    they were frozen. Images stay on disk, memory-mapped from a copy in the folder `cache`.
+    """
+
+    def __init__(
+        self,
+        mcq: Sequence[Path],
+        cards: Sequence[Card],
+        style: str | None,
+        *,
+        seed: int,
+        cache: Path | None = None,
+    ):
+        files = [path for folder in mcq for path in shards.paths(folder, "mcq")]
+        self.frozen = concatenate_datasets(
+            [Dataset.from_parquet(str(f), cache_dir=str(cache) if cache else None) for f in files]
+        )
+        self.cards = {card.name: card for card in cards}
+        self.style, self.seed = style, seed
+        self.image_ids: list[str] = list(self.frozen["image_id"])
+
+    def rows(self, num_uses: int, order: str = "shuffled", then: Then | None = None) -> Dataset:
+        """A dataset of `num_uses` rows as `training_row` makes them, each rendered when it is read.
+
+        `then` makes something else of a row.
+        `order` is shuffled, or curriculum: by falling margin of the truth over the strongest other
+        candidate among the policy's proposals. Raises StageError for an unknown order.
+        """
+        if order not in ORDERS:
+            raise StageError(f"[Train] order must be one of {', '.join(ORDERS)}; got {order!r}")
+        easiness = np.array(self.frozen["margin"][:]) if order == "curriculum" else None
+        uses = question_order(self.image_ids, num_uses, self.seed, easiness)
+        picked = self.frozen.select([question for question, _ in uses]).flatten_indices()
+        picked = picked.add_column("epoch", [epoch for _, epoch in uses])
+
+        def render(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            rows = [
+                self._row(dict(zip(batch, values, strict=True)))
+                for values in zip(*batch.values(), strict=True)
+            ]
+            rows = [then(row) for row in rows] if then else rows
+            return {key: [row[key] for row in rows] for key in rows[0]}
+
+        return picked.with_transform(render)
+
+    def further(self, count: int, occasion: int) -> list[dict[str, Any]]:
+        """`count` rows that stand in for others, drawn from (seed, occasion) alone."""
+        generator = np.random.default_rng([self.seed, FURTHER, occasion])
+        chosen = generator.choice(len(self.frozen), count, replace=count > len(self.frozen))
+        epoch = FURTHER + occasion
+        return [self._row({**self.frozen[int(index)], "epoch": epoch}) for index in chosen]
+
+    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+        card = self.cards[row["image_id"].split("/")[0]]
+        return training_row(row, card, self.style, self.seed)
 
 
 def question_order(
-    num_questions: int,
+    image_ids: Sequence[str],
     num_uses: int,
     seed: int,
-    round_: int,
     easiness: NDArray[np.floating] | None = None,
 ) -> list[tuple[int, int]]:
-    """(question, epoch) for each of `num_uses` uses: every epoch is a fresh permutation.
+    """(question, epoch) for each of `num_uses` uses: every epoch asks all questions in a new order.
 
-    With `easiness`, one number a question, each epoch holds the same questions from easy to hard.
+    `image_ids` has one entry a question. With `easiness`, one number a question, each epoch holds
+    the same questions from easy to hard.
     """
     order: list[tuple[int, int]] = []
     epoch = 0
     while len(order) < num_uses:
-        generator = np.random.default_rng([seed, round_, epoch])
-        picked = generator.permutation(num_questions)[: num_uses - len(order)]
+        keys = [_key(f"{seed}/{epoch}/{image_id}") for image_id in image_ids]
+        picked = np.argsort(keys, kind="stable")[: num_uses - len(order)]
         if easiness is not None:
             picked = picked[np.argsort(-easiness[picked], kind="stable")]
         order += [(int(q), epoch) for q in picked]
@@ -44,61 +112,27 @@ def question_order(
     return order
 
 
-def training_rows(
-    mcq: Sequence[Path],
-    cards: Sequence[Card],
-    style: str,
-    *,
-    num_uses: int,
-    seed: int,
-    round_: int,
-    order: str = "shuffled",
-    cache: Path | None = None,
-) -> Dataset:
-    """A dataset of `num_uses` rows: prompt (chat), image, options, answer_letter, mcq_id.
+def training_row(row: dict[str, Any], card: Card, style: str | None, seed: int) -> dict[str, Any]:
+    """One shard row with its options permuted for its epoch, as the trainer's columns.
 
-    The questions of all folders in `mcq` are drawn from alike; each is asked in the words of the
-    card it belongs to, which its image id begins with. `order` is shuffled, or curriculum: by
-    falling margin of the truth over the strongest other candidate among the policy's proposals.
-    Images stay on disk, memory-mapped from a copy in the folder `cache`; a row is permuted and
-    rendered when it is read. Raises StageError for an unknown order.
+    `prompt` (chat), `image` (PIL), `options` in the order shown, `answer_letter` among them,
+    `label` (class id of the truth), `card`, `truth_share` (of the rollouts), `mcq_id`, `image_id`.
     """
-    files = [path for folder in mcq for path in shards.paths(folder, "mcq")]
-    by_name = {card.name: card for card in cards}
-    frozen = concatenate_datasets(
-        [Dataset.from_parquet(str(path), cache_dir=str(cache) if cache else None) for path in files]
-    )
-    if order not in ORDERS:
-        raise StageError(f"[Train] order must be one of {', '.join(ORDERS)}; got {order!r}")
-    easiness = np.array(frozen["margin"][:]) if order == "curriculum" else None
-    uses = question_order(len(frozen), num_uses, seed, round_, easiness)
-    picked = frozen.select([question for question, _ in uses]).flatten_indices()
-    picked = picked.add_column("epoch", [epoch for _, epoch in uses])
-
-    def render(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        rows = [
-            dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)
-        ]
-        rendered = [
-            training_row(row, by_name[row["image_id"].split("/")[0]], style, seed) for row in rows
-        ]
-        return {key: [row[key] for row in rendered] for key in rendered[0]}
-
-    return picked.with_transform(render)
-
-
-def training_row(row: dict[str, Any], card: Card, style: str, seed: int) -> dict[str, Any]:
-    """One shard row with its options permuted for its epoch, as the trainer's columns."""
-    options, answer = permute(
-        row["options"], LETTERS.index(row["answer_letter"]), seed, row["epoch"], row["mcq_id"]
-    )
-    text = prompts.mcq_question(card.noun, card.kind, options, style=style)
+    truth = LETTERS.index(row["answer_letter"])
+    options, answer = permute(row["options"], truth, seed, row["epoch"], row["mcq_id"])
+    text = row["question"]
+    if style is not None:
+        text = prompts.mcq_question(card.noun, card.kind, options, style=style)
     return {
         "prompt": [{"role": "user", "content": text}],
         "image": row["image"],
         "options": options,
         "answer_letter": LETTERS[answer],
+        "label": row["option_class_ids"][truth],
+        "card": card.name,
+        "truth_share": row["truth_share"],
         "mcq_id": row["mcq_id"],
+        "image_id": row["image_id"],
     }
 
 
@@ -108,3 +142,8 @@ def permute(
     """Options in the order of one epoch, and where the answer went."""
     order = row_generator(seed, f"{epoch}/{mcq_id}").permutation(len(options))
     return [options[i] for i in order], int(np.flatnonzero(order == answer)[0])
+
+
+def _key(text: str) -> int:
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")

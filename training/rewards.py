@@ -7,7 +7,8 @@ names through `tasks.labels`. The paper's reward is `format_reward` plus `letter
 
 A reward never raises over what a policy wrote; a column of the wrong length is the caller's
 mistake, and does raise. To use another reward, write a function of this form: dataset columns
-arrive as keyword arguments, as lists as long as `completions`.
+(`training.dataset.training_row` lists them) arrive as keyword arguments, as lists as long as
+`completions`, and `completion_ids` with them. `training.reward_choice` finds rewards by name.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -63,6 +64,47 @@ def letter_reward(
     ]
 
 
+def difficulty_weighted_reward(
+    completions: Sequence[Any],
+    options: Sequence[Sequence[str]],
+    answer_letter: Sequence[str],
+    truth_share: Sequence[float],
+    **_: Any,
+) -> list[float]:
+    """The letter reward, times 2 minus the share of the policy's rollouts that named the truth.
+
+    A question whose truth was never proposed pays 2, one that every rollout knew pays 1. Within a
+    group the factor is one and the same, so advantages divided by the group's spread lose it.
+    """
+    right = letter_reward(completions, options, answer_letter)
+    return [reward * (2 - share) for reward, share in zip(right, truth_share, strict=True)]
+
+
+def overlong_reward(longest: int, buffer: int) -> Reward:
+    """0 for completions of up to `longest` - `buffer` tokens, then falling to -1 at `longest`.
+
+    The soft overlong punishment of DAPO (arXiv 2503.14476, section 3.4). The function it returns
+    takes the column `completion_ids`.
+    """
+
+    def overlong_reward(
+        completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], **_: Any
+    ) -> list[float]:
+        room = [longest - len(ids) for ids in completion_ids]
+        return [min(0.0, left / buffer - 1) if left < buffer else 0.0 for left in room]
+
+    return overlong_reward
+
+
+def caption_format_reward(completions: Sequence[Any], **_: Any) -> list[float]:
+    """1 for a non-empty caption block, and after it what `format_reward` pays for.
+
+    Describing the image before reasoning about it is Visionary-R1's remedy for answers that skip
+    the image (arXiv 2505.14677); `[engine] prompt_style = caption` asks for it.
+    """
+    return [float(_captioned(text_of(completion))) for completion in completions]
+
+
 def exact_reward(
     names: Sequence[str], aliases: Mapping[str, Sequence[str]] | None = None
 ) -> Reward:
@@ -104,6 +146,13 @@ def virft_compat_reward(names: Sequence[str]) -> Reward:
         return rewards
 
     return virft_compat_reward
+
+
+def _captioned(text: str) -> bool:
+    opened, _, rest = text.partition("<caption>")
+    caption, closed, rest = rest.partition("</caption>")
+    clean = not opened.strip() and closed and caption.strip() and "caption>" not in rest
+    return bool(clean) and parse(rest).well_formed
 
 
 def _content(content: Any) -> str:

@@ -1,0 +1,370 @@
+"""The trainer, in this process: going on after a kill, rounds as one run, what is trained and logged.
+
+An untrained tiny policy answers nothing, so it is paid by the length of its completions: every step
+moves the weights, which is what makes equal weights mean something.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tasks import shards
+from tasks.run import StageError
+
+pytestmark = pytest.mark.model
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def frozen(drawn_once, tmp_path_factory):
+    """Questions about the `few` card from fake rollouts, with a manifest, and an untrained policy."""
+    import data_cards
+    from tasks.build_mcq import build_mcq
+    from tasks.propose import propose
+    from tests.conftest import mcq_arguments, propose_arguments
+    from training import tiny_policy
+
+    root = tmp_path_factory.mktemp("frozen")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_cards, "FOLDER", drawn_once / "cards")
+        for name in ("download", "split"):
+            shutil.copytree(drawn_once / name, root / name)
+        place = type("Place", (), {"root": root, "download": root / "download"})()
+        place.split, place.propose = root / "split", root / "propose"
+        for name in ("propose", "mcq"):
+            (root / name).mkdir()
+        propose(root / "propose", **propose_arguments(place))
+        build_mcq(root / "mcq", **mcq_arguments(place))
+        files = {
+            p.name: {"sha256": shards.sha256_file(p)} for p in (root / "mcq").glob("*.parquet")
+        }
+        (root / "mcq" / "manifest.json").write_text(json.dumps({"files": files}))
+        card = data_cards.load("few")
+        words = tiny_policy.slot_words([card.kind, card.noun, *card.classes])
+        tiny_policy.save(*tiny_policy.build(words, seed=3), root / "policy")
+        yield root
+
+
+def arguments(frozen: Path, **changed) -> dict:
+    """The trainer's keyword arguments: 4 steps of 2 questions, 4 completions each."""
+    return {
+        "card": "few",
+        "method": "dive_k",
+        "ask": "mcq",
+        "truth_rollout": False,
+        "mcq": [frozen / "mcq"],
+        "download": [frozen / "download"],
+        "split": [frozen / "split"],
+        "base": frozen / "policy",
+        "policy": frozen / "policy",
+        "prompt_style": "brief",
+        "dtype": "float32",
+        "order": "shuffled",
+        "freeze": "none",
+        "lora_rank": 0,
+        "lora_alpha": 8.0,
+        "lora_dropout": 0.0,
+        "lora_targets": "language",
+        "quantize": "none",
+        "steps": 4,
+        "rounds": 1,
+        "questions_per_step": 2,
+        "num_generations": 4,
+        "max_completion_length": 8,
+        "learning_rate": 1e-3,
+        "rewards": {"tests.paid:by_length": 1.0, "format": 1.0},
+        "dynamic_sampling": 0,
+        "watch_every": 0,
+        "watch_images": 8,
+        "keep_policy": "last",
+        "carry_over": True,
+        "trl": {"beta": 0.05, "use_cpu": True},
+        "micro_batch_size": 4,
+        "save_steps": 1,
+        "keep_checkpoints": 2,
+        "check_memory": False,
+        "report_to": "",
+        "push_to_hub": "",
+        "refresh_round": 0,
+        "seed": 0,
+    } | changed
+
+
+def trained(output: Path, given: dict) -> Path:
+    from training.grpo import grpo
+
+    output.mkdir(exist_ok=True)
+    grpo(output, **given)
+    return output
+
+
+def curve(folder: Path) -> list[tuple]:
+    rows = shards.read(folder, "train_log").to_pylist()
+    return [(row["step"], row["loss"], row["reward"], row["grad_norm"]) for row in rows]
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def unbroken(request, frozen, tmp_path_factory):
+    """A run to its end, and what lay on the disk whenever a checkpoint had been completed."""
+    from training import checkpoints
+
+    given = arguments(frozen)
+    if request.param == "lora":
+        given |= {"lora_rank": 4, "learning_rate": 1e-2, "lora_dropout": 0.1}
+    root = tmp_path_factory.mktemp(request.param)
+    output, marked = root / "unbroken", checkpoints.mark_complete
+
+    def mark(folder: Path) -> None:
+        marked(folder)
+        shutil.copytree(output, root / f"killed-{folder.name}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "mark_complete", mark)
+        trained(output, given)
+    return root, given
+
+
+def test_killed_at_any_checkpoint_a_run_ends_as_if_nothing_had_been(unbroken):
+    root, given = unbroken
+    whole = root / "unbroken"
+    assert len({loss for _, loss, *_ in curve(whole)}) == 4, "something is learned"
+    assert digest(whole / "model.safetensors") != digest(given["base"] / "model.safetensors")
+    killed = sorted(root.glob("killed-*"))
+    assert [path.name for path in killed] == [f"killed-checkpoint-{n}" for n in (1, 2, 3, 4)]
+    for path in killed:
+        torn = path / "checkpoints" / "checkpoint-9"  # begun, and never completed
+        torn.mkdir()
+        (torn / "trainer_state.json").write_text('{"global_step": 9')
+        trained(path, given)
+        assert curve(path) == curve(whole), path.name
+        assert digest(path / "model.safetensors") == digest(whole / "model.safetensors"), path.name
+        texts = [shards.read(folder, "completions")["completion"] for folder in (path, whole)]
+        assert texts[0] == texts[1]
+        assert not (path / "checkpoints").exists()
+
+
+def test_rounds_on_unchanged_shards_are_one_run(frozen, tmp_path, unbroken):
+    _, given = unbroken
+    given = {**given, "trl": {**given["trl"], "lr_scheduler_type": "cosine"}}
+    one = trained(tmp_path / "one", given)
+    first = trained(tmp_path / "first", {**given, "steps": 2, "rounds": 2})
+    second = trained(
+        tmp_path / "second",
+        {**given, "steps": 2, "rounds": 2, "refresh_round": 1, "policy": first},
+    )
+    assert curve(first) + curve(second) == curve(one)
+    assert digest(second / "model.safetensors") == digest(one / "model.safetensors")
+    assert {p.suffix for p in (first / "state").iterdir()} == {".json", ".safetensors"}
+    asked = [shards.read(f, "completions")["mcq_id"].to_pylist() for f in (first, second, one)]
+    assert asked[0] + asked[1] == asked[2]
+
+
+def test_a_round_that_kept_no_state_is_told(frozen, tmp_path):
+    given = arguments(frozen, rounds=2, refresh_round=1)
+    with pytest.raises(StageError, match="kept no training state"):
+        trained(tmp_path / "second", given)
+
+
+def test_without_carry_over_a_round_starts_afresh_but_asks_further(frozen, tmp_path):
+    given = arguments(frozen, steps=2, rounds=2, carry_over=False)
+    first = trained(tmp_path / "first", given)
+    second = trained(tmp_path / "second", {**given, "refresh_round": 1, "policy": first})
+    assert [row[0] for row in curve(second)] == [1, 2]
+    assert not (second / "state").exists()
+    asked = [set(shards.read(f, "completions")["mcq_id"].to_pylist()) for f in (first, second)]
+    assert not asked[0] & asked[1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "moves"),
+    [
+        ({"freeze": "vision"}, {"projector", "language"}),
+        ({"freeze": "language"}, {"vision", "projector"}),
+        ({"freeze": "vision, projector"}, {"language"}),
+    ],
+)
+def test_a_frozen_part_stays_as_it_is(frozen, tmp_path, capsys, changed, moves):
+    from safetensors.torch import load_file
+
+    from training.parts import part_of
+    from training.tiny_policy import new_model
+
+    folder = trained(tmp_path / "out", arguments(frozen, steps=1, **changed))
+    before = load_file(frozen / "policy" / "model.safetensors")
+    after = load_file(folder / "model.safetensors")
+    moved = {name for name in before if not (before[name] == after[name]).all()}
+    parts = set()
+    for name, part in part_of(new_model(0)).items():
+        # saved under older names, without the first "model."
+        if any(
+            saved.endswith(name.removeprefix("model.").removeprefix("language_model."))
+            for saved in moved
+        ):
+            parts.add(part)
+    assert parts == moves
+    assert " 0 of " in capsys.readouterr().out
+
+
+def test_adapters_come_out_beside_the_merged_policy(frozen, tmp_path):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    given = arguments(frozen, steps=2, lora_rank=4, lora_targets="vision projector language")
+    folder = trained(tmp_path / "out", {**given, "learning_rate": 1e-2})
+    base = AutoModelForImageTextToText.from_pretrained(frozen / "policy", dtype=torch.float32)
+    names = {
+        name.split(".lora_")[0]
+        for name, _ in PeftModel.from_pretrained(base, folder / "adapter").named_parameters()
+        if "lora_" in name
+    }
+    assert any("visual" in name for name in names)
+    assert any("merger" in name for name in names)
+    assert any("language_model" in name for name in names)
+    base = AutoModelForImageTextToText.from_pretrained(frozen / "policy", dtype=torch.float32)
+    merged = PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload()
+    saved = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    for (name, one), (_, other) in zip(
+        merged.named_parameters(), saved.named_parameters(), strict=True
+    ):
+        assert torch.equal(one, other), name
+
+
+def test_the_log_tells_parts_times_and_dead_groups(frozen, tmp_path):
+    given = arguments(frozen, rewards={"tests.paid:equal": 0.5, "letter": 1.0}, steps=2)
+    folder = trained(tmp_path / "out", given)
+    for row in shards.read(folder, "train_log").to_pylist():
+        assert row["reward/tests.paid:equal"] == 1.0
+        assert row["reward"] == pytest.approx(0.5 + row["reward/letter"])
+        assert row["dead_group_share"] == 1.0
+        assert row["advantage_spread"] == 0.0
+        parts = [row[f"seconds_{what}"] for what in ("generation", "reward", "update")]
+        assert all(part > 0 for part in parts)
+        assert sum(parts) == pytest.approx(row["seconds"], rel=1e-3)
+        assert row["tokens_per_second"] > 0
+        assert 1 <= row["completion_length"] <= 8
+    rows = shards.read(folder, "completions").to_pylist()
+    assert len(rows) == 2 * 2 * 4
+    assert {row["image_id"].split("/")[0] for row in rows} == {"few"}
+    stats = json.loads((folder / "stats.json").read_text())
+    assert stats["dead_group_share"] == 1.0
+    assert stats["steps"] == [1, 2]
+
+
+def test_a_reward_that_fails_is_told_once_and_counts_nothing(frozen, tmp_path, capsys):
+    given = arguments(
+        frozen, rewards={"tests.paid:broken": 1.0, "tests.paid:by_length": 1.0}, steps=2
+    )
+    folder = trained(tmp_path / "out", given)
+    told = capsys.readouterr().err
+    assert told.count("reward tests.paid:broken failed") == 1
+    assert "colour" in told
+    for row in shards.read(folder, "train_log").to_pylist():
+        assert row["reward/tests.paid:broken"] is None
+        assert row["reward"] == pytest.approx(row["reward/tests.paid:by_length"], abs=1e-6)
+
+
+def test_groups_without_a_gradient_are_replaced_by_further_questions(frozen, tmp_path):
+    asked = {}
+    for attempts in (0, 3):
+        given = arguments(frozen, dynamic_sampling=attempts, steps=2)
+        given["rewards"] = {"tests.paid:on_some_questions": 1.0}
+        folder = trained(tmp_path / f"{attempts}", given)
+        log = shards.read(folder, "train_log").to_pylist()
+        asked[attempts] = shards.read(folder, "completions")["mcq_id"].to_pylist()
+        replaced = [row["replaced_group_share"] for row in log]
+        dead = np.mean([row["dead_group_share"] for row in log])
+        if attempts:
+            assert np.mean(replaced) > 0
+            assert dead < before
+        else:
+            assert replaced == [None, None]
+            before = dead
+            assert before > 0
+    assert asked[0] != asked[3]
+    again = trained(tmp_path / "again", {**given})
+    assert shards.read(again, "completions")["mcq_id"].to_pylist() == asked[3]
+
+
+def test_the_truth_can_be_one_of_every_groups_completions(frozen, tmp_path):
+    from tasks.answers import choose
+
+    given = arguments(frozen, truth_rollout=True, steps=2, rewards={"letter": 1.0, "format": 1.0})
+    folder = trained(tmp_path / "out", {**given, "max_completion_length": 32})
+    rows = shards.read(folder, "completions").to_pylist()
+    for start in range(0, len(rows), 4):
+        *_, truth = group = rows[start : start + 4]
+        assert len({row["mcq_id"] for row in group}) == 1
+        assert truth["reward/letter"] == truth["reward/format"] == 1.0
+        assert truth["advantage"] > 0
+        assert choose(truth["completion"], ["x", "y"]).index is None or truth["completion"]
+
+
+def test_val_images_are_watched_and_the_best_policy_is_kept(frozen, tmp_path, monkeypatch):
+    from training.watch import Watch
+
+    seen = iter([0.2, 0.5, 0.3, 0.4] * 2)
+    monkeypatch.setattr(Watch, "_answers", lambda self, trainer, model, part: self.fake(part))
+    share = {"now": 0.0}
+
+    def fake(self, part):
+        if part[0] is self.samples[0]:
+            share["now"] = next(seen)
+        right = round(share["now"] * len(part))
+        names = [self.cards_names[s.label] for s in part]
+        return [
+            f"<think>x</think><answer>{n if i < right else 'x'}</answer>"
+            for i, n in enumerate(names)
+        ]
+
+    import data_cards
+
+    monkeypatch.setattr(Watch, "fake", fake, raising=False)
+    monkeypatch.setattr(Watch, "cards_names", data_cards.load("few").classes, raising=False)
+    weights = {}
+    for keep in ("last", "best"):
+        given = arguments(frozen, watch_every=1, watch_images=10, keep_policy=keep)
+        folder = trained(tmp_path / keep, given)
+        log = shards.read(folder, "train_log").to_pylist()
+        assert [row["val_accuracy"] for row in log] == pytest.approx(
+            [0.2, 0.5, 0.3, 0.4], abs=0.051
+        )
+        other = {"last": "best", "best": "last"}[keep]
+        weights[keep] = digest(folder / "model.safetensors")
+        weights[f"{keep}'s {other}"] = digest(folder / other / "model.safetensors")
+        stats = json.loads((folder / "stats.json").read_text())
+        assert stats["policy_step"] == {"last": 4, "best": 2}[keep]
+    assert weights["last"] == weights["best's last"] != weights["best"] == weights["last's best"]
+
+
+def test_the_card_names_what_it_came_from_and_no_path(frozen, tmp_path):
+    from huggingface_hub import ModelCard
+
+    folder = trained(tmp_path / "out", arguments(frozen, steps=1))
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "transformers"
+    text = (folder / "README.md").read_text()
+    assert "cc0-1.0" in text
+    assert "dive_k" in text
+    assert str(tmp_path) not in text
+    assert str(frozen) not in text
+
+
+def test_supervised_training_learns_the_truth_and_resumes(frozen, tmp_path):
+    from training.sft_baseline import sft_baseline
+
+    given = arguments(frozen, method="sft", learning_rate=3e-3, steps=6, questions_per_step=8)
+    given |= {"micro_batch_size": 8, "save_steps": 3, "watch_every": 3}
+    (tmp_path / "out").mkdir()
+    sft_baseline(tmp_path / "out", **given)
+    log = shards.read(tmp_path / "out", "train_log").to_pylist()
+    assert [row["step"] for row in log] == [1, 2, 3, 4, 5, 6]
+    assert log[-1]["loss"] < log[0]["loss"] - 0.5
+    assert log[2]["val_accuracy"] is not None

@@ -1,0 +1,109 @@
+"""Checkpoints one can go on from: complete, on a boundary, and taken up to the last tensor.
+
+Three things of the libraries are mended here. Their checkpoints are not atomic, and a partial one is
+taken for the latest: ours carry a mark that is written last. A checkpoint in the middle of a batch
+of generations goes on with other completions: such settings are refused. Full weights are taken up
+by name and non-strictly, so that renamed tensors silently stay as they were: ours are all or none.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText
+
+from tasks.run import StageError
+
+FOLDER = "checkpoints"
+COMPLETE = "complete"
+
+
+def last_complete(output: Path) -> Path | None:
+    """The newest checkpoint below `output` that was written to its end."""
+    return max(all_complete(output), key=step_of, default=None)
+
+
+def all_complete(output: Path) -> list[Path]:
+    """Every checkpoint below `output` that was written to its end."""
+    return [p for p in (output / FOLDER).glob("checkpoint-*") if (p / COMPLETE).exists()]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimiser step a checkpoint was written after."""
+    return int(checkpoint.name.split("-")[1])
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Put every file of a checkpoint on disk, and then the mark."""
+    for path in [*(p for p in checkpoint.rglob("*") if p.is_file()), checkpoint]:
+        _fsync(path)
+    (checkpoint / COMPLETE).touch()
+    _fsync(checkpoint)
+
+
+def rotate(output: Path, keep: int, besides: set[int]) -> None:
+    """Delete all but the newest `keep` complete checkpoints and those of the steps `besides`."""
+    complete = sorted(all_complete(output), key=step_of)
+    for checkpoint in complete[: -max(1, keep)]:
+        if step_of(checkpoint) not in besides:
+            (checkpoint / COMPLETE).unlink()  # first: a kill halfway must not leave a marked ruin
+            shutil.rmtree(checkpoint)
+
+
+def check_boundaries(settings: dict[str, int]) -> None:
+    """Refuse settings whose checkpoints would fall between the uses of one generation.
+
+    `settings` are TRL's `gradient_accumulation_steps`, `steps_per_generation` and `num_iterations`,
+    and our `save_steps`, `watch_every` (0: never) and `steps` of a round. Raises StageError with a value that works.
+    """
+    accumulation = settings["gradient_accumulation_steps"]
+    uses = settings["steps_per_generation"] * settings["num_iterations"]
+    every = uses // accumulation if uses % accumulation == 0 else uses
+    for key in ("save_steps", "steps", "watch_every"):
+        if settings[key] * accumulation % uses:
+            raise StageError(
+                f"[Train] {key} = {settings[key]} ends between the {uses} uses of one batch of "
+                f"completions, where training cannot go on exactly; set it to a multiple of {every}"
+            )
+
+
+def restore_weights(model: torch.nn.Module, checkpoint: Path) -> None:
+    """Put a checkpoint's weights into the model, every tensor or none.
+
+    Of a model with adapters these are the adapters' weights. Raises StageError when a tensor is
+    missing or left over.
+    """
+    if not hasattr(model, "peft_config"):
+        saved = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict(), strict=True)
+        return
+    from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+
+    weights = load_peft_weights(str(checkpoint), device="cpu")
+    expected = get_peft_model_state_dict(model).keys()
+    if strange := sorted(weights.keys() ^ expected):
+        raise StageError(f"{checkpoint} does not hold this model's adapters: {strange[0]} differs")
+    set_peft_model_state_dict(model, weights)
+
+
+class StrictResume:
+    """For trainers: weights are restored as above from `weights`; sharded ones by their own means."""
+
+    weights: Path
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # type: ignore[attr-defined]
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+            return
+        target = self.accelerator.unwrap_model(model or self.model)  # type: ignore[attr-defined]
+        restore_weights(target, self.weights)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

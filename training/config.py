@@ -1,0 +1,135 @@
+"""[Train] -> TRL's configuration, without a twin of it: whatever TRL knows can be set in `trl`."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from trl import GRPOConfig, SFTConfig
+
+from tasks.run import StageError
+from training import checkpoints
+
+OURS = {
+    "output_dir",
+    "max_steps",
+    "learning_rate",
+    "num_generations",
+    "max_completion_length",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "seed",
+    "save_steps",
+    "save_total_limit",
+    "reward_weights",
+    "report_to",
+    "push_to_hub",
+}
+
+
+def grpo_config(output: Path, given: dict[str, Any], total_steps: int) -> GRPOConfig:
+    """GRPO's configuration for `total_steps` of all rounds; `given` holds `grpo`'s arguments.
+
+    Raises StageError for options TRL does not have, values it refuses, batches that cannot be
+    divided among processes, and checkpoints that would not fall on a boundary.
+    """
+    batch = given["questions_per_step"] * given["num_generations"]
+    options = dict(given["trl"])
+    if options.get("use_vllm") and not torch.cuda.is_available():
+        print(
+            "train: without a GPU vLLM cannot take up weights; transformers generates", flush=True
+        )
+        options = {key: value for key, value in options.items() if "vllm" not in key}
+    made = _build(
+        GRPOConfig,
+        options,
+        {
+            **_shared(output, given, batch, total_steps),
+            "num_generations": given["num_generations"],
+            "max_completion_length": given["max_completion_length"],
+            "reward_weights": list(given["rewards"].values()),
+        },
+        {
+            "shuffle_dataset": False,  # the questions are in order already
+            "gradient_checkpointing": False,
+            **_of_reference(given["dtype"]),
+        },
+    )
+    checkpoints.check_boundaries(
+        {
+            "gradient_accumulation_steps": made.gradient_accumulation_steps,
+            "steps_per_generation": made.steps_per_generation,
+            "num_iterations": made.num_iterations,
+            **{key: given[key] for key in ("save_steps", "steps", "watch_every")},
+        }
+    )
+    return made
+
+
+def sft_config(output: Path, given: dict[str, Any], total_steps: int) -> SFTConfig:
+    """The supervised baseline's configuration; options that only GRPO has are left out."""
+    known = set(SFTConfig.__dataclass_fields__)
+    grpo = set(GRPOConfig.__dataclass_fields__)
+    options = {key: v for key, v in given["trl"].items() if key in known or key not in grpo}
+    examples = given["questions_per_step"]
+    micro = min(given["micro_batch_size"], examples // _world_size())
+    return _build(
+        SFTConfig,
+        options,
+        _shared(output, {**given, "micro_batch_size": micro}, examples, total_steps),
+        {
+            "shuffle_dataset": False,
+            "gradient_checkpointing": False,
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+            "max_length": None,
+        },
+    )
+
+
+def _shared(output: Path, given: dict[str, Any], batch: int, total_steps: int) -> dict[str, Any]:
+    micro, world = given["micro_batch_size"], _world_size()
+    if micro < 1 or batch % (micro * world):
+        raise StageError(
+            f"[Train] a step's batch of {batch} (questions_per_step x num_generations completions, "
+            f"or examples) must be a multiple of micro_batch_size x processes = {micro} x {world}"
+        )
+    return {
+        "output_dir": str(output / checkpoints.FOLDER),
+        "max_steps": total_steps,
+        "learning_rate": given["learning_rate"],
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": batch // (micro * world),
+        "save_steps": given["save_steps"],
+        "save_total_limit": None,  # the recorder rotates: only complete ones count
+        "seed": given["seed"],
+        "report_to": given["report_to"].split() or "none",
+        "bf16": given["dtype"] == "bfloat16",
+    }
+
+
+def _build(
+    kind: type[TrainingArguments],
+    options: dict[str, Any],
+    fixed: dict[str, Any],
+    defaults: dict[str, Any],
+) -> Any:
+    if clash := sorted(set(options) & OURS):
+        raise StageError(f"[Train] trl: {clash[0]!r} is set by another key of [Train]")
+    if unknown := sorted(set(options) - {field.name for field in dataclasses.fields(kind)}):
+        raise StageError(f"[Train] trl: TRL's {kind.__name__} has no option {unknown[0]!r}")
+    quiet = {"logging_steps": 1, "remove_unused_columns": False, "disable_tqdm": True}
+    try:
+        return kind(**fixed, **{**quiet, **defaults, **options})
+    except (ValueError, TypeError) as error:
+        raise StageError(f"[Train] TRL refuses the settings: {error}") from error
+
+
+def _of_reference(dtype: str) -> dict[str, Any]:
+    """How TRL loads the reference model; in float32 unless told otherwise."""
+    return {} if dtype == "float32" else {"model_init_kwargs": {"dtype": dtype}}
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,197 @@
+"""What a run leaves behind while it goes on: a progress line, a row a step, completions, checkpoints."""
+
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from tasks import schemas, shards
+from tasks.run import progress
+from training import checkpoints, health
+from training.watch import Watch
+
+# Trainer's log key -> our column (tasks.schemas.train_log).
+LOGGED = {
+    "loss": "loss",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "frac_reward_zero_std": "dead_group_share",
+    "replaced_groups": "replaced_group_share",
+    "kl": "kl",
+    "entropy": "entropy",
+    "completions/mean_length": "completion_length",
+    "completions/clipped_ratio": "clipped_share",
+    "tokens_per_second": "tokens_per_second",
+    "seconds/generation": "seconds_generation",
+    "seconds/reward": "seconds_reward",
+    "step_time": "seconds",
+}
+
+
+class Finished(Exception):
+    """The round's last step was done before: a kill came between training and saving."""
+
+
+class Recorder(TrainerCallback):
+    """Progress, rows of the log, completions of every step, complete checkpoints, and warnings.
+
+    `start` and `stop` are the steps between which this round lies; `rewards` the names of the
+    rewards; `watch` looks at val images on the way, where given. `log` has a row for every step of
+    the round, those before an interruption included.
+    """
+
+    sign = "reward"  # the key by which a step's entry in the trainer's log is known
+
+    def __init__(
+        self,
+        output: Path,
+        trainer: Any,
+        rewards: list[str],
+        *,
+        start: int,
+        stop: int,
+        keep: int,
+        watch: Watch | None,
+    ):
+        self.output, self.trainer, self.rewards = output, trainer, rewards
+        self.start, self.stop, self.keep, self.watch = start, stop, keep, watch
+        self.bar: Any = None
+        self.log: list[dict[str, Any]] = []
+        self.told: set[str] = set()
+        self.written = -1
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.log = [self._row(entry) for entry in state.log_history if self._ours(entry)]
+        if self.watch:
+            self.watch.resume(state.log_history, self.start)
+        if state.global_step >= self.stop:
+            raise Finished
+        if state.is_world_process_zero:
+            done = state.global_step - self.start
+            total = self.stop - self.start
+            self.bar = progress(None, desc="train", total=total, unit="steps", done=done)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        entry = {**(logs or {}), "step": state.global_step}
+        if not self._ours(entry):
+            return
+        advantages = list(self.trainer._logs["advantages"])
+        spread = statistics.pstdev(advantages) if advantages else None
+        state.log_history[-1]["advantage_spread"] = spread
+        self.log.append(self._row({**entry, "advantage_spread": spread}))
+        if self.bar is None:
+            return
+        row = self.log[-1]
+        told = {name: row.get(f"reward/{name}") for name in self.rewards}
+        self.bar.set_postfix(
+            reward=f"{row['reward']:.2f}",
+            **{
+                name.split(":")[-1]: f"{value:.2f}"
+                for name, value in told.items()
+                if value is not None
+            },
+            length=f"{row['completion_length'] or 0:.0f}",
+        )
+        for kind, sentence in health.warnings(self.log).items():
+            if kind not in self.told:
+                self.bar.write(f"train: step {row['step']}: {sentence}", file=sys.stderr)
+                self.told.add(kind)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(1)
+            self._write_completions(state.global_step)
+        if state.global_step >= self.stop:
+            control.should_save = control.should_training_stop = True
+        if self.watch and self.watch.due(state.global_step, self.stop):
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """After the trainer wrote a checkpoint: watch, mark it, and delete what is not needed."""
+        step = state.global_step
+        folder = Path(args.output_dir) / f"checkpoint-{step}"
+        if self.watch and self.watch.due(step, self.stop):
+            found = self.watch.look(self.trainer, step)
+            for rows in (state.log_history, self.log):
+                if rows and rows[-1].get("step") == step:
+                    rows[-1] |= found
+        if state.is_world_process_zero:
+            if self.watch:
+                state.save_to_json(str(folder / "trainer_state.json"))
+            checkpoints.mark_complete(folder)
+            best = {self.watch.best_step} if self.watch and self.watch.best_step else set()
+            checkpoints.rotate(self.output, self.keep, best)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def _ours(self, entry: dict[str, Any]) -> bool:
+        return self.sign in entry and entry["step"] > self.start
+
+    def _row(self, entry: dict[str, Any]) -> dict[str, Any]:
+        row = {"step": entry["step"], **{ours: entry.get(key) for key, ours in LOGGED.items()}}
+        row |= {f"reward/{name}": entry.get(f"rewards/{name}/mean") for name in self.rewards}
+        parts = [row["seconds_generation"], row["seconds_reward"]]
+        if row["seconds"] is not None and None not in parts:
+            row["seconds_update"] = max(0.0, row["seconds"] - sum(parts))
+        for key in ("advantage_spread", "val_accuracy", "val_unreadable"):
+            row[key] = entry.get(key)
+        return row
+
+    def _live(self, row: dict[str, Any]) -> dict[str, str]:
+        """What stands beside the progress bar."""
+        told = {name.split(":")[-1]: row.get(f"reward/{name}") for name in self.rewards}
+        told = {"reward": row["reward"], **told}
+        length = {"length": f"{row['completion_length'] or 0:.0f}"}
+        return {name: f"{value:.2f}" for name, value in told.items() if value is not None} | length
+
+    def _spread(self) -> float | None:
+        advantages = list(self.trainer._logs["advantages"])
+        return statistics.pstdev(advantages) if advantages else None
+
+    def _write_completions(self, step: int) -> None:
+        """One file a batch of completions, under the number of the first step that used it."""
+        uses = self.trainer.args.steps_per_generation * self.trainer.num_iterations
+        batch = (step * self.trainer.args.gradient_accumulation_steps - 1) // uses
+        if batch == self.written:
+            return
+        self.written = batch
+        logged = self.trainer._logs
+        ids = list(logged["extra"]["mcq_id"])
+        columns = {
+            "image_id": list(logged["extra"]["image_id"]),
+            "mcq_id": ids,
+            "completion": [_text(completion) for completion in logged["completion"]],
+            "advantage": list(logged["advantages"]),
+            **{f"reward/{name}": list(logged["rewards"][name]) for name in self.rewards},
+        }
+        rows = [
+            {"step": step, **{key: values[i] for key, values in columns.items()}}
+            for i in range(len(ids))
+        ]
+        path = shards.shard_path(self.output, "completions", step)
+        shards.write(path, rows, schemas.completions(self.rewards))
+
+
+class SupervisedRecorder(Recorder):
+    """The same for a supervised run, which samples nothing."""
+
+    sign = "loss"
+
+    def _live(self, row: dict[str, Any]) -> dict[str, str]:
+        return {"loss": f"{row['loss']:.3f}"}
+
+    def _spread(self) -> None:
+        return None
+
+    def _write_completions(self, step: int) -> None:
+        return None
+
+
+def _text(completion: Any) -> str:
+    return completion if isinstance(completion, str) else completion[-1]["content"]

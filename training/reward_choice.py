@@ -1,0 +1,145 @@
+"""Rewards by name: `[Train] rewards = {"format": 1.0, "my_rewards:polite": 0.5}`.
+
+A name is one of ours, or `module:function` of a function in the form `training.rewards` describes,
+found in the working directory or installed. What is chosen is checked before a model is loaded.
+"""
+
+import functools
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from data_cards import Card
+from tasks.run import StageError, first_line
+from training import rewards as ours
+from training.rewards import Reward
+
+OVERLONG_SHARE = 0.2  # of the longest completion, in which the overlong reward falls to -1
+
+PLAIN: dict[str, Reward] = {
+    "format": ours.format_reward,
+    "caption_format": ours.caption_format_reward,
+    "letter": ours.letter_reward,
+    "difficulty_weighted": ours.difficulty_weighted_reward,
+}
+OF_CARD: dict[str, Callable[[Card], Reward]] = {
+    "exact": lambda card: ours.exact_reward(card.classes, card.aliases),
+    "virft_compat": lambda card: ours.virft_compat_reward(card.classes),
+}
+KNOWN = (*PLAIN, *OF_CARD, "overlong")
+
+
+def choose_rewards(
+    weights: dict[str, float], cards: Sequence[Card], max_completion_length: int
+) -> list[Reward]:
+    """The functions of `weights`, in their order, each named as the setting names it.
+
+    Raises StageError for a name that is neither ours nor a function that can be called with
+    completions and columns, and for weights that are no numbers.
+    """
+    if not weights:
+        raise StageError("[Train] rewards is empty; the paper's are {'format': 1.0, 'letter': 1.0}")
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise StageError(f"[Train] rewards: the weight of {name!r} must be a number")
+    return [
+        named(name, _find(name, cards, max_completion_length), ids=index == 0)
+        for index, name in enumerate(weights)
+    ]
+
+
+def named(name: str, reward: Reward, ids: bool) -> Reward:
+    """The reward under its setting's name; with `ids` it puts question ids into the trainer's log."""
+
+    @functools.wraps(reward)
+    def rewarded(completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        if ids and "log_extra" in columns:
+            for column in ("mcq_id", "image_id"):
+                columns["log_extra"](column, list(columns[column]))
+        return reward(completions, **columns)
+
+    rewarded.__name__ = name
+    return rewarded
+
+
+def _find(name: str, cards: Sequence[Card], longest: int) -> Reward:
+    if name in PLAIN:
+        return PLAIN[name]
+    if name in OF_CARD:
+        return _by_card({card.name: OF_CARD[name](card) for card in cards})
+    if name == "overlong":
+        return ours.overlong_reward(longest, max(1, round(OVERLONG_SHARE * longest)))
+    if ":" in name:
+        return _guarded(name, _import(name))
+    raise StageError(
+        f"[Train] rewards: unknown {name!r}; known: {', '.join(KNOWN)}, or module:function"
+    )
+
+
+def _by_card(by_name: dict[str, Reward]) -> Reward:
+    """Each completion is judged by its own card's names."""
+
+    def reward(completions: Sequence[Any], card: Sequence[str], **columns: Any) -> list[float]:
+        paid = [0.0] * len(completions)
+        for name, of_card in by_name.items():
+            places = [place for place, owner in enumerate(card) if owner == name]
+            labels = [columns["label"][place] for place in places]
+            found = of_card([completions[place] for place in places], label=labels)
+            for place, value in zip(places, found, strict=True):
+                paid[place] = value
+        return paid
+
+    return reward
+
+
+def _import(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise StageError(
+            f"[Train] rewards: {name!r} cannot be imported: {first_line(error)}"
+        ) from error
+    try:
+        kinds = [p.kind for p in inspect.signature(found).parameters.values()]
+    except (TypeError, ValueError) as error:
+        raise StageError(f"[Train] rewards: {name!r} is not a function") from error
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        raise StageError(
+            f"[Train] rewards: {name!r} must accept completions and, by name, any column: "
+            "def reward(completions, **columns) -> list[float]"
+        )
+    return found
+
+
+def _guarded(name: str, function: Callable[..., Any]) -> Reward:
+    """A user's function: what it cannot judge is left out of the sum and told once, not fatal."""
+    told = False
+
+    @functools.wraps(function)
+    def reward(completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        nonlocal told
+        try:
+            paid = list(function(completions, **columns))
+            paid = [None if value is None else float(value) for value in paid]
+            if len(paid) != len(completions):
+                raise ValueError(f"{len(paid)} rewards for {len(completions)} completions")
+            return paid
+        except Exception as error:
+            if not told:
+                print(
+                    f"train: reward {name} failed and counts nothing for these completions "
+                    f"({type(error).__name__}: {first_line(error)})",
+                    file=sys.stderr,
+                )
+            told = True
+            if "log_metric" in columns:
+                columns["log_metric"](f"{name}/failed", 1.0)
+            return [None] * len(completions)
+
+    return reward

@@ -1,0 +1,154 @@
+"""What we change about how TRL samples: the truth as a rollout, further questions, and the time.
+
+Each is a class to mix into GRPOTrainer (`training.grpo` chooses), as small as it can be.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from trl.data_utils import prepare_multimodal_messages
+
+from tasks import prompts
+from tasks.prompts import LETTERS
+from training.sft_examples import thought
+
+Row = dict[str, Any]
+
+
+class Timed:
+    """Logs the seconds of generating, rewarding and updating, and tokens generated a second."""
+
+    def _generate(self, prompts: list) -> tuple:
+        started = time.perf_counter()
+        result = super()._generate(prompts)  # type: ignore[misc]
+        spent = time.perf_counter() - started
+        tokens = sum(len(ids) for ids in result[1])
+        self._spent("generation", spent)
+        self._metrics["train"]["tokens_per_second"].append(
+            tokens * self.accelerator.num_processes / spent
+        )
+        return result
+
+    def _calculate_rewards(self, *arguments: Any) -> torch.Tensor:
+        started = time.perf_counter()
+        result = super()._calculate_rewards(*arguments)  # type: ignore[misc]
+        self._spent("reward", time.perf_counter() - started)
+        return result
+
+    def _spent(self, what: str, seconds: float) -> None:
+        """Sums within a logging step: TRL averages what it finds in a list of several."""
+        recorded = self._metrics["train"][f"seconds/{what}"]  # type: ignore[attr-defined]
+        recorded[:] = [sum(recorded) + seconds]
+
+
+class TruthRollout:
+    """The last completion of every group is the truth in the policy's own format.
+
+    Supervision and reinforcement in one stage, after ViSurf (arXiv 2510.10606): where no rollout is
+    right, the group still has one to learn from; where all are, its advantage vanishes.
+    """
+
+    def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
+        self._asked = inputs
+        return super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+
+    def _generate_single_turn(self, prompt_ids: list, *arguments: Any, **named: Any) -> tuple:
+        completion_ids, logprobs = super()._generate_single_turn(  # type: ignore[misc]
+            prompt_ids, *arguments, **named
+        )
+        size, first = self.num_generations, self.accelerator.process_index * len(prompt_ids)
+        for place in range(len(prompt_ids)):
+            if (first + place) % size == size - 1:
+                completion_ids[place] = self._truth(self._asked[place])
+                if logprobs is not None:
+                    logprobs[place] = [None] * len(completion_ids[place])
+        return completion_ids, logprobs
+
+    def _truth(self, row: Row) -> list[int]:
+        name = row["options"][LETTERS.index(row["answer_letter"])]
+        text = prompts.completion(thought(name), name)
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [*ids[: self.max_completion_length - 1], self.eos_token_ids[0]]
+
+
+class DynamicSampling:
+    """Groups whose rewards are all equal carry no gradient; further questions stand in for them.
+
+    After DAPO's dynamic sampling (arXiv 2503.14476, section 3.2), with a bound: at most `attempts`
+    times, and what is still without a gradient then stays. `further(count, occasion)` gives the
+    questions. Completions are kept from being generated twice; rewards are so cheap that they are.
+    """
+
+    attempts: int = 0
+    further: Callable[[int, int], list[Row]]
+
+    def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
+        if not self.model.training or not self.attempts:  # type: ignore[attr-defined]
+            return super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        rows = list(inputs)
+        found = self._try(rows)
+        groups, replaced = len(rows) // self.num_generations, 0
+        for attempt in range(self.attempts):
+            dead = self._dead(rows, found)
+            most = self._most(len(dead))
+            if not most:
+                break
+            fresh = self._fresh(most, attempt)
+            tried = self._try(fresh)
+            alive = [g for g in range(most) if g not in set(self._dead(fresh, tried))]
+            for old, new in zip(dead, alive, strict=False):
+                rows[self._members(old)] = fresh[self._members(new)]
+                for column, values in zip(found, tried, strict=True):
+                    if column is not None:
+                        column[self._members(old)] = values[self._members(new)]
+                replaced += 1
+        self._metrics["train"]["replaced_groups"].append(replaced / groups)
+        self._ready = deque([found])
+        return super()._generate_and_score_completions(rows)  # type: ignore[misc]
+
+    def _generate(self, prompts: list) -> tuple:
+        ready = getattr(self, "_ready", None)
+        if ready:
+            prompt_ids, completion_ids, completions, logprobs, images = ready.popleft()
+            return prompt_ids, completion_ids, None, completions, logprobs, {}, images, []
+        return super()._generate(prompts)  # type: ignore[misc]
+
+    def _try(self, rows: list[Row]) -> list[list | None]:
+        """Completions for rows: prompt ids, completion ids, completions, log-probs, images."""
+        self._asked = rows
+        made = self._generate(
+            [prepare_multimodal_messages(row["prompt"], images=[row["image"]]) for row in rows]
+        )
+        prompt_ids, completion_ids, _, completions, logprobs, _, images, _ = made
+        return [prompt_ids, completion_ids, completions, logprobs, images]
+
+    def _dead(self, rows: list[Row], found: list[list | None]) -> list[int]:
+        """This process's groups whose rewards are all equal."""
+        paid = self._calculate_rewards(rows, [row["prompt"] for row in rows], found[2], found[1])
+        self._pending_extra_logs.clear()
+        self._pending_metrics.clear()
+        weights = self.reward_weights.to(paid.device)
+        grouped = (paid * weights).nansum(1).view(-1, self.num_generations)
+        equal = (grouped.max(1).values - grouped.min(1).values) < 1e-6
+        mine = len(rows) // self.num_generations
+        start = self.accelerator.process_index * mine
+        return [g for g in range(mine) if equal[start + g]]
+
+    def _most(self, count: int) -> int:
+        """The largest number of any process: all of them must generate as often and as much."""
+        counts = torch.tensor([count], device=self.accelerator.device)
+        return int(self.accelerator.gather(counts).max())
+
+    def _fresh(self, groups: int, attempt: int) -> list[Row]:
+        world, mine = self.accelerator.num_processes, self.accelerator.process_index
+        micro = self.args.gradient_accumulation_steps
+        batch = self.state.global_step * micro + self._step % micro
+        occasion = batch * self.attempts + attempt
+        rows = self.further(groups * world, occasion)[mine * groups : (mine + 1) * groups]
+        return [row for row in rows for _ in range(self.num_generations)]
+
+    def _members(self, group: int) -> slice:
+        return slice(group * self.num_generations, (group + 1) * self.num_generations)

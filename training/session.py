@@ -1,0 +1,197 @@
+"""One round of training around a trainer: what GRPO and the supervised baseline share.
+
+Frozen shards are verified, the model is loaded in the parts that are trained, a killed run goes on
+from its last complete checkpoint and a round from what the one before left, val images are watched,
+frozen weights are proven frozen, and the policy folder is written.
+"""
+
+import contextlib
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, disable_progress_bars
+from transformers import PrinterCallback
+from transformers.utils.logging import disable_progress_bar
+
+from data_cards import load
+from tasks import schemas, shards
+from tasks.run import StageError, save_stats
+from training import checkpoints, handover, loading, parts, policy_folder
+from training.dataset import Questions, Then
+from training.recorder import Finished, Recorder
+from training.watch import Watch, val_sample
+
+CACHE = "cache"  # of the questions, below the output; gone when the stage has ended
+HIDDEN = {"output", "card", "mcq", "download", "split", "base", "policy", "push_to_hub"}
+
+
+class Session:
+    """The round that `given`, the stage's keyword arguments, asks for.
+
+    It lies between the steps `start` and `stop` of `total` in all. `origin` is the policy that the
+    model is loaded from: with `carry_over` that of round 0's start, and the round before hands over
+    its training state. Raises StageError for damaged shards and unknown settings.
+    """
+
+    def __init__(self, output: Path, given: dict[str, Any]):
+        disable_progress_bar()  # of the libraries: one bar a stage is enough
+        disable_progress_bars()
+        self.output, self.given, self.set = output, given, Namespace(**given)
+        self.cards = [load(name) for name in self.set.card.split("+")]
+        for folder in self.set.mcq:
+            verify(folder)
+        if self.set.keep_policy not in ("last", "best"):
+            raise StageError(
+                f"[Train] keep_policy must be last or best; got {self.set.keep_policy!r}"
+            )
+        carried = self.set.carry_over
+        self.start = self.set.refresh_round * self.set.steps if carried else 0
+        self.stop = self.start + self.set.steps
+        self.total = self.set.rounds * self.set.steps if carried else self.set.steps
+        self.origin = self.set.base if carried else self.set.policy
+        self.processor = loading.load_processor(self.origin)
+
+    def questions(self, style: str | None) -> Questions:
+        """The frozen questions, multiple-choice in this style, or open."""
+        return Questions(
+            self.set.mcq, self.cards, style, seed=self.set.seed, cache=self.output / CACHE
+        )
+
+    def rows(self, questions: Questions, then: Then | None = None) -> Dataset:
+        """The rows of all steps that the trainer counts, in order.
+
+        Without `carry_over` it counts from 0, but the questions still go on where they ended.
+        """
+        each = self.set.questions_per_step
+        first = 0 if self.set.carry_over else self.set.refresh_round * self.set.steps * each
+        rows = questions.rows(first + self.total * each, self.set.order, then)
+        return rows.select(range(first, len(rows)))
+
+    def model(self, config: Any, some: list[dict[str, Any]]) -> tuple[Any, Any]:
+        """The model and PEFT's configuration or None; `some` rows tell what memory it will take."""
+        if self.set.check_memory:
+            loading.check_memory(self.origin, self.processor, some, config, self.given)
+        names = ("dtype", "quantize", "freeze")
+        lora = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
+        return loading.load_model(
+            self.origin, **{name: self.given[name] for name in (*names, *lora)}
+        )
+
+    def train(self, trainer: Any, kind: type[Recorder], names: list[str]) -> Recorder:
+        """Train to the round's end; `names` are the rewards. Returns the recorder with the log."""
+        if trainer.accelerator.is_main_process:
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            print(f"train: {parts.describe(model)}", flush=True)
+        recorder = kind(
+            self.output,
+            trainer,
+            names,
+            start=self.start,
+            stop=self.stop,
+            keep=self.set.keep_checkpoints,
+            watch=self._watch(),
+        )
+        trainer.remove_callback(PrinterCallback)  # the recorder's line replaces its dictionaries
+        trainer.add_callback(recorder)
+        untouched = parts.frozen_hash(trainer.model)
+        with contextlib.suppress(Finished):
+            trainer.train(resume_from_checkpoint=self._going_on(trainer))
+        if hasattr(trainer, "base_keeper"):
+            trainer.base_keeper.restore()
+        if parts.frozen_hash(trainer.model) != untouched:
+            raise StageError("weights that were to stay frozen have changed; a fault of this code")
+        return recorder
+
+    def finish(self, trainer: Any, recorder: Recorder, stats: dict[str, Any]) -> None:
+        """Write the policy, the log, the state for the next round; every process must call it."""
+        policy_folder.save(self.output, trainer, self.processor, self.origin, self.set.dtype)
+        if not trainer.accelerator.is_main_process:
+            return
+        last = self.output / checkpoints.FOLDER / f"checkpoint-{self.stop}"
+        best = recorder.watch.best_step if recorder.watch else None
+        chosen = self._keep_best(last, self.stop if best is None else best)
+        if self.set.carry_over:
+            handover.keep(chosen, last, self.output)
+        log = recorder.log
+        shards.write(
+            self.output / "train_log.parquet", log, schemas.train_log(list(recorder.rewards))
+        )
+        policy_folder.write_card(
+            self.output,
+            cards=self.cards,
+            base=self.set.base,
+            method=self.set.method,
+            log=log,
+            settings={k: v for k, v in self.given.items() if k not in HIDDEN},
+        )
+        policy_folder.remove(self.output, checkpoints.FOLDER, CACHE)
+        watched = [row for row in log if row["val_accuracy"] is not None]
+        seen = {str(row["step"]): row["val_accuracy"] for row in watched}
+        steps = [row["step"] for row in log[:1] + log[-1:]]
+        save_stats(
+            self.output,
+            {"steps": steps, "policy_step": checkpoints.step_of(chosen), "val_accuracy": seen}
+            | stats,
+        )
+        if self.set.push_to_hub:
+            policy_folder.push(self.output, self.set.push_to_hub)
+
+    def _watch(self) -> Watch | None:
+        if not self.set.watch_every:
+            return None
+        sample = val_sample(self.set.download, self.set.split, self.set.watch_images, self.set.seed)
+        style, longest = self.set.prompt_style, self.set.max_completion_length
+        return Watch(sample, self.cards, style, self.set.watch_every, longest)
+
+    def _going_on(self, trainer: Any) -> str | None:
+        """The checkpoint to take up: this round's last, or what the round before left, or none."""
+        checkpoint = checkpoints.last_complete(self.output)
+        if checkpoint is not None:
+            trainer.weights = checkpoint
+        elif self.start:
+            if trainer.accelerator.is_main_process:
+                handover.resume(self.set.policy, self.output / checkpoints.FOLDER, self.start)
+            trainer.accelerator.wait_for_everyone()
+            checkpoint = self.output / checkpoints.FOLDER / f"checkpoint-{self.start}"
+            adapter = self.set.policy / policy_folder.ADAPTER
+            trainer.weights = adapter if adapter.exists() else self.set.policy
+        return str(checkpoint) if checkpoint else None
+
+    def _keep_best(self, last: Path, best: int) -> Path:
+        """Put the best policy by val images beside the last one, or in its place.
+
+        Returns the checkpoint whose weights are the policy.
+        """
+        chosen = last.with_name(f"checkpoint-{best}")
+        if chosen == last or not chosen.exists():
+            return last
+        write = policy_folder.from_checkpoint
+        common = (self.processor, self.origin, self.set.dtype)
+        if self.set.keep_policy == "last":
+            write(self.output / "best", chosen, *common)
+            return last
+        write(self.output / "last", last, *common)
+        write(self.output, chosen, *common)
+        return chosen
+
+
+def verify(mcq: Path) -> None:
+    """Check every question shard against the sha256 in the artifact's manifest.
+
+    Raises StageError naming the first shard that differs or is missing.
+    """
+    try:
+        manifest = json.loads((mcq / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise StageError(f"{mcq} has no readable manifest.json; re-run BuildMCQ") from error
+    recorded = {n: f for n, f in manifest["files"].items() if n.startswith("mcq-")}
+    for name, facts in recorded.items():
+        path = mcq / name
+        if not path.exists() or shards.sha256_file(path) != facts["sha256"]:
+            raise StageError(
+                f"{path} is not the shard that BuildMCQ froze; delete {mcq} and re-run BuildMCQ"
+            )
+    if not recorded:
+        raise StageError(f"{mcq} holds no question shards; re-run BuildMCQ")

@@ -1,0 +1,73 @@
+"""Train, the supervised baseline: the answer to the open question is taught, not found.
+
+    python -m training.sft_baseline CONFIG.json
+
+TRL's SFTTrainer on the same frozen images, with the same parts trained, for as many optimiser steps
+of as many questions as GRPO takes; the loss is that of the completion's tokens. One completion a
+question is learned where GRPO samples `num_generations`, so the equal budget is of steps and
+questions, not of tokens.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import SequentialSampler
+from trl import SFTTrainer
+
+from tasks import prompts
+from tasks.prompts import LETTERS
+from tasks.run import main
+from training import checkpoints
+from training.config import sft_config
+from training.grpo import grpo
+from training.recorder import SupervisedRecorder
+from training.session import Session
+from training.sft_examples import thought
+
+
+class Supervised(checkpoints.StrictResume, SFTTrainer):
+    """SFTTrainer, resumed strictly, on rows in the order they come in."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(train_dataset or self.train_dataset)
+
+
+@functools.wraps(grpo, assigned=("__annotations__",))
+def sft_baseline(output: Path, **given: Any) -> None:
+    """Teach the truth for `steps` optimiser steps of `questions_per_step` images each.
+
+    The arguments are those of `training.grpo.grpo`; what only sampling needs is passed over.
+    """
+    session = Session(output, {"output": output, **given})
+    config = sft_config(output, session.given, session.total)
+    rows = session.rows(session.questions(None), then=example)
+    few = [rows[i] for i in range(min(8, len(rows)))]
+    model, adapters = session.model(config, few)
+    trainer = Supervised(
+        model=model,
+        args=config,
+        processing_class=session.processor,
+        train_dataset=rows,
+        peft_config=adapters,
+    )
+    recorder = session.train(trainer, SupervisedRecorder, [])
+    log = recorder.log
+    session.finish(trainer, recorder, {"examples": given["questions_per_step"] * len(log)})
+    if trainer.accelerator.is_main_process:
+        print(f"train: loss {log[0]['loss']:.3f} -> {log[-1]['loss']:.3f} in {len(log)} steps")
+
+
+def example(row: dict[str, Any]) -> dict[str, Any]:
+    """A question's row as prompt and completion: what it looks like, and the truth as the answer."""
+    name = row["options"][LETTERS.index(row["answer_letter"])]
+    said = prompts.completion(thought(name), name)
+    return {
+        "prompt": row["prompt"],
+        "completion": [{"role": "assistant", "content": said}],
+        "image": row["image"],
+    }
+
+
+if __name__ == "__main__":
+    main(sft_baseline)

@@ -1,0 +1,127 @@
+"""Open recognition on a few val images while training: the reward alone can deceive.
+
+A policy paid for telling options apart may unlearn to name what it sees while its reward rises. So
+every so many steps it is asked the open question about val images of base classes, greedily, and
+the checkpoint that answered best is kept beside the last.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from trl.models import unwrap_model_for_generation
+
+from data_cards import Card
+from tasks import prompts, shards
+from tasks.answers import parse
+from tasks.labels import ClassNames
+from tasks.seeding import row_generator
+
+BATCH = 32  # images at a time
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A val image: its id, its card's place among the cards, its class id, its encoded bytes."""
+
+    image_id: str
+    card: int
+    label: int
+    image: bytes
+
+
+def val_sample(
+    download: Sequence[Path], split: Sequence[Path], count: int, seed: int
+) -> list[Sample]:
+    """`count` val images of base classes, evenly from the sets, the same for every run of a seed.
+
+    There may be fewer; a set without val images gives none.
+    """
+    chosen: list[Sample] = []
+    for number, (images, places) in enumerate(zip(download, split, strict=True)):
+        table = shards.read(places, "split").to_pylist()
+        rows = [row for row in table if row["split"] == "val" and row["group"] == "base"]
+        rows.sort(key=lambda row: row_generator(seed, f"watch/{row['image_id']}").random())
+        rows = rows[: -(-count // len(download))]
+        found = shards.ImageStore(images).read([row["image_id"] for row in rows]) if rows else {}
+        chosen += [
+            Sample(row["image_id"], number, row["label"], found[row["image_id"]]) for row in rows
+        ]
+    return chosen
+
+
+class Watch:
+    """Asks the open question about `samples` every `every` steps and remembers the best step."""
+
+    def __init__(
+        self, samples: list[Sample], cards: Sequence[Card], style: str, every: int, length: int
+    ):
+        self.samples, self.every, self.length = samples, every, length
+        self.names = [ClassNames(card.classes, card.aliases) for card in cards]
+        self.texts = [prompts.open_question(c.noun, c.kind, style=style) for c in cards]
+        self.seen: dict[int, float] = {}
+
+    def due(self, step: int, stop: int) -> bool:
+        """Whether the policy is asked after this step."""
+        return bool(self.samples) and (step % self.every == 0 or step == stop)
+
+    def resume(self, log_history: Sequence[dict[str, Any]], start: int) -> None:
+        """Take up what was seen after step `start`, where this round began, and an interruption."""
+        for row in log_history:
+            if row.get("val_accuracy") is not None and row["step"] > start:
+                self.seen[row["step"]] = row["val_accuracy"]
+
+    @property
+    def best_step(self) -> int | None:
+        """The step after which most images were named rightly; the latest of equals."""
+        return max(self.seen, key=lambda step: (self.seen[step], step), default=None)
+
+    def look(self, trainer: Any, step: int) -> dict[str, float]:
+        """`val_accuracy` and `val_unreadable`, shares of the images; all processes take part."""
+        if step in self.seen:
+            return {"val_accuracy": self.seen[step]}
+        share = self.samples[trainer.accelerator.process_index :: trainer.accelerator.num_processes]
+        counts = torch.zeros(2, device=trainer.accelerator.device)
+        generators = torch.get_rng_state()  # greedy, but what a library draws must not show
+        with (
+            unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model,
+            trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False),
+        ):
+            training, _ = model.training, model.eval()
+            for start in range(0, len(share), BATCH):
+                part = share[start : start + BATCH]
+                for sample, text in zip(part, self._answers(trainer, model, part), strict=True):
+                    answer = parse(text).answer
+                    right = (
+                        answer is not None
+                        and self.names[sample.card].match(answer).class_id == sample.label
+                    )
+                    counts += torch.tensor([float(right), float(answer is None)])
+            model.train(training)
+        torch.set_rng_state(generators)
+        right, unreadable = trainer.accelerator.gather(counts).view(-1, 2).sum(0).tolist()
+        self.seen[step] = right / len(self.samples)
+        return {
+            "val_accuracy": self.seen[step],
+            "val_unreadable": unreadable / len(self.samples),
+        }
+
+    def _answers(self, trainer: Any, model: Any, part: list[Sample]) -> list[str]:
+        processor = trainer.processing_class
+        texts = [
+            processor.apply_chat_template(
+                prompts.chat(self.texts[sample.card]), add_generation_prompt=True, tokenize=False
+            )
+            for sample in part
+        ]
+        images = [[Image.open(BytesIO(sample.image)).convert("RGB")] for sample in part]
+        inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
+        inputs = inputs.to(model.device)
+        with torch.no_grad():
+            output = model.generate(**inputs, max_new_tokens=self.length, do_sample=False)
+        ends = output[:, inputs["input_ids"].shape[1] :]
+        return processor.batch_decode(ends, skip_special_tokens=True)
