@@ -6,7 +6,10 @@ moves the weights, which is what makes equal weights mean something.
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ import pytest
 
 from tasks import shards
 from tasks.run import StageError
+from tests.conftest import ROOT, as_config
 
 pytestmark = pytest.mark.model
 
@@ -272,7 +276,7 @@ def test_a_reward_that_fails_is_told_once_and_counts_nothing(frozen, tmp_path, c
 
 
 def test_groups_without_a_gradient_are_replaced_by_further_questions(frozen, tmp_path):
-    asked = {}
+    asked, before = {}, 1.0
     for attempts in (0, 3):
         given = arguments(frozen, dynamic_sampling=attempts, steps=2)
         given["rewards"] = {"tests.paid:on_some_questions": 1.0}
@@ -368,3 +372,35 @@ def test_supervised_training_learns_the_truth_and_resumes(frozen, tmp_path):
     assert [row["step"] for row in log] == [1, 2, 3, 4, 5, 6]
     assert log[-1]["loss"] < log[0]["loss"] - 0.5
     assert log[2]["val_accuracy"] is not None
+
+
+def test_two_processes_compute_what_one_does(frozen, tmp_path, drawn_once):
+    from safetensors.torch import load_file
+
+    single = [sys.executable, "-m", "tests.two_processes"]
+    double = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    double += ["--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
+    double += ["-m", "tests.two_processes"]
+    found = []
+    for name, command in (("one", single), ("two", double)):
+        given = arguments(frozen, output=tmp_path / name, steps=2, watch_every=2)
+        given["trl"] = {"beta": 0.05, "use_cpu": True, "max_grad_norm": 0.0}
+        config = as_config(tmp_path / f"{name}.json", given)
+        (tmp_path / "cards").mkdir(exist_ok=True)
+        shutil.copy(drawn_once / "cards" / "few.md", tmp_path / "cards" / "few.md")
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, str(config)], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        log = shards.read(tmp_path / name, "train_log").to_pylist()
+        found.append((log, load_file(tmp_path / name / "model.safetensors")))
+    (one, weights), (two, others) = found
+    assert one[0]["loss"] != 0
+    for row, other in zip(one, two, strict=True):
+        # Not the logged KL: TRL averages it over micro-batches, however many tokens each has.
+        for key in ("loss", "reward", "dead_group_share", "completion_length"):
+            assert row[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6), key
+        assert row["val_accuracy"] == other["val_accuracy"]
+    for name, tensor in weights.items():
+        assert (tensor - others[name]).abs().max() < 1e-4, name

@@ -79,23 +79,13 @@ class Recorder(TrainerCallback):
         entry = {**(logs or {}), "step": state.global_step}
         if not self._ours(entry):
             return
-        advantages = list(self.trainer._logs["advantages"])
-        spread = statistics.pstdev(advantages) if advantages else None
-        state.log_history[-1]["advantage_spread"] = spread
-        self.log.append(self._row({**entry, "advantage_spread": spread}))
+        if (spread := self._spread()) is not None:
+            state.log_history[-1]["advantage_spread"] = entry["advantage_spread"] = spread
+        self.log.append(self._row(entry))
         if self.bar is None:
             return
         row = self.log[-1]
-        told = {name: row.get(f"reward/{name}") for name in self.rewards}
-        self.bar.set_postfix(
-            reward=f"{row['reward']:.2f}",
-            **{
-                name.split(":")[-1]: f"{value:.2f}"
-                for name, value in told.items()
-                if value is not None
-            },
-            length=f"{row['completion_length'] or 0:.0f}",
-        )
+        self.bar.set_postfix(self._live(row))
         for kind, sentence in health.warnings(self.log).items():
             if kind not in self.told:
                 self.bar.write(f"train: step {row['step']}: {sentence}", file=sys.stderr)

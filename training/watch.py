@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from trl.distributed import DistributedBackend
 from trl.models import unwrap_model_for_generation
 
 from data_cards import Card
@@ -89,7 +90,9 @@ class Watch:
         generators = torch.get_rng_state()  # greedy, but what a library draws must not show
         with (
             unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model,
-            trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False),
+            DistributedBackend(trainer.accelerator).summon_full_params(
+                trainer.model_wrapped, recurse=False
+            ),
         ):
             training, _ = model.training, model.eval()
             for start in range(0, len(share), BATCH):
