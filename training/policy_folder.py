@@ -18,7 +18,15 @@ from tasks.run import first_line
 ADAPTER = "adapter"
 UPLOADED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "README.md")
 # Beside the policy, and not for the hub: texts of training, settings with paths, states.
-KEPT_HERE = ("manifest.json", "recipe.json", "*.parquet", "state/*", "checkpoints/*", "last/*")
+KEPT_HERE = (
+    "manifest.json",
+    "recipe.json",
+    "*.parquet",
+    "state/*",
+    "checkpoints/*",
+    "last/*",
+    "best/*",
+)
 
 
 def save(output: Path, trainer: Any, processor: Any, base: Path, dtype: str) -> None:

@@ -1,0 +1,330 @@
+"""What of a model is trained, whether it fits, and what goes where: without a step of training."""
+
+import json
+
+import pytest
+import torch
+
+from tasks.run import StageError
+from training import agreement, checkpoints, handover, loading, memory, parts, policy_folder
+from training.tiny_policy import new_model
+
+GIB = 1 << 30
+
+
+def estimate(policy, **changed) -> memory.Estimate:
+    given = {
+        "dtype": "bfloat16",
+        "frozen": (),
+        "lora_rank": 0,
+        "lora_targets": ("language",),
+        "quantized": False,
+        "reference": True,
+        "optimizer": "adamw_torch",
+        "checkpointing": True,
+        "sequences": 4,
+        "prompt_tokens": 500,
+        "completion_tokens": 500,
+    }
+    return memory.estimate(policy, **{**given, **changed})
+
+
+@pytest.fixture
+def policy(tmp_path):
+    new_model(0).save_pretrained(tmp_path / "policy")
+    return tmp_path / "policy"
+
+
+def test_parts_are_asked_of_the_model_and_cover_it():
+    model = new_model(0)
+    belongs = parts.part_of(model)
+    assert set(belongs) == {name for name, _ in model.named_parameters()}
+    for name, part in belongs.items():
+        expected = "projector" if "merger" in name else "vision" if "visual" in name else "language"
+        assert part == expected, name
+
+
+@pytest.mark.parametrize(
+    ("setting", "read"),
+    [("none", ()), ("", ()), ("vision", ("vision",)), ("language, vision", ("vision", "language"))],
+)
+def test_parts_are_read_from_a_setting(setting, read):
+    assert parts.read_parts(setting, "freeze") == read
+
+
+def test_settings_that_train_nothing_or_exclude_each_other_are_refused(policy):
+    common = {"dtype": "float32", "lora_alpha": 1.0, "lora_dropout": 0.0}
+    cases = [
+        ({"freeze": "eyes"}, "freeze must be none or of vision, projector, language; got 'eyes'"),
+        ({"freeze": "vision projector language"}, "nothing is left to train"),
+        ({"freeze": "vision", "lora_rank": 4}, "lora_targets says which"),
+        ({"lora_rank": 4, "lora_targets": "none"}, "lora_targets names no part"),
+        ({"quantize": "nf4"}, "needs adapters to train"),
+        ({"quantize": "int3", "lora_rank": 4}, "quantize must be none or nf4"),
+        ({"quantize": "nf4", "lora_rank": 4}, "needs a GPU"),
+    ]
+    for changed, why in cases:
+        if "GPU" in why and torch.cuda.is_available():
+            continue
+        given = {"quantize": "none", "freeze": "none", "lora_rank": 0, "lora_targets": "language"}
+        with pytest.raises(StageError, match=why):
+            loading.load_model(policy, **common, **{**given, **changed})
+
+
+def test_a_changed_frozen_weight_changes_the_hash():
+    model = new_model(0)
+    parts.freeze(model, ("vision",))
+    before = parts.frozen_hash(model)
+    frozen = next(p for p in model.parameters() if not p.requires_grad)
+    trained = next(p for p in model.parameters() if p.requires_grad)
+    with torch.no_grad():
+        trained.flatten()[0] += 1
+        assert parts.frozen_hash(model) == before
+        frozen.flatten()[-1] += 1e-6
+    assert parts.frozen_hash(model) != before
+
+
+def test_drift_of_the_base_under_merging_is_measured_and_undone():
+    from peft import get_peft_model
+
+    config = parts.lora_config(new_model(0), rank=4, alpha=8, dropout=0.0, targets=parts.PARTS)
+    model = get_peft_model(new_model(0).bfloat16(), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    keeper, before = parts.BaseKeeper(model), parts.frozen_hash(model)
+    for _ in range(10):
+        model.merge_adapter()
+        model.unmerge_adapter()
+    assert parts.frozen_hash(model) != before
+    assert keeper.restore() > 1e-5
+    assert parts.frozen_hash(model) == before
+    assert keeper.restore() == 0.0
+
+
+def test_the_memory_of_weights_and_states_is_exact(policy):
+    count = sum(p.numel() for p in new_model(0).parameters())
+    full = estimate(policy)
+    assert full.weights == full.gradients == full.reference == 2 * count
+    assert full.optimizer == 4 * count
+    assert estimate(policy, dtype="float32").optimizer == 8 * count
+    assert estimate(policy, optimizer="adamw_8bit").optimizer == 2 * count
+    assert estimate(policy, shards=4).certain == full.certain / 4
+    assert estimate(policy, reference=False).reference == 0
+    lora = estimate(policy, lora_rank=4)
+    from peft import get_peft_model
+
+    config = parts.lora_config(new_model(0), rank=4, alpha=8, dropout=0, targets=("language",))
+    adapted = get_peft_model(new_model(0), config)
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert lora.gradients == 2 * trained
+    assert lora.reference == 0
+    language = estimate(policy, frozen=("vision", "projector"))
+    assert language.gradients < full.gradients
+    assert estimate(policy, checkpointing=False).activations > 3 * full.activations
+
+
+def test_what_cannot_fit_is_refused_with_what_helps_and_what_may_not_is_told(policy, capsys):
+    needed = estimate(policy)
+    with pytest.raises(StageError, match=r"needs at least .* GiB a process .* LoRA"):
+        memory.check(needed, needed.certain * 0.9)
+    capsys.readouterr()
+    memory.check(needed, needed.certain * 1.01)
+    assert "may be too much" in capsys.readouterr().out
+    memory.check(needed, 100 * GIB)
+    assert "may be too much" not in capsys.readouterr().out
+    assert 0 < memory.available_memory() < 1 << 45
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({}, None),
+        ({"num_iterations": 2, "save_steps": 1}, "save_steps = 1 .* multiple of 2"),
+        ({"num_iterations": 2, "steps": 5}, "steps = 5 .* multiple of 2"),
+        ({"steps_per_generation": 8, "watch_every": 3}, "watch_every = 3 .* multiple of 2"),
+        ({"steps_per_generation": 2, "save_steps": 1}, None),
+    ],
+)
+def test_checkpoints_must_fall_on_a_boundary_of_generation(settings, refused):
+    given = {
+        "gradient_accumulation_steps": 4,
+        "steps_per_generation": 4,
+        "num_iterations": 1,
+        "save_steps": 10,
+        "steps": 20,
+        "watch_every": 0,
+        **settings,
+    }
+    if refused is None:
+        checkpoints.check_boundaries(given)
+    else:
+        with pytest.raises(StageError, match=refused):
+            checkpoints.check_boundaries(given)
+
+
+def test_only_complete_checkpoints_count_and_old_ones_go(tmp_path):
+    for step in (1, 2, 3, 10, 11):
+        folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "weights").write_text("x")
+        if step != 11:
+            checkpoints.mark_complete(folder)
+    assert checkpoints.last_complete(tmp_path).name == "checkpoint-10"
+    checkpoints.rotate(tmp_path, 2, {1})
+    left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert left == [f"checkpoint-{step}" for step in (1, 10, 11, 3)]
+
+
+def test_training_state_goes_over_without_a_pickle_and_comes_back_the_same(tmp_path):
+    import random
+
+    import numpy as np
+
+    checkpoint = tmp_path / "checkpoints" / "checkpoint-7"
+    checkpoint.mkdir(parents=True)
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, betas=(0.8, 0.9))
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    generators = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "cpu": torch.get_rng_state(),
+    }
+    torch.save(optimizer.state_dict(), checkpoint / "optimizer.pt")
+    torch.save({"last_epoch": 7, "_last_lr": [0.1]}, checkpoint / "scheduler.pt")
+    torch.save(generators, checkpoint / "rng_state.pth")
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 7, "log_history": []}')
+    policy = tmp_path / "policy"
+    handover.keep(checkpoint, checkpoint, policy)
+    kinds = {path.suffix for path in (policy / "state").iterdir()}
+    assert kinds == {".json", ".safetensors"}
+    again = handover.resume(policy, tmp_path / "next", 7)
+    fresh = torch.optim.AdamW(torch.nn.Linear(3, 2).parameters(), lr=0.5)
+    fresh.load_state_dict(torch.load(again / "optimizer.pt", weights_only=True))
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, fresh.state_dict()["state"][index][name])
+    assert fresh.param_groups[0]["betas"] == (0.8, 0.9)
+    back = handover._read_rng(again / "rng_state.pth")
+    assert back["python"] == generators["python"]
+    assert (back["numpy"][1] == generators["numpy"][1]).all()
+    assert torch.equal(back["cpu"], generators["cpu"])
+    assert json.loads((again / "trainer_state.json").read_text())["global_step"] == 7
+
+
+def test_two_generators_agree_up_to_where_they_part():
+    assert agreement.alike([[1, 2, 3]], [[1, 2, 3]]) == 1.0
+    assert agreement.alike([[1, 2, 3, 4]], [[1, 2, 9, 4]]) == 0.5
+    assert agreement.alike([[1, 2], [5]], [[1, 2, 3, 4], [6]]) == 0.25
+    assert agreement.alike([[]], [[]]) == 1.0
+
+
+class StubEngine:
+    """vLLM's side of a trainer: counts hand-overs, and merges adapters as TRL does."""
+
+    def __init__(self, model):
+        self.model, self.synced, self.forgotten, self.llm = model, 0, 0, self
+        self.temperature = 1.0
+
+    def sync_weights(self):
+        self.synced += 1
+        self.model.merge_adapter()
+        self.model.unmerge_adapter()
+
+    def reset_encoder_cache(self):
+        self.forgotten += 1
+
+
+def stub_trainer(answers):
+    from collections import defaultdict
+    from types import SimpleNamespace
+
+    from peft import get_peft_model
+
+    config = parts.lora_config(new_model(0), rank=4, alpha=8, dropout=0.0, targets=parts.PARTS)
+    model = get_peft_model(new_model(0).bfloat16(), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    trainer = SimpleNamespace(
+        model=model,
+        use_vllm=True,
+        vllm_generation=StubEngine(model),
+        generation_config=None,
+        max_completion_length=4,
+        eos_token_ids=[2],
+        _tokenizer=SimpleNamespace(pad_token_id=0),
+        _metrics={"train": defaultdict(list)},
+        accelerator=SimpleNamespace(unwrap_model=lambda m: m, is_main_process=True),
+        _tokenize_prompts=lambda prompts: ([[1]] * len(prompts), None, {}),
+    )
+    trainer._generate_single_turn = lambda *_: (answers[trainer.use_vllm], None)
+    return trainer
+
+
+def test_vllm_must_agree_before_the_first_step_and_hand_overs_leave_the_base_alone(capsys):
+    rows = [{"prompt": [{"role": "user", "content": "?"}], "image": None}] * 2
+    trainer = stub_trainer({True: [[1, 2], [3, 4]], False: [[1, 2], [3, 5]]})
+    before = parts.frozen_hash(trainer.model)
+    assert agreement.check_vllm(trainer, rows) == 0.75
+    assert "agree on 75%" in capsys.readouterr().out
+    assert trainer.use_vllm
+    assert trainer.vllm_generation.temperature == 1.0
+    for _ in range(3):
+        trainer.vllm_generation.sync_weights()
+    assert parts.frozen_hash(trainer.model) == before
+    assert trainer.vllm_generation.forgotten == trainer.vllm_generation.synced == 3
+    drift = trainer._metrics["train"]["base_drift"]
+    assert len(drift) == 3
+    assert all(share > 0 for share in drift)
+    trainer = stub_trainer({True: [[9, 9], [9, 9]], False: [[1, 2], [3, 5]]})
+    with pytest.raises(StageError, match="agree on only 0%"):
+        agreement.check_vllm(trainer, rows)
+
+
+def test_what_goes_to_the_hub_is_private_and_holds_no_data(tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+
+    for name in (
+        "model.safetensors", "config.json", "README.md", "chat_template.jinja", "manifest.json",
+        "recipe.json", "train_log.parquet", "completions-00001.parquet",
+        "adapter/adapter_model.safetensors", "state/optimizer.safetensors", "last/model.safetensors",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    uploads = []
+
+    class Stub:
+        def create_repo(self, repository, *, private, exist_ok):
+            assert private
+
+        def upload_folder(self, **given):
+            paths = [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()]
+            uploads.extend(
+                huggingface_hub.utils.filter_repo_objects(
+                    paths,
+                    allow_patterns=given["allow_patterns"],
+                    ignore_patterns=given["ignore_patterns"],
+                )
+            )
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Stub)
+    policy_folder.push(tmp_path, "me/policy")
+    assert sorted(uploads) == [
+        "README.md",
+        "adapter/adapter_model.safetensors",
+        "chat_template.jinja",
+        "config.json",
+        "model.safetensors",
+    ]
+    assert "me/policy" in capsys.readouterr().out
+
+    class Down(Stub):
+        def create_repo(self, *_, **__):
+            raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Down)
+    policy_folder.push(tmp_path, "me/policy")
+    assert "was not uploaded: no network" in capsys.readouterr().out

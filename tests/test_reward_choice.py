@@ -1,0 +1,126 @@
+"""Rewards by name: what can be set, what is refused before a model is loaded, what a failure costs."""
+
+import pytest
+
+import data_cards
+from tasks.run import StageError
+from training.reward_choice import KNOWN, choose_rewards
+from training.rewards import (
+    caption_format_reward,
+    difficulty_weighted_reward,
+    format_reward,
+    overlong_reward,
+)
+
+SAID = "<think>pale bill</think><answer>{}</answer>"
+
+
+@pytest.fixture
+def card(few_beetles):
+    return few_beetles
+
+
+def test_every_known_reward_can_be_chosen_and_is_named_as_it_is_set(card):
+    chosen = choose_rewards(dict.fromkeys(KNOWN, 1.0), [card], 32)
+    assert [reward.__name__ for reward in chosen] == list(KNOWN)
+    columns = {
+        "options": [["a", "b"]],
+        "answer_letter": ["B"],
+        "label": [0],
+        "card": ["few"],
+        "truth_share": [0.25],
+        "completion_ids": [[1] * 10],
+        "mcq_id": ["q"],
+        "image_id": ["few/x"],
+    }
+    paid = {reward.__name__: reward([SAID.format("B")], **columns)[0] for reward in chosen}
+    assert paid["letter"] == paid["format"] == 1.0
+    assert paid["difficulty_weighted"] == 1.75
+    assert paid["exact"] == paid["overlong"] == paid["caption_format"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("weights", "why"),
+    [
+        ({}, "rewards is empty"),
+        ({"lettre": 1.0}, "unknown 'lettre'; known: format"),
+        ({"letter": "much"}, "the weight of 'letter' must be a number"),
+        ({"letter": True}, "the weight of 'letter' must be a number"),
+        ({"no_such_module:reward": 1.0}, "'no_such_module:reward' cannot be imported: No module"),
+        ({"tests.paid:nothing": 1.0}, "'tests.paid:nothing' cannot be imported"),
+        ({"tests.paid:without_columns": 1.0}, "must accept completions and, by name, any column"),
+        ({"os:sep": 1.0}, "'os:sep' is not a function"),
+    ],
+)
+def test_what_cannot_be_a_reward_is_refused_in_a_sentence(card, weights, why):
+    with pytest.raises(StageError, match=why):
+        choose_rewards(weights, [card], 32)
+
+
+def test_a_reward_of_ones_own_is_found_in_the_working_directory(card, tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(
+        "def polite(completions, **columns):\n    return ['please' in c for c in completions]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    (reward,) = choose_rewards({"my_rewards:polite": 1.0}, [card], 32)
+    assert reward(["please", "now"], mcq_id=["a", "b"]) == [1.0, 0.0]
+
+
+def test_one_that_fails_costs_its_part_only_and_says_so_once(card, capsys):
+    metrics = []
+    _, reward = choose_rewards({"letter": 1.0, "tests.paid:broken": 1.0}, [card], 32)
+    for _ in range(3):
+        told = {"log_metric": lambda *given: metrics.append(given), "mcq_id": ["a", "b"]}
+        assert reward(["x", "y"], **told) == [None, None]
+    assert metrics == [("tests.paid:broken/failed", 1.0)] * 3
+    assert capsys.readouterr().err.count("KeyError") == 1
+
+
+def test_each_answer_is_judged_by_its_own_cards_names(few_beetles, monkeypatch, tmp_path):
+    text = (data_cards.FOLDER / "few.md").read_text().replace("rose gold-belt", "robin")
+    (data_cards.FOLDER / "bugs.md").write_text(text)
+    cards = [few_beetles, data_cards.load("bugs")]
+    (reward,) = choose_rewards({"exact": 1.0}, cards, 32)
+    said = [SAID.format(name) for name in ("robin", "robin", "rose gold-belt", "rose gold-belt")]
+    columns = {
+        "label": [0, 0, 0, 0],
+        "card": ["few", "bugs", "few", "bugs"],
+        "mcq_id": list("abcd"),
+    }
+    assert reward(said, **columns) == [0.0, 1.0, 1.0, 0.0]
+
+
+def test_a_harder_question_pays_more():
+    columns = {"options": [["a", "b"]] * 3, "answer_letter": ["A"] * 3}
+    paid = difficulty_weighted_reward(
+        [SAID.format("A"), SAID.format("A"), SAID.format("B")],
+        truth_share=[0.0, 1.0, 0.0],
+        **columns,
+    )
+    assert paid == [2.0, 1.0, 0.0]
+
+
+def test_the_overlong_penalty_falls_to_minus_one_over_the_last_tokens():
+    reward = overlong_reward(100, 20)
+    lengths = [10, 80, 85, 90, 100]
+    paid = reward([""] * 5, completion_ids=[[0] * n for n in lengths])
+    assert paid == pytest.approx([0.0, 0.0, -0.25, -0.5, -1.0])
+
+
+@pytest.mark.parametrize(
+    ("text", "paid"),
+    [
+        ("<caption>a pale bill</caption>" + SAID.format("A"), 1.0),
+        ("\n<caption>a pale bill</caption>\n" + SAID.format("A") + "\n", 1.0),
+        (SAID.format("A"), 0.0),
+        ("<caption> </caption>" + SAID.format("A"), 0.0),
+        ("so: <caption>a</caption>" + SAID.format("A"), 0.0),
+        ("<caption>a</caption><caption>b</caption>" + SAID.format("A"), 0.0),
+        ("<caption>a" + SAID.format("A"), 0.0),
+        (SAID.format("A") + "<caption>a</caption>", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_a_caption_comes_before_the_reasoning(text, paid):
+    assert caption_format_reward([text]) == [paid]
+    assert format_reward([text]) == [float(text == SAID.format("A"))]
