@@ -293,7 +293,7 @@ class BuildMCQ(RoundOfSet):
     code_version = 2
 
     @property
-    def module(self):
+    def module(self):  # type: ignore[override]
         """Methods that train on the open question need no proposals to build it."""
         asks_openly = method_of(self.method).questions == "open"
         return "tasks.build_open" if asks_openly else "tasks.build_mcq"
@@ -373,7 +373,7 @@ class Train(Round):
     code_version = 2
 
     @property
-    def module(self):
+    def module(self):  # type: ignore[override]
         """GRPO, or the supervised baseline."""
         return "training.sft_baseline" if method_of(self.method).supervised else "training.grpo"
 

@@ -88,8 +88,9 @@ def guard_sync(trainer: Any) -> None:
         sync()
         if keeper is not None:
             trainer._metrics["train"]["base_drift"].append(keeper.restore())
-        for holder in (getattr(engine, "llm", None), getattr(engine, "vllm_client", None)):
-            if hasattr(holder, "reset_encoder_cache"):
-                holder.reset_encoder_cache()
+        for name in ("llm", "vllm_client"):
+            forget = getattr(getattr(engine, name, None), "reset_encoder_cache", None)
+            if forget is not None:
+                forget()
 
     engine.sync_weights = sync_weights

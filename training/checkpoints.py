@@ -9,12 +9,17 @@ by name and non-strictly, so that renamed tensors silently stay as they were: ou
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForImageTextToText
 
 from tasks.run import StageError
+
+if TYPE_CHECKING:  # what StrictResume is mixed into
+    from transformers import Trainer
+else:
+    Trainer = object
 
 FOLDER = "checkpoints"
 COMPLETE = "complete"
@@ -88,16 +93,16 @@ def restore_weights(model: torch.nn.Module, checkpoint: Path) -> None:
     set_peft_model_state_dict(model, weights)
 
 
-class StrictResume:
+class StrictResume(Trainer):
     """For trainers: weights are restored as above from `weights`; sharded ones by their own means."""
 
     weights: Path
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # type: ignore[attr-defined]
-            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        target = self.accelerator.unwrap_model(model or self.model)  # type: ignore[attr-defined]
+        target = self.accelerator.unwrap_model(model or self.model)
         restore_weights(target, self.weights)
 
 

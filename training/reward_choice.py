@@ -55,7 +55,7 @@ def named(name: str, reward: Reward, ids: bool) -> Reward:
     """The reward under its setting's name; with `ids` it puts question ids into the trainer's log."""
 
     @functools.wraps(reward)
-    def rewarded(completions: Sequence[Any], **columns: Any) -> list[float | None]:
+    def rewarded(completions: Sequence[Any], **columns: Any) -> list[float]:
         if ids and "log_extra" in columns:
             for column in ("mcq_id", "image_id"):
                 columns["log_extra"](column, list(columns[column]))
@@ -122,7 +122,7 @@ def _guarded(name: str, function: Callable[..., Any]) -> Reward:
     told = False
 
     @functools.wraps(function)
-    def reward(completions: Sequence[Any], **columns: Any) -> list[float | None]:
+    def reward(completions: Sequence[Any], **columns: Any) -> list[Any]:
         nonlocal told
         try:
             paid = list(function(completions, **columns))

@@ -18,7 +18,7 @@ from tasks.answers import choose, parse
 from tasks.labels import ClassNames
 from tasks.prompts import LETTERS
 
-Reward = Callable[..., list[float]]
+Reward = Callable[..., list[float]]  # a user's own may hold None: not judged
 
 
 def text_of(completion: Any) -> str:

@@ -6,7 +6,7 @@ Each is a class to mix into GRPOTrainer (`training.grpo` chooses), as small as i
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from trl.data_utils import prepare_multimodal_messages
@@ -15,15 +15,20 @@ from tasks import prompts
 from tasks.prompts import LETTERS
 from training.sft_examples import thought
 
+if TYPE_CHECKING:  # what these are mixed into
+    from trl import GRPOTrainer as Trainer
+else:
+    Trainer = object
+
 Row = dict[str, Any]
 
 
-class Timed:
+class Timed(Trainer):
     """Logs the seconds of generating, rewarding and updating, and tokens generated a second."""
 
     def _generate(self, prompts: list) -> tuple:
         started = time.perf_counter()
-        result = super()._generate(prompts)  # type: ignore[misc]
+        result = super()._generate(prompts)
         spent = time.perf_counter() - started
         tokens = sum(len(ids) for ids in result[1])
         self._spent("generation", spent)
@@ -34,17 +39,17 @@ class Timed:
 
     def _calculate_rewards(self, *arguments: Any) -> torch.Tensor:
         started = time.perf_counter()
-        result = super()._calculate_rewards(*arguments)  # type: ignore[misc]
+        result = super()._calculate_rewards(*arguments)
         self._spent("reward", time.perf_counter() - started)
         return result
 
     def _spent(self, what: str, seconds: float) -> None:
         """Sums within a logging step: TRL averages what it finds in a list of several."""
-        recorded = self._metrics["train"][f"seconds/{what}"]  # type: ignore[attr-defined]
+        recorded = self._metrics["train"][f"seconds/{what}"]
         recorded[:] = [sum(recorded) + seconds]
 
 
-class TruthRollout:
+class TruthRollout(Trainer):
     """The last completion of every group is the truth in the policy's own format.
 
     Supervision and reinforcement in one stage, after ViSurf (arXiv 2510.10606): where no rollout is
@@ -53,12 +58,10 @@ class TruthRollout:
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         self._asked = inputs
-        return super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        return super()._generate_and_score_completions(inputs)
 
     def _generate_single_turn(self, prompt_ids: list, *arguments: Any, **named: Any) -> tuple:
-        completion_ids, logprobs = super()._generate_single_turn(  # type: ignore[misc]
-            prompt_ids, *arguments, **named
-        )
+        completion_ids, logprobs = super()._generate_single_turn(prompt_ids, *arguments, **named)
         size, first = self.num_generations, self.accelerator.process_index * len(prompt_ids)
         for place in range(len(prompt_ids)):
             if (first + place) % size == size - 1:
@@ -74,7 +77,7 @@ class TruthRollout:
         return [*ids[: self.max_completion_length - 1], self.eos_token_ids[0]]
 
 
-class DynamicSampling:
+class DynamicSampling(Trainer):
     """Groups whose rewards are all equal carry no gradient; further questions stand in for them.
 
     After DAPO's dynamic sampling (arXiv 2503.14476, section 3.2), with a bound: at most `attempts`
@@ -86,8 +89,8 @@ class DynamicSampling:
     further: Callable[[int, int], list[Row]]
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
-        if not self.model.training or not self.attempts:  # type: ignore[attr-defined]
-            return super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        if not self.model.training or not self.attempts:
+            return super()._generate_and_score_completions(inputs)
         rows = list(inputs)
         found = self._try(rows)
         groups, replaced = len(rows) // self.num_generations, 0
@@ -102,19 +105,19 @@ class DynamicSampling:
             for old, new in zip(dead, alive, strict=False):
                 rows[self._members(old)] = fresh[self._members(new)]
                 for column, values in zip(found, tried, strict=True):
-                    if column is not None:
+                    if column is not None and values is not None:
                         column[self._members(old)] = values[self._members(new)]
                 replaced += 1
         self._metrics["train"]["replaced_groups"].append(replaced / groups)
         self._ready = deque([found])
-        return super()._generate_and_score_completions(rows)  # type: ignore[misc]
+        return super()._generate_and_score_completions(rows)
 
     def _generate(self, prompts: list) -> tuple:
         ready = getattr(self, "_ready", None)
         if ready:
             prompt_ids, completion_ids, completions, logprobs, images = ready.popleft()
             return prompt_ids, completion_ids, None, completions, logprobs, {}, images, []
-        return super()._generate(prompts)  # type: ignore[misc]
+        return super()._generate(prompts)
 
     def _try(self, rows: list[Row]) -> list[list | None]:
         """Completions for rows: prompt ids, completion ids, completions, log-probs, images."""
@@ -127,7 +130,10 @@ class DynamicSampling:
 
     def _dead(self, rows: list[Row], found: list[list | None]) -> list[int]:
         """This process's groups whose rewards are all equal."""
-        paid = self._calculate_rewards(rows, [row["prompt"] for row in rows], found[2], found[1])
+        completion_ids, completions = found[1], found[2]
+        paid = self._calculate_rewards(
+            rows, [row["prompt"] for row in rows], completions, completion_ids
+        )
         self._pending_extra_logs.clear()
         self._pending_metrics.clear()
         weights = self.reward_weights.to(paid.device)

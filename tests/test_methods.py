@@ -1,0 +1,118 @@
+"""The methods that are compared: what each asks, is paid for and shares, from the graph alone."""
+
+import pytest
+
+from pipeline import methods, tasks
+from pipeline.settings import SettingsError, run
+from pipeline.stage import lineage
+
+
+def graph(method: str, **changed) -> dict:
+    return {"dataset": "beetles", "method": method, "refresh_round": 0, "seed": 0, **changed}
+
+
+def train(method: str, **changed) -> tasks.Train:
+    return tasks.Train(**graph(method, **changed))
+
+
+def test_every_method_takes_as_many_optimiser_steps_of_as_many_questions():
+    rounds = run().rounds
+    assert rounds > 1
+    for name in methods.METHODS:
+        stages = [train(name, refresh_round=r) for r in range(tasks.last_round(name) + 1)]
+        given = [stage.arguments() for stage in stages]
+        assert sum(a["steps"] for a in given) == rounds * tasks.Train(**graph("dive_k")).steps
+        assert len({a["questions_per_step"] for a in given}) == 1
+        assert all(a["rounds"] * a["steps"] == 40 for a in given)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("dive_k", {"ask": "mcq", "rewards": {"format": 1.0, "letter": 1.0}}),
+        ("virft", {"ask": "open", "rewards": {"format": 1.0, "exact": 1.0}}),
+        ("virft_compat", {"ask": "open", "rewards": {"format": 1.0, "virft_compat": 1.0}}),
+        ("sft", {"ask": "open"}),
+        ("visurf", {"ask": "mcq", "truth_rollout": True}),
+        ("caption", {"prompt_style": "caption", "rewards": {"caption_format": 1.0, "letter": 1.0}}),
+    ],
+)
+def test_a_method_is_what_departs_from_the_settings(method, expected):
+    given = train(method).arguments()
+    assert {key: given[key] for key in expected} == expected
+    assert train(method).module == f"training.{'sft_baseline' if method == 'sft' else 'grpo'}"
+
+
+@pytest.mark.parametrize("method", ["virft", "sft"])
+def test_open_questions_need_no_proposals(method):
+    families = {stage.task_family for stage in lineage(train(method))}
+    assert "Propose" not in families
+    built = tasks.BuildMCQ(subset="", **graph(method))
+    assert built.module == "tasks.build_open"
+    assert set(built.arguments()) == {
+        "card", "download", "split", "prompt", "prompt_style", "shard_size", "seed"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "options"), [("random_mcq", "random"), ("text_mcq", "text")])
+def test_an_ablation_changes_the_wrong_options_only(method, options):
+    stages = {m: tasks.BuildMCQ(subset="", **graph(m)) for m in ("dive_k", method)}
+    given = {m: stage.arguments() for m, stage in stages.items()}
+    assert given[method].pop("options_from") == options
+    assert given["dive_k"].pop("options_from") == "policy"
+    assert given[method] == given["dive_k"], "the same proposals, the same rules"
+
+
+def test_before_any_training_all_methods_share_their_proposals():
+    first = {
+        tasks.Propose(subset="", **graph(m)).fingerprint
+        for m, kind in methods.METHODS.items()
+        if kind.refreshes
+    }
+    later = {
+        tasks.Propose(subset="", **graph(m, refresh_round=1)).fingerprint
+        for m, kind in methods.METHODS.items()
+        if kind.refreshes
+    }
+    assert len(first) == 1
+    assert len(later) == sum(kind.refreshes for kind in methods.METHODS.values())
+
+
+def test_a_policy_is_evaluated_in_the_words_it_was_trained_in():
+    captioned = tasks.Evaluate(subset="", **graph("caption"))
+    assert captioned.arguments()["engine"]["prompt_style"] == "caption"
+    plain = tasks.Evaluate(subset="", **graph("zero_shot"))
+    assert plain.arguments()["engine"]["prompt_style"] == tasks.engine().prompt_style
+
+
+def test_an_unknown_method_is_told_what_there_is():
+    with pytest.raises(SettingsError, match="unknown method 'magic'; known: dive_k, virft"):
+        train("magic").needs()
+
+
+def test_a_refresh_setting_does_not_touch_the_first_round():
+    changed = {"refresh": "unsolved", "solved": "retire"}
+    plain, other = (
+        [tasks.Propose(subset="", **graph("dive_k", refresh_round=r), **given) for r in (0, 1)]
+        for given in ({}, changed)
+    )
+    assert plain[0].fingerprint == other[0].fingerprint
+    assert plain[1].fingerprint != other[1].fingerprint
+    needs = other[1].needs()
+    assert needs["previous"].refresh_round == needs["train"].refresh_round == 0
+    assert needs["train"].fingerprint == other[1].policy().fingerprint
+    assert (
+        tasks.Propose(subset="", **graph("dive_k", refresh_round=1), solved_at=0.5).fingerprint
+        == plain[1].fingerprint
+    ), "only what the refresh depends on counts"
+
+
+def test_how_many_rounds_are_planned_counts_where_the_schedule_depends_on_it():
+    constant = {"beta": 0.0, "lr_scheduler_type": "constant"}
+    for trl, counts in (
+        (constant, False),
+        ({**constant, "warmup_steps": 5}, True),
+        ({"lr_scheduler_type": "linear"}, True),
+        ({}, True),
+    ):
+        assert ("rounds" in train("dive_k", trl=trl).settings()) == counts
