@@ -11,7 +11,7 @@ import pytest
 from luigi import configuration
 from luigi.task_register import Register
 
-from pipeline import artifact, tasks
+from pipeline import artifact, methods, tasks
 from pipeline.settings import GRAPH, SettingsError, check_configuration
 from pipeline.stage import Stage
 from tests.conftest import write_few_card
@@ -74,10 +74,16 @@ OTHER_VALUES = {
     "list_position": "before_image",
     "server_seeds": "false",
     "mirror": "true",
+    "carry_over": "false",
+    "check_memory": "false",
+    "refresh": "unsolved",
+    "solved": "retire",
     "train_caps": '{"*": 7}',
 }
 
 
+# What a refresh does is no business of the first round, and its details none of refresh = all.
+OF_REFRESH = {"refresh": ROUND1, "refresh_share": set(), "solved_at": set(), "solved": set()}
 DEFAULT: dict[str, str] = {}  # of the unchanged luigi.cfg, made once
 
 
@@ -102,6 +108,8 @@ def test_a_changed_setting_reruns_its_stage_and_what_hangs_below_it(
     changed = {key for key, value in fingerprints().items() if value != before[key]}
     if name == "prompt_style":  # BasePolicy is taught in these words
         assert changed == BELOW["BasePolicy"]
+    elif name in OF_REFRESH:
+        assert changed == OF_REFRESH[name]
     else:
         assert changed == (BELOW[section] if parameter.significant else set())
     config.set(section, name, old)
@@ -437,7 +445,12 @@ def test_every_stage_names_a_module_that_exists():
     ):
         stage = Register.get_task_cls(name)
         assert issubclass(stage, Stage)
-        assert artifact.source_sha256(stage.module), stage.module
+        if isinstance(stage.module, str):
+            assert artifact.source_sha256(stage.module), stage.module
+    for method in methods.METHODS:  # these choose it by their method
+        given = {"dataset": "beetles", "method": method, "refresh_round": 0, "seed": 0}
+        for made in (tasks.BuildMCQ(subset="", **given), tasks.Train(**given)):
+            assert artifact.source_sha256(made.module), made.module
 
 
 def test_names_in_a_prompt_are_not_punished_by_default(config):

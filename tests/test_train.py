@@ -404,3 +404,21 @@ def test_two_processes_compute_what_one_does(frozen, tmp_path, drawn_once):
         assert row["val_accuracy"] == other["val_accuracy"]
     for name, tensor in weights.items():
         assert (tensor - others[name]).abs().max() < 1e-4, name
+
+
+def test_open_questions_are_trained_on_by_exact_match_and_in_captions(frozen, tmp_path, drawn_once):
+    from tasks.build_open import build_open
+
+    mcq = tmp_path / "open"
+    mcq.mkdir()
+    place = {"card": "few", "download": frozen / "download", "split": frozen / "split"}
+    build_open(mcq, **place, prompt="open", prompt_style="caption", shard_size=100, seed=0)
+    files = {p.name: {"sha256": shards.sha256_file(p)} for p in mcq.glob("*.parquet")}
+    (mcq / "manifest.json").write_text(json.dumps({"files": files}))
+    rewards = {"caption_format": 1.0, "exact": 1.0, "virft_compat": 1.0, "overlong": 0.5}
+    given = arguments(frozen, ask="open", mcq=[mcq], rewards=rewards, steps=1)
+    folder = trained(tmp_path / "out", given)
+    (row,) = shards.read(folder, "train_log").to_pylist()
+    assert all(row[f"reward/{name}"] is not None for name in rewards)
+    assert row["reward/exact"] == 0.0
+    assert -1.0 <= row["reward/overlong"] <= 0.0
