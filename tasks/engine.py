@@ -34,13 +34,14 @@ class Request:
     """One image and one user text; `image` holds encoded bytes (JPEG or PNG).
 
     `before` is text that stands before the image: what all requests share, so that an engine can
-    keep what it computed for it.
+    keep what it computed for it. With `choices` the answer must be one of these texts.
     """
 
     key: str
     image: bytes
     text: str
     before: str = ""
+    choices: tuple[str, ...] = ()
 
     @cached_property
     def picture(self) -> Image.Image:
@@ -85,13 +86,18 @@ class Engine(Protocol):
 
     An engine may have `slots`, how many shards it takes at once from as many threads (1 without
     it); `counts`, totals by name such as prompt_tokens and cached_tokens; `check(request)`, which
-    raises StageError when a prompt cannot work; `pictures`, False if it takes encoded bytes; and
-    `close()`.
+    raises StageError when a prompt cannot work; `pictures`, False if it takes encoded bytes;
+    `constrained`, True if it keeps to `Request.choices`; and `close()`.
     """
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling
     ) -> list[list[Completion]]: ...
+
+
+def spellings(choices: Sequence[str]) -> list[str]:
+    """The texts that structured output may consist of: many tokenizers begin a word with a space."""
+    return [text for choice in choices for text in (choice, f" {choice}")]
 
 
 class EngineDied(Exception):

@@ -6,10 +6,12 @@ It agrees with training by definition, which makes it the cross-check for the ot
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tasks.engine import Completion, EngineDied, Prompter, Request, Sampling
+from tasks.run import StageError
 
 BATCH = 32  # images at a time, where memory allows
 LOGITS = 2 << 30  # bytes of logits kept at a time, of which the log-probabilities are read
@@ -19,6 +21,7 @@ class TransformersEngine:
     """Batched `generate`, BATCH images at a time."""
 
     slots = 1
+    constrained = True
 
     def __init__(self, policy: Path, settings: dict[str, Any]):
         import torch
@@ -37,6 +40,12 @@ class TransformersEngine:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """Completions in the order of the requests."""
+        if any(request.choices for request in requests):
+            return [
+                answer
+                for start in range(0, len(requests), BATCH)
+                for answer in self._choose(requests[start : start + BATCH])
+            ]
         self._torch.manual_seed(sampling.seed)
         answers: list[list[Completion]] = []
         vocabulary = self._model.get_output_embeddings().weight.shape[0]
@@ -56,7 +65,7 @@ class TransformersEngine:
         """The longest prompt fits."""
         self.prompter.fitting(request, self._settings["max_new_tokens"])
 
-    def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+    def _inputs(self, requests: Sequence[Request]) -> Any:
         inputs = self._processor(
             text=[self.prompter(request) for request in requests],
             images=[[request.picture] for request in requests],
@@ -64,6 +73,46 @@ class TransformersEngine:
             return_tensors="pt",
         ).to(self._model.device)
         self.counts["prompt_tokens"] += int(inputs["attention_mask"].sum())
+        return inputs
+
+    def _choose(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        """For each request the one of its choices that is likeliest as the first token."""
+        output = self._model.generate(
+            **self._inputs(requests),
+            do_sample=False,
+            max_new_tokens=1,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        logprobs = output.logits[0].float().log_softmax(-1).cpu()
+        chosen = []
+        for request, row in zip(requests, logprobs, strict=True):
+            tokens = [(t, c) for c in request.choices for t in self._tokens_of(c)]
+            token, choice = max(tokens, key=lambda of: float(row[of[0]]))
+            chosen.append([Completion(choice, "stop", 1, float(row[token]))])
+        return chosen
+
+    def _tokens_of(self, choice: str) -> list[int]:
+        """The tokens that are `choice`, with or without a space before it."""
+        if choice not in self._letters:
+            raise StageError(
+                f"{self.prompter.policy} has no token for {choice!r}; backend transformers keeps an "
+                "answer to given letters only where each is one token: use backend vllm"
+            )
+        return self._letters[choice]
+
+    @cached_property
+    def _letters(self) -> dict[str, list[int]]:
+        """What a token may show as -> those tokens, of the pieces that can be a letter."""
+        tokenizer = self._processor.tokenizer
+        found: dict[str, list[int]] = {}
+        for piece, token in sorted(tokenizer.get_vocab().items()):
+            if len(piece) <= 2:  # the letter, and a sign for the space before it
+                found.setdefault(tokenizer.decode([token]).strip(), []).append(token)
+        return found
+
+    def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        inputs = self._inputs(requests)
         greedy = sampling.temperature == 0
         choice = (
             {"do_sample": False}

@@ -25,6 +25,7 @@ from tasks.engine import (
     gpus,
     hushed,
     request_seed,
+    spellings,
 )
 from tasks.run import StageError
 
@@ -82,6 +83,8 @@ def lora_rank(adapter: Path) -> int:
 class _Vllm:
     """What both forms share: prompts, sampling parameters, adapter, counts, the check."""
 
+    constrained = True
+
     def __init__(self, policy: Path, settings: dict[str, Any]):
         self.prompter = Prompter(policy, settings["max_model_len"])
         self.settings = settings
@@ -98,9 +101,11 @@ class _Vllm:
             "multi_modal_data": {"image": request.picture},
         }
 
-    def parameters(self, sampling: Sampling, seed: int | None) -> Any:
+    def parameters(
+        self, sampling: Sampling, seed: int | None, choices: tuple[str, ...] = ()
+    ) -> Any:
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         return SamplingParams(
             n=sampling.n,
@@ -111,6 +116,9 @@ class _Vllm:
             logprobs=0,
             seed=seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=(
+                StructuredOutputsParams(choice=spellings(choices)) if choices else None
+            ),
         )
 
     def read(self, answer: Any) -> list[Completion]:
@@ -175,7 +183,7 @@ class VllmEngine(_Vllm):
         # The CPU sampler refuses a seed per request; it draws from torch's own generator.
         torch.manual_seed(sampling.seed)
         inputs = [self.input(request) for request in requests]
-        parameters = self.parameters(sampling, None)
+        parameters = [self.parameters(sampling, None, request.choices) for request in requests]
         return self._llm.generate(inputs, parameters, use_tqdm=False, lora_request=self._adapter)
 
 
@@ -212,7 +220,7 @@ class AsyncVllmEngine(_Vllm):
             seed = request_seed(sampling, request) if self._on_gpu else None
             outputs = engine.generate(
                 self.input(request),
-                self.parameters(sampling, seed),
+                self.parameters(sampling, seed, request.choices),
                 f"{next(self._numbers)}/{request.key}",
                 lora_request=self._adapter,
             )
