@@ -95,11 +95,6 @@ class Engine(Protocol):
     ) -> list[list[Completion]]: ...
 
 
-def spellings(choices: Sequence[str]) -> list[str]:
-    """The texts that structured output may consist of: many tokenizers begin a word with a space."""
-    return [text for choice in choices for text in (choice, f" {choice}")]
-
-
 class EngineDied(Exception):
     """The engine is beyond repair; its process has to end. Nothing is wrong with a request."""
 
@@ -241,6 +236,13 @@ class Prompter:
         """The prompt's token ids, image tokens included, as the trainer sees them."""
         made = self.processor(text=[self(request)], images=[[request.picture]])
         return [int(token) for token in made["input_ids"][0]]
+
+    def spelt(self, choice: str) -> tuple[str, list[int]]:
+        """A text as the tokenizer spells it by itself: many put a space before it. And its tokens."""
+        tokenizer = self.processor.tokenizer
+        ids = tokenizer.encode(choice, add_special_tokens=False)
+        spaced = tokenizer.convert_ids_to_tokens(ids)[0][0] in "\u0120\u2581"
+        return f" {choice}" if spaced else choice, ids
 
     def fitting(self, request: Request, max_new_tokens: int) -> list[int]:
         """Its tokens. Raises StageError when it and its answer exceed max_model_len."""

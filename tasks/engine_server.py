@@ -24,7 +24,6 @@ from tasks.engine import (
     Sampling,
     all_of,
     request_seed,
-    spellings,
 )
 from tasks.run import StageError, first_line
 
@@ -148,7 +147,7 @@ class ServerEngine:
     def _within(self, choices: tuple[str, ...]) -> dict[str, Any]:
         """What keeps an answer to `choices`: vLLM's own option, or elsewhere a JSON schema."""
         if self._is_vllm:
-            return {"structured_outputs": {"choice": spellings(choices)}}
+            return {"structured_outputs": {"choice": list(choices)}}
         schema = {
             "type": "object",
             "properties": {CHOSEN: {"type": "string", "enum": list(choices)}},

@@ -6,7 +6,6 @@ It agrees with training by definition, which makes it the cross-check for the ot
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -84,32 +83,25 @@ class TransformersEngine:
             return_dict_in_generate=True,
             output_logits=True,
         )
-        logprobs = output.logits[0].float().log_softmax(-1).cpu()
         chosen = []
-        for request, row in zip(requests, logprobs, strict=True):
-            tokens = [(t, c) for c in request.choices for t in self._tokens_of(c)]
-            token, choice = max(tokens, key=lambda of: float(row[of[0]]))
-            chosen.append([Completion(choice, "stop", 1, float(row[token]))])
+        for request, row in zip(requests, output.logits[0].float().cpu(), strict=True):
+            tokens = [self._token_of(choice) for choice in request.choices]
+            among = row[tokens].log_softmax(-1)  # as an engine that masks all others sees them
+            likeliest = int(among.argmax())
+            chosen.append(
+                [Completion(request.choices[likeliest], "stop", 1, float(among[likeliest]))]
+            )
         return chosen
 
-    def _tokens_of(self, choice: str) -> list[int]:
-        """The tokens that are `choice`, with or without a space before it."""
-        if choice not in self._letters:
+    def _token_of(self, choice: str) -> int:
+        """The one token that is `choice`."""
+        _, tokens = self.prompter.spelt(choice)
+        if len(tokens) != 1:
             raise StageError(
-                f"{self.prompter.policy} has no token for {choice!r}; backend transformers keeps an "
-                "answer to given letters only where each is one token: use backend vllm"
+                f"{self.prompter.policy} spells {choice!r} in {len(tokens)} tokens; backend transformers "
+                "keeps an answer to given letters only where each is one token: use backend vllm"
             )
-        return self._letters[choice]
-
-    @cached_property
-    def _letters(self) -> dict[str, list[int]]:
-        """What a token may show as -> those tokens, of the pieces that can be a letter."""
-        tokenizer = self._processor.tokenizer
-        found: dict[str, list[int]] = {}
-        for piece, token in sorted(tokenizer.get_vocab().items()):
-            if len(piece) <= 2:  # the letter, and a sign for the space before it
-                found.setdefault(tokenizer.decode([token]).strip(), []).append(token)
-        return found
+        return tokens[0]
 
     def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         inputs = self._inputs(requests)

@@ -25,7 +25,6 @@ from tasks.engine import (
     gpus,
     hushed,
     request_seed,
-    spellings,
 )
 from tasks.run import StageError
 
@@ -107,6 +106,14 @@ class _Vllm:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+        within: dict[str, Any] = {}
+        if choices:
+            texts, tokens = zip(*map(self.prompter.spelt, choices), strict=True)
+            within["structured_outputs"] = StructuredOutputsParams(choice=list(texts))
+            if all(len(each) == 1 for each in tokens):
+                # A grammar of characters would also take a space first and another letter then.
+                end = self.prompter.processor.tokenizer.eos_token_id
+                within["allowed_token_ids"] = [*(each[0] for each in tokens), end]
         return SamplingParams(
             n=sampling.n,
             temperature=sampling.temperature,
@@ -116,9 +123,7 @@ class _Vllm:
             logprobs=0,
             seed=seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            structured_outputs=(
-                StructuredOutputsParams(choice=spellings(choices)) if choices else None
-            ),
+            **within,
         )
 
     def read(self, answer: Any) -> list[Completion]:
