@@ -20,7 +20,7 @@ class Bin(NamedTuple):
 
     low: float
     high: float
-    count: int
+    images: int
     mean_share: float
     accuracy: float
 

@@ -185,11 +185,12 @@ class VllmEngine(_Vllm):
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Any]:
         import torch
 
+        llm = self._llm
         # The CPU sampler refuses a seed per request; it draws from torch's own generator.
         torch.manual_seed(sampling.seed)
         inputs = [self.input(request) for request in requests]
         parameters = [self.parameters(sampling, None, request.choices) for request in requests]
-        return self._llm.generate(inputs, parameters, use_tqdm=False, lora_request=self._adapter)
+        return llm.generate(inputs, parameters, use_tqdm=False, lora_request=self._adapter)
 
 
 class AsyncVllmEngine(_Vllm):

@@ -85,7 +85,7 @@ def evaluate(
     place = (download, shard_size)
     votes: dict[str, Votes] = {}
     options: dict[str, dict[str, list[Option]]] = {}
-    with Sampler(local(policy), engine, num_rollouts, seed) as sampler:
+    with Sampler(local(policy, engine["backend"]), engine, num_rollouts, seed) as sampler:
         if sampled := any(mode != "one_step" for mode in modes):
             desc = f"evaluate: {num_rollouts} samples"
             sampler.run(output, "rollouts", asks, *place, desc, tally=tally)

@@ -39,7 +39,7 @@ _TAILS = (2.5, 97.5)  # percent
 class Spread(NamedTuple):
     """Mean over training seeds; deviation and t-interval are NaN when there is one seed."""
 
-    count: int
+    seeds: int
     mean: float
     deviation: float
     low: float

@@ -59,12 +59,12 @@ def identity(policy: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def local(policy: str | Path) -> Path:
+def local(policy: str | Path, backend: str = "") -> Path:
     """The policy's folder; a model of the hub is downloaded, or found where it was downloaded to.
 
-    Raises PolicyError when it cannot be had.
+    With the backend `server` the server has the model, and its name is enough. Raises PolicyError when it cannot be had.
     """
-    if Path(policy).is_dir():
+    if Path(policy).is_dir() or backend == "server":
         return Path(policy)
     _folder(str(policy))
     from huggingface_hub import snapshot_download

@@ -112,15 +112,21 @@ class Sampler:
         return {"busy_seconds": round(busy, 1), "engines": len(self._stations), **counts}
 
     def _sampling(self, shard: int, greedy: bool) -> Sampling:
-        seed = int(np.random.default_rng([self._seed, shard, greedy]).integers(2**31))
-        return Sampling(
-            n=1 if greedy else self.n,
-            temperature=0.0 if greedy else self.settings["temperature"],
-            top_p=1.0 if greedy else self.settings["top_p"],
-            repetition_penalty=self.settings["repetition_penalty"],
-            max_new_tokens=self.settings["max_new_tokens"],
-            seed=seed,
-        )
+        return sampling_of(self.settings, self.n, self._seed, shard, greedy)
+
+
+def sampling_of(
+    settings: dict[str, Any], n: int, seed: int, shard: int, greedy: bool = False
+) -> Sampling:
+    """How `[engine]` settings sample the requests of a shard: `n` times, or once and greedily."""
+    return Sampling(
+        n=1 if greedy else n,
+        temperature=0.0 if greedy else settings["temperature"],
+        top_p=1.0 if greedy else settings["top_p"],
+        repetition_penalty=settings["repetition_penalty"],
+        max_new_tokens=settings["max_new_tokens"],
+        seed=int(np.random.default_rng([seed, shard, greedy]).integers(2**31)),
+    )
 
 
 class Tally:

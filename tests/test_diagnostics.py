@@ -13,7 +13,7 @@ def test_calibration_is_the_weighted_gap_by_hand():
     shares = [0.95, 1.0, 0.95, 0.3, 0.25, 0.0]
     correct = [True, True, False, True, False, False]
     bins, error = calibration(shares, correct)
-    assert [each.count for each in bins] == [1, 0, 2, 0, 0, 0, 0, 0, 0, 3]
+    assert [each.images for each in bins] == [1, 0, 2, 0, 0, 0, 0, 0, 0, 3]
     assert bins[9].accuracy == pytest.approx(2 / 3)
     assert bins[9].mean_share == pytest.approx(2.9 / 3)
     assert bins[2].mean_share == pytest.approx(0.275), "0.3 ends the third bin"
@@ -24,7 +24,7 @@ def test_calibration_is_the_weighted_gap_by_hand():
 def test_votes_out_of_twenty_fall_where_they_belong():
     shares = np.arange(1, 21) / 20
     bins, _ = calibration(shares, np.ones(20, bool))
-    assert [each.count for each in bins] == [2] * 10
+    assert [each.images for each in bins] == [2] * 10
 
 
 def test_a_policy_as_sure_as_it_is_right_is_calibrated():

@@ -226,7 +226,7 @@ def test_means_over_seeds():
     low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
     assert spread == pytest.approx((3, np.mean(values), np.std(values, ddof=1), low, high))
     one = over_seeds([0.5])
-    assert (one.count, one.mean) == (1, 0.5)
+    assert (one.seeds, one.mean) == (1, 0.5)
     assert math.isnan(one.deviation)
     assert math.isnan(one.low)
     with pytest.raises(ValueError, match="one value a seed"):
