@@ -167,7 +167,9 @@ def summary(found: Sequence["Prediction"], limit: int) -> list[str]:
         "not answered" if each.error else "named" if each.answer else "without a class"
         for each in found
     )
-    told = [f"{len(found)} images: " + ", ".join(f"{n} {what}" for what, n in counts.items())]
+    kinds = [kind for kind in ("named", "without a class", "not answered") if counts[kind]]
+    noun = "image" if len(found) == 1 else "images"
+    told = [f"{len(found)} {noun}: " + ", ".join(f"{counts[kind]} {kind}" for kind in kinds)]
     told += [f"  {printable(each.image)}: {printable(each.error)}" for each in found if each.error]
     cut = sum(each.cut for each in found)
     total = sum((each.num_rollouts or 1) for each in found if not each.error)
