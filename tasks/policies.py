@@ -31,6 +31,8 @@ def name(policy: str) -> str:
     """A folder name for what belongs to this policy."""
     folder = Path(policy).expanduser()
     shown = folder.resolve().name if folder.is_dir() else policy
+    if made := manifest(folder):
+        shown = f"{made['stage']}-{made['fingerprint']}"
     return re.sub(r"[^\w.@-]+", "--", shown)
 
 

@@ -187,8 +187,9 @@ def test_a_policy_is_known_by_what_it_holds(tmp_path):
     weights[1_500_000:] = 1
     (moved / "model.safetensors").write_bytes(weights.tobytes())
     assert policies.identity(str(moved)) != first
-    (moved / "manifest.json").write_text('{"fingerprint": "abc"}')
+    (moved / "manifest.json").write_text('{"stage": "Train", "fingerprint": "abc"}')
     assert policies.identity(str(moved)) == "abc"
+    assert policies.name(str(moved)) == "Train-abc"
     assert policies.local(moved) == moved
 
 
