@@ -8,8 +8,10 @@ python -m pipeline verify             every checksum, row count and reference be
 python -m pipeline diff A B           two artifacts of a stage: settings, counts, files that differ
 python -m pipeline invalidate propose delete a stage's current artifact, so that it is made again
 python -m pipeline gc                 what nothing current refers to; --delete to delete it
+python -m pipeline predict PHOTO...   what a policy says is on images
 
-Exit codes: 0; 1 for an error or, with verify, for damage; 2 for a wrong command line.
+Exit codes: 0; 1 for an error, with verify for damage, with predict for an image that could not be
+read; 2 for a wrong command line.
 """
 
 import argparse
@@ -19,6 +21,8 @@ import signal
 import sys
 from pathlib import Path
 from typing import Any
+
+from tasks import predict_command
 
 
 def main() -> None:
@@ -60,12 +64,18 @@ def main() -> None:
     diff = command("diff", "two artifacts of a stage", "diff PATH_A PATH_B")
     diff.add_argument("one", type=Path)
     diff.add_argument("other", type=Path)
+    predict = command("predict", "what a policy says is on images", "predict photo.jpg")
+    predict_command.add_arguments(predict)
     for each in (status, verify, gc, diff):
         each.add_argument("--json", action="store_true", help="print JSON, for scripts")
     arguments = parser.parse_args()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when `head` has seen enough
     if arguments.command == "status":
         sys.exit(show_status(arguments))
+    if arguments.command == "predict":
+        from pipeline.predict import settings
+
+        sys.exit(predict_command.predict(arguments, settings(arguments)))
     root, dataset = _places(arguments.dataset)
     folder = root / dataset
     if arguments.command == "where":

@@ -30,8 +30,12 @@ ABSTRACT = (
     "Stage",
     "OfSet",
     "Round",
+    "RoundOfSet",
+    "OnAnySet",
 )  # base classes; no task and so no section of their own
 GRAPH = ("dataset", "subset", "method", "refresh_round", "seed")
+# Parameters of one stage run alone, on the command line: in luigi.cfg they would mean a whole run.
+OPERANDS = ("on", "policy")
 
 
 class SettingsError(SystemExit):
@@ -102,7 +106,7 @@ def _known_keys(names: tuple[str, ...]) -> dict[str, list[str]]:
     for name in names:
         task = Register.get_task_cls(name)
         if issubclass(task, Checked) and name not in ABSTRACT:
-            known[name] = [key for key, _ in task.get_params()]
+            known[name] = [key for key, _ in task.get_params() if key not in OPERANDS]
     known["run"] += GRAPH
     return known
 

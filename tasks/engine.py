@@ -34,13 +34,14 @@ class Request:
     """One image and one user text; `image` holds encoded bytes (JPEG or PNG).
 
     `before` is text that stands before the image: what all requests share, so that an engine can
-    keep what it computed for it.
+    keep what it computed for it. With `choices` the answer must be one of these texts.
     """
 
     key: str
     image: bytes
     text: str
     before: str = ""
+    choices: tuple[str, ...] = ()
 
     @cached_property
     def picture(self) -> Image.Image:
@@ -85,8 +86,8 @@ class Engine(Protocol):
 
     An engine may have `slots`, how many shards it takes at once from as many threads (1 without
     it); `counts`, totals by name such as prompt_tokens and cached_tokens; `check(request)`, which
-    raises StageError when a prompt cannot work; `pictures`, False if it takes encoded bytes; and
-    `close()`.
+    raises StageError when a prompt cannot work; `pictures`, False if it takes encoded bytes;
+    `constrained`, True if it keeps to `Request.choices`; and `close()`.
     """
 
     def generate(
@@ -235,6 +236,13 @@ class Prompter:
         """The prompt's token ids, image tokens included, as the trainer sees them."""
         made = self.processor(text=[self(request)], images=[[request.picture]])
         return [int(token) for token in made["input_ids"][0]]
+
+    def spelt(self, choice: str) -> tuple[str, list[int]]:
+        """A text as the tokenizer spells it by itself: many put a space before it. And its tokens."""
+        tokenizer = self.processor.tokenizer
+        ids = tokenizer.encode(choice, add_special_tokens=False)
+        spaced = tokenizer.convert_ids_to_tokens(ids)[0][0] in "\u0120\u2581"
+        return f" {choice}" if spaced else choice, ids
 
     def fitting(self, request: Request, max_new_tokens: int) -> list[int]:
         """Its tokens. Raises StageError when it and its answer exceed max_model_len."""

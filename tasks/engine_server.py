@@ -6,9 +6,11 @@ settings; its own limits (context length, pixels) are the ones that count.
 
 import asyncio
 import base64
+import json
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from tasks.engine import (
 )
 from tasks.run import StageError, first_line
 
+CHOSEN = "option"  # the key of an answer that a JSON schema keeps to given texts
 ATTEMPTS = 6  # of one request, with exponential backoff between them (the client's own)
 
 
@@ -37,6 +40,7 @@ class ServerEngine:
 
     slots = 2
     pictures = False
+    constrained = True
 
     def __init__(self, policy: Path, settings: dict[str, Any]):
         from openai import AsyncOpenAI
@@ -107,6 +111,7 @@ class ServerEngine:
         # Left out, vLLM would take these from the policy's generation_config.json.
         own = {"repetition_penalty": sampling.repetition_penalty, "top_k": 0, "min_p": 0.0}
         extra = own if self._is_vllm else {}
+        extra |= self._within(request.choices) if request.choices else {}
         # vLLM on a CPU cannot seed a request.
         seed = {"seed": request_seed(sampling, request)} if self._settings["server_seeds"] else {}
         async with self._free:
@@ -134,7 +139,23 @@ class ServerEngine:
             self.counts["prompt_tokens"] += answer.usage.prompt_tokens
             details = answer.usage.prompt_tokens_details
             self.counts["cached_tokens"] += (details.cached_tokens or 0) if details else 0
-        return [_completion(choice) for choice in answer.choices]
+        completions = [_completion(choice) for choice in answer.choices]
+        if request.choices and not self._is_vllm:
+            completions = [replace(each, text=_unwrapped(each.text)) for each in completions]
+        return completions
+
+    def _within(self, choices: tuple[str, ...]) -> dict[str, Any]:
+        """What keeps an answer to `choices`: vLLM's own option, or elsewhere a JSON schema."""
+        if self._is_vllm:
+            return {"structured_outputs": {"choice": list(choices)}}
+        schema = {
+            "type": "object",
+            "properties": {CHOSEN: {"type": "string", "enum": list(choices)}},
+            "required": [CHOSEN],
+            "additionalProperties": False,
+        }
+        named = {"name": CHOSEN, "strict": True, "schema": schema}
+        return {"response_format": {"type": "json_schema", "json_schema": named}}
 
     def check(self, request: Request) -> None:
         """The longest prompt fits, and the server makes as many tokens of it as the trainer will.
@@ -185,3 +206,11 @@ def _completion(choice: Any) -> Completion:
     mean = sum(logprobs) / len(logprobs) if logprobs else 0.0
     text = choice.message.content or ""
     return Completion(text, choice.finish_reason or "unknown", len(logprobs), mean)
+
+
+def _unwrapped(text: str) -> str:
+    """The choice in an answer that a JSON schema shaped; the text itself where none did."""
+    try:
+        return str(json.loads(text)[CHOSEN])
+    except (ValueError, TypeError, KeyError):
+        return text

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.engine import Completion, EngineDied, Prompter, Request, Sampling
+from tasks.run import StageError
 
 BATCH = 32  # images at a time, where memory allows
 LOGITS = 2 << 30  # bytes of logits kept at a time, of which the log-probabilities are read
@@ -19,6 +20,7 @@ class TransformersEngine:
     """Batched `generate`, BATCH images at a time."""
 
     slots = 1
+    constrained = True
 
     def __init__(self, policy: Path, settings: dict[str, Any]):
         import torch
@@ -37,6 +39,12 @@ class TransformersEngine:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """Completions in the order of the requests."""
+        if any(request.choices for request in requests):
+            return [
+                answer
+                for start in range(0, len(requests), BATCH)
+                for answer in self._choose(requests[start : start + BATCH])
+            ]
         self._torch.manual_seed(sampling.seed)
         answers: list[list[Completion]] = []
         vocabulary = self._model.get_output_embeddings().weight.shape[0]
@@ -56,7 +64,7 @@ class TransformersEngine:
         """The longest prompt fits."""
         self.prompter.fitting(request, self._settings["max_new_tokens"])
 
-    def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+    def _inputs(self, requests: Sequence[Request]) -> Any:
         inputs = self._processor(
             text=[self.prompter(request) for request in requests],
             images=[[request.picture] for request in requests],
@@ -64,6 +72,39 @@ class TransformersEngine:
             return_tensors="pt",
         ).to(self._model.device)
         self.counts["prompt_tokens"] += int(inputs["attention_mask"].sum())
+        return inputs
+
+    def _choose(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        """For each request the one of its choices that is likeliest as the first token."""
+        output = self._model.generate(
+            **self._inputs(requests),
+            do_sample=False,
+            max_new_tokens=1,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        chosen = []
+        for request, row in zip(requests, output.logits[0].float().cpu(), strict=True):
+            tokens = [self._token_of(choice) for choice in request.choices]
+            among = row[tokens].log_softmax(-1)  # as an engine that masks all others sees them
+            likeliest = int(among.argmax())
+            chosen.append(
+                [Completion(request.choices[likeliest], "stop", 1, float(among[likeliest]))]
+            )
+        return chosen
+
+    def _token_of(self, choice: str) -> int:
+        """The one token that is `choice`."""
+        _, tokens = self.prompter.spelt(choice)
+        if len(tokens) != 1:
+            raise StageError(
+                f"{self.prompter.policy} spells {choice!r} in {len(tokens)} tokens; backend transformers "
+                "keeps an answer to given letters only where each is one token: use backend vllm"
+            )
+        return tokens[0]
+
+    def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        inputs = self._inputs(requests)
         greedy = sampling.temperature == 0
         choice = (
             {"do_sample": False}

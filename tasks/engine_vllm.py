@@ -82,6 +82,8 @@ def lora_rank(adapter: Path) -> int:
 class _Vllm:
     """What both forms share: prompts, sampling parameters, adapter, counts, the check."""
 
+    constrained = True
+
     def __init__(self, policy: Path, settings: dict[str, Any]):
         self.prompter = Prompter(policy, settings["max_model_len"])
         self.settings = settings
@@ -98,10 +100,20 @@ class _Vllm:
             "multi_modal_data": {"image": request.picture},
         }
 
-    def parameters(self, sampling: Sampling, seed: int | None) -> Any:
+    def parameters(
+        self, sampling: Sampling, seed: int | None, choices: tuple[str, ...] = ()
+    ) -> Any:
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+        within: dict[str, Any] = {}
+        if choices:
+            texts, tokens = zip(*map(self.prompter.spelt, choices), strict=True)
+            within["structured_outputs"] = StructuredOutputsParams(choice=list(texts))
+            if all(len(each) == 1 for each in tokens):
+                # A grammar of characters would also take a space first and another letter then.
+                end = self.prompter.processor.tokenizer.eos_token_id
+                within["allowed_token_ids"] = [*(each[0] for each in tokens), end]
         return SamplingParams(
             n=sampling.n,
             temperature=sampling.temperature,
@@ -111,6 +123,7 @@ class _Vllm:
             logprobs=0,
             seed=seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            **within,
         )
 
     def read(self, answer: Any) -> list[Completion]:
@@ -172,11 +185,12 @@ class VllmEngine(_Vllm):
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Any]:
         import torch
 
+        llm = self._llm
         # The CPU sampler refuses a seed per request; it draws from torch's own generator.
         torch.manual_seed(sampling.seed)
         inputs = [self.input(request) for request in requests]
-        parameters = self.parameters(sampling, None)
-        return self._llm.generate(inputs, parameters, use_tqdm=False, lora_request=self._adapter)
+        parameters = [self.parameters(sampling, None, request.choices) for request in requests]
+        return llm.generate(inputs, parameters, use_tqdm=False, lora_request=self._adapter)
 
 
 class AsyncVllmEngine(_Vllm):
@@ -212,7 +226,7 @@ class AsyncVllmEngine(_Vllm):
             seed = request_seed(sampling, request) if self._on_gpu else None
             outputs = engine.generate(
                 self.input(request),
-                self.parameters(sampling, seed),
+                self.parameters(sampling, seed, request.choices),
                 f"{next(self._numbers)}/{request.key}",
                 lora_request=self._adapter,
             )

@@ -1,4 +1,5 @@
-"""Every figure that is reported, and its interval; each is computed here and nowhere else.
+"""Every figure that is reported, and its interval; each is computed here, or for what lies behind an
+accuracy in `tasks/diagnostics.py`, and nowhere else.
 
 Accuracies are shares in [0, 1]. Intervals hold 95 % unless `z` says otherwise. Outcomes are arrays
 of bool, one entry per test image, failures included as False. Resampling images with replacement
@@ -8,12 +9,41 @@ the same distribution at a thousandth of the work.
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tasks.diagnostics import calibration, confusion_changes, letter_bias, per_class
+
+__all__ = [
+    "bootstrap_harmonic_mean",
+    "calibration",
+    "confusion_changes",
+    "harmonic_mean",
+    "holm",
+    "letter_bias",
+    "mcnemar",
+    "over_seeds",
+    "paired_difference",
+    "paired_harmonic_difference",
+    "pass_at_k",
+    "per_class",
+    "wilson",
+]
+
 RESAMPLES = 2000
 _TAILS = (2.5, 97.5)  # percent
+
+
+class Spread(NamedTuple):
+    """Mean over training seeds; deviation and t-interval are NaN when there is one seed."""
+
+    seeds: int
+    mean: float
+    deviation: float
+    low: float
+    high: float
 
 
 def wilson(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
@@ -127,6 +157,37 @@ def mcnemar(before: ArrayLike, after: ArrayLike) -> float:
         term = term * (changed - i) // (i + 1)
         tail += term
     return min(1.0, 2 * tail / 2**changed)
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """Holm's adjusted p values, in the given order (Holm 1979): all tests together err at most as
+    often as one. Raises ValueError for anything but p values."""
+    p = np.asarray(p_values, dtype=np.float64)
+    if p.ndim != 1 or not bool(np.all((p >= 0) & (p <= 1))):
+        raise ValueError(f"expected a list of p values, got {p_values!r}")
+    order = np.argsort(p, kind="stable")
+    adjusted = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    result = np.empty_like(p)
+    result[order] = np.minimum(adjusted, 1.0)
+    return result
+
+
+def over_seeds(values: ArrayLike, level: float = 0.95) -> Spread:
+    """Mean over training seeds, standard deviation (n - 1), and Student's t-interval of the mean.
+
+    Raises ValueError when there are no values.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    if found.ndim != 1 or not len(found):
+        raise ValueError(f"expected one value a seed, got shape {found.shape}")
+    mean, count = float(found.mean()), len(found)
+    if count == 1:
+        return Spread(1, mean, math.nan, math.nan, math.nan)
+    from scipy.stats import t
+
+    deviation = float(found.std(ddof=1))
+    half = float(t.ppf((1 + level) / 2, count - 1)) * deviation / math.sqrt(count)
+    return Spread(count, mean, deviation, mean - half, mean + half)
 
 
 def _harmonic(base: ArrayLike, novel: ArrayLike) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ early that a prompt is bad.
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,9 @@ class Sampler:
         the engine refuses are named in `<table>_refused.parquet`.
         """
         sampling = [self._sampling(i, greedy) for i in range(-(-len(asks) // shard_size))]
+        if any(ask.choices for ask in asks):
+            # One letter repeats nothing; a penalty would only push it away from the question's.
+            sampling = [replace(each, repetition_penalty=1.0) for each in sampling]
         parts = [
             Shard(i, shards.shard_path(output, table, i), download, tuple(part), sampling[i])
             for i, part in enumerate(shards.chunks(list(asks), shard_size))
@@ -108,15 +112,21 @@ class Sampler:
         return {"busy_seconds": round(busy, 1), "engines": len(self._stations), **counts}
 
     def _sampling(self, shard: int, greedy: bool) -> Sampling:
-        seed = int(np.random.default_rng([self._seed, shard, greedy]).integers(2**31))
-        return Sampling(
-            n=1 if greedy else self.n,
-            temperature=0.0 if greedy else self.settings["temperature"],
-            top_p=1.0 if greedy else self.settings["top_p"],
-            repetition_penalty=self.settings["repetition_penalty"],
-            max_new_tokens=self.settings["max_new_tokens"],
-            seed=seed,
-        )
+        return sampling_of(self.settings, self.n, self._seed, shard, greedy)
+
+
+def sampling_of(
+    settings: dict[str, Any], n: int, seed: int, shard: int, greedy: bool = False
+) -> Sampling:
+    """How `[engine]` settings sample the requests of a shard: `n` times, or once and greedily."""
+    return Sampling(
+        n=1 if greedy else n,
+        temperature=0.0 if greedy else settings["temperature"],
+        top_p=1.0 if greedy else settings["top_p"],
+        repetition_penalty=settings["repetition_penalty"],
+        max_new_tokens=settings["max_new_tokens"],
+        seed=int(np.random.default_rng([seed, shard, greedy]).integers(2**31)),
+    )
 
 
 class Tally:
@@ -224,7 +234,7 @@ def _probe(todo: Sequence[Shard], download: Path) -> Shard:
         raise StageError(f"{len(lost)} images are not in {download}, the first: {lost[0]}")
     largest = max(asks, key=lambda ask: areas[ask.image_id])
     first = todo[0]
-    probe = Ask(largest.image_id, longest.text, longest.before)
+    probe = longest._replace(image_id=largest.image_id)
     return Shard(first.number, first.path, download, (probe,), first.sampling)
 
 

@@ -136,6 +136,9 @@ def predictions(names: Sequence[str]) -> pa.Schema:
 
     `class_id` is -1 when the answer is no class of the card; `status` says how the answer was read
     or why there is none. `options` is empty where the mode asks no multiple-choice question.
+    `letter` is the option chosen and `truth_letter` that of the truth ("" where there is none);
+    `vote_share` is the share of the image's rollouts that named the class answered, 0 where the
+    answer is no class, null where nothing was sampled.
     """
     return _schema(
         image_id=STR,
@@ -147,6 +150,38 @@ def predictions(names: Sequence[str]) -> pa.Schema:
         answer=STR,
         class_id=INT,
         correct=BOOL,
+        status=STR,
+        letter=STR,
+        truth_letter=STR,
+        vote_share=FLOAT,
+    )
+
+
+def verdicts() -> pa.Schema:
+    """Judge: one row is a pair of names that a judge was asked about.
+
+    `question` is what was asked for ("species of bird"); `status` is yes, no, or why there is no
+    verdict. The first five columns are what a verdict is remembered by.
+    """
+    return _schema(prompt_version=INT, model=STR, question=STR, truth=STR, answer=STR, status=STR)
+
+
+def judgements(names: Sequence[str]) -> pa.Schema:
+    """Judge: one row is a prediction of a mode that is answered in free text.
+
+    `correct` is decided by the card's names alone. `judged` is the judge's verdict, null where it
+    was not asked or gave none, and `correct_judged` is what both say, null where it gave none.
+    `status` is matched, no_answer, yes, no, or why there is no verdict.
+    """
+    return _schema(
+        image_id=STR,
+        label=ClassLabel(names=list(names)),
+        group=STR,
+        mode=STR,
+        answer=STR,
+        correct=BOOL,
+        judged=BOOL,
+        correct_judged=BOOL,
         status=STR,
     )
 

@@ -29,11 +29,15 @@ REFUSED = "refused"  # finish reason of an image that the engine would not take
 
 
 class Ask(NamedTuple):
-    """One image and what is asked about it; `before` is text that stands before the image."""
+    """One image and what is asked about it; `before` is text that stands before the image.
+
+    With `choices` the answer must be one of these texts.
+    """
 
     image_id: str
     text: str
     before: str = ""
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,11 @@ class Station:
 
     def check(self, shard: Shard) -> None:
         """Raises StageError when the shard's first request cannot work: see Engine.check."""
+        if shard.asks[0].choices and not getattr(self.engine, "constrained", False):
+            raise StageError(
+                f"the engine {type(self.engine).__name__} cannot keep answers to given letters; leave "
+                "constrained out of [Evaluate] modes, or use backend vllm, server or transformers"
+            )
         check = getattr(self.engine, "check", None)
         if check:
             check(self._requests(shard)[0])
@@ -139,7 +148,8 @@ class Station:
         store = self._stores.setdefault(shard.download, shards.ImageStore(shard.download))
         images = store.read([ask.image_id for ask in shard.asks])
         requests = [
-            Request(ask.image_id, images[ask.image_id], ask.text, ask.before) for ask in shard.asks
+            Request(ask.image_id, images[ask.image_id], ask.text, ask.before, ask.choices)
+            for ask in shard.asks
         ]
         budget = DECODED if getattr(self.engine, "pictures", True) else 0
         for request in requests:

@@ -22,6 +22,8 @@ SPELLINGS = (str, str.upper, lambda name: name.replace("-", " "), lambda name: f
 class FakeEngine:
     """Deterministic in (image, sample number, sampling seed)."""
 
+    constrained = True
+
     def __init__(self, policy, settings):
         self.pause = float(settings.get("pause", 0))
 
@@ -39,6 +41,9 @@ class FakeEngine:
         if options:
             right = [letter for letter, name in options.items() if name == truth]
             answer = right[0] if right and draw < 0.7 else random.choice(list(options))
+            if request.choices:
+                assert answer in request.choices
+                return Completion(answer, "stop", 1, -draw)
         elif draw < 0.5:
             answer = SPELLINGS[random.integers(len(SPELLINGS))](truth)
         elif draw < 0.8:
@@ -58,6 +63,13 @@ def engine(policy, settings) -> FakeEngine:
 def slow_engine(policy, settings) -> FakeEngine:
     """A tenth of a second a shard, so that a test can kill a stage in the middle."""
     return FakeEngine(policy, {**settings, "pause": 0.3})
+
+
+def free_engine(policy, settings) -> FakeEngine:
+    """An engine without structured output."""
+    made = FakeEngine(policy, settings)
+    made.constrained = False
+    return made
 
 
 class AilingEngine(FakeEngine):

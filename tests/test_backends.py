@@ -20,6 +20,7 @@ import data_cards
 from tasks import prompts, shards
 from tasks.download import download
 from tasks.engine import Request, Sampling
+from tasks.engine_server import ServerEngine
 from tasks.engine_vllm import AsyncVllmEngine
 from tasks.propose import propose, select
 from tasks.run import StageError
@@ -125,6 +126,48 @@ def reference(made) -> list[str]:
     return greedy(made, "transformers", backend="transformers")
 
 
+LETTERS = Sampling(1, 0.0, 1.0, 1.0, 24, 0)
+
+
+@pytest.fixture(scope="module")
+def lettered(made) -> list[Request]:
+    """Questions of two to five options whose answer must be a letter."""
+    names = data_cards.load("few").classes
+    rows = select(made.split, "test", ("base", "novel"))[:24]
+    images = shards.ImageStore(made.download).read([row["image_id"] for row in rows])
+    return [
+        Request(
+            row["image_id"],
+            images[row["image_id"]],
+            prompts.mcq_question("beetle", "species", names[i : i + 2 + i % 4]),
+            choices=tuple("ABCDE"[: 2 + i % 4]),
+        )
+        for i, row in enumerate(rows)
+    ]
+
+
+@pytest.fixture(scope="module")
+def letters(made, lettered) -> list[str]:
+    """The likeliest letter of each, read off the logits."""
+    from tasks.engine_transformers import TransformersEngine
+
+    engine = TransformersEngine(made.policy, SETTINGS | {"backend": "transformers"})
+    answers = engine.generate(lettered, LETTERS)
+    assert all(row[0].mean_logprob < 0 for row in answers)
+    return [row[0].text for row in answers]
+
+
+def test_a_servers_structured_output_keeps_to_the_letters(made, lettered, server):
+    engine = ServerEngine(made.policy, SETTINGS | {"server_url": server, "server_model": ""})
+    try:
+        answers = engine.generate(lettered, LETTERS)
+    finally:
+        engine.close()
+    assert all(
+        row[0].text in request.choices for row, request in zip(answers, lettered, strict=True)
+    )
+
+
 def test_the_policy_says_more_than_one_thing(reference):
     assert len(reference) == 20
     assert len(set(reference)) >= 3
@@ -146,7 +189,9 @@ def test_ray_workers_agree_with_transformers(made, reference):
 
 # vLLM leaves a socket context of its own to the garbage collector, which warns of it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_vllm_beside_the_process_takes_shards_from_two_threads_and_agrees(made, reference):
+def test_vllm_beside_the_process_takes_shards_from_two_threads_and_agrees(
+    made, reference, lettered, letters
+):
     store = shards.ImageStore(made.download)
     chosen = asks(made)
     images = store.read([ask.image_id for ask in chosen])
@@ -174,12 +219,15 @@ def test_vllm_beside_the_process_takes_shards_from_two_threads_and_agrees(made, 
         for request in requests[:3]:
             engine.generate([replace(request, before=ahead)], sampling)
         cached = engine.counts["cached_tokens"] - before
+        enforced = [row[0].text.strip() for row in engine.generate(lettered, LETTERS)]
     finally:
         engine.close()
         gc.collect()  # here, and not in another test
     assert [row[0].text for row in answers[0] + answers[1]] == reference
     assert [len(row) for row in sampled] == [5, 5]
     assert all(c.mean_logprob < 0 and c.num_tokens > 0 for row in sampled for c in row)
+    assert enforced == letters, "structured output takes the likeliest letter"
+    assert len(set(letters)) > 1
     assert cached > 100, "what stands before the image is computed once for all images"
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -22,7 +23,9 @@ def server(monkeypatch):
     """A stub that answers n times, or with the status that `statuses` has for an attempt."""
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.02)
-    state = SimpleNamespace(statuses=[], asked=[], large="", root="/somewhere/policy", owner="vllm")
+    state = SimpleNamespace(
+        statuses=[], asked=[], large="", root="/somewhere/policy", owner="vllm", content=""
+    )
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self, status: int, body: dict) -> None:
@@ -51,7 +54,7 @@ def server(monkeypatch):
                 {
                     "index": i,
                     "finish_reason": "stop",
-                    "message": {"role": "assistant", "content": f"answer {i}"},
+                    "message": {"role": "assistant", "content": state.content or f"answer {i}"},
                     "logprobs": {"content": [token, token]},
                 }
                 for i in range(body["n"])
@@ -115,6 +118,23 @@ def test_a_server_of_vllm_is_told_not_to_use_the_policys_own_sampling(server, po
     server.owner = "somebody"
     opened(server, policy).generate(requests(1), SAMPLING)
     assert "top_k" not in server.asked[-1]
+
+
+@pytest.mark.parametrize("owner", ["vllm", "somebody"])
+def test_an_answer_can_be_kept_to_given_letters(server, policy, owner):
+    server.owner = owner
+    asked = [replace(request, choices=("A", "B")) for request in requests(2)]
+    server.content = "B" if owner == "vllm" else '{"option": "B"}'
+    answers = opened(server, policy).generate(asked, replace(SAMPLING, n=1))
+    assert [row[0].text for row in answers] == ["B", "B"]
+    if owner == "vllm":
+        assert server.asked[-1]["structured_outputs"] == {"choice": ["A", "B"]}
+        return
+    schema = server.asked[-1]["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["option"]["enum"] == ["A", "B"]
+    server.content = "whatever"  # of a server that took no notice; it is no letter, and so wrong
+    answers = opened(server, policy).generate(asked, replace(SAMPLING, n=1))
+    assert [row[0].text for row in answers] == ["whatever"] * 2
 
 
 def test_what_passes_is_tried_again(server, policy):

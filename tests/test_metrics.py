@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from tasks.metrics import (
     bootstrap_harmonic_mean,
     harmonic_mean,
+    holm,
     mcnemar,
+    over_seeds,
     paired_difference,
     paired_harmonic_difference,
     pass_at_k,
@@ -192,6 +195,42 @@ def test_mcnemar_at_the_edges():
     assert 0.0 <= mcnemar(outcomes(0, 6000), outcomes(6000, 6000)) < 1e-300
     halves = np.concatenate([outcomes(1500, 3000), outcomes(1500, 3000)])
     assert mcnemar(halves, ~halves) == 1.0
+
+
+def test_holm_by_hand():
+    # Smallest first: 0.01 x 4, 0.02 x 3, then 0.03 x 2 and 0.04 x 1, never below the one before.
+    assert holm([0.01, 0.04, 0.03, 0.02]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
+    assert holm([0.005, 0.6, 0.7]) == pytest.approx([0.015, 1.0, 1.0])
+    assert holm([0.2]) == pytest.approx([0.2])
+    assert len(holm([])) == 0
+    with pytest.raises(ValueError, match="p values"):
+        holm([0.1, 1.2])
+
+
+@given(st.lists(SHARES, max_size=8))
+@SETTLED
+def test_holm_rejects_what_the_step_down_procedure_rejects(p_values):
+    adjusted = holm(p_values)
+    for level in (0.01, 0.05, 0.3):
+        rejected = set()
+        for place, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+            if p_values[index] * (len(p_values) - place) > level:
+                break
+            rejected.add(index)
+        assert {i for i, p in enumerate(adjusted) if p <= level} == rejected
+
+
+def test_means_over_seeds():
+    values = [59.7, 60.1, 64.9]
+    spread = over_seeds(values)
+    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert spread == pytest.approx((3, np.mean(values), np.std(values, ddof=1), low, high))
+    one = over_seeds([0.5])
+    assert (one.seeds, one.mean) == (1, 0.5)
+    assert math.isnan(one.deviation)
+    assert math.isnan(one.low)
+    with pytest.raises(ValueError, match="one value a seed"):
+        over_seeds([])
 
 
 def test_empty_and_unpaired_outcomes_are_refused():

@@ -1,0 +1,284 @@
+"""A policy in use: what do these images show?
+
+    from tasks.predict import Predictor
+
+    with Predictor("artifacts/beetles/dive_k/round1/train/current") as predictor:
+        for found in predictor.predict(["one.jpg", "two.jpg"]):
+            print(found.answer, found.confidence)
+
+On the command line it is `python -m pipeline predict`. Engine, prompts, merging and reading are those
+of Evaluate; the engine runs in this process, on a GPU or without.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from data_cards import Card
+from tasks import answers, policies, prompts
+from tasks.candidates import Votes, merge
+from tasks.engine import Completion, Engine, Request, open_engine
+from tasks.evaluate_modes import (
+    Reading,
+    choice_asks,
+    option_names,
+    proposed_options,
+    read_choice,
+    read_open,
+    vote_share,
+)
+from tasks.images import Picture, Reject
+from tasks.labels import ClassNames
+from tasks.options import Option
+from tasks.predict_inputs import Source, chosen_card, engine_settings, read_image
+from tasks.propose import question
+from tasks.run import StageError
+from tasks.sampler import sampling_of
+from tasks.shards import chunks
+from tasks.station import ask
+
+MODES = ("two_step", "one_step")
+BATCH = 32  # images asked at a time
+SHOWN_ANSWERS = 5  # of those that name no class
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a policy says about one image.
+
+    `answer` is the class named, "" for none, and `class_id` its place in the list of classes; `text`
+    is what the answer said.
+    `confidence` is the share of the samples that named it (None in one step, where there is one).
+    `candidates` are (name, votes) by falling votes, `other_answers` (text, votes) what names no
+    class, `options` what the second step chose from, "" in `letter` where it was not needed.
+    `reasoning` is the thought that led to the answer. `status` says how it was read, or why there
+    is none; `error` why the image could not be asked about, "" for all others. `cut` counts answers
+    that ended at max_new_tokens.
+    """
+
+    image: str
+    answer: str = ""
+    class_id: int | None = None
+    text: str = ""
+    confidence: float | None = None
+    status: str = ""
+    candidates: list[tuple[str, int]] = field(default_factory=list)
+    num_rollouts: int = 0
+    num_unparsed: int = 0
+    other_answers: list[tuple[str, int]] = field(default_factory=list)
+    options: list[str] = field(default_factory=list)
+    letter: str = ""
+    reasoning: str = ""
+    completion: str = ""
+    cut: int = 0
+    error: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
+        return {
+            **asdict(self),
+            "candidates": [{"name": name, "votes": votes} for name, votes in self.candidates],
+            "other_answers": [{"text": text, "votes": n} for text, n in self.other_answers],
+        }
+
+
+class Predictor:
+    """Asks a policy about images. Close it, or use it in a `with` statement.
+
+    `policy` is a folder, an artifact, or a model of the hub. What an image may show is said by
+    `card` (a name or a Card) or `classes` (names; `noun` and `kind` word the question); without
+    either by the card that the policy was trained on. `engine` are settings of `[engine]`, on top
+    of defaults that suit the machine; `prompt` is open or closed_list. Raises StageError when the
+    policy, the card or a setting cannot be used.
+    """
+
+    def __init__(
+        self,
+        policy: str | Path,
+        card: str | Card | None = None,
+        *,
+        classes: Sequence[str] | None = None,
+        noun: str = "object",
+        kind: str = "kind",
+        mode: str = "two_step",
+        engine: dict[str, Any] | None = None,
+        num_rollouts: int = 20,
+        num_options: int = 5,
+        prompt: str = "open",
+        seed: int = 0,
+    ):
+        if mode not in MODES:
+            raise StageError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
+        if num_rollouts < 1 or not 2 <= num_options <= len(prompts.LETTERS):
+            raise StageError(
+                f"needs num_rollouts >= 1 and 2 <= num_options <= {len(prompts.LETTERS)}; got "
+                f"{num_rollouts} and {num_options}"
+            )
+        self.policy = policies.local(policy, (engine or {}).get("backend", ""))
+        self.card = chosen_card(card, classes, noun, kind, self.policy)
+        self.mode = mode
+        self.settings = engine_settings(self.policy) | (engine or {})
+        self._n, self._num_options, self._seed = num_rollouts, num_options, seed
+        self._names = ClassNames(self.card.classes, self.card.aliases)
+        names = list(self.card.classes)
+        self._before, self._text = question(self.card, self.settings, prompt, names)
+        self._batches = 0
+        self._engine: Engine | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the engine."""
+        if self._engine is not None and hasattr(self._engine, "close"):
+            self._engine.close()
+        self._engine = None
+
+    def predict(self, images: Sequence[Source]) -> list[Prediction]:
+        """One prediction for each image, in order."""
+        return list(self.stream(images))
+
+    def stream(self, images: Sequence[Source]) -> Iterator[Prediction]:
+        """The same, batch by batch as they are answered; `images` may be paths, bytes or pictures."""
+        for batch in chunks(list(enumerate(images)), BATCH):
+            names = [_name(image, number) for number, image in batch]
+            read = [read_image(image) for _, image in batch]
+            found = {
+                key: Request(str(key), picture.data, self._text, self._before)
+                for key, picture in enumerate(read)
+                if isinstance(picture, Picture)
+            }
+            said = self._answers(found, names) if found else {}
+            for key, picture in enumerate(read):
+                if isinstance(picture, Reject):
+                    yield Prediction(names[key], status="unreadable", error=str(picture))
+                else:
+                    yield said[key]
+
+    def _answers(self, requests: dict[int, Request], names: list[str]) -> dict[int, Prediction]:
+        first = self._engine is None
+        if self._engine is None:
+            self._engine = open_engine(self.policy, self.settings)
+        if first and hasattr(self._engine, "check"):
+            self._engine.check(next(iter(requests.values())))
+        refused: dict[str, str] = {}
+        two = self.mode == "two_step"
+        self._batches += 1
+        sampled = self._ask(list(requests.values()), refused, greedy=not two)
+        if not two:
+            return {
+                key: self._one_step(names[key], sampled[str(key)][0], refused.get(str(key), ""))
+                for key in requests
+            }
+        votes = {
+            key: merge(
+                [(each.text, each.mean_logprob) for each in sampled[str(key)]],
+                self._names,
+                set(range(len(self.card.classes))),
+            )
+            for key in requests
+        }
+        options = {
+            str(key): proposed_options(votes[key], self._num_options, self._seed, names[key])
+            for key in requests
+        }
+        asks = choice_asks(options, self.card, self.settings["prompt_style"])
+        second = [Request(a.image_id, requests[int(a.image_id)].image, a.text) for a in asks]
+        chosen = self._ask(second, refused, greedy=True) if second else {}
+        return {
+            key: self._two_step(
+                names[key],
+                sampled[str(key)],
+                votes[key],
+                options[str(key)],
+                chosen.get(str(key), [None])[0],
+                refused.get(str(key), ""),
+            )
+            for key in requests
+        }
+
+    def _ask(
+        self, requests: list[Request], refused: dict[str, str], *, greedy: bool
+    ) -> dict[str, list[Completion]]:
+        assert self._engine is not None
+        sampling = sampling_of(self.settings, self._n, self._seed, self._batches - 1, greedy)
+        answered = ask(self._engine, requests, sampling, refused)
+        return {request.key: found for request, found in zip(requests, answered, strict=True)}
+
+    def _one_step(self, name: str, completion: Completion, error: str) -> Prediction:
+        reading = read_open(completion.text, self._names)
+        others = [(reading.answer, 1)] if reading.answer and reading.class_id is None else []
+        return self._prediction(
+            name,
+            reading,
+            reasoning=thought(completion.text),
+            other_answers=others,
+            cut=int(completion.finish_reason == "length"),
+            error=error,
+        )
+
+    def _two_step(
+        self,
+        name: str,
+        sampled: list[Completion],
+        votes: Votes,
+        options: list[Option],
+        chosen: Completion | None,
+        error: str,
+    ) -> Prediction:
+        reading = read_choice(chosen.text if chosen else None, options, self.card)
+        completions = [*sampled, chosen] if chosen else sampled
+        others = [(a.text, a.votes) for a in votes.answers if a.class_id < 0 and a.text]
+        return self._prediction(
+            name,
+            reading,
+            reasoning=thought(chosen.text) if chosen else self._best_thought(sampled, reading),
+            confidence=vote_share(votes, reading.class_id),
+            candidates=[(self.card.classes[c.class_id], c.votes) for c in votes.candidates],
+            num_rollouts=votes.num_rollouts,
+            num_unparsed=votes.num_unparsed,
+            other_answers=others[:SHOWN_ANSWERS],
+            options=option_names(options, self.card) if len(options) > 1 else [],
+            cut=Counter(each.finish_reason for each in completions)["length"],
+            error=error,
+        )
+
+    def _best_thought(self, sampled: list[Completion], reading: Reading) -> str:
+        """Where all samples agree, the thought of the likeliest one."""
+        agreeing = [
+            each
+            for each in sampled
+            if reading.class_id is not None
+            and read_open(each.text, self._names).class_id == reading.class_id
+        ]
+        best = max(agreeing, key=lambda each: each.mean_logprob, default=None)
+        return thought(best.text) if best else ""
+
+    def _prediction(self, name: str, reading: Reading, **facts: Any) -> Prediction:
+        return Prediction(
+            name,
+            answer="" if reading.class_id is None else self.card.classes[reading.class_id],
+            class_id=reading.class_id,
+            text=reading.answer,
+            status="refused" if facts["error"] else reading.status,
+            letter=reading.letter,
+            completion=reading.completion,
+            **facts,
+        )
+
+
+def thought(completion: str) -> str:
+    """The reasoning in a completion: its think block, or what stands before the answer."""
+    found = answers.parse(completion).thought
+    if found is None:
+        found = completion.partition("<answer>")[0].replace("<think>", "").replace("</think>", "")
+    return found.strip()
+
+
+def _name(image: Source, number: int) -> str:
+    return str(image) if isinstance(image, str | Path) else f"image {number}"

@@ -1,0 +1,331 @@
+"""A policy in use: two steps and one, folders and unreadable files, a table, JSON, exit codes."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import data_cards
+from pipeline import __main__ as workbench
+from tasks import shards
+from tasks.engine import Completion
+from tasks.evaluate import evaluate
+from tasks.predict import Prediction, Predictor, thought
+from tasks.predict_command import Table, files, printable, summary
+from tasks.run import StageError
+from tests.conftest import ENGINE
+from tests.test_evaluate_modes import evaluate_arguments
+from tests.test_stage import config  # noqa: F401 - a fixture
+
+NAMES = ("amber beetle", "teal beetle", "rose beetle")
+
+
+class Oracle:
+    """Reads the truth off a picture's brightness; samples name it 3 times of 4, or a neighbour."""
+
+    constrained = True
+
+    def __init__(self, policy, settings):
+        self.asked: list[list] = []
+        self.closed = False
+
+    def check(self, request):
+        self.asked.append(["check", request.text])
+
+    def generate(self, requests, sampling):
+        self.asked.append([sampling.n, sampling.temperature, *(r.text for r in requests)])
+        return [[self.say(request, i) for i in range(sampling.n)] for request in requests]
+
+    def say(self, request, number: int) -> Completion:
+        level = request.picture.getpixel((0, 0))[0] // 50
+        if level == 4:
+            return Completion("cannot say", "length", 9, -1.0)
+        if level == 3:
+            return Completion("<answer>a spoon</answer>", "stop", 9, -1.0)
+        if "\nA. " in request.text:
+            return Completion(f"<think>Look.</think><answer>{NAMES[level]}</answer>", "stop", 5, 0)
+        name = NAMES[level - (number % 4 == 3)]
+        if level == 2:
+            name = NAMES[level]
+        return Completion(f"<think>{name}!</think><answer>{name}</answer>", "stop", 9, -1 / (number + 1))  # fmt: skip
+
+    def close(self):
+        self.closed = True
+
+
+OPENED: list[Oracle] = []
+
+
+def oracle(policy, settings) -> Oracle:
+    OPENED.append(Oracle(policy, settings))
+    return OPENED[-1]
+
+
+def picture(level: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), (level * 50 + 10,) * 3).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def policy(tmp_path) -> Path:
+    folder = tmp_path / "policy"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"text_config": {"max_position_embeddings": 2048}}')
+    OPENED.clear()
+    return folder
+
+
+def predictor(policy, **changed) -> Predictor:
+    given = {"classes": NAMES, "noun": "beetle", "kind": "species", "num_rollouts": 8}
+    engine = {"backend": "tests.test_predict:oracle", "prompt_style": "brief"}
+    return Predictor(policy, **given | {"engine": engine} | changed)
+
+
+def test_two_steps_give_candidates_votes_reasoning_and_confidence(policy):
+    with predictor(policy) as ours:
+        found = ours.predict([picture(1)])[0]
+    assert found.answer == "teal beetle"
+    assert found.class_id == 1
+    assert found.candidates == [("teal beetle", 6), ("amber beetle", 2)]
+    assert found.confidence == 6 / 8
+    assert sorted(found.options) == ["amber beetle", "teal beetle"]
+    assert found.letter == "AB"[found.options.index("teal beetle")]
+    assert found.reasoning == "Look."
+    check, first, second = OPENED[0].asked
+    assert check == ["check", first[2]]
+    assert first[:2] == [8, 1.0]
+    assert "What species of beetle is this?" in first[2]
+    assert second[:2] == [1, 0.0]
+    assert OPENED[0].closed
+
+
+def test_where_all_samples_agree_the_likeliest_one_tells_why(policy):
+    found = predictor(policy).predict([picture(2)])[0]
+    assert (found.answer, found.confidence, found.options) == ("rose beetle", 1.0, [])
+    assert found.status == "single_candidate"
+    assert found.reasoning == "rose beetle!"
+    assert len(OPENED[0].asked) == 2, "one candidate needs no second question"
+
+
+def test_one_step_asks_once_and_greedily(policy):
+    found = predictor(policy, mode="one_step").predict([picture(1), picture(3)])
+    assert [each.answer for each in found] == ["teal beetle", ""]
+    assert found[0].confidence is None
+    assert found[0].reasoning == "teal beetle!"
+    assert found[1].other_answers == [("a spoon", 1)]
+    assert OPENED[0].asked[-1][:2] == [1, 0.0]
+
+
+def test_what_names_no_class_is_told_and_no_guess_is_made(policy):
+    spoon, cut = predictor(policy).predict([picture(3), picture(4)])
+    assert (spoon.answer, spoon.class_id, spoon.status) == ("", None, "no_candidates")
+    assert spoon.other_answers == [("a spoon", 8)]
+    assert (cut.num_unparsed, cut.cut, cut.confidence) == (8, 8, 0.0)
+    told = summary([spoon, cut], 32)
+    assert told[0] == "2 images: 2 without a class"
+    assert "8 answers were cut at 32 tokens: --max-new-tokens" in told[-1]
+
+
+def test_pictures_bytes_and_paths_are_alike_and_order_is_kept(policy, tmp_path):
+    path = tmp_path / "one.png"
+    path.write_bytes(picture(1))
+    given = [picture(2), path, b"nothing", Image.open(path), str(path), tmp_path / "none.png"]
+    found = predictor(policy).predict(given)
+    assert [each.answer for each in found] == ["rose beetle", *["teal beetle"] * 1, "", *["teal beetle"] * 2, ""]  # fmt: skip
+    assert [each.image for each in found[:3]] == ["image 0", str(path), "image 2"]
+    assert [each.error for each in found if each.error] == [
+        "not an image in a known format",
+        "No such file or directory",
+    ]
+    assert found[2].status == "unreadable"
+
+
+def test_an_image_that_the_engine_refuses_is_named_and_the_others_answered(policy, monkeypatch):
+    def generate(self, requests, sampling):
+        if any(request.picture.getpixel((0, 0))[0] // 50 == 0 for request in requests):
+            raise ValueError("too dark")
+        return [[self.say(request, i) for i in range(sampling.n)] for request in requests]
+
+    monkeypatch.setattr(Oracle, "generate", generate)
+    found = predictor(policy).predict([picture(1), picture(0)])
+    assert found[0].answer == "teal beetle"
+    assert (found[1].answer, found[1].status, found[1].error) == ("", "refused", "too dark")
+
+
+def test_it_answers_as_evaluate_does(split_set, tmp_path):
+    """The same engine, prompts, votes and reading; only the draws have other keys."""
+    output = split_set.root / "evaluate"
+    output.mkdir()
+    arguments = evaluate_arguments(split_set, modes=["one_step"])
+    evaluate(output, **arguments)
+    rows = shards.read(output, "predictions").to_pylist()[:8]
+    images = shards.ImageStore(split_set.download).read([row["image_id"] for row in rows])
+    asked = {}
+
+    class Recorder:
+        def generate(self, requests, sampling):
+            asked.update({request.image: request.text for request in requests})
+            return [[Completion("", "stop", 0, 0.0)] * sampling.n for _ in requests]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.predict.open_engine", lambda policy, settings: Recorder())
+        ours = Predictor(split_set.root, split_set.card, engine=ENGINE)
+        ours.predict(list(images.values()))
+    assert set(asked.values()) == {ours._text}
+    assert set(asked) == set(images.values()), "pictures reach the engine as Download keeps them"
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"mode": "three_step"}, "mode must be one of two_step, one_step"),
+        ({"num_rollouts": 0}, "num_rollouts >= 1"),
+        ({"classes": ["one"]}, "two or more classes; got 1"),
+        ({"classes": ["Rose", "rose"]}, "cannot be told apart"),
+        ({"card": "few"}, "a card or classes, not both"),
+        ({"classes": None}, r"say what the images may show: .*--card"),
+        ({"classes": None, "card": "beatles"}, "there is no data card"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(policy, changed, told):
+    with pytest.raises(StageError, match=told):
+        predictor(policy, **changed)
+
+
+def test_a_policy_of_this_pipeline_says_itself_what_it_was_trained_on(policy, few_beetles):
+    recipe = {"card": "few", "prompt_style": "brief", "max_completion_length": 48}
+    (policy / "recipe.json").write_text(json.dumps(recipe))
+    ours = Predictor(policy, engine={"backend": "tests.test_predict:oracle"})
+    assert ours.card.name == "few"
+    assert ours.settings["prompt_style"] == "brief"
+    assert (ours.settings["max_new_tokens"], ours.settings["max_model_len"]) == (48, 2048)
+    (policy / "recipe.json").write_text(json.dumps(recipe | {"card": "few+bugs"}))
+    with pytest.raises(StageError, match=r"--card, --classes\); it was trained on few\+bugs"):
+        Predictor(policy)
+
+
+def test_a_thought_is_shown_even_when_its_tags_are_broken():
+    assert thought("<think> a\nb </think><answer>c</answer>") == "a\nb"
+    assert thought("long ears</think><answer>c</answer>") == "long ears"
+    assert thought("no tags") == "no tags"
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "b.PNG").write_bytes(picture(1))
+    (folder / "a.jpg").write_bytes(picture(2))
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def command(monkeypatch, tmp_path, *arguments: str) -> int:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pipeline", "predict", *arguments])
+    with pytest.raises(SystemExit) as end:
+        workbench.main()
+    if isinstance(end.value.code, str):
+        print(end.value.code, file=sys.stderr)
+        return 1
+    return end.value.code
+
+
+def test_folders_give_their_images_and_an_empty_one_is_named(photos, tmp_path):
+    assert [path.name for path in files(photos)] == ["a.jpg", "b.PNG"]
+    assert list(files(photos / "notes.txt")) == [photos / "notes.txt"], "a file is always tried"
+    (tmp_path / "empty").mkdir()
+    assert list(files(tmp_path / "empty")) == [tmp_path / "empty"]
+
+
+def asking(policy: Path, tmp_path: Path, *more: str) -> list[str]:
+    (tmp_path / "names.txt").write_text("\n".join([*NAMES, ""]))
+    backend = ["--backend", "tests.test_predict:oracle", "--num-rollouts", "8"]
+    return ["--policy", str(policy), "--classes", "names.txt", *backend, *more]
+
+
+def test_the_command_prints_a_table_and_its_exit_code_tells(
+    policy, photos, tmp_path, monkeypatch, capsys
+):
+    one = photos / "deep" / "b.PNG"
+    assert command(monkeypatch, tmp_path, *asking(policy, tmp_path, str(one))) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "image  sure  answer",
+        "b.PNG   75%  teal beetle",
+        "             votes  teal beetle 6, amber beetle 2",
+        "             saw    Look.",
+    ]
+    assert "1 image: 1 named" in err
+    bad = photos / "notes.txt"
+    assert command(monkeypatch, tmp_path, *asking(policy, tmp_path, str(photos), str(bad))) == 1
+    out, err = capsys.readouterr()
+    assert "notes.txt        not answered: not an image in a known format" in out
+    assert "3 images: 2 named, 1 not answered" in err
+
+
+def test_the_command_prints_json_for_scripts(policy, photos, tmp_path, monkeypatch, capsys):
+    given = asking(policy, tmp_path, "--json", str(photos), "gone.jpg")
+    assert command(monkeypatch, tmp_path, *given) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["policy"] == str(policy)
+    assert [Path(each["image"]).name for each in told["predictions"]] == ["a.jpg", "b.PNG", "gone.jpg"]  # fmt: skip
+    assert told["predictions"][1]["candidates"][0] == {"name": "teal beetle", "votes": 6}
+    assert told["predictions"][2]["error"] == "No such file or directory"
+
+
+def test_the_newest_policy_of_the_configuration_is_the_default(
+    policy,
+    photos,
+    tmp_path,
+    monkeypatch,
+    capsys,
+    config,  # noqa: F811
+):
+    config.set("run", "artifacts", str(tmp_path / "artifacts"))
+    for number in (2, 10):
+        place = tmp_path / f"artifacts/beetles/dive_k/round{number}/train/current"
+        place.mkdir(parents=True)
+        (place / "config.json").write_text("{}")
+        (place / "recipe.json").write_text('{"card": "beetles", "prompt_style": "stepwise"}')
+    (tmp_path / "luigi.cfg").write_text("")
+    given = ["--backend", "tests.test_predict:oracle", str(photos / "deep"), "--json"]
+    assert command(monkeypatch, tmp_path, *given) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert "round10" in told["policy"]
+    assert told["card"] == "beetles"
+    assert "step by step" in OPENED[-1].asked[0][1], "asked in the words it was trained with"
+    assert told["predictions"][0]["num_rollouts"] == 20
+
+
+def test_a_mistake_is_one_sentence(policy, tmp_path, monkeypatch, capsys):
+    assert command(monkeypatch, tmp_path, "x.jpg") == 1
+    assert "no luigi.cfg here" in capsys.readouterr().err
+    assert command(monkeypatch, tmp_path, "--policy", "/nowhere", "--card", "beetles", "x.jpg") == 1
+    assert "error: policy /nowhere: no such folder" in capsys.readouterr().err
+    assert command(monkeypatch, tmp_path, "--policy", str(policy), "--classes", "lost", "x") == 1
+    assert "error: --classes lost cannot be read" in capsys.readouterr().err
+
+
+def test_what_a_model_writes_cannot_steer_the_terminal():
+    found = Prediction("a\x1b[2J.png", text="\x1b]0;x\x07", reasoning="line\n\x1b[31mred " * 90)
+    lines = Table([Path("a.png")], width=80).lines(found)
+    assert all(line.isprintable() and len(line) <= 100 for line in lines)
+    assert len(lines) <= 1 + 3
+    assert printable("a\u202eb\nc") == "a b c"
+
+
+def test_names_are_short_where_that_tells_them_apart():
+    same, apart = [Path("x/a.png"), Path("y/a.png")], [Path("x/a.png"), Path("y/b.png")]
+    assert Table(same).lines(Prediction("y/a.png", answer="z"))[0].startswith("y/a.png")
+    assert Table(apart).lines(Prediction("y/b.png", answer="z"))[0].startswith("b.png")
+
+
+def test_a_card_can_be_given_as_it_is(policy, few_beetles):
+    ours = Predictor(policy, few_beetles, engine={"backend": "x:y"})
+    assert ours.card is few_beetles
+    assert Predictor(policy, "few").card == data_cards.load("few")
