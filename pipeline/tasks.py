@@ -416,6 +416,11 @@ class TrainDiVE(Checked, luigi.Task):
         )
 
 
+def last_round(method: str) -> int:
+    """The refresh round whose policy is the method's result."""
+    return run().rounds - 1
+
+
 def graph(stage: Any, **changed: Any) -> dict[str, Any]:
     """The parameters that travel along the graph, some of them changed."""
     names = ("dataset", "method", "refresh_round", "seed")
@@ -443,3 +448,6 @@ def paths(stage: Stage) -> dict[str, str]:
 def snake(name: str) -> str:
     """BuildMCQ -> build_mcq."""
     return {"BuildMCQ": "build_mcq"}.get(name, name.lower())
+
+
+from pipeline.compare import Compare  # noqa: E402, F401  one more task, built from those above

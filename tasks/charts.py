@@ -103,9 +103,13 @@ def dot_chart(
     *,
     unit: str = "",
     zero: bool = False,
+    left: float = 70,
 ) -> str:
-    """Dots with intervals, one band a row, one line a dot inside it; `zero` draws a rule at 0."""
-    left, top, step, gap = 70, 8, 19, 17
+    """Dots with intervals, one band a row, one line a dot inside it; `zero` draws a rule at 0.
+
+    `left` is the room for the rows' names, of which each wraps at its first space.
+    """
+    top, step, gap = 8, 19, 17
     bottom = top + sum(step * len(dots) + gap for _, dots in rows)
     height = bottom + 26
     x = Scale(*limits, left, WIDTH - RIGHT - 30)

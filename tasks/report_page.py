@@ -117,7 +117,7 @@ def _accuracy_charts(metrics: dict[str, Any]) -> list[str]:
         e["modes"].get(m, {}).get(k) for e in evaluations for m in metrics["modes"] for k in keys
     ]
     ends = [100 * end for figures in found if figures for end in figures["interval"]]
-    limits = _tens(ends)
+    limits = axis_of(ends)
     charts = []
     for number, mode in enumerate(metrics["modes"]):
         rows = []
@@ -175,7 +175,7 @@ def _pass_charts(evaluations: Sequence[dict]) -> list[str]:
             x_label="k",
             x_ticks=steps,
             unit=" %",
-            y_range=_tens([100 * share for _, curve in curves for share in curve]),
+            y_range=axis_of([100 * share for _, curve in curves for share in curve]),
         )
         note = "images answered right within k samples"
         charts.append(_figure(title, note, chart, series))
@@ -229,7 +229,7 @@ def _joined(lines: Sequence[Sequence[Point]]) -> list[Point]:
     return points[:-1]
 
 
-def _tens(percents: Sequence[float]) -> tuple[float, float]:
+def axis_of(percents: Sequence[float]) -> tuple[float, float]:
     """The axis from the last multiple of ten below to the first above."""
     low, high = 10.0 * math.floor(min(percents) / 10), 10.0 * math.ceil(max(percents) / 10)
     return low, max(high, low + 10)

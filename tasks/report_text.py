@@ -16,9 +16,14 @@ LABELS = {
     "virft_compat": "ViRFT (as published)",
     "sft": "supervised",
     "random_mcq": "random options",
+    "text_mcq": "alike in name",
+    "visurf": "truth as rollout",
+    "caption": "caption first",
     "one_step": "one step",
     "two_step": "two steps",
     "majority": "majority vote",
+    "mcq": "truth among options",
+    "constrained": "letters only",
 }
 _DIRECTION_OVERRIDES = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 # The verdict speaks of these modes; the table holds them all.
