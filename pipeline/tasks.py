@@ -355,6 +355,7 @@ class Report(OfSet):
     seed = luigi.IntParameter()
 
     module = "tasks.report"
+    code_version = 2
 
     def needs(self):
         given = {"dataset": self.dataset, "seed": self.seed}
@@ -393,6 +394,8 @@ class Report(OfSet):
             "download": str(need["download"].folder),
             "split": str(need["split"].folder),
             "manifests": [str(stage.folder / "manifest.json") for stage in lineage(self)],
+            "command": f"luigi --module pipeline.tasks TrainDiVE --dataset {self.dataset} "
+            f"--method {self.method} --seed {self.seed}",
         }
 
 

@@ -128,7 +128,7 @@ def dot_chart(
             offset = 4 + (index - (len(words) - 1) / 2) * 14
             parts.append(_text(left - 10, middle + offset, word, "row end"))
         for index, dot in enumerate(dots):
-            parts.append(_dot(dot, name, x, y + gap / 2 + step * (index + 0.5), unit))
+            parts.append(_dot(dot, name, x, y + gap / 2 + step * (index + 0.5), unit, zero))
         y += step * len(dots) + gap
     return "".join([*parts, "</svg>"])
 
@@ -202,7 +202,8 @@ def _line(series: Series, x: Scale, y: Scale) -> str:
     return drawn
 
 
-def _dot(dot: Dot, row: str, x: Scale, y: float, unit: str) -> str:
+def _dot(dot: Dot, row: str, x: Scale, y: float, unit: str, signed: bool) -> str:
+    shown = f"{dot.value:+.1f}" if signed else f"{dot.value:.1f}"
     told = (
         f"{row}, {dot.name}: {dot.value:.1f}{unit} (95 % interval {dot.low:.1f} to {dot.high:.1f})"
     )
@@ -211,7 +212,7 @@ def _dot(dot: Dot, row: str, x: Scale, y: float, unit: str) -> str:
         f'<g class="s{dot.style}"><title>{esc(told)}</title>'
         f'<path class="line whisker" d="M{low:.1f} {y:.1f}H{high:.1f}"/>'
         f'<circle class="dot" cx="{x(dot.value):.1f}" cy="{y:.1f}" r="4.5"/>'
-        f"{_text(high + 6, y + 4, f'{dot.value:.1f}'.replace('-', '−'), 'value')}</g>"
+        f"{_text(high + 6, y + 4, shown.replace('-', '−'), 'value')}</g>"
     )
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from tasks.charts import Dot, dot_chart
 from tasks.compare_tables import BUDGET, OVER, row_label, set_label
-from tasks.report_page import POLICY, axis_of
+from tasks.report_figures import axis_of
+from tasks.report_page import POLICY
 from tasks.report_style import STYLE
 from tasks.report_text import esc, label, percent, points, signs
 
@@ -125,7 +126,9 @@ def _budgets(found: Mapping[str, Any]) -> str:
     for place, by_row in found["budgets"].items():
         for name, spent in by_row.items():
             cells = "".join(f'<td class="n">{_amount(spent.get(what, 0))}</td>' for what in BUDGET)
-            lines.append(f"<tr><th>{esc(row_label(name))}<br><small>{esc(place)}</small></th>{cells}</tr>")
+            lines.append(
+                f"<tr><th>{esc(row_label(name))}<br><small>{esc(place)}</small></th>{cells}</tr>"
+            )
     told = (
         f'<p class="note">Not equal: {esc("; ".join(found["unequal"]))}.</p>'
         if found["unequal"]

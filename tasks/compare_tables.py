@@ -68,8 +68,14 @@ def latex(found: Mapping[str, Any]) -> str:
     parts = ["% needs \\usepackage{booktabs}"]
     for table in found["sets"]:
         keys = _keys(table["modes"])
-        caption = f"{set_label(table)}: {_counts(table)} Seeds: {', '.join(map(str, table['seeds']))}."
-        parts.append(_tabular(found, table["modes"], dict(zip(keys, map(_title, keys), strict=True)), caption))
+        caption = (
+            f"{set_label(table)}: {_counts(table)} Seeds: {', '.join(map(str, table['seeds']))}."
+        )
+        parts.append(
+            _tabular(
+                found, table["modes"], dict(zip(keys, map(_title, keys), strict=True)), caption
+            )
+        )
     if found["over_datasets"]:
         caption = f"Over {len(found['sets'])} datasets, each counting the same."
         parts.append(_tabular(found, found["over_datasets"], OVER, caption))
@@ -77,7 +83,12 @@ def latex(found: Mapping[str, Any]) -> str:
     head, body = rows[0], rows[1:]
     lines = [" & ".join(map(_tex, row)) + r" \\" for row in body]
     parts.append(
-        _floating("l" * 2 + "r" * (len(head) - 2), [" & ".join(map(_tex, head)) + r" \\"], lines, "Budgets.")
+        _floating(
+            "l" * 2 + "r" * (len(head) - 2),
+            [" & ".join(map(_tex, head)) + r" \\"],
+            lines,
+            "Budgets.",
+        )
     )
     return "\n\n".join(parts) + "\n"
 
@@ -91,14 +102,22 @@ def csv_table(found: Mapping[str, Any]) -> str:
     ]
     writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    places = [(t["set"], t["trained_on"], t["modes"], t["images"], t["seeds"]) for t in found["sets"]]
+    places = [
+        (t["set"], t["trained_on"], t["modes"], t["images"], t["seeds"]) for t in found["sets"]
+    ]
     if found["over_datasets"]:
         places.append(("all", "all", found["over_datasets"], {}, found["seeds"]))
     for name, trained, modes, images, seeds in places:
         for mode, by_row in modes.items():
             for row, figures in by_row.items():
                 for key, figure in figures.items():
-                    place = {"set": name, "trained_on": trained, "mode": mode, "row": row, "figure": key}
+                    place = {
+                        "set": name,
+                        "trained_on": trained,
+                        "mode": mode,
+                        "row": row,
+                        "figure": key,
+                    }
                     place["images"] = images.get(key, sum(images.values()) or "")
                     change = figure.get("difference")
                     writer.writerow(
@@ -120,11 +139,12 @@ def summary(found: Mapping[str, Any]) -> str:
     parts = []
     for table in found["sets"]:
         parts.append(f"{set_label(table)}: {_counts(table)}")
-        parts += [f"{_title(mode)}\n{_plain(_mode_rows(rows))}" for mode, rows in table["modes"].items()]
+        for mode, rows in table["modes"].items():
+            parts.append(f"{_title(mode)}\n{_plain(_mode_rows(rows))}")
     for mode, by_row in found["over_datasets"].items():
         parts.append(f"over datasets, {_title(mode).lower()}\n{_plain(_over_rows(by_row))}")
     parts += [f"unequal budget: {line}" for line in found["unequal"]]
-    return "\n\n".join(parts)
+    return "\n\n".join(parts).replace("−", "-")  # a terminal keeps its hyphens
 
 
 def _csv_change(change: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,7 +228,9 @@ def _counts(table: Mapping[str, Any]) -> str:
     counts = " and ".join(f"{count:,} {group}" for group, count in table["images"].items())
     if table["same_images_for_all_seeds"]:
         return f"{counts} test images, the same for every method and seed."
-    return f"{counts} test images in all; each seed has a split of its own, the same for every method."
+    return (
+        f"{counts} test images in all; each seed has a split of its own, the same for every method."
+    )
 
 
 def _keys(modes: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -3,15 +3,16 @@
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tasks.report_graph import stage_name
 from tasks.report_text import esc, label, percent, points, signs
 
 Row = tuple[str, Callable[[dict[str, Any]], str]]
 
 
-def results_table(metrics: dict[str, Any]) -> str:
+def results_table(metrics: Mapping[str, Any]) -> str:
     """Accuracy of every policy by mode and group, and its paired difference from the first."""
     first, *others = [esc(label(e["name"])) for e in metrics["evaluations"]]
     heads = [first, *others]
@@ -40,7 +41,7 @@ def results_table(metrics: dict[str, Any]) -> str:
     )
 
 
-def status_list(metrics: dict[str, Any]) -> str:
+def status_list(metrics: Mapping[str, Any]) -> str:
     """How the answers were read, by policy and mode: a fold-out list."""
     rows = []
     for evaluation in metrics["evaluations"]:
@@ -65,6 +66,8 @@ def refresh_table(rounds: Sequence[dict[str, Any]]) -> str:
         ("train images asked", lambda r: _count(r["build_mcq"].get("images"))),
         ("Pass@1 on them", lambda r: _share(r["propose"].get("pass_at_1"), 1)),
         ("Pass@N on them", lambda r: _share(r["propose"].get("pass_at_n"), 1)),
+        ("rollouts that name the truth", lambda r: _share(r["refresh"].get("truth_share"), 1)),
+        ("votes’ entropy, nats", lambda r: _decimal(r["refresh"].get("entropy"))),
         ("truth among the top k", lambda r: _of(r["build_mcq"], "truth_in_top_k", "images")),
         *((_outcome_name(o), _outcome(o)) for o in sorted(outcomes, key=_kept_first)),
         ("questions with the truth put in", lambda r: _injected(r["build_mcq"])),
@@ -75,6 +78,12 @@ def refresh_table(rounds: Sequence[dict[str, Any]]) -> str:
         ("questions by right letter", lambda r: _counts(r["build_mcq"].get("letters"), ": ")),
         ("answers that could not be read", lambda r: _of(r["propose"], "unparsed", "rollouts")),
         ("answers cut off at the limit", lambda r: _cut_off(r["propose"])),
+        ("asked about before", lambda r: _of(r["refresh"], "kept_questions", "questions")),
+        (
+            "of these, other options",
+            lambda r: _of(r["refresh"], "changed_options", "kept_questions"),
+        ),
+        ("solved: last answers all right", lambda r: _of(r["refresh"], "solved", "asked")),
         ("training steps", lambda r: _count(r["train"]["steps"] or None)),
         ("reward, first to last tenth", lambda r: _course(r["train"], "reward")),
         ("KL at the end", lambda r: _decimal(r["train"]["last"].get("kl"))),
@@ -101,7 +110,7 @@ def stages_table(stages: Sequence[dict[str, Any]]) -> str:
     longest = max((stage.get("seconds") or 0 for stage in stages), default=0) or 1
     lines, recipes = [], []
     for stage in stages:
-        name, seconds = esc(_stage_name(stage)), stage.get("seconds")
+        name, seconds = esc(stage_name(stage)), stage.get("seconds")
         width = 100 * (seconds or 0) / longest
         memory = stage.get("peak_memory_mb")
         told = _counts(_rows(stage.get("rows")), " ")
@@ -210,14 +219,6 @@ def _counts(counts: dict[str, Any] | None, between: str) -> str:
 def _title(name: str) -> str:
     text = label(name)
     return text[:1].upper() + text[1:]
-
-
-def _stage_name(stage: dict[str, Any]) -> str:
-    settings = stage.get("settings") or {}
-    about = [label(str(settings["method"]))] if settings.get("method") else []
-    if "refresh_round" in settings:
-        about.append(f"round {settings['refresh_round']}")
-    return ", ".join([str(stage.get("stage", "?")), *about])
 
 
 def _rows(rows: Any) -> dict[str, int]:

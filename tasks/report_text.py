@@ -6,7 +6,7 @@ finished run can be printed at once, anywhere.
 
 import html
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 LABELS = {
@@ -91,7 +91,7 @@ def summary(metrics: dict) -> str:
     return "\n".join([*lines, "", headline, *([_seed_note()] if details else [])])
 
 
-def verdict(metrics: dict) -> tuple[str, list[str]]:
+def verdict(metrics: Mapping[str, Any]) -> tuple[str, list[str]]:
     """Did the second evaluation beat the first: one headline, then one sentence a mode.
 
     A change counts only when the 95 % interval of the paired difference leaves out zero.

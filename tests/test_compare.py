@@ -109,9 +109,7 @@ def test_p_values_are_adjusted_over_the_datasets_and_named_so(runs):
     assert adjusted == pytest.approx([2 * raw[0], max(2 * raw[0], raw[1])])
     pairs = found["sets"][0]["pairs"]["one_step"]
     assert len(pairs) == 6 * 3, "every two of four rows, for base, novel and their harmonic mean"
-    one = next(
-        p for p in pairs if (p["from"], p["to"], p["key"]) == ("virft", "dive_k", "novel")
-    )
+    one = next(p for p in pairs if (p["from"], p["to"], p["key"]) == ("virft", "dive_k", "novel"))
     assert one["mean"] == pytest.approx(5.5 / 20)
 
 

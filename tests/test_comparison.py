@@ -61,7 +61,10 @@ def test_holm_by_hand():
 
 def test_figures_are_means_over_seeds_and_their_intervals_hold_them():
     base, novel = flags(3, 400, share=0.7, seed=3), flags(3, 300, share=0.4, seed=4)
-    draws = {"base": comparison.draw_images(400, seed=0), "novel": comparison.draw_images(300, seed=1)}
+    draws = {
+        "base": comparison.draw_images(400, seed=0),
+        "novel": comparison.draw_images(300, seed=1),
+    }
     found = comparison.figures({"base": base, "novel": novel}, draws)
     b, n = base.mean(axis=1), novel.mean(axis=1)
     assert found["base"].by_seed == pytest.approx(b)
