@@ -303,15 +303,17 @@ def _manifest(folder: str) -> dict[str, Any]:
 
 
 def _unequal(found: Mapping[str, Any]) -> list[str]:
-    """Each budget in which methods at their last round differ, in words."""
+    """Each budget in which methods at their last round differ, in words.
+
+    A method that has no use for a budget (supervised training samples no completions, and the open
+    question needs no rollouts) spends none of it; that is in the table, and no inequality.
+    """
     last = [r["name"] for r in found["rows"] if r["round"] is None and r["method"] != BASELINE]
     told = []
     for place, by_row in found["budgets"].items():
         for what in EQUAL:
             amounts = {
-                name: by_row[name][what]
-                for name in last
-                if name in by_row and not (what == "completions" and name in SUPERVISED)
+                name: by_row[name][what] for name in last if name in by_row and by_row[name][what]
             }
             if len({str(amount) for amount in amounts.values()}) > 1:
                 listed = ", ".join(f"{name} {_told(amount)}" for name, amount in amounts.items())

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.charts import Dot, dot_chart
-from tasks.compare_tables import BUDGET, OVER, row_label, set_label
+from tasks.compare_tables import BUDGET, OVER, SURE, pair_rows, row_label, seeds_told, set_label
 from tasks.report_figures import axis_of
 from tasks.report_page import POLICY
 from tasks.report_style import STYLE
@@ -17,11 +17,11 @@ def compare_page(found: Mapping[str, Any]) -> str:
     """The whole page."""
     methods = [row_label(row["name"]) for row in found["rows"]]
     places = ", ".join(set_label(table) for table in found["sets"])
-    seeds = ", ".join(map(str, found["seeds"]))
+    seeds = seeds_told(found)
     title = f"{len(methods)} policies on {places}"
     parts = [
         f'<header><p class="eyebrow">Comparison</p><h1>{esc(title)}</h1>'
-        f'<p class="lead">Accuracy in %, mean over training seeds {esc(seeds)}. Every policy answers '
+        f'<p class="lead">Accuracy in %, {esc(seeds)}. Every policy answers '
         "the same test images, and an answer that cannot be read counts as wrong.</p></header><main>"
     ]
     if found["over_datasets"]:
@@ -35,7 +35,8 @@ def compare_page(found: Mapping[str, Any]) -> str:
             f"</p>{tables}</section>"
         )
     for number, table in enumerate(found["sets"]):
-        parts.append(f"<section><h2>{esc(set_label(table))}</h2>{_set(table, number)}</section>")
+        shown = _set(table, number) + _pairs(pair_rows(found, table))
+        parts.append(f"<section><h2>{esc(set_label(table))}</h2>{shown}</section>")
     parts.append(
         f"<section><h2>What each method spent</h2>{_budgets(found)}</section></main><footer>"
         "Small figures: ± standard deviation over seeds, and 95 % intervals for the draw of test "
@@ -93,9 +94,35 @@ def _table(by_row: Mapping[str, Mapping[str, Any]], keys: Mapping[str, str]) -> 
         cells.append(f"<td>{_p(change)}</td>" if change else "<td></td>")
         lines.append(f"<tr><th>{esc(row_label(name))}</th>{''.join(cells)}</tr>")
     return (
-        f'<div class="wide"><table class="results many"><thead><tr>{head}</tr></thead>'
+        f'<div class="wide"><table class="results many flat"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _pairs(grids: Mapping[str, Sequence[Sequence[str]]]) -> str:
+    """Every method against every other; folds out."""
+    if not grids:
+        return ""
+    tables = []
+    for mode, (head, *body) in grids.items():
+        heads = "".join(f'<th class="n">{esc(text)}</th>' for text in head[1:])
+        lines = "".join(
+            f"<tr><th>{esc(row[0])}</th>{''.join(map(_pair, row[1:]))}</tr>" for row in body
+        )
+        tables.append(
+            f'<h4>{esc(_title(mode))}</h4><div class="wide"><table><thead><tr><th></th>{heads}</tr>'
+            f"</thead><tbody>{lines}</tbody></table></div>"
+        )
+    return (
+        "<details><summary>Between methods</summary><p>Harmonic mean of the row less that of the "
+        f"column, in points; bold where Holm’s p is below {SURE}.</p>{''.join(tables)}</details>"
+    )
+
+
+def _pair(text: str) -> str:
+    bold = text.startswith("**")
+    shown = esc(text.strip("*"))
+    return f'<td class="n">{f"<b>{shown}</b>" if bold else shown}</td>'
 
 
 def _cell(figure: Mapping[str, Any]) -> str:
@@ -132,7 +159,7 @@ def _budgets(found: Mapping[str, Any]) -> str:
     told = (
         f'<p class="note">Not equal: {esc("; ".join(found["unequal"]))}.</p>'
         if found["unequal"]
-        else "<p>Rollouts, optimiser steps and completions are equal for all trained methods.</p>"
+        else "<p>Rollouts, optimiser steps and completions are equal for all methods that use them.</p>"
     )
     return (
         f'{told}<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>'

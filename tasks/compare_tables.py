@@ -29,6 +29,14 @@ def row_label(name: str) -> str:
     return f"{label(method)}, round {round_}" if round_ else label(method)
 
 
+def seeds_told(found: Mapping[str, Any]) -> str:
+    """mean over training seeds 0, 1, 2; or: training seed 0."""
+    seeds = ", ".join(map(str, found["seeds"]))
+    return (
+        f"mean over training seeds {seeds}" if len(found["seeds"]) > 1 else f"training seed {seeds}"
+    )
+
+
 def set_label(table: Mapping[str, Any]) -> str:
     """A set's name, and what the policies were trained on where that is a mix."""
     name, trained = table["set"], table["trained_on"]
@@ -38,10 +46,9 @@ def set_label(table: Mapping[str, Any]) -> str:
 def markdown(found: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
     baseline = row_label(found["rows"][0]["name"])
-    seeds = ", ".join(map(str, found["seeds"]))
     parts = [
         "# Comparison",
-        f"Accuracy in %, mean over training seeds {seeds}; in brackets 95 % intervals for the draw of "
+        f"Accuracy in %, {seeds_told(found)}; in brackets 95 % intervals for the draw of "
         f"test images. Differences are paired, image by image, from the {baseline}; p is adjusted "
         "over the datasets (Holm). ± is the standard deviation over seeds.",
     ]
@@ -49,7 +56,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         parts.append(f"## {set_label(table)}\n\n{_counts(table)}")
         for mode, by_row in table["modes"].items():
             parts.append(f"### {_title(mode)}\n\n{_grid(_mode_rows(by_row))}")
-        if pairs := _pair_rows(found, table):
+        if pairs := pair_rows(found, table):
             parts.append(
                 "### Between methods\n\nHarmonic mean of the row less that of the column, in points; "
                 f"bold where Holm's p < {SURE}.\n"
@@ -182,7 +189,7 @@ def _over_rows(by_row: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     return rows
 
 
-def _pair_rows(found: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+def pair_rows(found: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, list[list[str]]]:
     """Mode -> differences of harmonic means (or of the only group) between every two methods."""
     names = [row["name"] for row in found["rows"]]
     if len(names) < 3:
@@ -217,7 +224,10 @@ def _budget_text(found: Mapping[str, Any]) -> str:
     told = _grid(_budget_rows(found))
     if found["unequal"]:
         return told + "\n\nNot equal: " + "; ".join(found["unequal"]) + "."
-    return told + "\n\nRollouts, optimiser steps and completions are equal for all trained methods."
+    return (
+        told
+        + "\n\nRollouts, optimiser steps and completions are equal for all methods that use them."
+    )
 
 
 def _amount(amount: int | Sequence[int]) -> str:

@@ -19,7 +19,7 @@ from tasks.report_text import esc
 
 FOLDER = "figures"
 ZOOM = 2.5  # pixels a unit: 875 across, sharp in a paper's column
-_KEY_WIDTH = 6.4  # units a letter of the legend takes, at most
+_KEY_WIDTH = 6.8  # units a letter of the legend takes, at most
 _ROW = 16  # units a line of the head
 
 
@@ -96,7 +96,7 @@ def standalone(figure: Figure) -> str:
     if len(figure.legend) > 1:
         x, y = 2.0, y + _ROW + 2
         for name, style in figure.legend:
-            wide = 40 + _KEY_WIDTH * len(name)
+            wide = 46 + _KEY_WIDTH * len(name)
             if x > 2 and x + wide > width:
                 x, y = 2.0, y + _ROW
             sample = f'<g transform="translate({x:g} {y - 9:g})">{_sample(style, figure.dots)}</g>'

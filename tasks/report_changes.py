@@ -17,6 +17,7 @@ from tasks.metrics import wilson
 from tasks.prompts import LETTERS
 
 LETTER_MODES = ("mcq", "two_step")  # the first that is there shows letter bias
+LETTER_REWARDS = ("reward/letter", "letter_reward")  # the column, now and in older artifacts
 BINS = 5
 PAIRS = 10  # confusions that are listed, each way
 _VOTES = re.compile(r"^(\d+) of (\d+) votes")
@@ -205,19 +206,18 @@ def solved(train: Path | None) -> dict[str, Any]:
     if train is None or not list(train.glob("completions*.parquet")):
         return {}
     last: dict[str, tuple[int, list[float]]] = {}
-    columns = ["step", "mcq_id", "letter_reward"]
-    try:
-        rows = shards.read(train, "completions", columns).to_pylist()
-    except shards.ShardError:
-        return {}  # a method without questions logs no letters
-    for row in rows:
-        if row["letter_reward"] is None:
+    table = shards.read(train, "completions")
+    reward = next((name for name in LETTER_REWARDS if name in table.column_names), None)
+    if reward is None or "mcq_id" not in table.column_names:
+        return {}  # a method that pays for something else
+    for row in table.select(["step", "mcq_id", reward]).to_pylist():
+        if row[reward] is None:
             continue
         step, rewards = last.get(row["mcq_id"], (-1, []))
         if row["step"] > step:
-            last[row["mcq_id"]] = (row["step"], [row["letter_reward"]])
+            last[row["mcq_id"]] = (row["step"], [row[reward]])
         elif row["step"] == step:
-            rewards.append(row["letter_reward"])
+            rewards.append(row[reward])
     right = sum(min(rewards) >= 1 for _, rewards in last.values())
     return {"asked": len(last), "solved": right} if last else {}
 

@@ -38,7 +38,7 @@ LOG_CHARTS = (
     LogChart(
         "Validation accuracy",
         "open question, greedy, a sample of the validation images",
-        (("val_accuracy", "accuracy"), ("val_base", "base"), ("val_novel", "novel")),
+        (("val_accuracy", "right"), ("val_unreadable", "unreadable")),
         100,
         " %",
     ),

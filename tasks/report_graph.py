@@ -53,10 +53,11 @@ def stage_name(stage: Mapping[str, Any]) -> str:
     """Train, DiVE-k, round 1."""
     settings = stage.get("settings") or {}
     about = []
-    if method := settings.get("method") or stage.get("method"):
+    method = settings.get("method") or stage.get("method")
+    if method:
         about.append(label(str(method)))
     round_ = settings.get("refresh_round", stage.get("refresh_round"))
-    if round_ is not None:
+    if round_ is not None and method != "zero_shot":
         about.append(f"round {round_}")
     return ", ".join([str(stage.get("stage", "?")), *about])
 

@@ -75,7 +75,7 @@ small{color:var(--muted);font-size:.8125rem;font-weight:400}
 .results small{display:inline-block;margin-left:.7rem;min-width:6.1rem}
 .results small+small{min-width:8rem}
 .results tbody th{padding-left:.9rem}
-.results tbody tr:first-child th{padding-left:0}
+.results tbody tr:first-child th,.results.flat tbody th{padding-left:0}
 .results.many td,.results.many thead th{text-align:right}
 .results.many small{display:block;margin:0;min-width:0}
 .sure{font-weight:600}
