@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import comparison, shards
+from tasks.budgets import budgets, unequal
 from tasks.compare_page import compare_page
 from tasks.compare_tables import csv_table, latex, markdown
 from tasks.comparison import Figure
@@ -24,9 +25,7 @@ from tasks.schemas import GROUPS
 
 MODES = ("one_step", "two_step", "majority", "mcq", "constrained")
 BASELINE = "zero_shot"
-SUPERVISED = ("sft",)  # methods that learn from given answers, so that they sample no completions
 SEED = 0  # of the bootstrap: the same artifacts give the same tables
-EQUAL = ("rollouts", "optimiser_steps", "completions")
 
 Outcomes = dict[str, dict[str, dict[str, list[dict[str, bool]]]]]  # row, mode, group, seed
 
@@ -60,7 +59,7 @@ def tabulate(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Everything that the tables say, as plain values (the contents of `compare.json`)."""
     if not runs:
         raise CompareError("there is nothing to compare: [Compare] methods is empty")
-    rows = {_row(run): run for run in runs}
+    rows = {row_name(run): run for run in runs}
     names = sorted(rows, key=lambda name: name != BASELINE)  # the baseline first, else as given
     sets = list(dict.fromkeys((run["set"], run["trained_on"]) for run in runs))
     tables, all_figures = [], []
@@ -79,13 +78,14 @@ def tabulate(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "modes": _modes(mode for table in tables for mode in table["modes"]),
         "sets": tables,
         "over_datasets": _over_datasets(all_figures, names) if len(sets) > 1 else {},
-        "budgets": _budgets(runs),
+        "budgets": budgets(runs, row_name),
     }
-    found["unequal"] = _unequal(found)
+    found["unequal"] = unequal(found, BASELINE)
     return found
 
 
-def _row(run: Mapping[str, Any]) -> str:
+def row_name(run: Mapping[str, Any]) -> str:
+    """A method, or a method after one of its rounds."""
     return run["method"] if run["round"] is None else f"{run['method']}, round {run['round']}"
 
 
@@ -123,7 +123,7 @@ def _outcomes(
     runs: Sequence[Mapping[str, Any]], names: Sequence[str], seeds: Sequence[int]
 ) -> tuple[Outcomes, dict[str, list[set[str]]]]:
     """Right or wrong by row, mode, group and seed, and each seed's image ids by group."""
-    by_place = {(_row(run), run["seed"]): run for run in runs}
+    by_place = {(row_name(run), run["seed"]): run for run in runs}
     places = {run["seed"]: _groups(Path(run["split"])) for run in runs}
     ids: dict[str, list[set[str]]] = {}
     outcomes: Outcomes = {name: {} for name in names}
@@ -248,81 +248,6 @@ def _plain(figure: Figure) -> dict[str, Any]:
         "by_seed": figure.by_seed.tolist(),
         "spread": figure.spread,
     }
-
-
-def _budgets(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """What each row spent, by the set it was trained on: one figure, or a list where seeds differ."""
-    spent: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for run in runs:
-        mine = spent.setdefault(run["trained_on"], {}).setdefault(_row(run), {})
-        for what, amount in _spent(run).items():
-            mine.setdefault(what, []).append(amount)
-    return {
-        place: {
-            name: {
-                what: amounts[0] if len(set(amounts)) == 1 else amounts
-                for what, amounts in by_what.items()
-            }
-            for name, by_what in by_row.items()
-        }
-        for place, by_row in spent.items()
-    }
-
-
-def _spent(run: Mapping[str, Any]) -> dict[str, int]:
-    trains = [_manifest(path) for path in run["train"]]
-    proposes = [_manifest(path) for path in run["propose"]]
-    builds = [_manifest(path) for path in run["build_mcq"]]
-    steps = [_rows(train, "train_log") for train in trains]
-    questions = [
-        count * int(train.get("settings", {}).get("questions_per_step", 0))
-        for count, train in zip(steps, trains, strict=True)
-    ]
-    group = [int(train.get("settings", {}).get("num_generations", 0)) for train in trains]
-    sampled = sum(q * g for q, g in zip(questions, group, strict=True))
-    return {
-        "rollouts": sum(_rows(propose, "rollouts") for propose in proposes),
-        "optimiser_steps": sum(steps),
-        "completions": 0 if run["method"] in SUPERVISED else sampled,
-        "questions_built": sum(_rows(build, "mcq") for build in builds),
-        "questions_asked": sum(questions),
-        "seconds": round(sum(stage.get("seconds") or 0 for stage in (*trains, *proposes))),
-    }
-
-
-def _rows(manifest: Mapping[str, Any], table: str) -> int:
-    return int(manifest.get("rows", {}).get(table, 0))
-
-
-def _manifest(folder: str) -> dict[str, Any]:
-    path = Path(folder) / "manifest.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CompareError(f"{path} cannot be read ({error}); run its stage again") from error
-
-
-def _unequal(found: Mapping[str, Any]) -> list[str]:
-    """Each budget in which methods at their last round differ, in words.
-
-    A method that has no use for a budget (supervised training samples no completions, and the open
-    question needs no rollouts) spends none of it; that is in the table, and no inequality.
-    """
-    last = [r["name"] for r in found["rows"] if r["round"] is None and r["method"] != BASELINE]
-    told = []
-    for place, by_row in found["budgets"].items():
-        for what in EQUAL:
-            amounts = {
-                name: by_row[name][what] for name in last if name in by_row and by_row[name][what]
-            }
-            if len({str(amount) for amount in amounts.values()}) > 1:
-                listed = ", ".join(f"{name} {_told(amount)}" for name, amount in amounts.items())
-                told.append(f"{what.replace('_', ' ')} on {place}: {listed}")
-    return told
-
-
-def _told(amount: int | list[int]) -> str:
-    return " / ".join(f"{n:,}" for n in (amount if isinstance(amount, list) else [amount]))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from tasks import report_figures as drawn
 from tasks import shards
 from tasks.figures import Figure, write
 from tasks.gallery import choose, gallery_html, sampled_votes
+from tasks.report_log import log_figures
 from tasks.report_page import build_page
 from tasks.report_text import summary
 from tasks.run import StageError, main
@@ -109,7 +110,7 @@ def report(
         "accuracy": drawn.accuracy_figures(found),
         "pass": drawn.pass_figures(found["evaluations"]),
         "rounds": _present(drawn.votes_figure(found["rounds"])),
-        "log": drawn.log_figures(logs, found["rounds"]),
+        "log": log_figures(logs, found["rounds"]),
         "changes": _present(
             drawn.letter_figure(found["evaluations"]),
             drawn.calibration_figure(found["evaluations"]),

@@ -10,8 +10,9 @@ from typing import Any
 
 from tasks.figures import Figure, legend, on_page
 from tasks.report_changed import class_table, confusion_tables, cross_table, refresh_changes
-from tasks.report_figures import FIRST, policies, title_of
+from tasks.report_figures import policies, title_of
 from tasks.report_graph import graph_svg
+from tasks.report_log import FIRST
 from tasks.report_style import STYLE
 from tasks.report_tables import refresh_table, results_table, stages_table, status_list
 from tasks.report_text import SPOKEN_MODES, esc, label, percent, points, signs, verdict
