@@ -237,18 +237,19 @@ def _propose(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
 
 
 def _train(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
-    questions = stage.steps * stage.questions_per_step
+    steps = stage.settings()["steps"]  # a method without rounds takes those of all rounds in one
+    questions = steps * stage.questions_per_step
     completions = questions * stage.num_generations
     longest = max(lengths[name]["question"] for name in stage.names)
     answer = min(answer, stage.max_completion_length)
     made = Work(_name(stage), questions, completions, completions * longest, completions * answer)
-    made.steps = stage.steps
+    made.steps = steps
     pool = sum(counts[name]["train"] for name in stage.names)
-    told = f"{stage.steps:,} steps of {stage.questions_per_step} questions: {questions / pool:.2f} epochs"
+    told = f"{steps:,} steps of {stage.questions_per_step} questions: {questions / pool:.2f} epochs"
     told += f" of {pool:,} images, more of the questions that are kept"
     if (published := PUBLISHED_EPOCHS.get(stage.dataset)) is not None:
-        steps = round(published * pool / stage.questions_per_step)
-        told += f"; published: {published} epochs, here {steps:,} steps in all rounds"
+        whole = round(published * pool / stage.questions_per_step)
+        told += f"; published: {published} epochs, here {whole:,} steps in all rounds"
     made.told.append(told)
     return made
 

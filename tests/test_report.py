@@ -21,6 +21,10 @@ from tests.browser import Browser
 CLASSES = ("Amber", "Beryl", "Coral", "Denim")
 HOSTILE = "<script>alert(1)</script>\x00\x1b[31m\u202e & \"quoted\" 'single' ]]>"
 MODES = ("one_step", "majority", "two_step")
+LOGGED = (
+    *("loss", "reward", "letter_reward", "format_reward", "dead_group_share", "kl", "entropy"),
+    *("completion_length", "clipped_share", "seconds"),
+)
 # Of 10 test images in each group: how many are right, the first ones of each group.
 RIGHT = {"zero_shot": {"base": 4, "novel": 5}, "dive_k": {"base": 8, "novel": 6}}
 
@@ -194,7 +198,7 @@ def test_a_protocol_without_novel_classes_has_no_harmonic_mean(tree, tmp_path):
 def test_missing_statistics_leave_gaps_and_not_errors(tree, tmp_path):
     entry = tree["rounds"][0]
     log = Path(entry["train"]) / "train_log.parquet"
-    pq.write_table(schemas.train_log().empty_table(), log)
+    pq.write_table(pq.read_table(log)[:0], log)
     for name in ("propose", "build_mcq"):
         (Path(entry[name]) / "stats.json").unlink()
     for item in tree["evaluations"]:
@@ -209,7 +213,7 @@ def test_numbers_that_are_not_finite_stay_out(tree, tmp_path):
     folder = Path(tree["rounds"][0]["train"])
     rows = shards.read(folder, "train_log").to_pylist()
     rows[3] |= {"kl": float("nan"), "letter_reward": float("inf")}
-    shards.write(folder / "train_log.parquet", rows, schemas.train_log())
+    pq.write_table(pa.Table.from_pylist(rows), folder / "train_log.parquet")
     report(tmp_path / "out", **tree)
     for file in ("metrics.json", "index.html"):
         text = (tmp_path / "out" / file).read_text(encoding="utf-8")
@@ -426,11 +430,8 @@ def _write_evaluation(folder: Path, places: list[dict], right: dict[str, int]) -
 
 
 def _write_round(root: Path) -> None:
-    steps = [
-        {name: 0.1 * step for name in schemas.train_log().names} | {"step": step}
-        for step in range(1, 31)
-    ]
-    shards.write(root / "train/train_log.parquet", steps, schemas.train_log())
+    steps = [{name: 0.1 * step for name in LOGGED} | {"step": step} for step in range(1, 31)]
+    pq.write_table(pa.Table.from_pylist(steps), root / "train/train_log.parquet")
     propose: dict = {"rollouts": 40, "pass_at_1": 0.5, "pass_at_n": 0.9, "unparsed": 1}
     propose |= {"finish_reasons": {"stop": 39, "length": 1}, "tokens": 400, "seconds": 3.0}
     (root / "propose/stats.json").write_text(json.dumps(propose))
