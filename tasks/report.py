@@ -64,6 +64,7 @@ def report(
     split: str,
     manifests: list[str],
     cross: list[dict] | None = None,
+    judged: list[dict] | None = None,
     command: str = "",
 ) -> None:
     """Write `metrics.json` (every number), `index.html` (the page, which opens offline) and
@@ -71,7 +72,8 @@ def report(
 
     The first evaluation is the base policy, the second the method the page is about; any further
     ones are compared with the first in the same way. `cross` are evaluations on other sets, each
-    with `trained_on`, `set`, `method` and `path`; `command` is the line that makes it all again.
+    with `trained_on`, `set`, `method` and `path`; `judged` are a judge's opinions of evaluations, by
+    their `name` and `path`; `command` is the line that makes it all again.
     Raises ReportError when two evaluations do not cover the same test images.
     """
     if not evaluations:
@@ -91,6 +93,7 @@ def report(
             {"name": item["name"]}
             | compare(rows, predictions[0] if index else None)
             | {"pass_at_k": _json(Path(item["path"]) / "pass_at_k.json")}
+            | {"judged": _judged(item["name"], judged or [], places)}
             | {"letters": changes.letters(rows, data_card.classes)}
             | {"calibration": changes.calibration(rows)}
             for index, (item, rows) in enumerate(zip(evaluations, predictions, strict=True))
@@ -177,6 +180,25 @@ def _cross(entry: dict) -> dict[str, Any]:
     key = "harmonic_mean" if "harmonic_mean" in modes[mode] else next(iter(modes[mode]))
     told = {"name": entry["method"], "mode": mode, "key": key, "figure": modes[mode][key]}
     return {"trained_on": entry["trained_on"], "set": entry["set"], **told}
+
+
+def _judged(name: str, judged: list[dict], places: dict[str, dict]) -> dict[str, Any]:
+    """Accuracy by mode and group with the judge's verdicts; empty where there was no judge."""
+    path = next((Path(item["path"]) for item in judged if item["name"] == name), None)
+    if path is None:
+        return {}
+    found: dict[str, Any] = {}
+    rows = shards.read(path, "judgements").to_pylist()
+    for row in rows:
+        row["undecided"] = row["correct_judged"] is None
+        row["correct"] = row["correct"] if row["undecided"] else row["correct_judged"]
+        row["group"] = places[row["image_id"]]["group"]
+    for mode in _modes(rows):
+        for group, part in _by_group(rows, mode).items():
+            undecided = sum(row["undecided"] for row in part.values())
+            figures = _accuracy(part) | {"undecided": undecided}
+            found.setdefault(mode, {})[group] = figures
+    return found
 
 
 def _present(*figures: Figure | None) -> list[Figure]:

@@ -14,7 +14,13 @@ from tasks.report_figures import policies, title_of
 from tasks.report_graph import graph_svg
 from tasks.report_log import FIRST
 from tasks.report_style import STYLE
-from tasks.report_tables import refresh_table, results_table, stages_table, status_list
+from tasks.report_tables import (
+    judged_table,
+    refresh_table,
+    results_table,
+    stages_table,
+    status_list,
+)
 from tasks.report_text import SPOKEN_MODES, esc, label, percent, points, signs, verdict
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -105,7 +111,7 @@ def _answer(metrics: Mapping[str, Any], figures: Sequence[Figure]) -> str:
         f"<p>Accuracy in % over {counts}{note}. Every policy answers the same images in every "
         "mode, and an answer that cannot be read counts as wrong.</p>"
         f"{legend(policies(metrics['evaluations']), dots=True)}{_charts(figures, with_key=False)}"
-        f"{results_table(metrics)}{cross_table(metrics['cross'])}{status_list(metrics)}"
+        f"{results_table(metrics)}{judged_table(metrics)}{cross_table(metrics['cross'])}{status_list(metrics)}"
     )
 
 

@@ -41,6 +41,29 @@ def results_table(metrics: Mapping[str, Any]) -> str:
     )
 
 
+def judged_table(metrics: Mapping[str, Any]) -> str:
+    """Accuracy with a judge's second opinion, beside that by the card's names alone."""
+    rows = []
+    for evaluation in metrics["evaluations"]:
+        for mode, by_group in (evaluation.get("judged") or {}).items():
+            for group, figures in by_group.items():
+                plain = evaluation["modes"].get(mode, {}).get(group)
+                rows.append(
+                    f"<tr><th>{esc(label(evaluation['name']))}<br>"
+                    f"<small>{esc(label(mode))}, {esc(group)}</small></th>{_rate_cell(plain)}"
+                    f'{_rate_cell(figures)}<td class="n">{figures["undecided"]:,}</td></tr>'
+                )
+    if not rows:
+        return ""
+    return (
+        '<h3>A second opinion</h3><p class="quiet">A language model judged the answers that name no '
+        "class of the card. Where it gave no verdict the answer keeps the first one, and is counted "
+        'in the last column.</p><div class="wide"><table class="results flat"><thead><tr><th></th>'
+        '<th>by the card’s names</th><th>with the judge</th><th class="n">no verdict</th></tr>'
+        f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
 def status_list(metrics: Mapping[str, Any]) -> str:
     """How the answers were read, by policy and mode: a fold-out list."""
     rows = []
@@ -258,8 +281,12 @@ def _hosts(stages: Sequence[dict[str, Any]]) -> str:
     for stage in stages:
         host = stage.get("host")
         if isinstance(host, dict) and host:
-            cores = f", {host['cores']} cores" if host.get("cores") else ""
-            hosts[f"{host.get('cpu', 'unknown processor')}{cores}"] = None
+            told = [str(host.get("cpu", "unknown processor"))]
+            told += [f"{host['cores']} cores"] if host.get("cores") else []
+            told += [f"{host['memory_gib']:.0f} GiB"] if host.get("memory_gib") else []
+            gpus = Counter(map(str, host.get("gpus") or ()))
+            told += [f"{count} x {name}" for name, count in gpus.items()]
+            hosts[", ".join(told)] = None
     return f" on {esc('; '.join(hosts))}" if hosts else ""
 
 

@@ -13,6 +13,7 @@ from pipeline.settings import SettingsError
 from tasks import schemas, shards
 from tasks.compare import CompareError, compare, tabulate
 from tasks.compare_tables import latex, markdown, summary
+from tests.browser import Browser
 from tests.test_stage import config  # noqa: F401  the default luigi.cfg, to be changed
 
 CLASSES = ("Amber", "Beryl", "Coral", "Denim")
@@ -185,6 +186,22 @@ def test_all_tables_say_what_the_json_says(runs, tmp_path):
     page = (tmp_path / "first/index.html").read_text()
     assert "<script" not in page
     assert page.count("<svg") == 4
+
+
+@pytest.mark.process
+def test_the_page_in_a_real_browser(runs, tmp_path):
+    compare(tmp_path / "out", runs=runs)
+    page = tmp_path / "out/index.html"
+    with Browser(tmp_path / "profile") as browser:
+        for width, dark in ((1200, False), (390, True)):
+            browser.open(page, width=width, dark=dark)
+            assert browser.complaints() == []
+            assert browser.requests() == [page.as_uri()]
+            assert browser.value("document.documentElement.scrollWidth - innerWidth") == 0
+            browser.value("document.querySelectorAll('details').forEach((d) => d.open = true)")
+            contrasts = browser.contrasts()
+            assert len(contrasts) > 200
+            assert contrasts[0][0] >= 4.5, contrasts[:3]
 
 
 def test_seeds_with_splits_of_their_own_are_compared_and_told(runs, tmp_path):

@@ -264,6 +264,29 @@ def test_policies_of_other_sets_stand_in_a_table(tree, tmp_path):
     assert "trained on birds" in (tmp_path / "out/index.html").read_text(encoding="utf-8")
 
 
+def test_a_judges_opinion_stands_beside_the_first_and_not_in_its_place(tree, tmp_path):
+    rows = shards.read(Path(tree["evaluations"][0]["path"]), "predictions").to_pylist()
+    rows = [row for row in rows if row["mode"] == "one_step"]
+    wrong = [row["image_id"] for row in rows if not row["correct"] and row["group"] == "base"]
+    verdicts = {wrong[0]: True, wrong[1]: None}
+    judged = [
+        {"image_id": r["image_id"], "mode": "one_step", "status": "", "correct": r["correct"]}
+        | {"correct_judged": verdicts.get(r["image_id"], r["correct"])}
+        for r in rows
+    ]
+    (tmp_path / "judge").mkdir()
+    pq.write_table(pa.Table.from_pylist(judged), tmp_path / "judge/judgements.parquet")
+    given = [{"name": "zero_shot", "path": str(tmp_path / "judge")}]
+    report(tmp_path / "out", **tree, judged=given)
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    first = metrics["evaluations"][0]
+    assert first["modes"]["one_step"]["base"]["correct"] == 4
+    assert first["judged"]["one_step"]["base"]["correct"] == 5
+    assert first["judged"]["one_step"]["base"]["undecided"] == 1
+    assert metrics["evaluations"][1]["judged"] == {}
+    assert "A second opinion" in (tmp_path / "out/index.html").read_text(encoding="utf-8")
+
+
 def test_every_column_of_the_log_is_drawn_and_none_is_needed(tree, tmp_path):
     folder = Path(tree["rounds"][0]["train"])
     rows = [
