@@ -90,7 +90,7 @@ def standalone(figure: Figure) -> str:
     width, height = float(size[1]), float(size[2])
     y = 20.0
     head = [f'<text class="head" x="2" y="{y:g}">{esc(figure.title)}</text>']
-    for line in _wrapped(figure.note, int(width / 5.6)):
+    for line in _wrapped(figure.note, int(width / 6.3)):
         y += _ROW
         head.append(f'<text x="2" y="{y:g}">{esc(line)}</text>')
     if len(figure.legend) > 1:

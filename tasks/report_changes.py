@@ -104,8 +104,8 @@ def letters(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
 
 def _letters(row: Row, classes: Sequence[str]) -> tuple[str, str]:
     """The letters of what was chosen and of the truth; "" for none of the options."""
-    if "letter" in row and "truth_letter" in row:
-        return row["letter"] or "", row["truth_letter"] or ""
+    if row.get("letter") is not None and row.get("truth_letter") is not None:
+        return row["letter"], row["truth_letter"]
 
     def of(class_id: int) -> str:
         named = [classes[class_id]] if class_id >= 0 else []

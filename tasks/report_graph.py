@@ -10,7 +10,7 @@ from typing import Any
 
 from tasks.report_text import esc, label
 
-WIDTH, BOX, HIGH, STEP = 350.0, 164.0, 38.0, 62.0
+WIDTH, BOX, HIGH, STEP = 350.0, 182.0, 38.0, 62.0
 
 
 def graph_svg(stages: Sequence[Mapping[str, Any]]) -> str:

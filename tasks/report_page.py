@@ -89,7 +89,7 @@ def _tiles(metrics: Mapping[str, Any]) -> str:
         tiles.append(
             f'<li><span class="what">{esc(label(key))}</span>'
             f'<span class="big {sure}">{signs(points(change["mean"]))}</span>'
-            f"<span>{percent(was)} → {percent(is_)} %</span>"
+            f"<span>{percent(was)} → {percent(is_)}</span>"
             f"<span>{signs(f'{points(low)} to {points(high)}')}</span>"
             f'<span class="{sure}">{word}</span></li>'
         )

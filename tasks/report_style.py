@@ -197,8 +197,8 @@ _NARROW = """
  .stages td.n{white-space:nowrap;font-size:.85em}
  .tiles li{padding:.6rem .7rem;font-size:.8rem}
  .tiles .big{font-size:1.6rem}
- .stages td:nth-child(2),.stages th:nth-child(2){display:none}
- .bar{min-width:2.5rem}
+ .stages td:nth-child(2),.stages th:nth-child(2),
+ .stages td:nth-child(3),.stages th:nth-child(3){display:none}
 }
 @media print{
  :root{--ground:#fff}
