@@ -238,6 +238,8 @@ def show_report(folder: Path) -> None:
     trains = sorted(method.parent.glob("round*/train/current"))
     if trains:
         print(f"policy     {_short(trains[-1])}")
+    if (folder / "compare" / "current").exists():
+        print(f"comparison {_short(folder / 'compare' / 'current')}/index.html")
     print(f"artifacts  {_short(folder)}  (python -m pipeline inspect build_mcq)")
 
 

@@ -202,7 +202,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         )
     told += [
         f"  counted by {found['tokens_counted_by']}",
-        f"  answers of {found['answer_tokens']:,} tokens are assumed (--answer-tokens)",
+        f"  answers of {found['answer_tokens']:,} tokens are assumed, unless --answer-tokens says otherwise",
         "",
         f"{'stage':28}{'images':>9}{'completions':>13}{'tokens in':>13}{'tokens out':>13}{'hours':>8}",
     ]

@@ -61,8 +61,11 @@ def accuracy(outcomes: ArrayLike, draws: NDArray[np.float32]) -> tuple[Floats, F
     counts = there.sum(axis=1)
     if not counts.all():
         raise ValueError("a seed has no images")
-    drawn = (draws @ right.T) / np.maximum(draws @ there.T.astype(np.float32), 1)
-    return (right.sum(axis=1) / counts).astype(np.float64), drawn.astype(np.float64)
+    # Sums of whole numbers are exact in 32 bits; their quotient is taken in 64.
+    drawn_right = (draws @ right.T).astype(np.float64)
+    drawn_there = (draws @ there.T.astype(np.float32)).astype(np.float64)
+    by_seed = right.sum(axis=1, dtype=np.float64) / counts
+    return by_seed, drawn_right / np.maximum(drawn_there, 1)
 
 
 def figures(

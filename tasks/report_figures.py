@@ -1,6 +1,7 @@
 """The figures of the report, from the contents of `metrics.json` (`report_log.py`: of the logs)."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def accuracy_figures(metrics: Mapping[str, Any]) -> list[Figure]:
         told = "; ".join(
             f"{row}: {', '.join(f'{d.name} {d.value:.1f} %' for d in dots)}" for row, dots in rows
         )
-        key = f"accuracy-{mode}"
+        key = "accuracy-" + re.sub(r"\W+", "-", mode, flags=re.ASCII)
         chart = dot_chart(key, title_of(mode), told, rows, limits)
         columns = ("policy", "mode", "group", "accuracy", "low", "high")
         note = MODE_NOTES.get(mode, "")
