@@ -1,6 +1,7 @@
 """Look at what runs left behind, check it, and tidy up.
 
 python -m pipeline status             every stage: done, partial, stale and why; what a run would do
+python -m pipeline plan               images, rollouts, tokens, steps, hours and memory of a run to come
 python -m pipeline where              the last report's figures, and where everything lies
 python -m pipeline inspect build_mcq  counts and sample rows of a stage's current artifact; for
                                       build_mcq also a page of questions, to filter and to look at
@@ -17,6 +18,7 @@ read; 2 for a wrong command line.
 import argparse
 import difflib
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -39,12 +41,35 @@ def main() -> None:
             name, help=help, epilog=f"example: python -m pipeline {example or name}"
         )
         added.add_argument("--dataset", help="a data card's name; default: that of luigi.cfg")
+        added.add_argument(
+            "--recipe", metavar="FILES", help="read over luigi.cfg, separated by commas"
+        )
         return added
 
     command("where", "the last report's figures and the folders")
     status = command("status", "every stage and what a run would do", "status --method dive_k")
     status.add_argument("--method", help="default: that of luigi.cfg")
     status.add_argument("--seed", type=int, help="default: that of luigi.cfg")
+    plan = command("plan", "what a run will take", "plan --recipe training/recipes/paper_7b.cfg")
+    plan.add_argument("--method", help="default: that of luigi.cfg")
+    plan.add_argument("--seed", type=int, help="default: that of luigi.cfg")
+    plan.add_argument(
+        "--tokens-per-second",
+        type=float,
+        default=0,
+        help="written by the engine, all GPUs together",
+    )
+    plan.add_argument(
+        "--update-tokens-per-second",
+        type=float,
+        default=0,
+        help="of gradient steps, read and written",
+    )
+    plan.add_argument(
+        "--answer-tokens", type=int, default=0, help="default: a quarter of the limit"
+    )
+    plan.add_argument("--chars-per-token", type=float, default=4.0, help="without a tokenizer")
+    plan.add_argument("--tokenizer", default="", help="a folder with one")
     inspect = command("inspect", "counts and sample rows", "inspect build_mcq")
     inspect.add_argument("stage", help="a stage's folder name, or a path to an artifact")
     inspect.add_argument("--rows", type=int, default=3, help="sample rows a table")
@@ -66,16 +91,20 @@ def main() -> None:
     diff.add_argument("other", type=Path)
     predict = command("predict", "what a policy says is on images", "predict photo.jpg")
     predict_command.add_arguments(predict)
-    for each in (status, verify, gc, diff):
+    for each in (status, plan, verify, gc, diff):
         each.add_argument("--json", action="store_true", help="print JSON, for scripts")
     arguments = parser.parse_args()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when `head` has seen enough
+    if arguments.recipe:
+        os.environ["RECIPE"] = arguments.recipe
     if arguments.command == "status":
         sys.exit(show_status(arguments))
     if arguments.command == "predict":
         from pipeline.predict import settings
 
         sys.exit(predict_command.predict(arguments, settings(arguments)))
+    if arguments.command == "plan":
+        sys.exit(show_plan(arguments))
     root, dataset = _places(arguments.dataset)
     folder = root / dataset
     if arguments.command == "where":
@@ -104,6 +133,23 @@ def show_status(arguments: Any) -> int:
     }
     rows = [status.describe(stage) for stage in status.graph(TrainDiVE(**given))]
     print(json.dumps(rows, indent=1) if arguments.json else "\n".join(status.lines(rows)))
+    return 0
+
+
+def show_plan(arguments: Any) -> int:
+    """Print what a run of TrainDiVE will take."""
+    from pipeline import plan
+    from pipeline.tasks import TrainDiVE
+
+    given = {
+        name: value
+        for name in ("dataset", "method", "seed")
+        if (value := getattr(arguments, name)) is not None
+    }
+    chosen = TrainDiVE(**given)
+    told = {name: getattr(arguments, name) for name in plan.Given.__dataclass_fields__}
+    found = plan.plan(chosen.dataset, chosen.method, chosen.seed, plan.Given(**told))
+    print(json.dumps(found, indent=1) if arguments.json else "\n".join(plan.lines(found)))
     return 0
 
 
@@ -202,6 +248,8 @@ def show_report(folder: Path) -> None:
     trains = sorted(method.parent.glob("round*/train/current"))
     if trains:
         print(f"policy     {_short(trains[-1])}")
+    if (folder / "compare" / "current").exists():
+        print(f"comparison {_short(folder / 'compare' / 'current')}/index.html")
     print(f"artifacts  {_short(folder)}  (python -m pipeline inspect build_mcq)")
 
 
@@ -258,7 +306,8 @@ def _places(dataset: str | None) -> tuple[Path, str]:
     from configparser import ConfigParser
 
     config = ConfigParser(interpolation=None)
-    config.read("luigi.cfg")
+    overlays = [os.environ.get("LUIGI_CONFIG_PATH", ""), *os.environ.get("RECIPE", "").split(",")]
+    config.read(["luigi.cfg", *filter(None, overlays)])
     if not config.has_section("run"):
         sys.exit("error: no luigi.cfg with a [run] section here; run this in the project's folder")
     names = (dataset or config["run"]["dataset"]).split("+")

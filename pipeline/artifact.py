@@ -152,7 +152,14 @@ def versions() -> dict[str, str]:
 
 def host() -> dict[str, Any]:
     """The machine, as far as figures depend on it."""
-    return {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform()}
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+        "gpus": _gpus(),
+        "system": platform.platform(),
+    }
 
 
 def _run_child(
@@ -247,6 +254,16 @@ def _fsync(path: Path) -> None:
 
 def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _gpus(root: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
+    """The names of the machine's NVIDIA GPUs, as their driver gives them."""
+    return [
+        line.split(":", 1)[1].strip()
+        for path in sorted(root.glob("*/information"))
+        for line in _read(path).splitlines()
+        if line.startswith("Model:")
+    ]
 
 
 def _cpu() -> str:

@@ -2,14 +2,20 @@
 
 Luigi itself ignores an unknown section, only warns of an unknown key, and names a missing one
 without saying where it belongs. Here every scientific setting must stand in the configuration.
+
+Two things beyond Luigi: `RECIPE=a.cfg,b.cfg` in the environment reads further files over luigi.cfg,
+in order; and a section `[Train:cub]` holds for the dataset cub alone.
 """
 
 import difflib
+import os
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import luigi
 from luigi import configuration
+from luigi.cmdline_parser import CmdlineParser
 from luigi.parameter import MissingParameterException
 
 # Sections that Luigi reads itself (its configuration reference, "Configurable options").
@@ -58,6 +64,8 @@ class Checked(luigi.Task):
             if name in GRAPH and name not in kwargs and not config.has_option(family, name):
                 kwargs = {**kwargs, name: dict(params)[name].parse(config.get("run", name))}
         try:
+            if not args:
+                kwargs = {**of_dataset(family, params, kwargs), **kwargs}
             return super().get_param_values(params, args, kwargs)
         except MissingParameterException as error:
             missing = [n for n, p in params if n not in kwargs and not p.has_task_value(family, n)]
@@ -70,24 +78,71 @@ class Checked(luigi.Task):
             raise SettingsError(f"luigi.cfg: section [{family}]: {reason}") from error
 
 
+def of_dataset(family: str, params: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a section such as [Train:cub] sets for a task of that dataset; a mix's name is sorted.
+
+    What is given on the command line (`--Train-steps 5`) goes before it.
+    """
+    config = configuration.get_config()
+    section = f"{family}:{'+'.join(_sorted(str(kwargs.get('dataset', ''))))}"
+    if not config.has_section(section):
+        return {}
+    line = CmdlineParser.get_instance()
+    given = vars(line.known_args) if line else {}
+    return {
+        name: parameter.parse(config.get(section, name))
+        for name, parameter in params
+        if config.has_option(section, name) and given.get(f"{family}_{name}") is None
+    }
+
+
+def read_recipes() -> None:
+    """Read the files that RECIPE names over luigi.cfg, once for each configuration.
+
+    Raises SettingsError for one that is not there.
+    """
+    config = configuration.get_config()
+    wanted = recipes()
+    if wanted == getattr(config, "recipes_read", ()):
+        return
+    for path in wanted:
+        if not Path(path).is_file():
+            raise SettingsError(f"RECIPE: there is no file {path!r}")
+        config.read(path)
+    config.recipes_read = wanted
+
+
+def recipes() -> tuple[str, ...]:
+    """The files in the environment variable RECIPE, separated by commas."""
+    return tuple(filter(None, os.environ.get("RECIPE", "").split(",")))
+
+
 def check_configuration() -> None:
     """Refuse unknown sections and keys.
 
     Raises SettingsError naming the first one and the nearest known name.
     """
+    read_recipes()
     config = configuration.get_config()
     known = known_keys()
-    for section in config.sections():
+    for full_name in config.sections():
+        section, _, dataset = full_name.partition(":")
         if section in LUIGI_SECTIONS:
             continue
         if section not in known:
             raise SettingsError(
                 f"luigi.cfg: unknown section [{section}]{_nearest(section, [*known, *LUIGI_SECTIONS])}"
             )
-        for key in config[section]:
+        if dataset and ("dataset" not in known[section] or "+".join(_sorted(dataset)) != dataset):
+            raise SettingsError(
+                f"luigi.cfg: section [{full_name}]: {section} has no settings by dataset"
+                if "dataset" not in known[section]
+                else f"luigi.cfg: section [{full_name}]: write [{section}:{'+'.join(_sorted(dataset))}]"
+            )
+        for key in config[full_name]:
             if key.replace("-", "_") not in known[section]:
                 raise SettingsError(
-                    f"luigi.cfg: section [{section}] has no key {key!r}{_nearest(key, known[section])}"
+                    f"luigi.cfg: section [{full_name}] has no key {key!r}{_nearest(key, known[section])}"
                 )
 
 
@@ -124,3 +179,7 @@ class run(Checked, luigi.Config):
 def _nearest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def _sorted(dataset: str) -> list[str]:
+    return sorted(dataset.split("+"))

@@ -581,7 +581,7 @@ def judgements(stage: Any) -> dict[str, Stage]:
 
 def _last_rounds(method: str) -> dict[str, int]:
     """The base policy and, if it is another, the method, each with the round that is evaluated."""
-    return {"zero_shot": 0} | ({method: run().rounds - 1} if method != "zero_shot" else {})
+    return {"zero_shot": 0} | ({method: last_round(method)} if method != "zero_shot" else {})
 
 
 def _published(policy: str) -> dict[str, str]:
@@ -602,6 +602,7 @@ class Report(OfSet):
     seed = luigi.IntParameter()
 
     module = "tasks.report"
+    code_version = 2
 
     def needs(self):
         given = {"dataset": self.dataset, "seed": self.seed}
@@ -641,6 +642,8 @@ class Report(OfSet):
             "download": str(need["download"].folder),
             "split": str(need["split"].folder),
             "manifests": [str(stage.folder / "manifest.json") for stage in lineage(self)],
+            "command": f"luigi --module pipeline.tasks TrainDiVE --dataset {self.dataset} "
+            f"--method {self.method} --seed {self.seed}",
         }
 
 
@@ -700,3 +703,6 @@ def paths(stage: Stage) -> dict[str, str]:
 def snake(name: str) -> str:
     """BuildMCQ -> build_mcq."""
     return {"BuildMCQ": "build_mcq"}.get(name, name.lower())
+
+
+from pipeline.compare import Compare  # noqa: E402, F401  one more task, built from those above

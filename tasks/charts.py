@@ -103,9 +103,13 @@ def dot_chart(
     *,
     unit: str = "",
     zero: bool = False,
+    left: float = 70,
 ) -> str:
-    """Dots with intervals, one band a row, one line a dot inside it; `zero` draws a rule at 0."""
-    left, top, step, gap = 70, 8, 19, 17
+    """Dots with intervals, one band a row, one line a dot inside it; `zero` draws a rule at 0.
+
+    `left` is the room for the rows' names, of which each wraps at its first space.
+    """
+    top, step, gap = 8, 19, 17
     bottom = top + sum(step * len(dots) + gap for _, dots in rows)
     height = bottom + 26
     x = Scale(*limits, left, WIDTH - RIGHT - 30)
@@ -124,7 +128,7 @@ def dot_chart(
             offset = 4 + (index - (len(words) - 1) / 2) * 14
             parts.append(_text(left - 10, middle + offset, word, "row end"))
         for index, dot in enumerate(dots):
-            parts.append(_dot(dot, name, x, y + gap / 2 + step * (index + 0.5), unit))
+            parts.append(_dot(dot, name, x, y + gap / 2 + step * (index + 0.5), unit, zero))
         y += step * len(dots) + gap
     return "".join([*parts, "</svg>"])
 
@@ -198,7 +202,8 @@ def _line(series: Series, x: Scale, y: Scale) -> str:
     return drawn
 
 
-def _dot(dot: Dot, row: str, x: Scale, y: float, unit: str) -> str:
+def _dot(dot: Dot, row: str, x: Scale, y: float, unit: str, signed: bool) -> str:
+    shown = f"{dot.value:+.1f}" if signed else f"{dot.value:.1f}"
     told = (
         f"{row}, {dot.name}: {dot.value:.1f}{unit} (95 % interval {dot.low:.1f} to {dot.high:.1f})"
     )
@@ -207,7 +212,7 @@ def _dot(dot: Dot, row: str, x: Scale, y: float, unit: str) -> str:
         f'<g class="s{dot.style}"><title>{esc(told)}</title>'
         f'<path class="line whisker" d="M{low:.1f} {y:.1f}H{high:.1f}"/>'
         f'<circle class="dot" cx="{x(dot.value):.1f}" cy="{y:.1f}" r="4.5"/>'
-        f"{_text(high + 6, y + 4, f'{dot.value:.1f}'.replace('-', '−'), 'value')}</g>"
+        f"{_text(high + 6, y + 4, shown.replace('-', '−'), 'value')}</g>"
     )
 
 

@@ -30,7 +30,7 @@ PAIRED = {
     "wrong": ("Wrong both times", "what is still too hard"),
 }
 ALONE = {"right": ("Right", "by the base policy"), "wrong": ("Wrong", "by the base policy")}
-IN_SIGHT = 3  # of each kind; the rest unfold
+IN_SIGHT = 3  # of each kind; the rest show on demand
 PIXELS = 304  # twice the width shown, for fine screens
 SHORT_TEXT = 240  # characters; a longer completion unfolds
 LONG_TEXT = 6000
@@ -97,22 +97,61 @@ def gallery_html(
     kinds = PAIRED if len(names) > 1 else ALONE
     parts = [
         f"<p>Sorted by what happened to the answer in the mode “{esc(label(gallery.mode))}”, and "
-        "within that by a hash of the image’s id: nobody picked them.</p>"
+        "within that by a hash of the image’s id: nobody picked them.</p>",
+        _filters(gallery, places, kinds),
     ]
     for kind, (title, meaning) in kinds.items():
         total = gallery.counts[kind]
+        mine = [item for item in gallery.shown if item.kind == kind]
         cards = [
-            _card(item, names, data_uri(images.get(item.image_id)), votes, places, classes)
-            for item in gallery.shown
-            if item.kind == kind
+            _card(
+                item,
+                names,
+                data_uri(images.get(item.image_id)),
+                votes,
+                places,
+                classes,
+                rest=index >= IN_SIGHT,
+            )
+            for index, item in enumerate(mine)
         ]
-        parts.append(f"<h3>{title}: {total:,} of {gallery.images:,} images</h3>")
         told = f"{meaning}; {len(cards)} of them here" if cards else "there are none"
-        parts.append(f'<p class="quiet">{told}</p>{"".join(cards[:IN_SIGHT])}')
-        if rest := cards[IN_SIGHT:]:
-            more = f"<summary>{len(rest)} more</summary>"
-            parts.append(f"<details>{more}<div>{''.join(rest)}</div></details>")
-    return "".join(parts)
+        hidden = len(cards) - IN_SIGHT
+        more = f'<span class="more">, {hidden} more by “all”</span>' if hidden > 0 else ""
+        parts.append(
+            f'<div data-kind="{kind}"><h3>{title}: {total:,} of {gallery.images:,} images</h3>'
+            f'<p class="quiet">{told}{more}</p>{"".join(cards)}</div>'
+        )
+    return f'<div class="gallery">{"".join(parts)}</div>'
+
+
+def _filters(gallery: Gallery, places: Mapping[str, dict], kinds: Mapping[str, Any]) -> str:
+    """Choices of class, group and kind. The style sheet does the rest, so no script is needed."""
+    shown = [places[item.image_id] for item in gallery.shown]
+    labels = {place["label"]: place["class_name"] for place in shown}
+    groups = dict.fromkeys(sorted(place["group"] for place in shown))
+    choices = {
+        "class": {str(n): labels[n] for n in sorted(labels, key=lambda n: labels[n])},
+        "group": {group: f"{group} classes" for group in groups},
+        "kind": {kind: title.lower() for kind, (title, _) in kinds.items()},
+    }
+    rules, selects = [], []
+    for name, values in choices.items():
+        options = "".join(f'<option value="{esc(v)}">{esc(t)}</option>' for v, t in values.items())
+        selects.append(
+            f'<label>{name}<select name="{name}"><option value="">any</option>{options}</select></label>'
+        )
+        part = "[data-kind]" if name == "kind" else ".shown"
+        rules += [
+            f'.gallery:has([name={name}]>[value="{v}"]:checked) {part}:not([data-{name}="{v}"])'
+            "{display:none}"
+            for v in values
+        ]
+    everything = '<label class="all"><input type="checkbox" name="all">all</label>'
+    return (
+        f"<style>{''.join(rules)}</style>"
+        f'<form autocomplete="off">{"".join(selects)}{everything}</form>'
+    )
 
 
 def sampled_votes(folder: Path, ids: Iterable[str], card: Card) -> dict[str, dict[str, int]]:
@@ -161,6 +200,8 @@ def _card(
     votes: Sequence[Mapping[str, Mapping[str, int]]],
     places: Mapping[str, dict],
     classes: Mapping[int, str],
+    *,
+    rest: bool,
 ) -> str:
     place = places[item.image_id]
     truth = place["class_name"]
@@ -170,7 +211,8 @@ def _card(
         for name, answers, counted in zip(names, item.answers, votes, strict=False)
     )
     return (
-        f'<article class="shown"><div class="who">{image}<div><p class="truth">{esc(truth)}</p>'
+        f'<article class="shown{" rest" * rest}" data-class="{place["label"]}" '
+        f'data-group="{esc(place["group"])}"><div class="who">{image}<div><p class="truth">{esc(truth)}</p>'
         f'<p class="quiet">{esc(place["group"])} class<br>{_breakable(item.image_id)}</p>'
         f"</div></div>{sides}</article>"
     )

@@ -1,4 +1,4 @@
-"""Report: did it help, by how much, how sure, and what was done: `metrics.json` and one page.
+"""Report: did it help, by how much, how sure, and what was done: `metrics.json`, a page, figures.
 
     python -m tasks.report CONFIG.json
 
@@ -18,8 +18,12 @@ from typing import Any
 
 from data_cards import Card, load
 from tasks import metrics as statistics
+from tasks import report_changes as changes
+from tasks import report_figures as drawn
 from tasks import shards
+from tasks.figures import Figure, write
 from tasks.gallery import choose, gallery_html, sampled_votes
+from tasks.report_log import log_figures
 from tasks.report_page import build_page
 from tasks.report_text import summary
 from tasks.run import StageError, main
@@ -27,11 +31,21 @@ from tasks.schemas import GROUPS
 
 __all__ = ["compare", "report", "summary"]
 
-MODES = ("one_step", "two_step", "majority")
+MODES = ("one_step", "two_step", "majority", "mcq", "constrained")
 SEED = 0  # of the bootstrap; a report made twice from the same artifacts is the same
-GALLERY_SIZE = 24
+GALLERY_SIZE = 48
 MANIFEST_KEYS = (
-    *("stage", "fingerprint", "code_version", "settings", "inputs", "seconds"),
+    *(
+        "stage",
+        "dataset",
+        "method",
+        "refresh_round",
+        "fingerprint",
+        "code_version",
+        "settings",
+        "inputs",
+        "seconds",
+    ),
     *("peak_memory_mb", "rows", "versions", "command", "host"),
 )
 
@@ -49,12 +63,18 @@ def report(
     download: str,
     split: str,
     manifests: list[str],
+    cross: list[dict] | None = None,
+    judged: list[dict] | None = None,
+    command: str = "",
 ) -> None:
-    """Write `metrics.json` (every number) and `index.html` (the page, which opens offline).
+    """Write `metrics.json` (every number), `index.html` (the page, which opens offline) and
+    `figures/` (each figure as SVG and PNG, with its data as CSV).
 
     The first evaluation is the base policy, the second the method the page is about; any further
-    ones are compared with the first in the same way. Raises ReportError when two evaluations do
-    not cover the same test images.
+    ones are compared with the first in the same way. `cross` are evaluations on other sets, each
+    with `trained_on`, `set`, `method` and `path`; `judged` are a judge's opinions of evaluations, by
+    their `name` and `path`; `command` is the line that makes it all again.
+    Raises ReportError when two evaluations do not cover the same test images.
     """
     if not evaluations:
         raise ReportError("a report needs at least the evaluation of the base policy")
@@ -73,17 +93,35 @@ def report(
             {"name": item["name"]}
             | compare(rows, predictions[0] if index else None)
             | {"pass_at_k": _json(Path(item["path"]) / "pass_at_k.json")}
+            | {"judged": _judged(item["name"], judged or [], places)}
+            | {"letters": changes.letters(rows, data_card.classes)}
+            | {"calibration": changes.calibration(rows)}
             for index, (item, rows) in enumerate(zip(evaluations, predictions, strict=True))
         ],
-        "rounds": [_round(entry, log) for entry, log in zip(rounds, logs, strict=True)],
+        **_changed(predictions, data_card),
+        "cross": [_cross(entry) for entry in cross or ()],
+        "rounds": [
+            _round(entry, log) | {"refresh": refresh}
+            for entry, log, refresh in zip(rounds, logs, changes.refreshes(rounds), strict=True)
+        ],
         "stages": [_stage(Path(path)) for path in manifests],
     }
     found["seconds"] = sum(stage.get("seconds") or 0 for stage in found["stages"])
     gallery = choose(predictions, GALLERY_SIZE)
     ids = [item.image_id for item in gallery.shown]
+    figures = {
+        "accuracy": drawn.accuracy_figures(found),
+        "pass": drawn.pass_figures(found["evaluations"]),
+        "rounds": _present(drawn.votes_figure(found["rounds"])),
+        "log": log_figures(logs, found["rounds"]),
+        "changes": _present(
+            drawn.letter_figure(found["evaluations"]),
+            drawn.calibration_figure(found["evaluations"]),
+        ),
+    }
     page = build_page(
         found,
-        logs,
+        figures,
         gallery_html(
             gallery,
             names,
@@ -92,8 +130,10 @@ def report(
             places,
             dict(enumerate(data_card.classes)),
         ),
+        command,
     )
     output.mkdir(parents=True, exist_ok=True)
+    write((figure for part in figures.values() for figure in part), output)
     (output / "metrics.json").write_text(
         json.dumps(_finite(found), indent=1, allow_nan=False) + "\n", encoding="utf-8"
     )
@@ -117,6 +157,52 @@ def compare(rows: list[dict], before: list[dict] | None) -> dict[str, Any]:
             figures["difference"] = _differences(then, now)
         result["modes"][mode] = figures
     return result
+
+
+def _changed(predictions: list[list[dict]], card: Card) -> dict[str, Any]:
+    """Confusions and single classes, before and after; empty without a second evaluation."""
+    if len(predictions) < 2:
+        return {"confusions": {}, "classes": []}
+    shared = [mode for mode in _modes(predictions[0]) if mode in _modes(predictions[1])]
+    mode = shared[0] if shared else ""
+    before, after = predictions[:2]
+    return {
+        "confusions": changes.confusions(before, after, mode, card.classes),
+        "classes": changes.by_class(predictions[:2], mode, card.classes),
+    }
+
+
+def _cross(entry: dict) -> dict[str, Any]:
+    """The figure of one policy on one set, in the first mode that was asked there."""
+    rows = shards.read(Path(entry["path"]), "predictions").to_pylist()
+    modes = compare(rows, None)["modes"]
+    mode = _modes(rows)[0]
+    key = "harmonic_mean" if "harmonic_mean" in modes[mode] else next(iter(modes[mode]))
+    told = {"name": entry["method"], "mode": mode, "key": key, "figure": modes[mode][key]}
+    return {"trained_on": entry["trained_on"], "set": entry["set"], **told}
+
+
+def _judged(name: str, judged: list[dict], places: dict[str, dict]) -> dict[str, Any]:
+    """Accuracy by mode and group with the judge's verdicts; empty where there was no judge."""
+    path = next((Path(item["path"]) for item in judged if item["name"] == name), None)
+    if path is None:
+        return {}
+    found: dict[str, Any] = {}
+    rows = shards.read(path, "judgements").to_pylist()
+    for row in rows:
+        row["undecided"] = row["correct_judged"] is None
+        row["correct"] = row["correct"] if row["undecided"] else row["correct_judged"]
+        row["group"] = places[row["image_id"]]["group"]
+    for mode in _modes(rows):
+        for group, part in _by_group(rows, mode).items():
+            undecided = sum(row["undecided"] for row in part.values())
+            figures = _accuracy(part) | {"undecided": undecided}
+            found.setdefault(mode, {})[group] = figures
+    return found
+
+
+def _present(*figures: Figure | None) -> list[Figure]:
+    return [figure for figure in figures if figure]
 
 
 def _accuracy(rows: dict[str, dict]) -> dict[str, Any]:

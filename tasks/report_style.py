@@ -5,6 +5,8 @@ colour keeps a contrast of at least 4.5:1 on its ground (a test computes it); th
 apart with any colour vision, and dashes and markers repeat what they say.
 """
 
+import re
+
 LIGHT = {
     "ground": "#fcfbf8",
     "raised": "#f4f2ec",
@@ -73,7 +75,7 @@ small{color:var(--muted);font-size:.8125rem;font-weight:400}
 .results small{display:inline-block;margin-left:.7rem;min-width:6.1rem}
 .results small+small{min-width:8rem}
 .results tbody th{padding-left:.9rem}
-.results tbody tr:first-child th{padding-left:0}
+.results tbody tr:first-child th,.results.flat tbody th{padding-left:0}
 .results.many td,.results.many thead th{text-align:right}
 .results.many small{display:block;margin:0;min-width:0}
 .sure{font-weight:600}
@@ -81,7 +83,26 @@ small{color:var(--muted);font-size:.8125rem;font-weight:400}
 .bar{display:block;min-width:9rem;height:.7rem;background:var(--raised);border-radius:2px}
 .bar i{display:block;height:100%;background:var(--s1);border-radius:2px;min-width:1px}
 .stages{width:100%}
+.stages code{white-space:nowrap}
 .stages td:nth-child(3){width:34%}
+"""
+
+_TILES = """
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(6.2rem,1fr));gap:.7rem;list-style:none;
+ margin:1.4rem 0 .4rem;padding:0;max-width:44rem}
+.tiles li{display:grid;background:var(--raised);border-radius:6px;padding:.7rem .9rem;
+ font-size:.9rem;line-height:1.45;color:var(--muted);break-inside:avoid}
+.tiles .what{color:var(--ink);font-weight:600}
+.tiles .big{font-size:2.1rem;line-height:1.25;font-weight:600;color:var(--ink);
+ font-family:Charter,"Iowan Old Style","Palatino Linotype",Palatino,Georgia,serif}
+.tiles .big.up{color:var(--s1)}.tiles .big.down{color:var(--s2)}
+.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:.5rem 3rem}
+h4{font-size:.95rem;margin:.8rem 0 .2rem}
+.pairs{width:100%;min-width:0}
+.pairs td:last-child{width:32%}
+.bar.pair{min-width:4rem;background:none;height:auto}
+.bar.pair i{height:.4rem;margin:.1rem 0}
+.bar.pair .was{background:var(--s0)}
 """
 
 _CHARTS = """
@@ -91,11 +112,15 @@ figure{margin:0;max-width:28rem;break-inside:avoid;display:flex;flex-direction:c
  justify-content:space-between}
 figcaption{font-size:.9rem;line-height:1.4;margin-bottom:.35rem}
 figcaption b{display:block;font-weight:600}
+figcaption .key{margin-top:.25rem}
+.charts.top figure{justify-content:flex-start}
 svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{font-size:11.5px;fill:var(--muted)}
 svg .value,svg .row{fill:var(--ink)}
 svg .row{font-size:12.5px}
 svg .end{text-anchor:end}svg .mid{text-anchor:middle}
+.files{margin:.2rem 0 0;font-size:.75rem;text-align:right}
+.files a{color:var(--muted);margin-left:.6em}
 svg .grid{stroke:var(--rule);stroke-width:1;fill:none;opacity:.75}
 svg .mark{stroke:var(--muted);stroke-width:1;stroke-dasharray:2 3;fill:none}
 .s0{--c:var(--s0)}.s1{--c:var(--s1)}.s2{--c:var(--s2)}.s3{--c:var(--s3)}.s4{--c:var(--s4)}
@@ -106,12 +131,26 @@ svg .mark{stroke:var(--muted);stroke-width:1;stroke-dasharray:2 3;fill:none}
 .dot{fill:var(--c);stroke:var(--c);stroke-width:1.8}
 .s0 .dot,.s0.dot{fill:var(--ground)}
 .line.whisker{stroke-width:1.8;stroke-dasharray:none}
+.graph .mono{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;
+ font-size:10.5px}
+.graph .box{fill:var(--raised);stroke:var(--rule)}
+.graph .edge{fill:none;stroke:var(--muted);stroke-width:1.2;opacity:.75}
+svg.graph{margin:1.2rem auto}
 .key{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;margin:0;padding:0;list-style:none;
  font-size:.875rem;color:var(--muted)}
 .key svg{display:inline-block;width:1.9em;height:.7em;margin-right:.4em;vertical-align:0}
 """
 
 _GALLERY = """
+.gallery form{display:flex;flex-wrap:wrap;gap:.6rem 1.4rem;align-items:end;margin:1rem 0;
+ position:sticky;top:0;background:var(--ground);padding:.6rem 0;z-index:1}
+.gallery label{display:grid;font-size:.875rem;color:var(--muted)}
+.gallery label.all{display:flex;gap:.4rem;align-items:center;padding-bottom:.25rem}
+.gallery select{font:inherit;color:var(--ink);background:var(--raised);border:1px solid var(--rule);
+ border-radius:3px;padding:.25rem .4rem;max-width:16rem}
+/* At first a few of each kind; all of them when asked for, or when one class or group is chosen. */
+.gallery:not(:has([name=all]:checked)):not(:has(select:not([name=kind])>option:checked:not([value=""]))) .rest{display:none}
+.gallery:has([name=all]:checked) .more{display:none}
 .shown{display:grid;grid-template-columns:9.5rem 1fr 1fr;gap:1rem 1.6rem;padding:1.1rem 0;
  border-top:1px solid var(--rule);break-inside:avoid}
 .shown img{width:100%;max-width:9.5rem;height:auto;border-radius:3px;display:block;
@@ -155,8 +194,11 @@ _NARROW = """
  .results small{display:block;margin:0;min-width:0;font-size:.75rem}
  .results small+small{display:none}
  td.n{white-space:normal}
- .stages td:nth-child(2),.stages th:nth-child(2){display:none}
- .bar{min-width:3.5rem}
+ .stages td.n{white-space:nowrap;font-size:.85em}
+ .tiles li{padding:.6rem .7rem;font-size:.8rem}
+ .tiles .big{font-size:1.6rem}
+ .stages td:nth-child(2),.stages th:nth-child(2),
+ .stages td:nth-child(3),.stages th:nth-child(3){display:none}
 }
 @media print{
  :root{--ground:#fff}
@@ -168,6 +210,7 @@ _NARROW = """
  tr,figure,.shown{break-inside:avoid}
  h2,h3,h3+p{break-after:avoid}
  .said{max-height:none;overflow:visible}
+ .files,.gallery form{display:none}
  .bar,.bar i{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 }
 """
@@ -180,5 +223,23 @@ def _theme(colours: dict[str, str]) -> str:
 STYLE = (
     f":root{{color-scheme:light dark;{_theme(LIGHT)}}}"
     f"@media screen and (prefers-color-scheme:dark){{:root{{{_theme(DARK)}}}}}"
-    + "".join((_LAYOUT, _TABLES, _CHARTS, _GALLERY, _NARROW))
+    + "".join((_LAYOUT, _TABLES, _TILES, _CHARTS, _GALLERY, _NARROW))
 )
+
+
+def standalone_style() -> str:
+    """The charts' style sheet for an SVG file of its own: the light theme, colours written out.
+
+    Other programs know no variables, so each style's colour is a rule.
+    """
+    lines = _CHARTS.splitlines()
+    rules = [line.replace("svg ", "") for line in lines if line.startswith("svg ")]
+    rules += [line for line in lines if re.match(r"\.(line|dot|s\d\.line)\b", line)]
+    sheet = "".join(re.sub(r"(stroke|fill):var\(--c\);", "", rule) for rule in rules)
+    for number in range(5):
+        colour, ground = LIGHT[f"s{number}"], "#ffffff" if number == 0 else LIGHT[f"s{number}"]
+        sheet += f".s{number}.line,.s{number} .line{{stroke:{colour}}}"
+        sheet += f".s{number}.dot,.s{number} .dot{{stroke:{colour};fill:{ground}}}"
+    sheet = re.sub(r"var\(--(\w+)\)", lambda match: LIGHT[match[1]], sheet)
+    family = "text{font-family:'DejaVu Sans',Arial,Helvetica,sans-serif}"
+    return f"{family}{sheet}.head{{font-size:14px;font-weight:bold;fill:{LIGHT['ink']}}}"

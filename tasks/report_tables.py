@@ -3,15 +3,16 @@
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tasks.report_graph import stage_name
 from tasks.report_text import esc, label, percent, points, signs
 
 Row = tuple[str, Callable[[dict[str, Any]], str]]
 
 
-def results_table(metrics: dict[str, Any]) -> str:
+def results_table(metrics: Mapping[str, Any]) -> str:
     """Accuracy of every policy by mode and group, and its paired difference from the first."""
     first, *others = [esc(label(e["name"])) for e in metrics["evaluations"]]
     heads = [first, *others]
@@ -40,7 +41,30 @@ def results_table(metrics: dict[str, Any]) -> str:
     )
 
 
-def status_list(metrics: dict[str, Any]) -> str:
+def judged_table(metrics: Mapping[str, Any]) -> str:
+    """Accuracy with a judge's second opinion, beside that by the card's names alone."""
+    rows = []
+    for evaluation in metrics["evaluations"]:
+        for mode, by_group in (evaluation.get("judged") or {}).items():
+            for group, figures in by_group.items():
+                plain = evaluation["modes"].get(mode, {}).get(group)
+                rows.append(
+                    f"<tr><th>{esc(label(evaluation['name']))}<br>"
+                    f"<small>{esc(label(mode))}, {esc(group)}</small></th>{_rate_cell(plain)}"
+                    f'{_rate_cell(figures)}<td class="n">{figures["undecided"]:,}</td></tr>'
+                )
+    if not rows:
+        return ""
+    return (
+        '<h3>A second opinion</h3><p class="quiet">A language model judged the answers that name no '
+        "class of the card. Where it gave no verdict the answer keeps the first one, and is counted "
+        'in the last column.</p><div class="wide"><table class="results flat"><thead><tr><th></th>'
+        '<th>by the card’s names</th><th>with the judge</th><th class="n">no verdict</th></tr>'
+        f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def status_list(metrics: Mapping[str, Any]) -> str:
     """How the answers were read, by policy and mode: a fold-out list."""
     rows = []
     for evaluation in metrics["evaluations"]:
@@ -65,6 +89,8 @@ def refresh_table(rounds: Sequence[dict[str, Any]]) -> str:
         ("train images asked", lambda r: _count(r["build_mcq"].get("images"))),
         ("Pass@1 on them", lambda r: _share(r["propose"].get("pass_at_1"), 1)),
         ("Pass@N on them", lambda r: _share(r["propose"].get("pass_at_n"), 1)),
+        ("rollouts that name the truth", lambda r: _share(r["refresh"].get("truth_share"), 1)),
+        ("votes’ entropy, nats", lambda r: _decimal(r["refresh"].get("entropy"))),
         ("truth among the top k", lambda r: _of(r["build_mcq"], "truth_in_top_k", "images")),
         *((_outcome_name(o), _outcome(o)) for o in sorted(outcomes, key=_kept_first)),
         ("questions with the truth put in", lambda r: _injected(r["build_mcq"])),
@@ -75,6 +101,12 @@ def refresh_table(rounds: Sequence[dict[str, Any]]) -> str:
         ("questions by right letter", lambda r: _counts(r["build_mcq"].get("letters"), ": ")),
         ("answers that could not be read", lambda r: _of(r["propose"], "unparsed", "rollouts")),
         ("answers cut off at the limit", lambda r: _cut_off(r["propose"])),
+        ("asked about before", lambda r: _of(r["refresh"], "kept_questions", "questions")),
+        (
+            "of these, other options",
+            lambda r: _of(r["refresh"], "changed_options", "kept_questions"),
+        ),
+        ("solved: last answers all right", lambda r: _of(r["refresh"], "solved", "asked")),
         ("training steps", lambda r: _count(r["train"]["steps"] or None)),
         ("reward, first to last tenth", lambda r: _course(r["train"], "reward")),
         ("KL at the end", lambda r: _decimal(r["train"]["last"].get("kl"))),
@@ -101,7 +133,7 @@ def stages_table(stages: Sequence[dict[str, Any]]) -> str:
     longest = max((stage.get("seconds") or 0 for stage in stages), default=0) or 1
     lines, recipes = [], []
     for stage in stages:
-        name, seconds = esc(_stage_name(stage)), stage.get("seconds")
+        name, seconds = esc(stage_name(stage)), stage.get("seconds")
         width = 100 * (seconds or 0) / longest
         memory = stage.get("peak_memory_mb")
         told = _counts(_rows(stage.get("rows")), " ")
@@ -212,14 +244,6 @@ def _title(name: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _stage_name(stage: dict[str, Any]) -> str:
-    settings = stage.get("settings") or {}
-    about = [label(str(settings["method"]))] if settings.get("method") else []
-    if "refresh_round" in settings:
-        about.append(f"round {settings['refresh_round']}")
-    return ", ".join([str(stage.get("stage", "?")), *about])
-
-
 def _rows(rows: Any) -> dict[str, int]:
     """Rows by table: the shards of one table, `mcq-00000.parquet` and on, are added up."""
     totals: Counter[str] = Counter()
@@ -257,8 +281,12 @@ def _hosts(stages: Sequence[dict[str, Any]]) -> str:
     for stage in stages:
         host = stage.get("host")
         if isinstance(host, dict) and host:
-            cores = f", {host['cores']} cores" if host.get("cores") else ""
-            hosts[f"{host.get('cpu', 'unknown processor')}{cores}"] = None
+            told = [str(host.get("cpu", "unknown processor"))]
+            told += [f"{host['cores']} cores"] if host.get("cores") else []
+            told += [f"{host['memory_gib']:.0f} GiB"] if host.get("memory_gib") else []
+            gpus = Counter(map(str, host.get("gpus") or ()))
+            told += [f"{count} x {name}" for name, count in gpus.items()]
+            hosts[", ".join(told)] = None
     return f" on {esc('; '.join(hosts))}" if hosts else ""
 
 

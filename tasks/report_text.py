@@ -6,7 +6,7 @@ finished run can be printed at once, anywhere.
 
 import html
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 LABELS = {
@@ -16,9 +16,14 @@ LABELS = {
     "virft_compat": "ViRFT (as published)",
     "sft": "supervised",
     "random_mcq": "random options",
+    "text_mcq": "alike in name",
+    "visurf": "truth as rollout",
+    "caption": "caption first",
     "one_step": "one step",
     "two_step": "two steps",
     "majority": "majority vote",
+    "mcq": "truth among options",
+    "constrained": "letters only",
 }
 _DIRECTION_OVERRIDES = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 # The verdict speaks of these modes; the table holds them all.
@@ -86,7 +91,7 @@ def summary(metrics: dict) -> str:
     return "\n".join([*lines, "", headline, *([_seed_note()] if details else [])])
 
 
-def verdict(metrics: dict) -> tuple[str, list[str]]:
+def verdict(metrics: Mapping[str, Any]) -> tuple[str, list[str]]:
     """Did the second evaluation beat the first: one headline, then one sentence a mode.
 
     A change counts only when the 95 % interval of the paired difference leaves out zero.

@@ -1,10 +1,13 @@
 """The report tells the truth, on one page that opens offline and that no file can break into."""
 
+import csv
 import io
 import json
 import re
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -12,10 +15,16 @@ from PIL import Image
 import data_cards
 from tasks import schemas, shards
 from tasks.report import report, summary
+from tasks.report_graph import graph_svg
+from tests.browser import Browser
 
 CLASSES = ("Amber", "Beryl", "Coral", "Denim")
 HOSTILE = "<script>alert(1)</script>\x00\x1b[31m\u202e & \"quoted\" 'single' ]]>"
 MODES = ("one_step", "majority", "two_step")
+LOGGED = (
+    *("loss", "reward", "letter_reward", "format_reward", "dead_group_share", "kl", "entropy"),
+    *("completion_length", "clipped_share", "seconds"),
+)
 # Of 10 test images in each group: how many are right, the first ones of each group.
 RIGHT = {"zero_shot": {"base": 4, "novel": 5}, "dive_k": {"base": 8, "novel": 6}}
 
@@ -23,6 +32,7 @@ RIGHT = {"zero_shot": {"base": 4, "novel": 5}, "dive_k": {"base": 8, "novel": 6}
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     monkeypatch.setattr(data_cards, "FOLDER", tmp_path)
+    monkeypatch.setattr("tasks.figures.ZOOM", 0.25)  # small pictures are soon drawn
     return build_tree(tmp_path)
 
 
@@ -112,8 +122,12 @@ def test_the_page_is_closed_to_what_models_and_files_write(tree, tmp_path):
 def test_the_page_needs_nothing_from_outside(tree, tmp_path):
     report(tmp_path / "out", **tree)
     page = (tmp_path / "out/index.html").read_text(encoding="utf-8")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["index.html", "metrics.json"]
+    files = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert files == ["figures", "index.html", "metrics.json"]
     assert not re.search(r"https?:|//[a-z]|@import|url\(|<link|<iframe", page)
+    links = re.findall(r'\shref="([^"]*)"', page)
+    assert links
+    assert all((tmp_path / "out" / link).is_file() for link in links)
     sources = re.findall(r'\ssrc="([^"]*)"', page)
     assert sources
     assert all(source.startswith("data:image/") for source in sources)
@@ -184,7 +198,7 @@ def test_a_protocol_without_novel_classes_has_no_harmonic_mean(tree, tmp_path):
 def test_missing_statistics_leave_gaps_and_not_errors(tree, tmp_path):
     entry = tree["rounds"][0]
     log = Path(entry["train"]) / "train_log.parquet"
-    pq.write_table(schemas.train_log().empty_table(), log)
+    pq.write_table(pq.read_table(log)[:0], log)
     for name in ("propose", "build_mcq"):
         (Path(entry[name]) / "stats.json").unlink()
     for item in tree["evaluations"]:
@@ -199,11 +213,166 @@ def test_numbers_that_are_not_finite_stay_out(tree, tmp_path):
     folder = Path(tree["rounds"][0]["train"])
     rows = shards.read(folder, "train_log").to_pylist()
     rows[3] |= {"kl": float("nan"), "letter_reward": float("inf")}
-    shards.write(folder / "train_log.parquet", rows, schemas.train_log())
+    pq.write_table(pa.Table.from_pylist(rows), folder / "train_log.parquet")
     report(tmp_path / "out", **tree)
     for file in ("metrics.json", "index.html"):
         text = (tmp_path / "out" / file).read_text(encoding="utf-8")
         assert not re.search(r"\b(NaN|nan|Infinity|inf)\b", text)
+
+
+def test_every_figure_is_there_as_svg_png_and_csv(tree, tmp_path):
+    report(tmp_path / "out", **tree)
+    folder = tmp_path / "out/figures"
+    keys = {path.stem for path in folder.iterdir()}
+    assert {"accuracy-one_step", "pass-base", "log-reward", "letters"} <= keys
+    for key in keys:
+        drawn = ElementTree.fromstring((folder / f"{key}.svg").read_text(encoding="utf-8"))
+        assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(" not in (folder / f"{key}.svg").read_text(encoding="utf-8")
+        with Image.open(folder / f"{key}.png") as picture:
+            colours = picture.convert("RGB").getcolors(1 << 20)
+        assert colours
+        assert len(colours) > 10, f"{key}.png shows nothing"
+        assert len((folder / f"{key}.csv").read_text(encoding="utf-8").splitlines()) > 1
+    rows = list(csv.DictReader(io.StringIO((folder / "accuracy-one_step.csv").read_text())))
+    told = {(r["policy"], r["group"]): float(r["accuracy"]) for r in rows}
+    assert told["zero_shot", "base"] == 0.4
+    assert told["dive_k", "novel"] == 0.6
+
+
+def test_confusions_and_classes_are_counted_by_hand(tree, tmp_path):
+    report(tmp_path / "out", **tree)
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    # Of the six base images that were wrong four are right now; odd ones named the next class.
+    pairs = {(p["truth"], p["answer"]): p for p in metrics["confusions"]["resolved"]}
+    assert pairs["Beryl", "Coral"]["before"] - pairs["Beryl", "Coral"]["after"] == 2
+    assert metrics["confusions"]["introduced"] == []
+    amber = next(row for row in metrics["classes"] if row["class"] == "Amber")
+    assert amber == {"class": "Amber", "group": "base", "right": [4, 5], "images": 5}
+
+
+def test_policies_of_other_sets_stand_in_a_table(tree, tmp_path):
+    cross = [
+        {"trained_on": "birds", "set": "toy", "method": name, "path": item["path"]}
+        for name, item in zip(("dive_k", "virft"), tree["evaluations"], strict=True)
+    ]
+    report(tmp_path / "out", **tree, cross=cross)
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert [entry["trained_on"] for entry in metrics["cross"]] == ["birds", "birds"]
+    figure = metrics["evaluations"][0]["modes"]["one_step"]["harmonic_mean"]
+    assert metrics["cross"][0]["figure"] == figure
+    assert "trained on birds" in (tmp_path / "out/index.html").read_text(encoding="utf-8")
+
+
+def test_a_judges_opinion_stands_beside_the_first_and_not_in_its_place(tree, tmp_path):
+    rows = shards.read(Path(tree["evaluations"][0]["path"]), "predictions").to_pylist()
+    rows = [row for row in rows if row["mode"] == "one_step"]
+    wrong = [row["image_id"] for row in rows if not row["correct"] and row["group"] == "base"]
+    verdicts = {wrong[0]: True, wrong[1]: None}
+    judged = [
+        {"image_id": r["image_id"], "mode": "one_step", "status": "", "correct": r["correct"]}
+        | {"correct_judged": verdicts.get(r["image_id"], r["correct"])}
+        for r in rows
+    ]
+    (tmp_path / "judge").mkdir()
+    pq.write_table(pa.Table.from_pylist(judged), tmp_path / "judge/judgements.parquet")
+    given = [{"name": "zero_shot", "path": str(tmp_path / "judge")}]
+    report(tmp_path / "out", **tree, judged=given)
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    first = metrics["evaluations"][0]
+    assert first["modes"]["one_step"]["base"]["correct"] == 4
+    assert first["judged"]["one_step"]["base"]["correct"] == 5
+    assert first["judged"]["one_step"]["base"]["undecided"] == 1
+    assert metrics["evaluations"][1]["judged"] == {}
+    assert "A second opinion" in (tmp_path / "out/index.html").read_text(encoding="utf-8")
+
+
+def test_every_column_of_the_log_is_drawn_and_none_is_needed(tree, tmp_path):
+    folder = Path(tree["rounds"][0]["train"])
+    rows = [
+        {
+            "step": n,
+            "reward/letter": 0.5,
+            "reward/<b>": 1.0,
+            "val_accuracy": 0.4 if n % 5 == 0 else None,
+        }
+        | {"something_new": 1.0 * n, "seconds": 1.0}
+        for n in range(1, 21)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "train_log.parquet")
+    report(tmp_path / "out", **tree)
+    keys = {path.stem for path in (tmp_path / "out/figures").glob("log-*.svg")}
+    assert keys == {
+        "log-reward",
+        "log-validation-accuracy",
+        "log-seconds-a-step",
+        "log-something-new",
+    }
+    page = (tmp_path / "out/index.html").read_text(encoding="utf-8")
+    assert "<b>)" not in page
+    assert "&lt;b&gt;" in page
+
+
+def test_the_graph_shows_what_was_made_from_what(tree, tmp_path):
+    report(tmp_path / "out", **tree, command="luigi --module pipeline.tasks <it>")
+    page = (tmp_path / "out/index.html").read_text(encoding="utf-8")
+    assert "luigi --module pipeline.tasks &lt;it&gt;" in page
+    stages = [
+        {"stage": "Download", "fingerprint": "a", "inputs": {}},
+        {"stage": "Split", "fingerprint": "b", "inputs": {"download": "a"}},
+        {"stage": "Train", "fingerprint": "c", "inputs": {"download": "a", "split": "b"}},
+    ]
+    drawn = graph_svg(stages)
+    assert drawn.count('class="box"') == 3
+    assert drawn.count('class="edge"') == 2, "what a longer way says needs no line of its own"
+    tops = [float(y) for y in re.findall(r'class="box" x="[\d.]+" y="([\d.]+)"', drawn)]
+    assert tops == sorted(tops)
+
+
+@pytest.mark.process
+def test_the_page_in_a_real_browser(tree, tmp_path):
+    cross = [
+        {
+            "trained_on": "x",
+            "set": "toy",
+            "method": "dive_k",
+            "path": tree["evaluations"][0]["path"],
+        }
+    ]
+    report(tmp_path / "out", **tree, cross=cross, command="luigi")
+    page = tmp_path / "out/index.html"
+    with Browser(tmp_path / "profile") as browser:
+        for width, dark in ((1200, False), (1200, True), (390, False)):
+            browser.open(page, width=width, dark=dark)
+            assert browser.complaints() == []
+            assert browser.requests() == [page.as_uri()]
+            broken = "[...document.images].filter((i) => !i.complete || !i.naturalWidth).length"
+            assert browser.value(broken) == 0
+            assert browser.value("document.images.length") == 11
+            assert browser.value("document.documentElement.scrollWidth - innerWidth") == 0
+            browser.value("document.querySelectorAll('details').forEach((d) => d.open = true)")
+            contrasts = browser.contrasts()
+            assert len(contrasts) > 300
+            assert contrasts[0][0] >= 4.5, contrasts[:3]
+            ground = browser.value("getComputedStyle(document.body).backgroundColor")
+            assert (sum(map(int, re.findall(r"\d+", ground))) < 384) == dark
+        assert "alert(1)" in browser.value("document.body.innerText")
+        seen = "[...document.querySelectorAll('.shown')].filter((c) => c.checkVisibility())"
+        assert browser.value(f"{seen}.length") == 6  # three of each kind at first
+        choose = "document.querySelector('[name={}]').{}"
+        browser.value(choose.format("all", "click()"))
+        assert browser.value(f"{seen}.length") == 11
+        for name, value in (("class", "1"), ("group", "novel"), ("kind", "won")):
+            field = choose.format(name, "value")
+            browser.value(f"{field} = '{value}'")
+            chosen = browser.value(
+                f"{seen}.map((c) => c.dataset.{name} ?? c.parentElement.dataset.kind)"
+            )
+            assert set(chosen) == {value}
+            browser.value(f"{field} = ''")
+        printed = tmp_path / "page.pdf"
+        browser.pdf(printed)
+        assert printed.stat().st_size > 20_000
 
 
 def build_tree(root: Path) -> dict:
@@ -284,11 +453,8 @@ def _write_evaluation(folder: Path, places: list[dict], right: dict[str, int]) -
 
 
 def _write_round(root: Path) -> None:
-    steps = [
-        {name: 0.1 * step for name in schemas.train_log().names} | {"step": step}
-        for step in range(1, 31)
-    ]
-    shards.write(root / "train/train_log.parquet", steps, schemas.train_log())
+    steps = [{name: 0.1 * step for name in LOGGED} | {"step": step} for step in range(1, 31)]
+    pq.write_table(pa.Table.from_pylist(steps), root / "train/train_log.parquet")
     propose: dict = {"rollouts": 40, "pass_at_1": 0.5, "pass_at_n": 0.9, "unparsed": 1}
     propose |= {"finish_reasons": {"stop": 39, "length": 1}, "tokens": 400, "seconds": 3.0}
     (root / "propose/stats.json").write_text(json.dumps(propose))

@@ -1,0 +1,126 @@
+"""Compare: methods and seeds trained at equal budgets and evaluated on the same test images.
+
+    luigi --module pipeline.tasks Compare
+    luigi --module pipeline.tasks Compare --dataset cub --methods '["dive_k", "virft"]'
+
+Each method and seed is the same chain of stages as in TrainDiVE, so what a run has made is found
+again, and the proposals of round 0 are shared by all methods of a seed.
+"""
+
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import luigi
+
+from pipeline import tasks
+from pipeline.settings import SettingsError, run
+from pipeline.stage import Stage, lineage, plain
+
+BASELINE = "zero_shot"
+
+
+class Compare(Stage):
+    """A table of methods and seeds on the same test images, with what each of them spent."""
+
+    methods = luigi.ListParameter(description="methods, beside the base policy, which is always in")
+    seeds = luigi.ListParameter(description="training seeds; each has a base policy of its own")
+    datasets = luigi.ListParameter(
+        description="data cards, or mixes joined by +; empty: the dataset of [run]"
+    )
+    by_rounds = luigi.ListParameter(
+        description="methods of which the policy of every round is evaluated, not only the last"
+    )
+
+    module = "tasks.compare"
+
+    def needs(self) -> dict[str, Stage]:
+        needed: dict[str, Stage] = {}
+        for policy, evaluate in self.runs():
+            needed["/".join(str(value) for value in policy.values())] = evaluate
+            needed[f"split/{policy['set']}/{policy['seed']}"] = evaluate.needs()["split"]
+        return needed
+
+    def runs(self) -> Iterator[tuple[dict[str, Any], Stage]]:
+        """Every policy that is evaluated: what it is, and its evaluation."""
+        self._check()
+        for dataset in plain(self.datasets) or [self.dataset]:
+            sets = sets_of(dataset)
+            trained_on = "+".join(name for name, _ in sets)
+            for seed in plain(self.seeds):
+                for method, round_ in self._rows():
+                    last = tasks.last_round(method) if method != BASELINE else 0
+                    for name, subset in sets:
+                        policy = {"set": name, "trained_on": trained_on, "method": method}
+                        given = {"dataset": dataset, "subset": subset, "seed": seed}
+                        refresh_round = last if round_ is None else round_
+                        evaluate = tasks.Evaluate(
+                            method=method, refresh_round=refresh_round, **given
+                        )
+                        yield {**policy, "round": round_, "seed": seed}, evaluate
+
+    def place(self):
+        return "compare"
+
+    @cached_property
+    def folder(self) -> Path:
+        """Below the set it compares on; of several sets, beside them."""
+        if len(plain(self.datasets)) < 2:
+            return super().folder
+        return Path(run().artifacts).resolve() / self.place() / self.fingerprint
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The cards of the one dataset that `datasets` names, else of the dataset of [run]."""
+        return tasks.Download(dataset=(plain(self.datasets) or [self.dataset])[0]).names
+
+    def arguments(self):
+        runs = []
+        for policy, evaluate in self.runs():
+            below = lineage(evaluate)
+            folders = {
+                tasks.snake(family): [str(s.folder) for s in below if s.task_family == family]
+                for family in ("Propose", "BuildMCQ", "Train")
+            }
+            split = evaluate.needs()["split"]
+            told = {"evaluate": str(evaluate.folder), "split": str(split.folder)}
+            runs.append({**policy, **told, **folders})
+        return {"runs": runs}
+
+    def run(self) -> None:
+        from tasks.compare_tables import summary
+
+        super().run()
+        found = json.loads((self.folder / "compare.json").read_text(encoding="utf-8"))
+        print(f"{summary(found)}\n\ncomparison {self.folder}/index.html", flush=True)
+
+    def _rows(self) -> list[tuple[str, int | None]]:
+        """(method, round) in the order of the table; the last round is None."""
+        rows: list[tuple[str, int | None]] = [(BASELINE, None)]
+        for method in plain(self.methods):
+            if method == BASELINE:
+                continue
+            if method in plain(self.by_rounds):
+                rows += [(method, number) for number in range(tasks.last_round(method))]
+            rows.append((method, None))
+        return rows
+
+    def _check(self) -> None:
+        known = ", ".join(tasks.METHODS)
+        for key in ("methods", "by_rounds"):
+            if unknown := sorted(set(plain(getattr(self, key))) - set(tasks.METHODS)):
+                raise SettingsError(
+                    f"luigi.cfg: [Compare] {key}: unknown method {unknown[0]!r}; known: {known}"
+                )
+        if extra := sorted(set(plain(self.by_rounds)) - set(plain(self.methods))):
+            raise SettingsError(f"luigi.cfg: [Compare] by_rounds: {extra[0]!r} is not in methods")
+        if not plain(self.seeds):
+            raise SettingsError("luigi.cfg: [Compare] seeds is empty; give at least one")
+
+
+def sets_of(dataset: str) -> list[tuple[str, str]]:
+    """(card, the `subset` of the stages that work on it) for each set of a dataset."""
+    names = tasks.Download(dataset=dataset).names
+    return [(name, name if len(names) > 1 else "") for name in names]

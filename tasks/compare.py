@@ -1,0 +1,254 @@
+"""Compare: several methods and seeds on the same test images, in tables and on a page.
+
+    python -m tasks.compare CONFIG.json
+
+From artifacts alone. The denominator of every figure is the set of test images, the same for every
+method; differences are paired image by image against the base policy and between methods, with
+p values adjusted over the datasets (Holm). What each method spent (rollouts, optimiser steps,
+completions, questions) stands beside what it reached, and a budget that is not equal is named.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from tasks import comparison, shards
+from tasks.budgets import budgets, unequal
+from tasks.compare_page import compare_page
+from tasks.compare_tables import csv_table, latex, markdown
+from tasks.comparison import Figure
+from tasks.run import StageError, main
+from tasks.schemas import GROUPS
+
+MODES = ("one_step", "two_step", "majority", "mcq", "constrained")
+BASELINE = "zero_shot"
+SEED = 0  # of the bootstrap: the same artifacts give the same tables
+
+Outcomes = dict[str, dict[str, dict[str, list[dict[str, bool]]]]]  # row, mode, group, seed
+
+
+class CompareError(StageError):
+    """Evaluations that must not be compared; the message names the folder and the reason."""
+
+
+def compare(output: Path, *, runs: list[dict[str, Any]]) -> None:
+    """Write `compare.json`, `.csv`, `.md`, `.tex` and `index.html`.
+
+    Each run is one evaluated policy: `set`, `trained_on`, `method`, `round` (null for the last),
+    `seed`, and the artifact folders `evaluate` and `split`, and `propose`, `build_mcq` and `train`
+    as lists of all that it rests on. Raises CompareError when policies were evaluated on different
+    images, or when some seed of a method is missing.
+    """
+    found = tabulate(runs)
+    output.mkdir(parents=True, exist_ok=True)
+    files = {
+        "compare.json": json.dumps(found, indent=1, allow_nan=False) + "\n",
+        "compare.csv": csv_table(found),
+        "compare.md": markdown(found),
+        "compare.tex": latex(found),
+        "index.html": compare_page(found),
+    }
+    for name, text in files.items():
+        (output / name).write_text(text, encoding="utf-8")
+
+
+def tabulate(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Everything that the tables say, as plain values (the contents of `compare.json`)."""
+    if not runs:
+        raise CompareError("there is nothing to compare: [Compare] methods is empty")
+    rows = {row_name(run): run for run in runs}
+    names = sorted(rows, key=lambda name: name != BASELINE)  # the baseline first, else as given
+    sets = list(dict.fromkeys((run["set"], run["trained_on"]) for run in runs))
+    tables, all_figures = [], []
+    for place in sets:
+        mine = [run for run in runs if (run["set"], run["trained_on"]) == place]
+        table, figures = _of_set(mine, names)
+        tables.append({"set": place[0], "trained_on": place[1], **table})
+        all_figures.append(figures)
+    _compare_rows(tables, all_figures, names)
+    found: dict[str, Any] = {
+        "rows": [
+            {"name": name, "method": rows[name]["method"], "round": rows[name]["round"]}
+            for name in names
+        ],
+        "seeds": sorted({run["seed"] for run in runs}),
+        "modes": _modes(mode for table in tables for mode in table["modes"]),
+        "sets": tables,
+        "over_datasets": _over_datasets(all_figures, names) if len(sets) > 1 else {},
+        "budgets": budgets(runs, row_name),
+    }
+    found["unequal"] = unequal(found, BASELINE)
+    return found
+
+
+def row_name(run: Mapping[str, Any]) -> str:
+    """A method, or a method after one of its rounds."""
+    return run["method"] if run["round"] is None else f"{run['method']}, round {run['round']}"
+
+
+def _of_set(
+    runs: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, dict[str, dict[str, Any]]]]:
+    """One set's figures by mode and row, as plain values and as `Figure`s with their outcomes."""
+    seeds = sorted({run["seed"] for run in runs})
+    outcomes, ids = _outcomes(runs, names, seeds)
+    order = {group: sorted(set().union(*by_seed)) for group, by_seed in ids.items()}
+    draws = {
+        group: comparison.draw_images(len(images), seed=SEED + index)
+        for index, (group, images) in enumerate(order.items())
+    }
+    figures: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    shown: dict[str, Any] = {}
+    for mode in _modes(mode for by_mode in outcomes.values() for mode in by_mode):
+        for name in names:
+            if mode not in outcomes[name]:
+                continue
+            values = {
+                group: comparison.align(outcomes[name][mode][group], order[group])
+                for group in order
+            }
+            found = comparison.figures(values, draws)
+            figures[mode][name] = {"figures": found, "outcomes": values}
+            shown.setdefault(mode, {})[name] = {key: _plain(f) for key, f in found.items()}
+    counts = {group: len(images) for group, images in order.items()}
+    same = all(len({frozenset(seed) for seed in by_seed}) == 1 for by_seed in ids.values())
+    table = {"seeds": seeds, "images": counts, "same_images_for_all_seeds": same, "modes": shown}
+    return table, figures
+
+
+def _outcomes(
+    runs: Sequence[Mapping[str, Any]], names: Sequence[str], seeds: Sequence[int]
+) -> tuple[Outcomes, dict[str, list[set[str]]]]:
+    """Right or wrong by row, mode, group and seed, and each seed's image ids by group."""
+    by_place = {(row_name(run), run["seed"]): run for run in runs}
+    places = {run["seed"]: _groups(Path(run["split"])) for run in runs}
+    ids: dict[str, list[set[str]]] = {}
+    outcomes: Outcomes = {name: {} for name in names}
+    for number, seed in enumerate(seeds):
+        wanted: set[str] | None = None
+        for name in names:
+            if (run := by_place.get((name, seed))) is None:
+                raise CompareError(
+                    f"{name} was not evaluated on {runs[0]['set']} with seed {seed}; every method "
+                    "needs every seed"
+                )
+            answers = _answers(Path(run["evaluate"]))
+            for mode, right in answers.items():
+                wanted = set(right) if wanted is None else wanted
+                if odd := sorted(wanted ^ set(right)):
+                    raise CompareError(
+                        f"policies must be compared on the same images, but {run['evaluate']} "
+                        f"({name}, {mode}) differs in {len(odd)} from the others, such as {odd[0]!r}"
+                    )
+                if unknown := sorted(set(right) - set(places[seed])):
+                    raise CompareError(f"{run['evaluate']} evaluates {unknown[0]!r}, no such image")
+                for group in GROUPS:
+                    mine = {i: value for i, value in right.items() if places[seed][i] == group}
+                    if mine:
+                        by_group = outcomes[name].setdefault(mode, {})
+                        by_group.setdefault(group, []).append(mine)
+        for group in GROUPS:
+            if mine_ids := {i for i in wanted or () if places[seed][i] == group}:
+                ids.setdefault(group, []).append(mine_ids)
+        for name in names:  # a mode that only some seeds have cannot be averaged over them
+            outcomes[name] = {
+                mode: parts
+                for mode, parts in outcomes[name].items()
+                if all(len(part) == number + 1 for part in parts.values())
+            }
+    return outcomes, ids
+
+
+def _answers(folder: Path) -> dict[str, dict[str, bool]]:
+    """Right or wrong by mode and image id."""
+    found: dict[str, dict[str, bool]] = defaultdict(dict)
+    for row in shards.read(folder, "predictions", ["image_id", "mode", "correct"]).to_pylist():
+        found[row["mode"]][row["image_id"]] = bool(row["correct"])
+    if not found:
+        raise CompareError(f"{folder} holds no predictions; run its Evaluate again")
+    return dict(found)
+
+
+def _groups(folder: Path) -> dict[str, str]:
+    rows = shards.read(folder, "split", ["image_id", "group"]).to_pylist()
+    return {row["image_id"]: row["group"] for row in rows}
+
+
+def _modes(present: Iterable[str]) -> list[str]:
+    found = set(present)
+    return [mode for mode in MODES if mode in found] + sorted(found - set(MODES))
+
+
+def _compare_rows(
+    tables: list[dict[str, Any]], all_figures: list[dict[str, Any]], names: Sequence[str]
+) -> None:
+    """Fill in the paired differences of every two rows; Holm over the sets for each of them."""
+    for first, second in combinations(names, 2):
+        families: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        for table, figures in zip(tables, all_figures, strict=True):
+            for mode, by_row in figures.items():
+                if first not in by_row or second not in by_row:
+                    continue
+                for key in by_row[first]["figures"]:
+                    entry = _difference(by_row[first], by_row[second], key)
+                    families[mode, key].append(entry)
+                    named = {"from": first, "to": second, "key": key, **entry}
+                    table.setdefault("pairs", {}).setdefault(mode, []).append(named)
+                    entry["named"] = named
+                    if first == BASELINE:
+                        table["modes"][mode][second][key]["difference"] = entry
+        for family in families.values():
+            adjusted = comparison.holm([entry["p"] for entry in family])
+            for entry, value in zip(family, adjusted, strict=True):
+                entry.pop("named")["p_holm"] = value
+                entry["p_holm"] = value
+
+
+def _difference(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -> dict[str, Any]:
+    one, two = before["figures"][key], after["figures"][key]
+    change = Figure(two.by_seed - one.by_seed, two.drawn - one.drawn)
+    if key in before["outcomes"]:
+        p = comparison.sign_flip(before["outcomes"][key], after["outcomes"][key])
+    else:
+        p = comparison.bootstrap_p(change.drawn)
+    return {**_plain(change), "p": p}
+
+
+def _over_datasets(all_figures: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """Means over the sets by mode and row, and their differences from the base policy."""
+    found: dict[str, Any] = {}
+    for mode in _modes(mode for figures in all_figures for mode in figures):
+        summaries = {}
+        for name in names:
+            parts = [figures.get(mode, {}).get(name) for figures in all_figures]
+            if all(parts):
+                summaries[name] = comparison.over_datasets([part["figures"] for part in parts])
+        found[mode] = {
+            name: {key: _plain(figure) for key, figure in summary.items()}
+            for name, summary in summaries.items()
+        }
+        for name, summary in summaries.items():
+            if name == BASELINE or BASELINE not in summaries:
+                continue
+            for key, figure in summary.items():
+                base = summaries[BASELINE][key]
+                change = Figure(figure.by_seed - base.by_seed, figure.drawn - base.drawn)
+                p = comparison.bootstrap_p(change.drawn)
+                found[mode][name][key]["difference"] = {**_plain(change), "p": p}
+    return found
+
+
+def _plain(figure: Figure) -> dict[str, Any]:
+    return {
+        "mean": figure.mean,
+        "interval": list(figure.interval),
+        "by_seed": figure.by_seed.tolist(),
+        "spread": figure.spread,
+    }
+
+
+if __name__ == "__main__":
+    main(compare)
