@@ -618,6 +618,9 @@ class Report(OfSet):
                 needed[f"mcq{r}"] = BuildMCQ(refresh_round=r, **chain)
                 if method_of(self.method).refreshes:
                     needed[f"propose{r}"] = Propose(refresh_round=r, **chain)
+        for name, by_method in cross_evaluations(self).items():
+            needed |= {f"cross/{name}/{method}": stage for method, stage in by_method.items()}
+        needed |= {f"judge/{method}": stage for method, stage in judgements(self).items()}
         return {**needed, **data(self, self.set_name)}
 
     def place(self):
@@ -642,6 +645,21 @@ class Report(OfSet):
             "download": str(need["download"].folder),
             "split": str(need["split"].folder),
             "manifests": [str(stage.folder / "manifest.json") for stage in lineage(self)],
+            "cross": [
+                {
+                    "trained_on": self.dataset,
+                    "set": key.split("/")[1],
+                    "method": key.split("/")[2],
+                    "path": str(stage.folder),
+                }
+                for key, stage in need.items()
+                if key.startswith("cross/")
+            ],
+            "judged": [
+                {"name": key.split("/")[1], "path": str(stage.folder)}
+                for key, stage in need.items()
+                if key.startswith("judge/")
+            ],
             "command": f"luigi --module pipeline.tasks TrainDiVE --dataset {self.dataset} "
             f"--method {self.method} --seed {self.seed}",
         }
