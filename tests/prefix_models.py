@@ -1,0 +1,163 @@
+"""Random vision-language models of a few thousand weights, and trainers on them.
+
+torchrun --nproc_per_node=2 -m tests.prefix_models POLICY OUTPUT shared|stock
+"""
+
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from PIL import Image
+from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
+from trl import GRPOConfig, GRPOTrainer
+
+from training import tiny_policy
+from training.shared_prefix import make_trainer
+
+NAMES = ("rose gold-belt", "teal coral-belt", "crimson cyan-belt")
+GROUP = 4
+
+
+def write_policy(folder: Path) -> Path:
+    """A Qwen2.5-VL of two narrow layers, with its processor."""
+    config = tiny_policy.config()
+    text, vision = config.text_config, config.vision_config
+    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 64, 96, 2
+    text.num_attention_heads, text.num_key_value_heads = 2, 1
+    text.layer_types, text.initializer_range = ["full_attention"] * 2, 0.1
+    vision.depth, vision.hidden_size, vision.intermediate_size, vision.num_heads = 2, 32, 64, 2
+    vision.out_hidden_size, vision.fullatt_block_indexes = 64, [0, 1]
+    torch.manual_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(do_sample=True, eos_token_id=2, pad_token_id=0)
+    words = tiny_policy.slot_words(NAMES)
+    tiny_policy.save(model, tiny_policy.processor(words, min_pixels=56 * 56), folder)
+    return folder
+
+
+def questions(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows with prompts of several lengths and images of two sizes, no two alike."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(count):
+        image = Image.new("RGB", (56, 84) if number % 2 else (56, 56))
+        image.putdata(
+            [
+                tuple(draw.randrange(256) for _ in range(3))
+                for _ in range(image.width * image.height)
+            ]
+        )
+        text = " ".join(draw.choice(NAMES) for _ in range(1 + number % 3))
+        rows.append(
+            {"prompt": [{"role": "user", "content": text}], "image": image, "mcq_id": number}
+        )
+    return rows
+
+
+def spread(completions: list[Any], **_: Any) -> list[float]:
+    """A reward that differs within most groups."""
+    return [float(sum(map(ord, c[-1]["content"])) % 7) for c in completions]
+
+
+def some_dead(completions: list[Any], mcq_id: list[int], **_: Any) -> list[float]:
+    """The same, but the same for all completions of every third question."""
+    found = spread(completions)
+    return [0.0 if n % 3 == 0 else r for n, r in zip(mcq_id, found, strict=True)]
+
+
+def trainer(
+    policy: Path,
+    output: Path,
+    *,
+    shared: bool = True,
+    rows: int = 12,
+    reward: Any = spread,
+    peft_config: Any = None,
+    tokens: int = 0,
+    check: bool = True,
+    model: Any = None,
+    **config: Any,
+) -> GRPOTrainer:
+    """A trainer of either kind on the same questions, four completions of up to ten tokens each."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(policy)
+    processor.tokenizer.padding_side = "left"
+    model = model or AutoModelForImageTextToText.from_pretrained(policy, dtype=torch.float32)
+    defaults = {
+        "max_steps": 2,
+        "learning_rate": 1e-4,
+        "num_generations": GROUP,
+        "per_device_train_batch_size": 16,
+        "max_completion_length": 10,
+        "seed": 3,
+        "report_to": "none",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "shuffle_dataset": False,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "lr_scheduler_type": "constant",
+    }
+    return make_trainer(
+        model=model,
+        shared_prefix=shared,
+        tokens_per_micro_batch=tokens,
+        check_first_batch=check,
+        args=GRPOConfig(output_dir=str(output), **(defaults | config)),
+        processing_class=processor,
+        train_dataset=Dataset.from_list(questions(rows)),
+        reward_funcs=reward,
+        peft_config=peft_config,
+    )
+
+
+def weights(trainer: GRPOTrainer) -> dict[str, torch.Tensor]:
+    return {k: v.detach().clone() for k, v in trainer.model.state_dict().items()}
+
+
+def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest difference of a weight."""
+    assert one.keys() == other.keys()
+    return max(float((one[k] - other[k]).abs().max()) for k in one)
+
+
+def told(trainer: GRPOTrainer, key: str) -> list[float]:
+    """A logged figure, step by step."""
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+def one_alive(completions: list[Any], mcq_id: list[int], **_: Any) -> list[float]:
+    """No group of the first process has an advantage in the first steps."""
+    found = spread(completions)
+    return [r if n % 4 >= 2 or n > 8 else 0.0 for n, r in zip(mcq_id, found, strict=True)]
+
+
+def main() -> None:
+    """Train in one of several processes, and let the first write the weights."""
+    policy, output, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    given: dict[str, Any] = {"tokens": 80} if kind == "shared" else {}
+    one = trainer(
+        policy,
+        output,
+        shared=kind == "shared",
+        reward=one_alive,
+        rows=24,
+        max_steps=3,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+        **given,
+    )
+    one.train()
+    if one.accelerator.is_main_process:
+        torch.save(weights(one), output / "weights.pt")
+
+
+if __name__ == "__main__":
+    main()

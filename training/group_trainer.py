@@ -1,0 +1,200 @@
+"""TRL's generation batches, with whole groups kept together and each prompt processed once.
+
+The part of `training.shared_prefix` that has to do with what a batch is made of: which rows are a
+group, what the processor is asked, which rows take a turn of the loss together and which of these
+need not be forwarded at all.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from trl import GRPOTrainer
+
+from tasks.run import StageError
+from training import prefix_batches
+from training.prefix_batches import Counters
+from training.prefix_forward import Rows, sharing
+from training.shared_vision import PIXELS, PromptsOnce, take
+
+Batch = dict[str, Any]
+# All that TRL may hand from a batch to the model beside tokens and masks.
+IMAGE_INPUTS = (
+    *PIXELS,
+    "num_images",
+    "num_tiles",
+    "image_sizes",
+    "image_position_ids",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "token_type_ids",
+    "mm_token_type_ids",
+)
+
+
+@dataclass
+class Scope:
+    """What TRL's code is about while it calls for log-probabilities.
+
+    `groups` names each row's group. Only `rows` are forwarded; the others have the values in
+    `logps` and `entropies` (rows, completion tokens), where what was computed is kept as well.
+    """
+
+    groups: list[int]
+    rows: list[int] | None = None  # None: all of them, in micro-batches
+    logps: torch.Tensor | None = None
+    entropies: torch.Tensor | None = None
+    known: bool = False  # the values are all there
+    unneeded: bool = False  # the next call is for old log-probabilities that nobody reads
+
+
+class GroupTrainer(GRPOTrainer):
+    """GRPOTrainer whose micro-batches are whole groups, bounded in tokens."""
+
+    processing_class: Any
+    _buffered_inputs: list[Batch] | None
+    _metrics: dict[str, defaultdict[str, list[float]]]
+
+    def __init__(self, *args: Any, tokens_per_micro_batch: int = 0, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.tokens_per_micro_batch = tokens_per_micro_batch
+        self.counters = Counters()
+        self._scope: Scope | None = None
+        self._prompts: PromptsOnce | None = None
+        self.way, why = sharing(self.model)
+        if self.way == "none":
+            raise StageError(f"[Train] shared_prefix: {why}; set shared_prefix = false")
+        # Otherwise what one micro-batch adds to the loss would depend on the others.
+        alone = not self._entropy_bonus_enabled and not self.aux_loss_enabled
+        alone = alone and self.top_entropy_quantile == 1.0
+        if tokens_per_micro_batch and (not alone or self.is_deepspeed_enabled):
+            raise StageError(
+                "[Train] tokens_per_micro_batch does not go with DeepSpeed, an entropy bonus, "
+                "top_entropy_quantile or an auxiliary loss; set it to 0"
+            )
+        # The KL term has a gradient in every group.
+        self._skips = alone and self.beta == 0.0
+        # TRL takes a pass of its own for the old log-probabilities. Where no weight changes before
+        # every micro-batch had its first turn, that turn finds the same ones.
+        steps, window = self.args.steps_per_generation, self.args.gradient_accumulation_steps
+        corrected = self.use_vllm and self.vllm_importance_sampling_correction
+        wanted = window % (steps * self.num_iterations) != 0 and not corrected
+        self._spares_old_pass = wanted and window % steps == 0 and not self.aux_loss_enabled
+
+    # Generating and scoring: each group's prompt and image are processed once.
+
+    def _generate_and_score_completions(self, inputs: list[Batch]) -> Batch:
+        groups = self._groups_of(inputs)
+        first = {group: inputs[rows[0]] for group, rows in prefix_batches.members(groups).items()}
+        # One object for all copies of an image, since TRL copies prompts with all that is in them.
+        inputs = [
+            row | {key: first[group][key] for key in ("image", "images") if key in row}
+            for row, group in zip(inputs, groups, strict=True)
+        ]
+        processor = self.processing_class
+        self._prompts = PromptsOnce(processor, groups, per_group=self.way == "prefix")
+        self.processing_class = self._prompts
+        try:
+            with self._about(Scope(groups, unneeded=self._spares_old_pass)):
+                batch = super()._generate_and_score_completions(inputs)
+        finally:
+            self.processing_class, self._prompts = processor, None
+        if self._spares_old_pass:
+            del batch["old_per_token_logps"]
+        return batch | {"groups": groups}
+
+    def _groups_of(self, inputs: list[Batch]) -> list[int]:
+        """The group of each row of this process: its place in the batch of all processes."""
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        start = self.accelerator.process_index * len(inputs)
+        groups = [(start + row) // size for row in range(len(inputs))]
+        for rows in prefix_batches.members(groups).values():
+            if any(inputs[row]["prompt"] != inputs[rows[0]]["prompt"] for row in rows):
+                raise StageError(
+                    "the completions of a group have different prompts, though the sampler repeats "
+                    "each row: a dataset row must not change between two reads, or set "
+                    "shared_prefix = false"
+                )
+        return groups
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        assert self._prompts is not None
+        ids, images, fields = self._prompts.tokenize(prompts, super()._tokenize_prompts)
+        self.counters.image_processor_calls += self._prompts.calls
+        self.counters.unique_images += self._prompts.unique_images
+        return ids, images, {} if self.use_vllm else fields
+
+    # Splitting: whole groups together, as many as the bound on tokens allows.
+
+    def _prepare_inputs(self, generation_batch: Any) -> Batch:
+        if not self.model.training:
+            batch = self._generate_and_score_completions(generation_batch)
+            return self._slot(batch, range(len(batch["groups"])))
+        steps = self.args.steps_per_generation
+        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+            batch = self._generate_and_score_completions(generation_batch)
+            count = len(batch["groups"])
+            # As many random numbers as TRL draws, so that a seed gives the same completions.
+            rows = prefix_batches.shuffled(batch["groups"], torch.randperm(count).tolist())
+            size = count // steps
+            self._buffered_inputs = [
+                self._slot(batch, rows[i * size : (i + 1) * size]) for i in range(steps)
+            ]
+        return self._buffered_inputs[self._step % steps]
+
+    def _slot(self, batch: Batch, rows: Sequence[int]) -> Batch:
+        """The rows of one turn of TRL's loss, and the micro-batches that they are forwarded in."""
+        whole = self._rows(batch, batch["groups"])
+        rest = batch.keys() - whole.images.keys()
+        slot = {key: take(batch[key], rows, len(whole.groups)) for key in rest}
+        slot |= whole.by_row(rows, pixels=not whole.per_group)
+        slot |= whole.by_group(rows) if whole.per_group else {}
+        own = self._rows(slot, slot["groups"])
+        members = prefix_batches.members(own.groups)
+        pulls = slot["advantages"].reshape(len(own.groups), -1).any(1).tolist()
+        dead = {group for group, rows in members.items() if not any(pulls[row] for row in rows)}
+        skipped = dead if self._skips else set()
+        live = [row for row, group in enumerate(own.groups) if group not in skipped]
+        slot["micro_batches"] = self._micro_batches(own, live)
+        slot["counted"] = {
+            "groups": len(members),
+            "zero_advantage_groups": len(dead),
+            "zero_advantage_groups_forwarded": len(dead - skipped),
+        }
+        return slot
+
+    def _rows(self, batch: Batch, groups: list[int]) -> Rows:
+        return Rows(
+            groups,
+            torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1),
+            torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1),
+            batch["completion_ids"].size(1),
+            {name: batch[name] for name in IMAGE_INPUTS if batch.get(name) is not None},
+            self.way == "prefix",
+        )
+
+    def _micro_batches(self, rows: Rows, live: Sequence[int], most: int = 0) -> list[list[int]]:
+        """At least one, and on each process as many as on the others, empty ones in front."""
+        found = prefix_batches.split(
+            rows.groups,
+            live,
+            rows.prompts,
+            rows.completions,
+            self.tokens_per_micro_batch,
+            most,
+            shared=rows.per_group,
+        )
+        count = torch.tensor([max(1, len(found))], device=self.accelerator.device)
+        most_found = int(self.accelerator.gather(count).max())
+        return [[] for _ in range(most_found - len(found))] + found
+
+    @contextmanager
+    def _about(self, scope: Scope) -> Iterator[None]:
+        before, self._scope = self._scope, scope
+        try:
+            yield
+        finally:
+            self._scope = before

@@ -1,0 +1,291 @@
+"""GRPO for vision-language models in which a group's image and prompt are computed once.
+
+All completions of a GRPO group share one image and one prompt. TRL encodes the image for each of
+them, and takes the prompt through the language model with each of them. `SharedPrefixTrainer`
+takes both through once and lets the completions follow in the same row (`prefix_attention`,
+`prefix_batches`, `prefix_forward`), drops padding, forwards no group whose gradient is zero, and
+processes each image once (`group_trainer`, `shared_vision`). The loss is TRL's own code on tensors
+of TRL's shapes, so log-probabilities, loss and gradients are TRL's, up to rounding.
+
+Two ways, chosen by architecture and said in one line: prefix, for Qwen2.5-VL and Qwen2-VL; vision,
+for others, whose images are encoded once while TRL's own pass forwards the padded rows.
+
+It overrides internals of TRL 1.16; `tests/test_shared_prefix.py` fails when they change.
+"""
+
+import functools
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from trl import GRPOTrainer
+
+from training import first_batch, prefix_attention, prefix_batches
+from training.group_trainer import GroupTrainer, Scope
+from training.prefix_batches import Stopwatch
+from training.prefix_forward import Found, Rows, base_of, packed, padded, sharing
+from training.shared_vision import ImagesOnce
+
+Batch = dict[str, Any]
+SHARES = {
+    "prefix": "image and prompt go through the model once a group",
+    "vision": "images are encoded once a group, prompts go through once a completion",
+    "none": "TRL's own trainer",
+}
+
+
+def make_trainer(
+    *,
+    model: torch.nn.Module,
+    shared_prefix: bool,
+    tokens_per_micro_batch: int = 0,
+    check_first_batch: bool = True,
+    **trl: Any,
+) -> GRPOTrainer:
+    """A trainer for `model`, by the way that its architecture allows; says which, in one line.
+
+    `trl` are GRPOTrainer's own arguments. Without `shared_prefix`, or where nothing can be shared,
+    it is TRL's own trainer, and the other two arguments have no effect.
+    """
+    way, why = sharing(model) if shared_prefix else ("none", "shared_prefix = false")
+    if shared_prefix and any(
+        trl.get(key) for key in ("tools", "rollout_func", "environment_factory")
+    ):
+        way, why = "none", "tools and rollouts of its own may change a prompt within its group"
+    print(f"train: {SHARES[way]} ({why})")
+    if way == "none":
+        return GRPOTrainer(model=model, **trl)
+    return SharedPrefixTrainer(
+        model=model,
+        tokens_per_micro_batch=tokens_per_micro_batch,
+        check_first_batch=check_first_batch,
+        **trl,
+    )
+
+
+class SharedPrefixTrainer(GroupTrainer):
+    """GRPOTrainer, with a group's image and prompt computed once.
+
+    `tokens_per_micro_batch` bounds the tokens of one forward and backward pass (0: the whole of
+    `per_device_train_batch_size` at once); the gradient stays that of the undivided batch.
+    `check_first_batch` compares the first batch with TRL's own pass and raises StageError where
+    they disagree. `counters` tells what this process has computed; each logged step shows what was
+    added as `shared/...`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        tokens_per_micro_batch: int = 0,
+        check_first_batch: bool = True,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, tokens_per_micro_batch=tokens_per_micro_batch, **kwargs)
+        self._unchecked = check_first_batch
+        self._encoders: dict[int, ImagesOnce] = {}
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                base = base_of(model)
+                self._encoders[id(base)] = ImagesOnce(base.base_model)
+                if self.way == "prefix":
+                    prefix_attention.install(base)
+
+    # Log-probabilities: what TRL's code calls for.
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: torch.nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **images: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        scope = self._scope
+        assert scope is not None
+        images = {name: value for name, value in images.items() if value is not None}
+        rows = Rows(
+            scope.groups, input_ids, attention_mask, logits_to_keep, images, self.way == "prefix"
+        )
+        stock = functools.partial(super()._get_per_token_logps_and_entropies, model)
+        if compute_aux_loss:
+            whole = rows.by_row(range(len(input_ids)))
+            return stock(
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_entropy,
+                True,
+                **whole,
+            )
+        logps = torch.zeros_like(attention_mask[:, -logits_to_keep:], dtype=torch.float32)
+        entropies = logps
+        if scope.logps is not None and scope.entropies is not None:
+            logps, entropies = scope.logps, scope.entropies
+        if scope.known or scope.unneeded:
+            scope.unneeded = False
+            return logps, entropies, None
+        if scope.rows is None:
+            batches = self._micro_batches(rows, range(len(input_ids)), batch_size or 0)
+        else:
+            batches = [scope.rows]
+        for chosen in batches:
+            if chosen:
+                found = self._forward(model, stock, rows, chosen, compute_entropy)
+                logps = _put(logps, found.place, found.logps)
+                if found.entropies is not None:
+                    entropies = _put(entropies, found.place, found.entropies)
+            else:
+                logps = logps + self._nothing(model, input_ids)
+        if scope.rows is not None:
+            scope.logps, scope.entropies = logps.detach(), entropies.detach()
+        return logps, entropies if compute_entropy else None, None
+
+    def _forward(
+        self, model: torch.nn.Module, stock: Any, rows: Rows, chosen: list[int], entropy: bool
+    ) -> Found:
+        encoder = self._encoders[id(base_of(model))]
+        before = encoder.patches
+        with self.accelerator.autocast():
+            if rows.per_group:
+                found = packed(model, rows, chosen)
+            else:
+                found = padded(stock, rows, chosen, entropy)
+        counters = self.counters
+        counters.vision_patches += encoder.patches - before
+        counters.lm_tokens += found.tokens
+        counters.lm_tokens_ideal += rows.ideal(chosen)
+        counters.lm_tokens_stock += len(chosen) * rows.input_ids.size(1)
+        counters.completion_tokens_forwarded += found.completion_tokens
+        counters.completion_tokens_useful += sum(rows.completions[row] for row in chosen)
+        return found
+
+    def _nothing(self, model: torch.nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+        """A zero with a gradient of zero, where there is nothing to forward.
+
+        Other processes wait for this one's part in a forward and backward pass: two tokens.
+        """
+        if self.accelerator.num_processes == 1:
+            return torch.zeros((), device=input_ids.device, requires_grad=torch.is_grad_enabled())
+        two = input_ids.new_full((1, 2), self._tokenizer.eos_token_id)
+        outputs = model(
+            input_ids=two, attention_mask=torch.ones_like(two), labels=two, fused_lm_head=True
+        )
+        return 0.0 * outputs.log_probs.sum()
+
+    # The loss: TRL's, once for each micro-batch.
+
+    def _compute_loss(self, model: torch.nn.Module, inputs: Batch) -> torch.Tensor:
+        rows = self._rows(inputs, inputs["groups"])
+        if self._unchecked and self.model.training:
+            self._check(model, rows)
+        for name, count in inputs["counted"].items():
+            setattr(self.counters, name, getattr(self.counters, name) + count)
+        # A row that is not forwarded has a ratio of one where there is an old value.
+        other = inputs.get("old_per_token_logps", inputs.get("ref_per_token_logps"))
+        if other is None:
+            other = torch.zeros_like(inputs["completion_mask"], dtype=torch.float32)
+        scope = Scope(rows.groups, logps=other, entropies=torch.zeros_like(other))
+        *others, scope.rows = inputs["micro_batches"]
+        last = scope.rows
+        with self._about(scope):
+            for scope.rows in others:
+                with self.accelerator.no_sync(model), self._unlogged():
+                    part = super()._compute_loss(model, inputs)
+                    if torch.is_grad_enabled():
+                        self.accelerator.backward(part)
+            scope.rows = last
+            if not others:
+                loss = super()._compute_loss(model, inputs)
+            else:
+                with self._unlogged():
+                    loss = super()._compute_loss(model, inputs)
+                scope.known = True
+                with torch.no_grad():  # TRL's figures on the values of all micro-batches
+                    value = super()._compute_loss(model, inputs)
+                loss = loss + (value - loss).detach()
+        if self._skips:
+            self._log_entropy(scope, inputs)
+        if self._spares_old_pass:
+            inputs.setdefault("old_per_token_logps", scope.logps)
+        return loss
+
+    def _log_entropy(self, scope: Scope, inputs: Batch) -> None:
+        """The mean over the tokens that were forwarded; TRL's is over all."""
+        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        seen = torch.zeros_like(mask)
+        seen[[row for rows in inputs["micro_batches"] for row in rows]] = 1
+        sums = torch.stack([(scope.entropies * mask).sum(), (mask * seen).sum().float()])
+        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["entropy"][-1] = total / count if count else float("nan")
+
+    def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any) -> Any:
+        with Stopwatch(self.counters):
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        assert self._buffered_inputs is not None
+        slot = self._buffered_inputs[(self._step - 1) % self.args.steps_per_generation]
+        if not any(slot["micro_batches"]):
+            # TRL's gradient here is zero and not none: momentum and decay still move the weights.
+            for weight in model.parameters():
+                if weight.requires_grad and weight.grad is None:
+                    weight.grad = torch.zeros_like(weight)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training and "loss" in logs:
+            logs |= {f"shared/{name}": value for name, value in self.counters.since_last().items()}
+        super().log(logs, start_time)
+
+    def _check(self, model: torch.nn.Module, rows: Rows) -> None:
+        """Compare with TRL's own pass, on a few rows of the first two groups."""
+        self._unchecked = False
+        limit = self.tokens_per_micro_batch
+        each = max(1, limit // (2 * rows.input_ids.size(1))) if limit else len(rows.groups)
+        groups = list(prefix_batches.members(rows.groups).values())[:2]
+        chosen = [row for group in groups for row in group[:each] if rows.completions[row]]
+        if not chosen:
+            return
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        inner = model if sharded else self.accelerator.unwrap_model(model)
+        stock = functools.partial(super()._get_per_token_logps_and_entropies, inner)
+        ids, mask = rows.input_ids[chosen], rows.attention_mask[chosen]
+        counted = mask[:, -rows.keep :]
+
+        def shared() -> tuple[torch.Tensor, torch.Tensor]:
+            with self.accelerator.autocast():
+                found = (
+                    packed(inner, rows, chosen)
+                    if rows.per_group
+                    else padded(stock, rows, chosen, False)
+                )
+            empty = found.logps.new_zeros(len(rows.groups), rows.keep)
+            return _put(empty, found.place, found.logps)[chosen], counted
+
+        def separate() -> tuple[torch.Tensor, torch.Tensor]:
+            with self._encoders[id(base_of(model))].off():
+                return stock(ids, mask, rows.keep, **rows.by_row(chosen))[0], counted
+
+        told = first_batch.compare(inner, shared, separate, gradients=not sharded)
+        if self.accelerator.is_main_process:
+            print(told)
+
+    @contextmanager
+    def _unlogged(self) -> Iterator[None]:
+        """Leave out of the log what TRL notes meanwhile."""
+        metrics = self._metrics
+        self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+        try:
+            yield
+        finally:
+            self._metrics = metrics
+
+
+def _put(values: torch.Tensor, place: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """`values` with `new` at flat indices `place`, differentiable in `new`."""
+    return values.flatten().index_copy(0, place, new.to(values.dtype)).view_as(values)
