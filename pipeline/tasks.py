@@ -353,6 +353,19 @@ class Train(Round):
     keep_policy = luigi.Parameter(description="last, or best by val images")
     trl = luigi.DictParameter(description="any further option of TRL's GRPOConfig")
     dtype = luigi.Parameter()
+    shared_prefix = luigi.BoolParameter(
+        parsing=luigi.BoolParameter.EXPLICIT_PARSING,
+        significant=False,
+        description="each group's image and prompt are computed once; the same up to rounding",
+    )
+    tokens_per_micro_batch = luigi.IntParameter(
+        significant=False, description="with shared_prefix: tokens of one pass; 0: no bound"
+    )
+    check_shared_prefix = luigi.BoolParameter(
+        parsing=luigi.BoolParameter.EXPLICIT_PARSING,
+        significant=False,
+        description="compare the first batch with TRL's own pass",
+    )
     micro_batch_size = luigi.IntParameter(significant=False)
     save_steps = luigi.IntParameter(significant=False)
     keep_checkpoints = luigi.IntParameter(significant=False, description="complete ones kept")

@@ -80,6 +80,8 @@ OTHER_VALUES = {
     "mirror": "true",
     "carry_over": "false",
     "check_memory": "false",
+    "shared_prefix": "false",
+    "check_shared_prefix": "false",
     "refresh": "unsolved",
     "solved": "retire",
     "train_caps": '{"*": 7}',

@@ -121,7 +121,8 @@ class GroupTrainer(GRPOTrainer):
         return groups
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
-        assert self._prompts is not None
+        if self._prompts is None:  # asked for something else than a batch to train on
+            return super()._tokenize_prompts(prompts)
         ids, images, fields = self._prompts.tokenize(prompts, super()._tokenize_prompts)
         self.counters.image_processor_calls += self._prompts.calls
         self.counters.unique_images += self._prompts.unique_images

@@ -29,6 +29,7 @@ from training.recorder import Recorder
 from training.reward_choice import choose_rewards
 from training.sampling import DynamicSampling, Timed, TruthRollout
 from training.session import Session
+from training.shared_prefix import SharedPrefixTrainer, trainer_kind
 
 
 def grpo(
@@ -65,6 +66,9 @@ def grpo(
     keep_policy: str,
     carry_over: bool,
     trl: dict[str, Any],
+    shared_prefix: bool,
+    tokens_per_micro_batch: int,
+    check_shared_prefix: bool,
     micro_batch_size: int,
     save_steps: int,
     keep_checkpoints: int,
@@ -83,7 +87,8 @@ def grpo(
     option. `order` is that of the questions (`training.dataset`); `freeze` and `lora_targets` name
     parts (`training.parts`). `dynamic_sampling` is how often groups without a gradient are replaced.
     With `carry_over` a round goes on from the last one's training state. `keep_policy` is last, or
-    best by val images.
+    best by val images. `shared_prefix` computes each group's image and prompt once, in passes of at
+    most `tokens_per_micro_batch` tokens, and `check_shared_prefix` compares with TRL's own pass once.
 
     Writes the policy folder, `train_log.parquet` and `completions-*.parquet`. Raises StageError for
     a damaged shard, an unknown option, a batch that cannot be divided, or memory that is not there.
@@ -96,13 +101,19 @@ def grpo(
     rows = session.rows(questions)
     some = [rows[i] for i in range(min(8, len(rows)))]
     model, adapters = session.model(config, some)
-    trainer = trainer_class(truth_rollout)(
+    kind = trainer_kind(model, shared_prefix)
+    own = {
+        "tokens_per_micro_batch": tokens_per_micro_batch,
+        "check_first_batch": check_shared_prefix,
+    }
+    trainer = with_ours(kind, truth_rollout)(
         model=model,
         args=config,
         processing_class=session.processor,
         train_dataset=rows,
         reward_funcs=chosen,
         peft_config=adapters,
+        **(own if issubclass(kind, SharedPrefixTrainer) else {}),
     )
     trainer.attempts, trainer.further = dynamic_sampling, questions.further
     if config.use_vllm:
@@ -113,9 +124,9 @@ def grpo(
         print(f"train: first and last steps: {told(recorder.log, list(rewards))}")
 
 
-def trainer_class(truth_rollout: bool) -> type[GRPOTrainer]:
-    """GRPOTrainer with what is ours mixed in."""
-    kinds: list[type] = [DynamicSampling, Timed, checkpoints.StrictResume, GRPOTrainer]
+def with_ours(kind: type[GRPOTrainer], truth_rollout: bool) -> type[GRPOTrainer]:
+    """A trainer with what is ours mixed in."""
+    kinds: list[type] = [DynamicSampling, Timed, checkpoints.StrictResume, kind]
     if truth_rollout:
         kinds.insert(1, TruthRollout)
     return type("Trainer", tuple(kinds), {})

@@ -115,22 +115,23 @@ class DynamicSampling(Trainer):
     def _generate(self, prompts: list) -> tuple:
         ready = getattr(self, "_ready", None)
         if ready:
-            prompt_ids, completion_ids, completions, logprobs, images = ready.popleft()
+            completion_ids, completions, logprobs = ready.popleft()
+            prompt_ids, images, _ = self._tokenize_prompts(prompts)
             return prompt_ids, completion_ids, None, completions, logprobs, {}, images, []
         return super()._generate(prompts)
 
     def _try(self, rows: list[Row]) -> list[list | None]:
-        """Completions for rows: prompt ids, completion ids, completions, log-probs, images."""
+        """Completions for rows: their tokens, the completions as TRL has them, log-probabilities."""
         self._asked = rows
         made = self._generate(
             [prepare_multimodal_messages(row["prompt"], images=[row["image"]]) for row in rows]
         )
-        prompt_ids, completion_ids, _, completions, logprobs, _, images, _ = made
-        return [prompt_ids, completion_ids, completions, logprobs, images]
+        _, completion_ids, _, completions, logprobs, *_ = made
+        return [completion_ids, completions, logprobs]
 
     def _dead(self, rows: list[Row], found: list[list | None]) -> list[int]:
         """This process's groups whose rewards are all equal."""
-        completion_ids, completions = found[1], found[2]
+        completion_ids, completions, _ = found
         paid = self._calculate_rewards(
             rows, [row["prompt"] for row in rows], completions, completion_ids
         )

@@ -14,6 +14,7 @@ It overrides internals of TRL 1.16; `tests/test_shared_prefix.py` fails when the
 """
 
 import functools
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,22 @@ SHARES = {
 }
 
 
+def trainer_kind(model: torch.nn.Module, shared_prefix: bool, **trl: Any) -> type[GRPOTrainer]:
+    """The trainer for `model`, by the way that its architecture allows; says which, in one line.
+
+    `trl` are GRPOTrainer's own arguments. Without `shared_prefix`, or where nothing can be shared,
+    it is TRL's own trainer.
+    """
+    way, why = sharing(model) if shared_prefix else ("none", "shared_prefix = false")
+    if shared_prefix and any(
+        trl.get(key) for key in ("tools", "rollout_func", "environment_factory")
+    ):
+        way, why = "none", "tools and rollouts of its own may change a prompt within its group"
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"train: {SHARES[way]} ({why})", flush=True)
+    return GRPOTrainer if way == "none" else SharedPrefixTrainer
+
+
 def make_trainer(
     *,
     model: torch.nn.Module,
@@ -44,25 +61,10 @@ def make_trainer(
     check_first_batch: bool = True,
     **trl: Any,
 ) -> GRPOTrainer:
-    """A trainer for `model`, by the way that its architecture allows; says which, in one line.
-
-    `trl` are GRPOTrainer's own arguments. Without `shared_prefix`, or where nothing can be shared,
-    it is TRL's own trainer, and the other two arguments have no effect.
-    """
-    way, why = sharing(model) if shared_prefix else ("none", "shared_prefix = false")
-    if shared_prefix and any(
-        trl.get(key) for key in ("tools", "rollout_func", "environment_factory")
-    ):
-        way, why = "none", "tools and rollouts of its own may change a prompt within its group"
-    print(f"train: {SHARES[way]} ({why})")
-    if way == "none":
-        return GRPOTrainer(model=model, **trl)
-    return SharedPrefixTrainer(
-        model=model,
-        tokens_per_micro_batch=tokens_per_micro_batch,
-        check_first_batch=check_first_batch,
-        **trl,
-    )
+    """A trainer of that kind; the two arguments in the middle have no effect on TRL's own."""
+    kind = trainer_kind(model, shared_prefix, **trl)
+    own = {"tokens_per_micro_batch": tokens_per_micro_batch, "check_first_batch": check_first_batch}
+    return kind(model=model, **(own if issubclass(kind, SharedPrefixTrainer) else {}), **trl)
 
 
 class SharedPrefixTrainer(GroupTrainer):
