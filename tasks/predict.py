@@ -123,7 +123,10 @@ class Predictor:
         self._n, self._num_options, self._seed = num_rollouts, num_options, seed
         self._names = ClassNames(self.card.classes, self.card.aliases)
         names = list(self.card.classes)
-        self._before, self._text = question(self.card, self.settings, prompt, names)
+        try:
+            self._before, self._text = question(self.card, self.settings, prompt, names)
+        except ValueError as error:  # a style of prompts that there is not
+            raise StageError(f"[engine] {error}") from error
         self._batches = 0
         self._engine: Engine | None = None
 

@@ -184,6 +184,8 @@ def test_it_answers_as_evaluate_does(split_set, tmp_path):
     [
         ({"mode": "three_step"}, "mode must be one of two_step, one_step"),
         ({"num_rollouts": 0}, "num_rollouts >= 1"),
+        ({"engine": {"prompt_style": "terse"}}, "prompt_style must be one of brief, stepwise"),
+        ({"prompt": "closed"}, "prompt must be open or closed_list"),
         ({"classes": ["one"]}, "two or more classes; got 1"),
         ({"classes": ["Rose", "rose"]}, "cannot be told apart"),
         ({"card": "few"}, "a card or classes, not both"),
