@@ -118,3 +118,26 @@ def test_where_and_inspect_find_every_set(mixed):
     found = said("inspect", "build_mcq", "--rows", "0")
     assert "build_mcq/few/" in found
     assert "build_mcq/bugs/" in found
+
+
+def test_methods_are_compared_on_each_set_of_the_mix(mixed):
+    chosen = command("Compare", "--dataset", "few+bugs", "--seeds", "[0]")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(chosen, cwd=mixed, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((current(mixed, "compare") / "compare.json").read_text())
+    assert [(t["set"], t["trained_on"]) for t in found["sets"]] == [
+        ("bugs", "bugs+few"),
+        ("few", "bugs+few"),
+    ]
+    assert [row["name"] for row in found["rows"]] == ["zero_shot", "dive_k, round 0", "dive_k"]
+    spent = found["budgets"]["bugs+few"]
+    assert spent["dive_k"]["optimiser_steps"] == 2 * spent["dive_k, round 0"]["optimiser_steps"]
+    for table in found["sets"]:
+        report = json.loads(
+            (current(mixed, f"dive_k/report/{table['set']}") / "metrics.json").read_text()
+        )
+        for index, name in ((0, "zero_shot"), (1, "dive_k")):
+            told = report["evaluations"][index]["modes"]["one_step"]["harmonic_mean"]["accuracy"]
+            assert table["modes"]["one_step"][name]["harmonic_mean"]["by_seed"] == [told]
+    assert "Over datasets" in (current(mixed, "compare") / "compare.md").read_text()
