@@ -161,6 +161,7 @@ class BasePolicy(Stage):
     dtype = luigi.Parameter()
 
     module = "training.sft"
+    has_model = True
 
     def needs(self):
         return {
@@ -227,6 +228,7 @@ class Propose(RoundOfSet):
 
     code_version = 2
     module = "tasks.propose"
+    has_model = True
 
     def needs(self):
         return {**data(self, self.set_name), "policy": self.policy()}
@@ -291,6 +293,7 @@ class Train(Round):
     save_steps = luigi.IntParameter(significant=False)
 
     module = "training.grpo"
+    has_model = True
 
     def needs(self):
         questions = {
@@ -330,6 +333,7 @@ class Evaluate(RoundOfSet):
     shard_size = luigi.IntParameter()
 
     module = "tasks.evaluate"
+    has_model = True
 
     def needs(self):
         zero_shot = self.method == "zero_shot"

@@ -23,7 +23,7 @@ from data_cards import Card, load
 from tasks import schemas, shards
 from tasks.images import Picture, Reject, open_picture
 from tasks.labels import ClassNames
-from tasks.run import StageError, main, progress, save_stats
+from tasks.run import StageError, main, progress, save_stats, shard_by_shard, stop_if_asked
 from tasks.sources import Item, Source, open_source, require_every_class
 
 IMAGES_PER_SHARD = 1000
@@ -55,6 +55,7 @@ def download(
     count, rejects = _finished(output, source)
     items = source.items(count)
     with (
+        shard_by_shard(),
         ThreadPoolExecutor(decode_threads or os.cpu_count() or 1) as pool,
         progress(None, desc="download", total=source.total, unit="images", done=count) as bar,
     ):
@@ -67,6 +68,7 @@ def download(
             # Where the number of images is known, too many rejects are known before the end.
             _check_rejects(output, rejects, count, max(count, source.total or 0), max_reject_share)
             bar.set_postfix(unusable=len(rejects))
+            stop_if_asked()
     _check_rejects(output, rejects, count, count, max_reject_share)
     stats = {"images": count - len(rejects), "rejected": len(rejects)}
     stats |= _counts(output, data_card) | ({"revision": source.revision} if source.revision else {})
@@ -143,10 +145,8 @@ def _write_shard(
                 image_id = f"{card.name}/{item.path}"
                 writer.add(image_row(image_id, item.path, item.label, item.official_split, picture))
     note = _note(output, index)
-    partial = note.with_suffix(".tmp")
     told = {"items": count, "source": _identity(source, start), "rejects": rejects}
-    partial.write_text(json.dumps(told), encoding="utf-8")
-    os.replace(partial, note)
+    shards.write_text(note, json.dumps(told))
     return count, rejects
 
 

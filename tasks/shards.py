@@ -8,6 +8,7 @@ because without them most single-bit flips read back as silently wrong values.
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,14 +100,46 @@ class Writer:
             raise
         finally:
             if self.parquet is not None:
-                self.parquet.close()
-                self.file.flush()
-                os.fsync(self.file.fileno())
-                self.file.close()
+                try:
+                    self.parquet.close()
+                    self.file.flush()
+                    os.fsync(self.file.fileno())
+                    self.file.close()
+                except BaseException:  # a full disk: what is there is no shard
+                    self._discard()
+                    raise
             if self.parquet is not None and kind is None:
                 os.replace(self.partial, self.path)
+                sync_folder(self.path.parent)
             else:
-                self.partial.unlink(missing_ok=True)
+                self._discard()
+
+    def _discard(self) -> None:
+        if self.file is not None:
+            with suppress(OSError):  # what is left in its buffer may not fit on the disk
+                self.file.close()
+        self.partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A small file that is there whole or not at all, and stays there when the power fails."""
+    partial = path.with_suffix(".tmp")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's names on disk: a file's own fsync does not, and what is noted down next may
+    rest on them."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write(path: Path, rows: pa.Table | Sequence[dict[str, Any]], schema: pa.Schema) -> None:
