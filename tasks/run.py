@@ -22,9 +22,11 @@ from typing import Any, get_type_hints
 from tqdm import tqdm
 
 from data_cards import CardError
-from tasks.shards import ShardError, write_text
+from tasks.shards import ShardError, sync_tree, write_text
 
 ERROR_FILE = "error.txt"
+STATS_FILE = "stats.json"
+DONE_FILE = ".done"  # the function has ended well, and all it wrote is on disk
 PROGRESS_FILE = ".progress.json"  # what the bar stands at, for whoever started this process
 STOPPED = 130  # exit code of a stage that was asked to stop, and did
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -64,6 +66,7 @@ def main(function: Callable[..., None]) -> None:
         _Bar.file = output / PROGRESS_FILE
         gc.freeze()  # what is imported by now stays: the collector need not walk it again and again
         function(**arguments)
+        _mark_done(output)
     except (Stopped, KeyboardInterrupt):
         print(f"{name}: stopped; the same command goes on from here", file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -75,6 +78,16 @@ def main(function: Callable[..., None]) -> None:
         with suppress(OSError, NameError):  # where the disk is full the words below must do
             (output / ERROR_FILE).write_text(f"{sentence}\n", encoding="utf-8")
         sys.exit(f"{name}: {sentence}")
+
+
+def _mark_done(output: Path) -> None:
+    """Leave word that all is there, so that a run which is cut off from here on only commits."""
+    import resource
+
+    sync_tree(output)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = peak / (1024 if sys.platform == "linux" else 1024**2)
+    write_text(output / DONE_FILE, json.dumps({"peak_memory_mb": memory}))
 
 
 def _sentence(error: BaseException) -> str | None:
@@ -166,7 +179,7 @@ def first_line(error: BaseException) -> str:
 
 def save_stats(output: Path, stats: dict[str, Any]) -> None:
     """Write a stage's counts, `stats.json`; they go into its manifest as well."""
-    write_text(output / "stats.json", json.dumps(stats, indent=1))
+    write_text(output / STATS_FILE, json.dumps(stats, indent=1))
 
 
 class _Bar(tqdm):

@@ -110,7 +110,7 @@ class Writer:
                     raise
             if self.parquet is not None and kind is None:
                 os.replace(self.partial, self.path)
-                sync_folder(self.path.parent)
+                sync(self.path.parent)
             else:
                 self._discard()
 
@@ -129,13 +129,22 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Put a folder's names on disk: a file's own fsync does not, and what is noted down next may
-    rest on them."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_tree(folder: Path) -> None:
+    """Put everything below a folder on disk, files before the folders that name them."""
+    found = [path for path in folder.rglob("*") if not path.is_symlink()]
+    for path in [p for p in found if p.is_file()]:
+        sync(path)
+    for path in [*(p for p in found if p.is_dir()), folder]:
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on disk. A file's own fsync leaves its name out, and
+    what is noted down next may rest on it."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
