@@ -202,6 +202,8 @@ def iter_batches(
 ) -> Iterator[pa.RecordBatch]:
     """One shard as record batches, one in memory at a time, page checksums verified."""
     try:
+        if columns is not None:
+            _require(path, columns)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield from file.iter_batches(batch_size, columns=columns)
     except (OSError, pa.ArrowInvalid) as error:
@@ -269,9 +271,21 @@ def read_file(
 ) -> pa.Table:
     """One shard as an Arrow table, page checksums verified; `where` skips row groups by statistics."""
     try:
+        if columns is not None:
+            _require(path, columns)
         return pq.read_table(path, columns=columns, filters=where, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as error:
         raise _damaged(path, error) from error
+
+
+def _require(path: Path, columns: Sequence[str]) -> None:
+    """A table without a column that is asked for is of another version, and not to be misread."""
+    there = pq.read_schema(path).names
+    if lost := [name for name in columns if name.split(".")[0] not in there]:
+        raise ShardError(
+            f"{path} has no column {lost[0]}: it was written by another version; delete its folder "
+            "and re-run the stage"
+        )
 
 
 def _damaged(path: Path, error: Exception) -> ShardError:
