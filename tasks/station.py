@@ -20,7 +20,15 @@ from threading import Lock, Semaphore, Thread
 from typing import Any, NamedTuple
 
 from tasks import schemas, shards
-from tasks.engine import Completion, Engine, EngineDied, Request, Sampling, as_rollout
+from tasks.engine import (
+    Completion,
+    Engine,
+    EngineDied,
+    Request,
+    Sampling,
+    as_rollout,
+    storable,
+)
 from tasks.run import StageError, first_line
 
 AHEAD = 2  # shards whose images are ready while the engine works on another
@@ -189,7 +197,7 @@ class Station:
 
     @staticmethod
     def _save(shard: Shard, rows: list[dict[str, Any]], refused: dict[str, str]) -> None:
-        reasons = [{"image_id": key, "reason": reason} for key, reason in refused.items()]
+        reasons = [{"image_id": key, "reason": storable(reason)} for key, reason in refused.items()]
         refusals(shard.path).unlink(missing_ok=True)  # of an earlier attempt at this shard
         shards.write(refusals(shard.path), reasons, schemas.refused())
         shards.write(shard.path, rows, schemas.rollouts())

@@ -45,7 +45,7 @@ def disk(root: Path, long: bool) -> list[Figure]:
                 print(f"disk: after room was made: {again[2]}")
                 damaged += 1
                 continue
-            for stage in stages:
+            for stage in stages[:-1]:  # a report tells of times
                 found = world.contents(stage.folder)
                 expected = unbroken[stage.task_family][0]
                 differ += sum(found.get(k) != expected.get(k) for k in {*found, *expected})
