@@ -2,14 +2,16 @@
 
 python -m pipeline status             every stage: done, partial, stale and why; what a run would do
 python -m pipeline where              the last report's figures, and where everything lies
-python -m pipeline inspect build_mcq  counts and sample rows of a stage's current artifact; for
-                                      build_mcq also a page of questions, to filter and to look at
+python -m pipeline inspect build_mcq  counts, columns and sample rows of a stage's current artifact,
+                                      of all or of those that fit --where; with --page as a page with
+                                      images, for build_mcq a page of questions to filter
 python -m pipeline verify             every checksum, row count and reference between artifacts
 python -m pipeline diff A B           two artifacts of a stage: settings, counts, files that differ
 python -m pipeline invalidate propose delete a stage's current artifact, so that it is made again
 python -m pipeline gc                 what nothing current refers to; --delete to delete it
 
-Exit codes: 0; 1 for an error or, with verify, for damage; 2 for a wrong command line.
+Each has --help with examples, and --json. Exit codes: 0; 1 for an error or, with verify, for damage;
+2 for a wrong command line.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 def main() -> None:
@@ -30,23 +32,48 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, help: str, example: str = "") -> argparse.ArgumentParser:
+    def command(name: str, help: str, *examples: str) -> argparse.ArgumentParser:
+        told = "\n".join(f"  python -m pipeline {example}" for example in examples or (name,))
         added = commands.add_parser(
-            name, help=help, epilog=f"example: python -m pipeline {example or name}"
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=f"examples:\n{told}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         added.add_argument("--dataset", help="a data card's name; default: that of luigi.cfg")
+        added.add_argument("--json", action="store_true", help="print JSON, for scripts")
         return added
 
     command("where", "the last report's figures and the folders")
-    status = command("status", "every stage and what a run would do", "status --method dive_k")
+    status = command(
+        "status", "every stage and what a run would do", "status", "status --method dive_k --json"
+    )
+    status.add_argument(
+        "task", nargs="?", default="TrainDiVE", help="a task of luigi's; default: TrainDiVE"
+    )
     status.add_argument("--method", help="default: that of luigi.cfg")
     status.add_argument("--seed", type=int, help="default: that of luigi.cfg")
-    inspect = command("inspect", "counts and sample rows", "inspect build_mcq")
+    inspect = command(
+        "inspect",
+        "counts, columns and sample rows of an artifact",
+        "inspect build_mcq",
+        "inspect build_mcq --where 'truth_injected and truth_share < 0.2' --page hard.html",
+        "inspect propose --where 'finish_reason == \"length\"' --rows 10 --json",
+    )
     inspect.add_argument("stage", help="a stage's folder name, or a path to an artifact")
-    inspect.add_argument("--rows", type=int, default=3, help="sample rows a table")
+    inspect.add_argument("--rows", type=int, help="sample rows a table; default: 3, a page: 100")
+    inspect.add_argument(
+        "--where",
+        default="",
+        metavar="FILTER",
+        help="only rows for which this comparison of columns holds (and, or, not, in, len)",
+    )
     inspect.add_argument("--questions", type=int, default=300, help="questions on the page")
-    inspect.add_argument("--page", type=Path, help="where to write it; default: by the artifact")
-    verify = command("verify", "checksums, counts and references", "verify propose")
+    inspect.add_argument(
+        "--page", type=Path, metavar="FILE", help="write the rows as a page, with thumbnails"
+    )
+    verify = command("verify", "checksums, counts and references", "verify", "verify propose")
     verify.add_argument(
         "stage", nargs="?", default="all", help="a stage's folder name; default: all"
     )
@@ -55,44 +82,70 @@ def main() -> None:
     )
     invalidate.add_argument("stage", help="a stage's folder name (propose)")
     invalidate.add_argument("--downstream", action="store_true", help="and what was made from them")
-    gc = command("gc", "artifacts that nothing current refers to", "gc --delete")
+    gc = command("gc", "artifacts that nothing current refers to", "gc", "gc --delete")
     gc.add_argument("--delete", action="store_true", help="delete them; else only list them")
     diff = command("diff", "two artifacts of a stage", "diff PATH_A PATH_B")
     diff.add_argument("one", type=Path)
     diff.add_argument("other", type=Path)
-    for each in (status, verify, gc, diff):
-        each.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    _suggest(sys.argv[1:], list(commands.choices))
     arguments = parser.parse_args()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when `head` has seen enough
+    from pipeline.artifact import StageFailed
+
+    try:
+        sys.exit(_run(arguments))
+    except (StageFailed, ValueError) as error:  # a damaged manifest; a filter that cannot be used
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename or ''}: {error.strerror}")
+
+
+def _run(arguments: Any) -> int:
+    """Do the command; returns the exit code."""
     if arguments.command == "status":
-        sys.exit(show_status(arguments))
+        return show_status(arguments)
     root, dataset = _places(arguments.dataset)
     folder = root / dataset
+    if arguments.command == "verify":
+        return verify_artifacts(root, folder, arguments)
     if arguments.command == "where":
-        show_report(folder)
+        show_report(folder, arguments.json)
     elif arguments.command == "inspect":
-        show_stage(folder, arguments.stage, arguments.rows, arguments.questions, arguments.page)
-    elif arguments.command == "verify":
-        sys.exit(verify_artifacts(root, folder, arguments))
+        show_stage(folder, arguments)
     elif arguments.command == "diff":
         show_differences(arguments)
     elif arguments.command == "invalidate":
-        invalidate_stage(root, folder, arguments.stage, arguments.downstream)
+        invalidate_stage(root, folder, arguments)
     else:
         collect_garbage(root, arguments)
+    return 0
+
+
+def _suggest(given: list[str], known: list[str]) -> None:
+    """Leave with the nearest command's name where an unknown one was typed."""
+    first = next((word for word in given if not word.startswith("-")), None)
+    if first is not None and first not in known:
+        close = difflib.get_close_matches(first, known, 1) or [", ".join(known)]
+        print(f"error: no command {first!r}; did you mean {close[0]}?", file=sys.stderr)
+        sys.exit(2)
 
 
 def show_status(arguments: Any) -> int:
     """Print the graph; the stages that share a set's images with other runs are part of it."""
-    from pipeline import status
-    from pipeline.tasks import TrainDiVE
+    from pipeline import status, tasks
+    from pipeline.settings import known_keys
 
+    if arguments.task not in (known := known_keys()) or not arguments.task[0].isupper():
+        names = sorted(name for name in known if name[0].isupper())
+        close = difflib.get_close_matches(arguments.task, names, 1) or [", ".join(names)]
+        sys.exit(f"error: no task {arguments.task!r}; did you mean {close[0]}?")
+    task = getattr(tasks, arguments.task)
     given = {
         name: value
-        for name in ("dataset", "method", "seed")
-        if (value := getattr(arguments, name)) is not None
+        for name, _ in task.get_params()
+        if (value := getattr(arguments, name, None)) is not None
     }
-    rows = [status.describe(stage) for stage in status.graph(TrainDiVE(**given))]
+    rows = [status.describe(stage) for stage in status.graph(task(**given))]
     print(json.dumps(rows, indent=1) if arguments.json else "\n".join(status.lines(rows)))
     return 0
 
@@ -125,19 +178,23 @@ def show_differences(arguments: Any) -> None:
     print(json.dumps(told, indent=1) if arguments.json else "\n".join(told))
 
 
-def invalidate_stage(root: Path, folder: Path, stage: str, downstream: bool) -> None:
+def invalidate_stage(root: Path, folder: Path, arguments: Any) -> None:
     """Delete a stage's current artifacts and, if asked, those made from them."""
     from pipeline import artifact, status
 
-    chosen = [path.resolve() for path in current(folder, stage)]
-    if downstream:
+    chosen = [path.resolve() for path in current(folder, arguments.stage)]
+    if arguments.downstream:
         chosen += [below for path in list(chosen) for below in status.downstream(root, path.name)]
-    for path in dict.fromkeys(chosen):
+    deleted = list(dict.fromkeys(chosen))
+    for path in deleted:
         artifact.remove(path)
         link = path.parent / "current"
         if link.is_symlink() and not link.exists():
             link.unlink()
-        print(f"deleted {_short(path)}")
+        if not arguments.json:
+            print(f"deleted {_short(path)}")
+    if arguments.json:
+        print(json.dumps([str(path) for path in deleted], indent=1))
 
 
 def collect_garbage(root: Path, arguments: Any) -> None:
@@ -177,7 +234,7 @@ def current(folder: Path, stage: str) -> list[Path]:
     return found
 
 
-def show_report(folder: Path) -> None:
+def show_report(folder: Path, as_json: bool = False) -> None:
     """Print where the newest report and policy of a dataset lie."""
     found = [*folder.glob("*/report/current"), *folder.glob("*/report/*/current")]
     reports = sorted(found, key=lambda path: path.stat().st_mtime)
@@ -186,45 +243,74 @@ def show_report(folder: Path) -> None:
     newest = reports[-1].parent
     # Of a mix, each set has a report of its own, beside the others.
     beside = [newest] if newest.name == "report" else sorted(newest.parent.glob("*"))
-    for place in beside:
-        print(f"report     {_short(place / 'current')}/index.html")
     method = newest if newest.name == "report" else newest.parent
     trains = sorted(method.parent.glob("round*/train/current"))
-    if trains:
-        print(f"policy     {_short(trains[-1])}")
-    print(f"artifacts  {_short(folder)}  (python -m pipeline inspect build_mcq)")
+    told = [("report", f"{_short(place / 'current')}/index.html") for place in beside]
+    told += [("policy", _short(trains[-1]))] if trains else []
+    told.append(("artifacts", _short(folder)))
+    if as_json:
+        places: dict[str, list[str]] = {}
+        for name, place in told:
+            places.setdefault(name, []).append(place)
+        print(json.dumps(places, indent=1))
+        return
+    for name, place in told:
+        print(f"{name:10} {place}")
+    print(f"{'':10} python -m pipeline inspect build_mcq")
 
 
-def show_stage(folder: Path, stage: str, rows: int, questions: int, page: Path | None) -> None:
-    """Print a stage's manifest facts and the first rows of each table, of every current artifact.
+def show_stage(folder: Path, arguments: Any) -> None:
+    """Print manifest facts, columns and the first rows of each table of every current artifact.
 
-    Of BuildMCQ also write a page with so many `questions`, to `page` or beside the artifact.
+    Of BuildMCQ also write its page of questions; of any other, or of the rows that a filter
+    leaves, a page where one is asked for.
     """
-    path = Path(stage)
-    found = [path] if (path / "manifest.json").exists() else current(folder, stage)
-    import pandas as pd
-    import pyarrow.parquet as pq
+    from pipeline import look
 
-    for artifact in found:
-        manifest = json.loads((artifact / "manifest.json").read_text())
-        print(f"\n{manifest['stage']} {manifest['fingerprint']}  {_short(artifact)}")
-        print(f"  rows {manifest['rows']}, {manifest['seconds']} s")
-        stats = artifact / "stats.json"
-        if manifest["stage"] == "BuildMCQ" and manifest.get("code_version", 1) > 1:
-            _show_questions(artifact, manifest, questions, page)
-        elif stats.exists():
-            print("  " + "\n  ".join(f"{k}: {v}" for k, v in json.loads(stats.read_text()).items()))
-        for table in manifest["rows"]:
-            first = next(iter(sorted(artifact.glob(f"{table}*.parquet"))))
-            head = next(pq.ParquetFile(first).iter_batches(max(rows, 1)), None)
-            if head is None or rows < 1:
-                continue
-            frame = head.to_pandas()
-            for column in frame.columns:
-                frame[column] = frame[column].map(_short_value)
-            print(f"\n  {first.name}")
-            with pd.option_context("display.max_colwidth", 60, "display.width", 160):
-                print("    " + frame.T.to_string(header=False).replace("\n", "\n    "))
+    path = Path(arguments.stage)
+    found = [path] if (path / "manifest.json").exists() else current(folder, arguments.stage)
+    rows = 3 if arguments.rows is None else arguments.rows
+    told = [look.described(place, rows, arguments.where) for place in found]
+    if arguments.json:
+        print(json.dumps(told, indent=1, default=str))
+    for place, facts in zip(found, told, strict=True):
+        questions = facts["stage"] == "BuildMCQ" and not arguments.where
+        if not arguments.json:
+            _print_facts(facts, questions)
+        if questions and not arguments.json:
+            _show_questions(place, facts, arguments.questions, arguments.page)
+        elif arguments.page:
+            size = 100 if arguments.rows is None else arguments.rows
+            out = sys.stderr if arguments.json else sys.stdout
+            _write_page(arguments.page, look.page(place, size, arguments.where), out)
+
+
+def _print_facts(facts: dict[str, Any], questions: bool) -> None:
+    print(f"\n{facts['stage']} {facts['fingerprint']}  {_short(Path(facts['folder']))}")
+    memory = f", {facts['peak_memory_mb']} MB at most" if facts.get("peak_memory_mb") else ""
+    print(f"  rows {facts['rows']}, {facts['seconds']} s{memory}")
+    for name, value in (facts["stats"] or {}).items() if not questions else ():
+        print(f"  {name}: {value}")
+    for table in facts["tables"]:
+        fit = f", {table['fit']:,} fit" if table["fit"] != table["rows"] else ""
+        print(f"\n  {table['table']}: {table['rows']:,} rows{fit}")
+        width = max(map(len, table["columns"]))
+        for name, kind in table["columns"].items():
+            values = " | ".join(_cut(row[name]) for row in table["first"])
+            print(f"    {name:{width}}  {kind[:24]:24}  {values}".rstrip())
+
+
+def _cut(value: Any, size: int = 40) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= size else f"{text[: size - 1]}…"
+
+
+def _write_page(path: Path, text: str, out: TextIO | None = None) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        sys.exit(f"error: cannot write {path} ({error.strerror}); give another place: --page FILE")
+    print(f"  page: {_short(path)}", file=out)
 
 
 def _show_questions(artifact: Path, manifest: dict, questions: int, page: Path | None) -> None:
@@ -236,11 +322,7 @@ def _show_questions(artifact: Path, manifest: dict, questions: int, page: Path |
         print(f"  {name}: {value}")
     title = f"Questions of {manifest.get('dataset', 'a set')}, {manifest['fingerprint']}"
     path = page or artifact.resolve().with_suffix(".html")
-    try:
-        path.write_text(questions_page(artifact, stats, title, questions), encoding="utf-8")
-    except OSError as error:
-        sys.exit(f"error: cannot write {path} ({error.strerror}); give another place: --page FILE")
-    print(f"  page: {_short(path)}")
+    _write_page(path, questions_page(artifact, stats, title, questions))
 
 
 def _places(dataset: str | None) -> tuple[Path, str]:

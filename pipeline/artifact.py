@@ -171,6 +171,13 @@ def point_at(folder: Path) -> None:
         return
 
 
+def sweep(folder: Path) -> None:
+    """Drop the locks that a run left which was killed just after it had committed `folder`."""
+    for name in (f"{folder.name}.lock", f".{folder.name}.lock-*"):
+        for stray in folder.parent.glob(name):
+            stray.unlink(missing_ok=True)
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a committed artifact. Raises StageFailed when it cannot be read."""
     path = folder / MANIFEST

@@ -71,6 +71,7 @@ class Stage(Checked, luigi.Task):
         if not self.folder.is_dir():
             return False
         with contextlib.suppress(OSError):  # a read-only root can still be read
+            artifact.sweep(self.folder)
             # A setting changed back leads back, too. Luigi asks nothing above a complete stage, so
             # this one also answers for what it rests on.
             for folder in {stage.folder for stage in [self, *lineage(self)]}:

@@ -5,7 +5,7 @@ columns are compared with this version's, its rows counted, and its ids looked u
 it was made from, page checksums verified.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def problems(folder: Path, others: dict[str, Path]) -> Iterator[str]:
         yield from _references(folder, manifest, others)
 
 
-SCHEMAS = {
+SCHEMAS: dict[str, Callable[..., Any]] = {
     "images": schemas.images,
     "rejects": schemas.rejects,
     "split": schemas.split,

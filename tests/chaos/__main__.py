@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.chaos",
         description="Do faults to the line on purpose, and count what comes of it.",
-        epilog="faults: " + "; ".join(f"{n}: {f.__doc__.splitlines()[0]}" for n, f in FAULTS.items()),
+        epilog="faults: " + "; ".join(f"{n}: {(f.__doc__ or "").splitlines()[0]}" for n, f in FAULTS.items()),
     )  # fmt: skip
     parser.add_argument("faults", nargs="*", metavar="FAULT", help="default: all of them")
     parser.add_argument("--long", action="store_true", help="in full, which takes an hour or more")

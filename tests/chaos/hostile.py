@@ -69,7 +69,7 @@ def hostile(root: Path, long: bool) -> list[Figure]:
     world.enter(root)
     settings = configuration.get_config()
     settings.set("engine", "backend", "tests.chaos.hostile:engine")
-    settings.set("Propose", "num_rollouts", "80" if long else "20")
+    settings.set("Propose", "num_rollouts", "170" if long else "20")
     for key in ("max_unparsed_share", "fail_fast_unparsed_share"):
         settings.set("Propose", key, "1.0")
     settings.set("BuildMCQ", "max_lost_share", "1.0")

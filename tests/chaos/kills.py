@@ -8,6 +8,7 @@ from typing import Any
 from tests.chaos import world
 from tests.chaos.figures import Figure
 
+LONG, SHORT = 200, 6  # kills a stage
 KILLS_IN_A_ROW = 4
 
 
@@ -20,18 +21,20 @@ def kills(root: Path, long: bool, only: tuple[str, ...] = ()) -> list[Figure]:
     world.enter(root)
     made = world.stages()
     chosen = [name for name in made if name in only or not only]
-    if not long:
+    if not long and not only:
         chosen = [name for name in chosen if name not in world.WITH_MODEL]
     figures = []
     world.preload(made[name] for name in chosen)
+    if "Train" in chosen:
+        world.preload([made["BasePolicy"]])
     for name, stage in made.items():
-        needed = name in chosen or long or name not in world.WITH_MODEL
+        needed = name in chosen or name not in world.WITH_MODEL or "Train" in chosen
         if not needed:
             continue
         ((_, seconds, unbroken),) = list(world.timed([stage]))
         if name not in chosen:
             continue
-        count = (60 if name in world.WITH_MODEL else 200) if long else 8
+        count = LONG if long else SHORT
         figures += _one_stage(name, stage, seconds, unbroken, count)
     return figures
 

@@ -162,7 +162,7 @@ def build(stage: Any) -> None:
     """What a Luigi worker does with a stage, with children that are forked."""
     from pipeline import child
 
-    child.subprocess = _Forking  # type: ignore[attr-defined]
+    child.subprocess = _Forking  # type: ignore[assignment]
     child.POLL = 0.05
     stage.run()
 
