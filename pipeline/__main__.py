@@ -93,11 +93,13 @@ def main() -> None:
     from pipeline.artifact import StageFailed
 
     try:
-        sys.exit(_run(arguments))
+        code = _run(arguments)
     except (StageFailed, ValueError) as error:  # a damaged manifest; a filter that cannot be used
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error.filename or ''}: {error.strerror}")
+    if code:
+        sys.exit(code)
 
 
 def _run(arguments: Any) -> int:

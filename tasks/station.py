@@ -1,8 +1,7 @@
-"""What goes on around one engine: images ready before it needs them, shards written behind it.
+"""What goes on around one engine: images ready before it needs them, shards written after it.
 
 A station works off shards one after another (as many at once as its engine has slots). While the
-engine works on one, the images of the next are read and decoded, and the last one is written, so
-that it never waits. A request that the engine refuses is found by halving its batch.
+engine works on one, the images of the next are read and decoded. A request that the engine refuses is found by halving its batch.
 """
 
 import os
@@ -100,7 +99,11 @@ class Station:
             check(self._requests(shard)[0])
 
     def work(self, source: Iterable[Shard], report: Callable[[Done], None]) -> None:
-        """Answer and write every shard of `source`; `report` is told of each that is on disk."""
+        """Answer and write every shard of `source`; `report` is told of each that is on disk.
+
+        A slot is free again when its shard is on disk and not before: a process that is killed has
+        no more than its slots to do again, for some milliseconds a shard.
+        """
         events: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         room = Semaphore(AHEAD)
         slots, waiting, active, ended = self.slots, deque[Any](), 0, False
@@ -119,9 +122,10 @@ class Station:
                 if kind == "ready":
                     waiting.append(value)
                 elif kind == "answered":
-                    active -= 1
                     told = partial(_tell, events, "written")
                     writer.submit(self._write, report, *value).add_done_callback(told)
+                elif kind == "written":
+                    active -= 1
                 ended = ended or kind == "end"
         while not events.empty():
             kind, value = events.get()

@@ -17,8 +17,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.chaos",
         description="Do faults to the line on purpose, and count what comes of it.",
-        epilog="faults: " + "; ".join(f"{n}: {(f.__doc__ or "").splitlines()[0]}" for n, f in FAULTS.items()),
-    )  # fmt: skip
+        epilog="faults: " + "; ".join(_told(name) for name in FAULTS),
+    )
     parser.add_argument("faults", nargs="*", metavar="FAULT", help="default: all of them")
     parser.add_argument("--long", action="store_true", help="in full, which takes an hour or more")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
@@ -44,6 +44,10 @@ def main() -> None:
         world.make_writable(Path(folder))
     results.write(out, [each.row() for each in found], {"long": given.long})
     sys.exit(0 if all(each.met for each in found) else 1)
+
+
+def _told(name: str) -> str:
+    return f"{name}: {(FAULTS[name].__doc__ or '').splitlines()[0]}"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import random
 import resource
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ def disk(root: Path, long: bool) -> list[Figure]:
     """A disk that is full at points all along the line, and then has room again."""
     unbroken = _unbroken(root / "unbroken")
     need = sum(size for _, size in unbroken.values())
-    points = 20 if long else 4
+    points = 20 if long else 3
     failed = zero = sentences = completed = damaged = differ = 0
     for point in range(points):
         home = root / f"full{point}"
@@ -76,7 +77,9 @@ def places(root: Path, long: bool) -> list[Figure]:
     }
     for name, prepare in cases.items():
         home = root / "".join(c for c in name if c.isalnum())
-        home.mkdir(parents=True)
+        if "permission" in name:  # where others may look, too
+            home = Path(tempfile.mkdtemp(prefix="chaos-"))
+        home.mkdir(parents=True, exist_ok=True)
         place = prepare(home)
         world.enter(home, artifacts=str(place))
         before = _jump if name == "clock jumps" else _drop if "permission" in name else None
@@ -92,6 +95,9 @@ def places(root: Path, long: bool) -> list[Figure]:
         told.append(Figure("places", f"{name}: works, or one sentence", int(ok), 1))
         for mounted in ("ro", "other"):
             subprocess.run(["umount", "-l", home / mounted], capture_output=True)
+        if "permission" in name:
+            os.chdir(root)
+            shutil.rmtree(home)
     return told
 
 
@@ -196,9 +202,6 @@ def _forbidden(home: Path) -> Path:
     (home / "attempts.log").touch()
     for path in (home / "attempts.log", home):
         path.chmod(0o777)
-    for above in home.parents:
-        if above.stat().st_uid == os.geteuid() and "chaos" in above.name:
-            above.chmod(0o755)
     if os.geteuid():
         place.chmod(0o555)
     return place
