@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 5.0  # seconds in which the child of a killed run notices and lets go
+LOOK = 0.1  # seconds between two looks at a lock that another holds
 BEAT = 5.0
 STALE = 60.0
 SETTLE = 2.0  # longer than another machine needs to see what was written
@@ -77,7 +78,7 @@ def held(path: Path, patience: float, machine: str = "") -> Iterator[Lock]:
             raise Busy(_named(seen.owner))
         if now > deadline and seen.tell():
             print(f"waiting up to {STALE:.0f} s to see whether {_named(seen.owner)} lives", file=sys.stderr)  # fmt: skip
-        time.sleep(min(0.2, max(patience, 0.01)))
+        time.sleep(LOOK)
     threading.Thread(target=lock.beat, daemon=True).start()
     try:
         yield lock
