@@ -172,8 +172,11 @@ def _shown(line: bytes) -> str:
 
 
 def _follow(folder: Path, told: Told, over: threading.Event) -> None:
+    """Tell of every change, and of the last one after the end."""
     before: dict[str, Any] = {}
-    while not over.wait(POLL):
+    ended = False
+    while not ended:
+        ended = over.wait(POLL)
         now = progress(folder)
         if now and now != before:
             before = now

@@ -12,6 +12,7 @@ sets each has its own images, questions and evaluation; BasePolicy and Train bel
 import hashlib
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import luigi
 
@@ -54,6 +55,11 @@ class engine(Checked, luigi.Config):
 
     def everything(self) -> dict[str, Any]:
         """All values, for the stage that opens an engine."""
+        if urlsplit(self.server_url).password:
+            raise SettingsError(
+                "luigi.cfg: [engine] server_url holds a password, which recipes would keep; give the "
+                "key in the environment, as OPENAI_API_KEY"
+            )
         return {name: plain(getattr(self, name)) for name, _ in self.get_params()}
 
     def significant(self) -> dict[str, Any]:
