@@ -1,5 +1,6 @@
 """One builder at a time, on one machine and on several; locks left behind are told from held ones."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -72,6 +73,23 @@ def test_who_waited_for_a_lock_that_was_removed_looks_again(tmp_path, quick):
         worker.join()
     assert most == [1] * 8
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_left_of_a_lock_that_goes_while_one_looks_is_no_lock(tmp_path, monkeypatch):
+    """The holder lets go between the moment the file is opened and the moment it is locked."""
+    path = tmp_path / "x.lock"
+    holder = contextlib.ExitStack()
+    holder.enter_context(held(path, 0))
+    real = fcntl.flock
+
+    def flock(descriptor: int, how: int) -> None:
+        monkeypatch.setattr(lock.fcntl, "flock", real)
+        holder.close()
+        real(descriptor, how)
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    with held(path, 5) as ours:
+        assert ours.still_ours(), "a third would find no file and make one of its own"
 
 
 def test_a_living_lock_of_another_machine_is_not_taken(tmp_path, apart):

@@ -41,7 +41,9 @@ def power(root: Path, long: bool) -> list[Figure]:
         ):
             shards += 1
             unsynced_shards += not _on_disk(events[:number], path)
-            unsynced_names += not _synced_after(events[number + 1 :], str(Path(target).parent))
+            unsynced_names += not _synced_after(
+                _until_next_name(events[number + 1 :]), str(Path(target).parent)
+            )
     late = unfrozen = unnamed = 0
     for name in traced:
         folder = str(made[name].folder)
@@ -61,7 +63,7 @@ def power(root: Path, long: bool) -> list[Figure]:
         unnamed += not _synced_after(events[commit + 1 :], str(Path(folder).parent))
     told += [
         Figure("power", f"of {shards} files that got their name, not on disk before", unsynced_shards, 0),
-        Figure("power", "whose name was not put on disk afterwards", unsynced_names, 0),
+        Figure("power", "whose name was not on disk before the next got its own", unsynced_names, 0),
         Figure("power", f"files of {len(traced)} artifacts not on disk before the artifact's name", unfrozen, 0),
         Figure("power", "artifacts with files written after their manifest", late, 0),
         Figure("power", "artifacts whose name was not put on disk", unnamed, 0),
@@ -120,6 +122,12 @@ def _since_last_name(events: list, folder: str) -> list:
     last = max((i for i, e in enumerate(events)
                 if e[0] == "rename" and str(Path(e[2]).parent) == folder), default=-1)  # fmt: skip
     return events[last + 1 :]
+
+
+def _until_next_name(events: list) -> list:
+    """The events before anything else gets its name, and so may rest on what came before."""
+    following = (i for i, e in enumerate(events) if e[0] == "rename" and ".progress" not in e[2])
+    return events[: next(following, len(events))]
 
 
 def _synced_after(events: list, folder: str) -> bool:
