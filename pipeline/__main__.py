@@ -277,14 +277,17 @@ def show_stage(folder: Path, arguments: Any) -> None:
         print(json.dumps(told, indent=1, default=str))
     for place, facts in zip(found, told, strict=True):
         questions = facts["stage"] == "BuildMCQ" and not arguments.where
+        page = arguments.page
+        if page and len(found) > 1:  # of two rounds, two pages
+            page = page.with_stem(f"{page.stem}-{facts['fingerprint']}")
         if not arguments.json:
             _print_facts(facts, questions)
         if questions and not arguments.json:
-            _show_questions(place, facts, arguments.questions, arguments.page)
-        elif arguments.page:
+            _show_questions(place, facts, arguments.questions, page)
+        elif page:
             size = 100 if arguments.rows is None else arguments.rows
             out = sys.stderr if arguments.json else sys.stdout
-            _write_page(arguments.page, look.page(place, size, arguments.where), out)
+            _write_page(page, look.page(place, size, arguments.where), out)
 
 
 def _print_facts(facts: dict[str, Any], questions: bool) -> None:

@@ -14,7 +14,8 @@ from tests.chaos.faults import FAULTS
 from tests.chaos.figures import Figure
 from tests.conftest import ROOT
 
-IN_SHORT = [name for name in FAULTS if name != "downloads"]  # test_archives.py are its short form
+ELSEWHERE = ("downloads", "engines")  # test_archives.py and test_crew.py are their short form
+IN_SHORT = [name for name in FAULTS if name not in ELSEWHERE]
 
 
 @pytest.fixture(scope="module")

@@ -48,6 +48,14 @@ def test_a_page_shows_images_as_thumbnails_and_escapes_the_rest(root, monkeypatc
     assert "<script" not in text
 
 
+def test_two_artifacts_of_a_stage_get_a_page_each(root, monkeypatch):  # noqa: F811
+    from tests.test_workbench import commit
+
+    commit(root, "few/dive_k/round1/propose", "p9", "Propose", root / "few/round0/propose/p1")
+    assert run(monkeypatch, "inspect", "propose", "--page", "page.html") == 0
+    assert {path.name for path in root.parent.glob("page*")} == {"page-p1.html", "page-p9.html"}
+
+
 def test_rows_without_images_show_those_of_their_ids(root):  # noqa: F811
     text = look.page(root / "few/round0/propose/p1", 5, "finish_reason == 'stop'")
     assert text.count('<img src="data:image/') == 5

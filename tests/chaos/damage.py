@@ -15,7 +15,7 @@ def flips(root: Path, long: bool) -> list[Figure]:
     names = list(made) if long else [name for name in made if name not in world.WITH_MODEL]
     world.preload(made[name] for name in names)
     folders = [stage.folder for stage, _, _ in world.timed([made[name] for name in names])]
-    return flip(folders, 1000 if long else 50) + (_train_refuses(made) if long else [])
+    return flip(folders, 1000 if long else 40) + (_train_refuses(made) if long else [])
 
 
 def flip(folders: list[Path], count: int) -> list[Figure]:

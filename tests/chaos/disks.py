@@ -21,7 +21,7 @@ def disk(root: Path, long: bool) -> list[Figure]:
     """A disk that is full at points all along the line, and then has room again."""
     unbroken = _unbroken(root / "unbroken")
     need = sum(size for _, size in unbroken.values())
-    points = 20 if long else 3
+    points = 20 if long else 2
     failed = zero = sentences = completed = damaged = differ = 0
     for point in range(points):
         home = root / f"full{point}"

@@ -8,7 +8,7 @@ from typing import Any
 from tests.chaos import world
 from tests.chaos.figures import Figure
 
-LONG, SHORT = 200, 6  # kills a stage
+LONG, SHORT = 200, 4  # kills a stage
 KILLS_IN_A_ROW = 4
 
 
