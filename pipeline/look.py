@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import artifact, status
@@ -177,8 +176,3 @@ def _store(folder: Path, manifest: dict[str, Any]) -> shards.ImageStore | None:
     root = next((p for p in reversed(above) if (p / "download").is_dir()), None)
     found = [f for f in status.artifacts(root) if f.name == wanted] if root and wanted else []
     return shards.ImageStore(found[0]) if found else None
-
-
-def arrow_kinds(schema: pa.Schema) -> dict[str, str]:
-    """Column names and types, for comparison."""
-    return {field.name: str(field.type) for field in schema}
