@@ -9,7 +9,7 @@ BIN := .venv/bin
 DEVICE ?= $(if $(wildcard /dev/nvidia0),cuda,cpu)
 READY := .venv/.ready-$(DEVICE)
 
-.PHONY: help setup card train test lint clean
+.PHONY: help setup card train test lint audit chaos clean
 
 train: $(READY)
 	@$(BIN)/luigi --module pipeline.tasks TrainDiVE $(if $(DATASET),--dataset $(DATASET))
@@ -26,6 +26,17 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy pipeline tasks training data_cards
+
+# Known vulnerabilities of the pinned versions. What cannot be looked up is an error, not a pass.
+AUDIT := pip-audit==2.10.1 --strict --no-deps --disable-pip --progress-spinner off
+audit: $(READY)
+	@$(BIN)/uvx --quiet $(AUDIT) --requirement requirements/$(DEVICE).txt 2>.venv/audit.log || { \
+	  if grep -qE 'known vulnerabilit' .venv/audit.log; then cat .venv/audit.log; \
+	  else echo "error: the list of known vulnerabilities cannot be read (.venv/audit.log says why);" \
+	    "run this where https://pypi.org can be reached"; fi; exit 1; }
+
+chaos: $(READY)
+	$(BIN)/python -m tests.chaos $(if $(LONG),--long) $(FAULTS)
 
 setup: $(READY)
 
@@ -48,4 +59,6 @@ clean:
 help:
 	@sed -n 's/^# make/make/p' Makefile
 	@echo "make lint    format, lint and types"
+	@echo "make audit   known vulnerabilities of the pinned versions"
+	@echo "make chaos   faults done on purpose, and counted  [LONG=1] [FAULTS='kills flips']"
 	@echo "make clean   delete all artifacts"

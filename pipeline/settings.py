@@ -174,6 +174,12 @@ class run(Checked, luigi.Config):
     rounds = luigi.IntParameter(description="rounds of propose, build, train; 1 is no refresh")
     artifacts = luigi.Parameter(description="folder of all artifacts", significant=False)
     cpu_threads = luigi.IntParameter(description="threads of a stage's process", significant=False)
+    lock_patience = luigi.FloatParameter(
+        significant=False, description="seconds to wait for another run that builds the same"
+    )
+    model_resources = luigi.DictParameter(
+        significant=False, description="luigi resources that a stage with a model takes"
+    )
 
 
 def _nearest(name: str, known: list[str]) -> str:

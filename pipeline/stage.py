@@ -18,6 +18,7 @@ import luigi
 
 import data_cards
 from pipeline import artifact
+from pipeline.child import LOG
 from pipeline.settings import Checked, SettingsError, run
 
 GRAPH_ONLY = ("dataset", "subset", "method", "refresh_round")
@@ -35,6 +36,7 @@ class Stage(Checked, luigi.Task):
     code_version = 1
     module = ""
     reads_card = False  # the card's content shapes this artifact beyond what its inputs carry
+    has_model = False  # it takes [run] model_resources while it runs
 
     def needs(self) -> dict[str, "Stage"]:
         """What this stage reads, by the name its function knows it by."""
@@ -69,6 +71,7 @@ class Stage(Checked, luigi.Task):
         if not self.folder.is_dir():
             return False
         with contextlib.suppress(OSError):  # a read-only root can still be read
+            artifact.sweep(self.folder)
             # A setting changed back leads back, too. Luigi asks nothing above a complete stage, so
             # this one also answers for what it rests on.
             for folder in {stage.folder for stage in [self, *lineage(self)]}:
@@ -92,7 +95,36 @@ class Stage(Checked, luigi.Task):
         environment = {"OMP_NUM_THREADS": str(run().cpu_threads)}
         for name in ("VLLM_LOGGING_LEVEL", "TRANSFORMERS_VERBOSITY"):  # read when they are imported
             environment[name] = os.environ.get(name, "ERROR" if "VLLM" in name else "error")
-        artifact.build(self.folder, self.module, self.arguments(), manifest, environment)
+        working = self.folder.with_name(f"{self.folder.name}.partial")
+        self._tell("set_tracking_url", (working / LOG).as_uri())
+        artifact.build(
+            self.folder,
+            self.module,
+            self.arguments(),
+            manifest,
+            environment,
+            launcher=getattr(self, "launcher", ""),
+            patience=run().lock_patience,
+            on_progress=self._show_progress,
+        )
+        self._tell("set_tracking_url", self.folder.as_uri())
+
+    @property
+    def resources(self) -> dict[str, int]:
+        """What the scheduler counts, so that two stages do not share a device unasked."""
+        return {key: int(n) for key, n in run().model_resources.items()} if self.has_model else {}
+
+    def _show_progress(self, message: str, percent: int | None) -> None:
+        """On the scheduler's page."""
+        self._tell("set_status_message", message)
+        if percent is not None:
+            self._tell("set_progress_percentage", percent)
+
+    def _tell(self, name: str, value: Any) -> None:
+        tell = getattr(self, name, None)  # there while a worker runs this task
+        if tell is not None:
+            with contextlib.suppress(Exception):  # a page is no reason to stop
+                tell(value)
 
     def settings(self) -> dict[str, Any]:
         """Significant parameters, as plain JSON values; graph parameters other than seed left out."""

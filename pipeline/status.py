@@ -9,16 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifact
+from pipeline import artifact, child
 from pipeline.stage import Stage, lineage
 
 DESCRIBED = ("settings", "inputs", "code_version", "card_sha256")
 
 
 def graph(train: Any) -> list[Stage]:
-    """Every stage of a TrainDiVE task, inputs before what reads them."""
+    """Every stage of a task, TrainDiVE or one of its stages, inputs before what reads them."""
     found: dict[str, Stage] = {}
-    for report in train.requires():
+    own = (train.parts() or [train]) if isinstance(train, Stage) else []
+    for report in own or train.requires():
         for stage in [*lineage(report), report]:
             found.setdefault(stage.task_id, stage)
     return list(found.values())
@@ -45,7 +46,8 @@ def describe(stage: Stage) -> dict[str, Any]:
             facts["why"] = ["its source changed, its code_version did not"]
         return facts | {"state": "done"}
     if partial.is_dir():
-        facts["shards"] = len(list(partial.glob("*.parquet")))
+        facts["shards"] = len(list(partial.glob("*-[0-9]*.parquet")))
+        facts |= {"of": _all_shards(partial), "progress": child.progress(partial)}
         return facts | {"state": "partial"}
     current = stage.folder.parent / "current"
     if current.exists():
@@ -54,6 +56,18 @@ def describe(stage: Stage) -> dict[str, Any]:
             "why": list(differences(artifact.read_manifest(current), stage.identity)),
         }
     return facts | {"state": "missing"}
+
+
+def _all_shards(partial: Path) -> int | None:
+    """How many shards there will be, where the child's progress and its recipe tell."""
+    told = child.progress(partial)
+    try:
+        size = json.loads((partial / artifact.RECIPE).read_text()).get("shard_size")
+    except (OSError, ValueError):
+        return None
+    if told.get("unit") == "shards":
+        return told.get("total")
+    return -(-told["total"] // size) if size and told.get("total") else None
 
 
 def differences(made: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
@@ -82,7 +96,8 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
             size = f"{row['bytes'] / 1e6:8.1f} MB"
             extra = f"{count:>9,} rows  {size}  {row['seconds']:7.1f} s  {row['created']}"
         elif row["state"] == "partial":
-            extra = f"{row['shards']} shards finished; a run goes on from there"
+            of = f" of {row['of']}" if row.get("of") else ""
+            extra = f"{row['shards']}{of} shards finished; a run goes on from there"
         told.append(
             f"{row['state']:8} {name:14} {row['set']:12} {row['method']:10} {extra}".rstrip()
         )

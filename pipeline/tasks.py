@@ -12,6 +12,7 @@ sets each has its own images, questions and evaluation; BasePolicy and Train bel
 import hashlib
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import luigi
 
@@ -57,6 +58,11 @@ class engine(Checked, luigi.Config):
 
     def everything(self) -> dict[str, Any]:
         """All values, for the stage that opens an engine."""
+        if urlsplit(self.server_url).password:
+            raise SettingsError(
+                "luigi.cfg: [engine] server_url holds a password, which recipes would keep; give the "
+                "key in the environment, as OPENAI_API_KEY"
+            )
         return {name: plain(getattr(self, name)) for name, _ in self.get_params()}
 
     def significant(self) -> dict[str, Any]:
@@ -164,6 +170,7 @@ class BasePolicy(Stage):
     dtype = luigi.Parameter()
 
     module = "training.sft"
+    has_model = True
 
     def needs(self):
         return {
@@ -244,6 +251,7 @@ class Propose(RoundOfSet):
 
     code_version = 2
     module = "tasks.propose"
+    has_model = True
 
     def settings(self):
         """Of what a refresh chooses, only what it depends on."""
@@ -383,6 +391,7 @@ class Train(Round):
     )
 
     code_version = 2
+    has_model = True
 
     @property
     def module(self):  # type: ignore[override]
@@ -484,6 +493,7 @@ class Evaluate(OnAnySet):
 
     module = "tasks.evaluate"
     code_version = 2
+    has_model = True
 
     def settings(self):
         """The modes in one order; the policy stands in the identity, by what it is."""

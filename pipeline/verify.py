@@ -1,10 +1,12 @@
 """Whether artifacts are what they were when they were made, and fit one another.
 
-Bytes are compared with the sha256 in the manifest; then every table is read with its page checksums
-verified, counted, and its ids looked up in the artifacts it was made from.
+Bytes are compared with the sha256 in the manifest, and the manifest with its own; then every table's
+columns are compared with this version's, its rows counted, and its ids looked up in the artifacts
+it was made from, page checksums verified.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline import artifact
 from pipeline.status import artifacts
-from tasks import shards
+from tasks import schemas, shards
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MEND = "delete the folder, and a run makes it again: python -m pipeline invalidate"
@@ -20,10 +22,15 @@ MEND = "delete the folder, and a run makes it again: python -m pipeline invalida
 
 def problems(folder: Path, others: dict[str, Path]) -> Iterator[str]:
     """Each thing that is wrong with an artifact; `others` are all artifacts by fingerprint."""
+    path = folder / artifact.MANIFEST
     try:
         manifest = artifact.read_manifest(folder)
-    except (OSError, ValueError) as error:
-        yield f"{folder}: its manifest cannot be read ({error}); {MEND}"
+        broken = artifact.seal_is_broken(path.read_bytes())
+    except (artifact.StageFailed, OSError, ValueError) as error:
+        yield f"{path}: {error}; {MEND}"
+        return
+    if broken:
+        yield f"{path} is not what was written (its own digest differs); {MEND}"
         return
     damaged = False
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
@@ -39,8 +46,42 @@ def problems(folder: Path, others: dict[str, Path]) -> Iterator[str]:
             yield f"{path} is not what was written (sha256 differs); {MEND}"
         elif "rows" in facts and pq.read_metadata(path).num_rows != facts["rows"]:
             yield f"{path} has other than {facts['rows']} rows"
+        elif "rows" in facts and (strange := _columns(path)):
+            damaged = True
+            yield f"{path} was written by another version: {strange}; {MEND}"
     if not damaged:
         yield from _references(folder, manifest, others)
+
+
+SCHEMAS: dict[str, Callable[..., Any]] = {
+    "images": schemas.images,
+    "rejects": schemas.rejects,
+    "split": schemas.split,
+    "duplicates": schemas.duplicates,
+    "rollouts": schemas.rollouts,
+    "candidates": schemas.candidates,
+    "mcq": schemas.mcq,
+    "predictions": schemas.predictions,
+    "train_log": schemas.train_log,
+    "completions": schemas.completions,
+}
+
+
+def _columns(path: Path) -> str:
+    """In what a table differs from the schema that this version writes and reads; "" in nothing."""
+    schema = SCHEMAS.get(path.stem.rstrip("0123456789").rstrip("-"))
+    if schema is None:
+        return ""
+    arguments = [["a class"]] if signature(schema).parameters else []
+    wanted = {field.name: field.type for field in schema(*arguments)}
+    there = {field.name: field.type for field in pq.read_schema(path)}
+    if there == wanted:
+        return ""
+    told = [f"no column {name}" for name in wanted.keys() - there.keys()]
+    told += [f"an unknown column {name}" for name in there.keys() - wanted.keys()]
+    shared = wanted.keys() & there.keys()
+    told += [f"{n} is {there[n]}, not {wanted[n]}" for n in shared if there[n] != wanted[n]]
+    return ", ".join(sorted(told)) or "its columns stand in another order"
 
 
 def _references(folder: Path, manifest: dict[str, Any], others: dict[str, Path]) -> Iterator[str]:
@@ -88,7 +129,5 @@ def _letters(folder: Path, split: Path, manifest: dict[str, Any]) -> Iterator[st
 
 def check(root: Path, chosen: list[Path]) -> list[str]:
     """All problems of the chosen artifacts."""
-    others = {}
-    for folder in artifacts(root):
-        others[folder.name] = folder
+    others = {folder.name: folder for folder in artifacts(root)}
     return [problem for folder in chosen for problem in problems(folder, others)]

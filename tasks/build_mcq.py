@@ -38,7 +38,7 @@ from tasks.options import (
 from tasks.prompts import LETTERS
 from tasks.propose import select
 from tasks.refresh import retired
-from tasks.run import StageError, main, progress, save_stats
+from tasks.run import StageError, main, progress, save_stats, shard_by_shard, stop_if_asked
 from tasks.seeding import row_generator, row_generators
 
 Row = dict[str, Any]
@@ -93,11 +93,16 @@ def build_mcq(
     gone = retired(propose)
     rows = [row for row in select(split, "train", ("base",)) if row["image_id"] not in gone]
     bar = partial(progress, desc="build_mcq", total=-(-len(rows) // shard_size), unit="shards")
-    built = builder.shards(rows, propose, shards.ImageStore(download).read)
+    finished = partial(_finished, output, builder.schema)
+    built = builder.shards(rows, propose, shards.ImageStore(download).read, finished)
     schema = schemas.candidates(builder.card.classes)
-    for index, (table, questions) in enumerate(bar(built)):
-        shards.write(shards.shard_path(output, "mcq", index), questions, questions.schema)
-        shards.write(shards.shard_path(output, "candidates", index), table, schema)
+    with shard_by_shard():
+        for index, (table, questions) in enumerate(bar(built)):
+            if not shards.shard_path(output, "candidates", index).exists():
+                shards.write(shards.shard_path(output, "mcq", index), questions, questions.schema)
+                # Written last: where it is, its questions are, if it has any.
+                shards.write(shards.shard_path(output, "candidates", index), table, schema)
+            stop_if_asked()
     stats = builder.stats
     outcomes = stats["outcomes"]
     if outcomes.get("no_candidates", 0) > max_lost_share * len(rows):
@@ -114,6 +119,15 @@ def build_mcq(
         f"build_mcq: {outcomes['kept']} questions from {len(rows)} images, truth injected into "
         f"{stats['injected']}; " + ", ".join(f"{n} {o}" for o, n in sorted(outcomes.items()))
     )
+
+
+def _finished(output: Path, schema: pa.Schema, index: int) -> tuple[pa.Table, pa.Table] | None:
+    """A shard that a run which was cut off has written: its candidates and its questions."""
+    path, asked = (shards.shard_path(output, name, index) for name in ("candidates", "mcq"))
+    if not path.exists():
+        return None
+    questions = shards.read_file(asked) if asked.exists() else schema.empty_table()
+    return shards.read_file(path), questions
 
 
 @dataclass
@@ -133,10 +147,12 @@ class Builder:
         rows: Sequence[Row],
         propose: Path,
         images_of: Callable[[list[str]], dict[str, bytes]],
+        finished: Callable[[int], tuple[pa.Table, pa.Table] | None] = lambda _: None,
     ) -> Iterator[tuple[pa.Table, pa.Table]]:
         """(candidates, questions) of each `shard_size` of `rows`, which the split lists in order.
 
-        `images_of` gives the encoded bytes by image id. `stats` is complete at the end.
+        `images_of` gives the encoded bytes by image id, `finished` the shards that are there
+        already, which are counted and given back as they are. `stats` is complete at the end.
         """
         self.rules.check()
         self.stats = empty_stats(len(rows))
@@ -152,6 +168,15 @@ class Builder:
                 if start >= block.stop:
                     block = pickle.load(merged)
                     listed = block.candidates()
+                if done := finished(index):
+                    table, written = done
+                    told = table["outcome"].to_pylist()
+                    pictures = written["image"].to_pylist()
+                    seen.update(hashlib.sha256(image["bytes"]).hexdigest() for image in pictures)
+                    outcomes.update(told)
+                    count(self.stats, written, table, self.rules.num_options)
+                    yield done
+                    continue
                 images = images_of([row["image_id"] for row in part])
                 told, asked = [], []
                 for place, row in enumerate(part, start):

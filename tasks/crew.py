@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from data_cards import CardError
 from tasks.engine import BACKENDS, EngineDied, custom, gpus, open_engine
-from tasks.run import StageError, end_with_parent, quiet_libraries
+from tasks.run import StageError, end_with_parent, quiet_libraries, stop_asked
 from tasks.shards import ShardError
 from tasks.station import Done, Shard, Station, halved
 
@@ -69,7 +69,7 @@ class Inline:
         """Work off `todo`, after a check of `probe`, the longest of all prompts."""
         self._station.check(probe)
         on_ready()
-        self._station.work(todo, on_done)
+        self._station.work(until_stopped(todo), on_done)
 
     def close(self) -> None:
         """End the engine."""
@@ -97,6 +97,8 @@ class Processes:
         for worker in self._workers:
             worker.send(("check", probe))
         while queue or any(worker.assigned for worker in self._workers):
+            if stop_asked():
+                queue.clear()  # what is being worked on is finished
             for worker in self._workers:
                 # Near the end nobody gets work for later that another could begin at once.
                 depth = worker.slots + 1 if len(queue) > 2 * len(self._workers) else 1
@@ -218,6 +220,11 @@ class _Worker:
             self.process.kill()
         self.process.join()
         self.connection.close()
+
+
+def until_stopped(todo: Iterable[Shard]) -> Iterator[Shard]:
+    """The shards in turn, none after the run was asked to stop."""
+    return itertools.takewhile(lambda _: not stop_asked(), todo)
 
 
 def devices(settings: dict[str, Any]) -> list[str]:

@@ -23,7 +23,15 @@ from data_cards import Card, load
 from tasks import schemas, shards
 from tasks.images import Picture, Reject, open_picture
 from tasks.labels import ClassNames
-from tasks.run import StageError, main, progress, save_stats
+from tasks.run import (
+    STATS_FILE,
+    StageError,
+    main,
+    progress,
+    save_stats,
+    shard_by_shard,
+    stop_if_asked,
+)
 from tasks.sources import Item, Source, open_source, require_every_class
 
 IMAGES_PER_SHARD = 1000
@@ -46,6 +54,9 @@ def download(
     that decode; 0: one a core. Raises StageError when the source is missing, a class has no usable
     image, or the share of rejected files exceeds `max_reject_share`.
     """
+    if (output / STATS_FILE).exists():  # cut off after its last step; what is below may be gone
+        _tidy(output)
+        return
     data_card = load(card)
     try:
         ClassNames(data_card.classes, data_card.aliases)
@@ -55,6 +66,7 @@ def download(
     count, rejects = _finished(output, source)
     items = source.items(count)
     with (
+        shard_by_shard(),
         ThreadPoolExecutor(decode_threads or os.cpu_count() or 1) as pool,
         progress(None, desc="download", total=source.total, unit="images", done=count) as bar,
     ):
@@ -67,14 +79,20 @@ def download(
             # Where the number of images is known, too many rejects are known before the end.
             _check_rejects(output, rejects, count, max(count, source.total or 0), max_reject_share)
             bar.set_postfix(unusable=len(rejects))
+            stop_if_asked()
     _check_rejects(output, rejects, count, count, max_reject_share)
     stats = {"images": count - len(rejects), "rejected": len(rejects)}
     stats |= _counts(output, data_card) | ({"revision": source.revision} if source.revision else {})
     shards.write(output / "rejects.parquet", rejects, schemas.rejects())
+    save_stats(output, stats)
+    _tidy(output)
+
+
+def _tidy(output: Path) -> None:
+    """Drop what only an unfinished run needs."""
     for path in output.glob("part-*.json"):
         path.unlink()
     shutil.rmtree(output / UNPACKED, ignore_errors=True)
-    save_stats(output, stats)
 
 
 def _finished(output: Path, source: Source) -> tuple[int, list[dict[str, str]]]:
@@ -143,10 +161,8 @@ def _write_shard(
                 image_id = f"{card.name}/{item.path}"
                 writer.add(image_row(image_id, item.path, item.label, item.official_split, picture))
     note = _note(output, index)
-    partial = note.with_suffix(".tmp")
     told = {"items": count, "source": _identity(source, start), "rejects": rejects}
-    partial.write_text(json.dumps(told), encoding="utf-8")
-    os.replace(partial, note)
+    shards.write_text(note, json.dumps(told))
     return count, rejects
 
 

@@ -260,4 +260,10 @@ class Prompter:
 def as_rollout(image_id: str, rollout: int, completion: Completion) -> dict[str, Any]:
     """A completion as a row of the rollouts table."""
     row = asdict(completion)
-    return {"image_id": image_id, "rollout": rollout, "completion": row.pop("text"), **row}
+    text = storable(row.pop("text"))
+    return {"image_id": image_id, "rollout": rollout, "completion": text, **row}
+
+
+def storable(text: str) -> str:
+    """The text as UTF-8 can hold it: half a surrogate pair, which JSON can bring, becomes U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

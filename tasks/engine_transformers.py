@@ -34,7 +34,9 @@ class TransformersEngine:
         self._processor.tokenizer.padding_side = "left"
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = getattr(torch, settings["dtype"]) if settings["dtype"] != "auto" else "auto"
-        self._model = AutoModelForImageTextToText.from_pretrained(policy, dtype=dtype)
+        self._model = AutoModelForImageTextToText.from_pretrained(
+            policy, dtype=dtype, use_safetensors=True
+        )
         self._model.to(device).eval()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:

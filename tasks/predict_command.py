@@ -40,7 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="tokens of an answer")
     parser.add_argument("--max-model-len", type=int, metavar="N", help="prompt and answer together")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
-    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
 def predict(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:

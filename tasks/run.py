@@ -5,6 +5,7 @@ keeps the one it was made from, so that a stage can be run again by hand.
 """
 
 import argparse
+import errno
 import gc
 import inspect
 import json
@@ -13,20 +14,31 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from tqdm import tqdm
 
 from data_cards import CardError
-from tasks.shards import ShardError
+from tasks.shards import ShardError, sync_tree, write_text
 
 ERROR_FILE = "error.txt"
+STATS_FILE = "stats.json"
+DONE_FILE = ".done"  # the function has ended well, and all it wrote is on disk
+PROGRESS_FILE = ".progress.json"  # what the bar stands at, for whoever started this process
+STOPPED = 130  # exit code of a stage that was asked to stop, and did
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class StageError(Exception):
     """A stage cannot go on; the message is one sentence: what, where, how to mend it."""
+
+
+class Stopped(Exception):
+    """The stage was asked to stop, and has finished the shard it was at."""
 
 
 def main(function: Callable[..., None]) -> None:
@@ -43,20 +55,104 @@ def main(function: Callable[..., None]) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG.json", help="keyword arguments, JSON")
     path = parser.parse_args().config
     end_with_parent()
+    _stop_when_asked()
     quiet_libraries()
+    name = function.__name__
     try:
         arguments = load_arguments(function, path)
-    except StageError as error:
-        sys.exit(f"{function.__name__}: {error}")
-    output: Path = arguments["output"]
-    output.mkdir(parents=True, exist_ok=True)
-    (output / ERROR_FILE).unlink(missing_ok=True)
-    gc.freeze()  # what is imported by now stays: the collector need not walk it again and again
-    try:
+        output: Path = arguments["output"]
+        output.mkdir(parents=True, exist_ok=True)
+        (output / ERROR_FILE).unlink(missing_ok=True)
+        _Bar.file = output / PROGRESS_FILE
+        gc.freeze()  # what is imported by now stays: the collector need not walk it again and again
         function(**arguments)
-    except (StageError, CardError, ShardError) as error:
-        (output / ERROR_FILE).write_text(f"{error}\n", encoding="utf-8")
-        sys.exit(f"{function.__name__}: {error}")
+        _mark_done(output)
+    except (Stopped, KeyboardInterrupt):
+        print(f"{name}: stopped; the same command goes on from here", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(STOPPED)  # without waiting for threads that are at work
+    except (StageError, CardError, ShardError, OSError, MemoryError) as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        with suppress(OSError, NameError):  # where the disk is full the words below must do
+            (output / ERROR_FILE).write_text(f"{sentence}\n", encoding="utf-8")
+        sys.exit(f"{name}: {sentence}")
+
+
+def _mark_done(output: Path) -> None:
+    """Leave word that all is there, so that a run which is cut off from here on only commits.
+
+    Of several processes under a launcher only the first says so: the others write nothing.
+    """
+    import resource
+
+    if os.environ.get("RANK", "0") != "0":
+        return
+
+    sync_tree(output)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = peak / (1024 if sys.platform == "linux" else 1024**2)
+    write_text(output / DONE_FILE, json.dumps({"peak_memory_mb": memory}))
+
+
+def _sentence(error: BaseException) -> str | None:
+    """What a person can do about an error; None for a bug."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory; run it where there is more, or lower its batch"
+    if not isinstance(error, OSError):
+        return str(error)
+    said = f"{error.filename}: {error.strerror}" if error.filename else first_line(error)
+    if error.errno in FULL:
+        return f"{said}; make room and run again, finished shards are kept"
+    return f"{said}; make it accessible and run again" if error.errno in FORBIDDEN else None
+
+
+class _Stop:
+    """Whether this process was asked to stop, and is in work that stops between shards."""
+
+    asked = False
+    patient = 0
+
+
+def _stop_when_asked() -> None:
+    """Once: at the end of the shard, where the work is done in shards. Twice: at once.
+
+    A person presses Ctrl-C; whoever started this process hears it too, and says so by SIGUSR1.
+    """
+
+    def ask(*_: Any) -> None:
+        if _Stop.asked:
+            os._exit(STOPPED)  # engines in processes of their own see it and end themselves
+        _Stop.asked = True
+        if not _Stop.patient:
+            raise KeyboardInterrupt
+        print("stopping after this shard", file=sys.stderr, flush=True)
+
+    started_by_hand = "DIVE_PARENT" not in os.environ
+    signal.signal(signal.SIGINT, ask if started_by_hand else signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, ask)
+
+
+@contextmanager
+def shard_by_shard() -> Iterator[None]:
+    """Work that looks at `stop_asked` after each shard, or calls `stop_if_asked`."""
+    _Stop.patient += 1
+    try:
+        yield
+    finally:
+        _Stop.patient -= 1
+
+
+def stop_asked() -> bool:
+    """Whether to begin no further shard."""
+    return _Stop.asked
+
+
+def stop_if_asked() -> None:
+    """Raises Stopped, after a shard is on disk, if the run was asked to stop."""
+    if _Stop.asked:
+        raise Stopped
 
 
 def load_arguments(function: Callable[..., None], path: Path) -> dict[str, Any]:
@@ -89,21 +185,54 @@ def first_line(error: BaseException) -> str:
 
 def save_stats(output: Path, stats: dict[str, Any]) -> None:
     """Write a stage's counts, `stats.json`; they go into its manifest as well."""
-    (output / "stats.json").write_text(json.dumps(stats, indent=1), encoding="utf-8")
+    write_text(output / STATS_FILE, json.dumps(stats, indent=1))
+
+
+class _Bar(tqdm):
+    """A progress bar that also leaves its figures in a file, for `status` and the scheduler."""
+
+    file: Path | None = None
+    told = -1e9
+
+    def update(self, n: float | None = 1) -> bool | None:
+        shown = super().update(n)
+        self._leave_word()
+        return shown
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in super().__iter__():
+            yield item
+            self._leave_word(self.n + 1)
+
+    def _leave_word(self, done: float | None = None) -> None:
+        now = time.monotonic()
+        if _Bar.file is None or now - _Bar.told < 0.5:
+            return
+        _Bar.told = now
+        told = {
+            "what": self.desc,
+            "done": self.n if done is None else done,
+            "total": self.total,
+            "unit": str(self.unit).strip(),
+        }
+        fresh = _Bar.file.with_suffix(".tmp")
+        with suppress(OSError):
+            fresh.write_text(json.dumps(told), encoding="utf-8")
+            os.replace(fresh, _Bar.file)
 
 
 def progress(
     items: Iterable[Any] | None, *, desc: str, total: int | None, unit: str, done: int = 0
 ) -> tqdm:
     """The one progress bar: rate and time left on a terminal, a line every 15 s in a log file."""
-    interval = 0.2 if sys.stderr.isatty() else 15
-    return tqdm(
+    terminal = sys.stderr.isatty() or bool(os.environ.get("DIVE_TERMINAL"))
+    return _Bar(
         items,
         desc=desc,
         total=total,
         initial=done,
         unit=f" {unit}",
-        mininterval=interval,
+        mininterval=0.2 if terminal else 15,
         dynamic_ncols=True,
         smoothing=0.1,
     )
@@ -114,12 +243,24 @@ def end_with_parent(group: bool = False) -> None:
 
     With `group` the whole process group ends, which must then be this process's own.
     """
-    parent = os.environ.get("DIVE_PARENT")
-    if parent is None or os.getppid() != int(parent):
-        return  # started by hand, or below a launcher that watches its own children
+    if "DIVE_PARENT" not in os.environ:
+        return  # started by hand
+    parent = int(os.environ["DIVE_PARENT"])
+    ours = os.getppid() == parent
+
+    def lives() -> bool:
+        if ours:
+            return os.getppid() == parent
+        try:  # below a launcher, which may outlive the run that started it
+            os.kill(parent, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
 
     def watch() -> None:
-        while os.getppid() == int(parent):
+        while lives():
             time.sleep(0.5)
         if group:
             os.killpg(0, signal.SIGKILL)

@@ -19,7 +19,7 @@ from tasks import answers, schemas, shards
 from tasks.crew import Crew, open_crew
 from tasks.engine import Sampling
 from tasks.labels import ClassNames
-from tasks.run import StageError, progress
+from tasks.run import StageError, progress, shard_by_shard, stop_if_asked
 from tasks.station import REFUSED, Ask, Done, Shard, refusals
 
 
@@ -99,8 +99,11 @@ class Sampler:
                 self._crew = self._crew or open_crew(self.policy, self.settings)
                 probe = _probe(todo, download)
                 ready: list[float] = []
-                self._crew.run(todo, probe, lambda: ready.append(time.monotonic()), on_done)
+                with shard_by_shard():
+                    self._crew.run(todo, probe, lambda: ready.append(time.monotonic()), on_done)
                 self.seconds += time.monotonic() - ready[0]
+                if not all(part.path.exists() for part in todo):
+                    stop_if_asked()
         _gather_refusals(output, table, parts)
 
     def figures(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ because without them most single-bit flips read back as silently wrong values.
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,14 +100,55 @@ class Writer:
             raise
         finally:
             if self.parquet is not None:
-                self.parquet.close()
-                self.file.flush()
-                os.fsync(self.file.fileno())
-                self.file.close()
+                try:
+                    self.parquet.close()
+                    self.file.flush()
+                    os.fsync(self.file.fileno())
+                    self.file.close()
+                except BaseException:  # a full disk: what is there is no shard
+                    self._discard()
+                    raise
             if self.parquet is not None and kind is None:
                 os.replace(self.partial, self.path)
+                sync(self.path.parent)
             else:
-                self.partial.unlink(missing_ok=True)
+                self._discard()
+
+    def _discard(self) -> None:
+        if self.file is not None:
+            with suppress(OSError):  # what is left in its buffer may not fit on the disk
+                self.file.close()
+        self.partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A small file that is there whole or not at all, and stays there when the power fails."""
+    partial = path.with_suffix(".tmp")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync(path.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Put everything below a folder on disk, files before the folders that name them."""
+    found = [path for path in folder.rglob("*") if not path.is_symlink()]
+    for path in [p for p in found if p.is_file()]:
+        sync(path)
+    for path in [*(p for p in found if p.is_dir()), folder]:
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on disk. A file's own fsync leaves its name out, and
+    what is noted down next may rest on it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write(path: Path, rows: pa.Table | Sequence[dict[str, Any]], schema: pa.Schema) -> None:
@@ -160,6 +202,8 @@ def iter_batches(
 ) -> Iterator[pa.RecordBatch]:
     """One shard as record batches, one in memory at a time, page checksums verified."""
     try:
+        if columns is not None:
+            _require(path, columns)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield from file.iter_batches(batch_size, columns=columns)
     except (OSError, pa.ArrowInvalid) as error:
@@ -227,9 +271,21 @@ def read_file(
 ) -> pa.Table:
     """One shard as an Arrow table, page checksums verified; `where` skips row groups by statistics."""
     try:
+        if columns is not None:
+            _require(path, columns)
         return pq.read_table(path, columns=columns, filters=where, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as error:
         raise _damaged(path, error) from error
+
+
+def _require(path: Path, columns: Sequence[str]) -> None:
+    """A table without a column that is asked for is of another version, and not to be misread."""
+    there = pq.read_schema(path).names
+    if lost := [name for name in columns if name.split(".")[0] not in there]:
+        raise ShardError(
+            f"{path} has no column {lost[0]}: it was written by another version; delete its folder "
+            "and re-run the stage"
+        )
 
 
 def _damaged(path: Path, error: Exception) -> ShardError:

@@ -1,8 +1,7 @@
-"""What goes on around one engine: images ready before it needs them, shards written behind it.
+"""What goes on around one engine: images ready before it needs them, shards written after it.
 
 A station works off shards one after another (as many at once as its engine has slots). While the
-engine works on one, the images of the next are read and decoded, and the last one is written, so
-that it never waits. A request that the engine refuses is found by halving its batch.
+engine works on one, the images of the next are read and decoded. A request that the engine refuses is found by halving its batch.
 """
 
 import os
@@ -20,7 +19,15 @@ from threading import Lock, Semaphore, Thread
 from typing import Any, NamedTuple
 
 from tasks import schemas, shards
-from tasks.engine import Completion, Engine, EngineDied, Request, Sampling, as_rollout
+from tasks.engine import (
+    Completion,
+    Engine,
+    EngineDied,
+    Request,
+    Sampling,
+    as_rollout,
+    storable,
+)
 from tasks.run import StageError, first_line
 
 AHEAD = 2  # shards whose images are ready while the engine works on another
@@ -101,7 +108,11 @@ class Station:
             check(self._requests(shard)[0])
 
     def work(self, source: Iterable[Shard], report: Callable[[Done], None]) -> None:
-        """Answer and write every shard of `source`; `report` is told of each that is on disk."""
+        """Answer and write every shard of `source`; `report` is told of each that is on disk.
+
+        A slot is free again when its shard is on disk and not before: a process that is killed has
+        no more than its slots to do again, for some milliseconds a shard.
+        """
         events: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         room = Semaphore(AHEAD)
         slots, waiting, active, ended = self.slots, deque[Any](), 0, False
@@ -120,9 +131,10 @@ class Station:
                 if kind == "ready":
                     waiting.append(value)
                 elif kind == "answered":
-                    active -= 1
                     told = partial(_tell, events, "written")
                     writer.submit(self._write, report, *value).add_done_callback(told)
+                elif kind == "written":
+                    active -= 1
                 ended = ended or kind == "end"
         while not events.empty():
             kind, value = events.get()
@@ -199,7 +211,7 @@ class Station:
 
     @staticmethod
     def _save(shard: Shard, rows: list[dict[str, Any]], refused: dict[str, str]) -> None:
-        reasons = [{"image_id": key, "reason": reason} for key, reason in refused.items()]
+        reasons = [{"image_id": key, "reason": storable(reason)} for key, reason in refused.items()]
         refusals(shard.path).unlink(missing_ok=True)  # of an earlier attempt at this shard
         shards.write(refusals(shard.path), reasons, schemas.refused())
         shards.write(shard.path, rows, schemas.rollouts())

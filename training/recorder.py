@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from tasks import schemas, shards
-from tasks.run import progress
+from tasks.run import progress, stop_asked
 from training import checkpoints, health
 from training.watch import Watch
 
@@ -95,7 +95,7 @@ class Recorder(TrainerCallback):
         if self.bar is not None:
             self.bar.update(1)
             self._write_completions(state.global_step)
-        if state.global_step >= self.stop:
+        if state.global_step >= self.stop or stop_asked():
             control.should_save = control.should_training_stop = True
         if self.watch and self.watch.due(state.global_step, self.stop):
             control.should_save = True

@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from data_cards import load
 from tasks import schemas, shards
-from tasks.run import StageError, save_stats
+from tasks.run import StageError, save_stats, shard_by_shard, stop_if_asked
 from training import checkpoints, handover, loading, parts, policy_folder
 from training.dataset import Questions, Then
 from training.recorder import Finished, Recorder
@@ -96,8 +96,10 @@ class Session:
         trainer.remove_callback(PrinterCallback)  # the recorder's line replaces its dictionaries
         trainer.add_callback(recorder)
         untouched = parts.frozen_hash(trainer.model)
-        with contextlib.suppress(Finished):
+        with contextlib.suppress(Finished), shard_by_shard():
             trainer.train(resume_from_checkpoint=self._going_on(trainer))
+            if trainer.state.global_step < self.stop:
+                stop_if_asked()
         if hasattr(trainer, "base_keeper"):
             trainer.base_keeper.restore()
         if parts.frozen_hash(trainer.model) != untouched:

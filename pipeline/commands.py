@@ -1,0 +1,251 @@
+"""What the commands of `python -m pipeline` do: each prints, on folders and artifacts alone."""
+
+import difflib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+
+def show_status(arguments: Any) -> int:
+    """Print the graph; the stages that share a set's images with other runs are part of it."""
+    from pipeline import status, tasks
+    from pipeline.settings import known_keys
+
+    if arguments.task not in (known := known_keys()) or not arguments.task[0].isupper():
+        names = sorted(name for name in known if name[0].isupper())
+        close = difflib.get_close_matches(arguments.task, names, 1) or [", ".join(names)]
+        sys.exit(f"error: no task {arguments.task!r}; did you mean {close[0]}?")
+    task = getattr(tasks, arguments.task)
+    given = {
+        name: value
+        for name, _ in task.get_params()
+        if (value := getattr(arguments, name, None)) is not None
+    }
+    rows = [status.describe(stage) for stage in status.graph(task(**given))]
+    print(json.dumps(rows, indent=1) if arguments.json else "\n".join(status.lines(rows)))
+    return 0
+
+
+def show_plan(arguments: Any) -> int:
+    """Print what a run of TrainDiVE will take."""
+    from pipeline import plan
+    from pipeline.tasks import TrainDiVE
+
+    given = {
+        name: value
+        for name in ("dataset", "method", "seed")
+        if (value := getattr(arguments, name)) is not None
+    }
+    chosen = TrainDiVE(**given)
+    told = {name: getattr(arguments, name) for name in plan.Given.__dataclass_fields__}
+    found = plan.plan(chosen.dataset, chosen.method, chosen.seed, plan.Given(**told))
+    print(json.dumps(found, indent=1) if arguments.json else "\n".join(plan.lines(found)))
+    return 0
+
+
+def verify_artifacts(root: Path, folder: Path, arguments: Any) -> int:
+    """Print every problem of a stage's current artifacts, or of all there are; 1 if there is one."""
+    from pipeline import status, verify
+
+    chosen = (
+        list(status.artifacts(root))
+        if arguments.stage == "all"
+        else [path.resolve() for path in current(folder, arguments.stage)]
+    )
+    found = verify.check(root, chosen)
+    if arguments.json:
+        print(json.dumps({"artifacts": len(chosen), "problems": found}, indent=1))
+    else:
+        print("\n".join([*found, f"{len(chosen)} artifacts, {len(found)} problems"]))
+    return 1 if found else 0
+
+
+def show_differences(arguments: Any) -> None:
+    """Print what two artifacts differ in."""
+    from pipeline import status
+
+    for path in (arguments.one, arguments.other):
+        if not (path / "manifest.json").exists():
+            sys.exit(f"error: {path} is no artifact: it has no manifest.json")
+    told = status.compare(arguments.one, arguments.other)
+    print(json.dumps(told, indent=1) if arguments.json else "\n".join(told))
+
+
+def invalidate_stage(root: Path, folder: Path, arguments: Any) -> None:
+    """Delete a stage's current artifacts and, if asked, those made from them."""
+    from pipeline import artifact, status
+
+    chosen = [path.resolve() for path in current(folder, arguments.stage)]
+    if arguments.downstream:
+        chosen += [below for path in list(chosen) for below in status.downstream(root, path.name)]
+    deleted = list(dict.fromkeys(chosen))
+    for path in deleted:
+        artifact.remove(path)
+        link = path.parent / "current"
+        if link.is_symlink() and not link.exists():
+            link.unlink()
+        if not arguments.json:
+            print(f"deleted {_short(path)}")
+    if arguments.json:
+        print(json.dumps([str(path) for path in deleted], indent=1))
+
+
+def collect_garbage(root: Path, arguments: Any) -> None:
+    """List, or delete, the artifacts that nothing current refers to."""
+    from pipeline import artifact, status
+
+    found = status.garbage(root)
+    if arguments.delete:
+        for path, _ in found:
+            artifact.remove(path)
+    if arguments.json:
+        print(json.dumps([{"folder": str(path), "bytes": size} for path, size in found], indent=1))
+        return
+    for path, size in found:
+        print(f"{size / 1e6:9.1f} MB  {_short(path)}")
+    done = "deleted" if arguments.delete else "would be deleted by --delete"
+    print(f"{len(found)} artifacts, {sum(size for _, size in found) / 1e6:.1f} MB, {done}")
+
+
+def current(folder: Path, stage: str) -> list[Path]:
+    """The `current` links of a stage; leaves with the nearest name when there are none."""
+    found = sorted([*folder.rglob(f"{stage}/current"), *folder.rglob(f"{stage}/*/current")])
+    if not found:
+        names = {
+            part
+            for link in folder.rglob("current")
+            for part in (link.parent.name, link.parent.parent.name)
+        }
+        names -= {folder.name}
+        close = difflib.get_close_matches(stage, sorted(names), 1)
+        told = (
+            f"did you mean {close[0]}?"
+            if close
+            else f"there are: {', '.join(sorted(names)) or 'none'}"
+        )
+        sys.exit(f"error: no artifact {stage!r} under {folder}; {told}")
+    return found
+
+
+def show_report(folder: Path, as_json: bool = False) -> None:
+    """Print where the newest report and policy of a dataset lie."""
+    found = [*folder.glob("*/report/current"), *folder.glob("*/report/*/current")]
+    reports = sorted(found, key=lambda path: path.stat().st_mtime)
+    if not reports:
+        sys.exit(f"error: no report under {folder} yet; run: make train")
+    newest = reports[-1].parent
+    # Of a mix, each set has a report of its own, beside the others.
+    beside = [newest] if newest.name == "report" else sorted(newest.parent.glob("*"))
+    method = newest if newest.name == "report" else newest.parent
+    trains = sorted(method.parent.glob("round*/train/current"))
+    told = [("report", f"{_short(place / 'current')}/index.html") for place in beside]
+    told += [("policy", _short(trains[-1]))] if trains else []
+    if (folder / "compare" / "current").exists():
+        told.append(("comparison", f"{_short(folder / 'compare' / 'current')}/index.html"))
+    told.append(("artifacts", _short(folder)))
+    if as_json:
+        places: dict[str, list[str]] = {}
+        for name, place in told:
+            places.setdefault(name, []).append(place)
+        print(json.dumps(places, indent=1))
+        return
+    for name, place in told:
+        print(f"{name:10} {place}")
+    print(f"{'':10} python -m pipeline inspect build_mcq")
+
+
+def show_stage(folder: Path, arguments: Any) -> None:
+    """Print manifest facts, columns and the first rows of each table of every current artifact.
+
+    Of BuildMCQ also write its page of questions; of any other, or of the rows that a filter
+    leaves, a page where one is asked for.
+    """
+    from pipeline import look
+
+    path = Path(arguments.stage)
+    found = [path] if (path / "manifest.json").exists() else current(folder, arguments.stage)
+    rows = 3 if arguments.rows is None else arguments.rows
+    told = [look.described(place, rows, arguments.where) for place in found]
+    if arguments.json:
+        print(json.dumps(told, indent=1, default=str))
+    for place, facts in zip(found, told, strict=True):
+        questions = facts["stage"] == "BuildMCQ" and not arguments.where
+        page = arguments.page
+        if page and len(found) > 1:  # of two rounds, two pages
+            page = page.with_stem(f"{page.stem}-{facts['fingerprint']}")
+        if not arguments.json:
+            _print_facts(facts, questions)
+        if questions and not arguments.json:
+            _show_questions(place, facts, arguments.questions, page)
+        elif page:
+            size = 100 if arguments.rows is None else arguments.rows
+            out = sys.stderr if arguments.json else sys.stdout
+            _write_page(page, look.page(place, size, arguments.where), out)
+
+
+def _print_facts(facts: dict[str, Any], questions: bool) -> None:
+    print(f"\n{facts['stage']} {facts['fingerprint']}  {_short(Path(facts['folder']))}")
+    memory = f", {facts['peak_memory_mb']} MB at most" if facts.get("peak_memory_mb") else ""
+    print(f"  rows {facts['rows']}, {facts['seconds']} s{memory}")
+    for name, value in (facts["stats"] or {}).items() if not questions else ():
+        print(f"  {name}: {value}")
+    for table in facts["tables"]:
+        fit = f", {table['fit']:,} fit" if table["fit"] != table["rows"] else ""
+        print(f"\n  {table['table']}: {table['rows']:,} rows{fit}")
+        width = max(map(len, table["columns"]))
+        for name, kind in table["columns"].items():
+            values = " | ".join(_cut(row[name]) for row in table["first"])
+            print(f"    {name:{width}}  {kind[:24]:24}  {values}".rstrip())
+
+
+def _cut(value: Any, size: int = 40) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= size else f"{text[: size - 1]}…"
+
+
+def _write_page(path: Path, text: str, out: TextIO | None = None) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        sys.exit(f"error: cannot write {path} ({error.strerror}); give another place: --page FILE")
+    print(f"  page: {_short(path)}", file=out)
+
+
+def _show_questions(artifact: Path, manifest: dict, questions: int, page: Path | None) -> None:
+    """Print the counts of a BuildMCQ artifact and write its page."""
+    from tasks.mcq_page import facts, questions_page
+
+    stats = json.loads((artifact / "stats.json").read_text())
+    for name, value in facts(stats):
+        print(f"  {name}: {value}")
+    title = f"Questions of {manifest.get('dataset', 'a set')}, {manifest['fingerprint']}"
+    path = page or artifact.resolve().with_suffix(".html")
+    _write_page(path, questions_page(artifact, stats, title, questions))
+
+
+def _places(dataset: str | None) -> tuple[Path, str]:
+    """The artifact root and dataset of luigi.cfg."""
+    from configparser import ConfigParser
+
+    config = ConfigParser(interpolation=None)
+    overlays = [os.environ.get("LUIGI_CONFIG_PATH", ""), *os.environ.get("RECIPE", "").split(",")]
+    config.read(["luigi.cfg", *filter(None, overlays)])
+    if not config.has_section("run"):
+        sys.exit("error: no luigi.cfg with a [run] section here; run this in the project's folder")
+    names = (dataset or config["run"]["dataset"]).split("+")
+    return Path(config["run"]["artifacts"]), "+".join(sorted(names))
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _short_value(value: object) -> object:
+    if isinstance(value, dict) and "bytes" in value:
+        return f"<image, {len(value['bytes'])} bytes>"
+    return repr(value) if isinstance(value, str) else value

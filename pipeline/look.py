@@ -1,0 +1,178 @@
+"""What an artifact holds: its counts, its tables and some of their rows, as values or as a page."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline import artifact, status
+from pipeline.where import WhereError, columns, expression, nearest
+from tasks import shards
+from tasks.gallery import data_uri
+from tasks.report_style import STYLE
+from tasks.report_text import esc
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+SHORT = 400  # characters of a value on a page
+_STYLE = """
+table{font-size:.875rem} td{vertical-align:top;max-width:28rem;overflow-wrap:anywhere}
+td img{max-width:8rem;max-height:8rem;display:block}
+"""
+
+
+def tables(folder: Path, rows: int, where: str = "") -> list[dict[str, Any]]:
+    """Every table of an artifact: name, columns, how many rows there are and fit `where`, and the
+    first `rows` of those. With a filter only the tables that have its columns are told of.
+
+    Raises WhereError when the filter cannot be used on any of them.
+    """
+    manifest = artifact.read_manifest(folder)
+    wanted = columns(where) if where else []
+    found, known = [], set()
+    for name, count in manifest["rows"].items():
+        paths = shards.paths(folder, name)
+        schema = pq.read_schema(paths[0])
+        known |= set(schema.names)
+        if not set(wanted) <= set(schema.names):
+            continue
+        chosen = expression(where, schema) if where else None
+        fit = count
+        if chosen is not None:
+            fit = sum(shards.read_file(p, wanted, chosen).num_rows for p in paths)
+        kinds = {field.name: str(field.type) for field in schema}
+        told = list(_first_rows(paths, chosen, rows))
+        found.append({"table": name, "rows": count, "fit": fit, "columns": kinds, "first": told})
+    if where and not found:
+        lost = next((name for name in wanted if name not in known), None)
+        if lost:
+            raise WhereError(f"--where: there is no column {lost!r}{nearest(lost, sorted(known))}")
+        raise WhereError(f"--where: no table has all of {', '.join(wanted)}")
+    return found
+
+
+def _first_rows(paths: list[Path], chosen: Any, rows: int) -> Iterator[dict[str, Any]]:
+    left = rows
+    for path in paths:
+        if left <= 0:
+            return
+        if chosen is None:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                batch = next(file.iter_batches(left), None)
+            got = batch.to_pylist() if batch is not None else []
+        else:
+            got = shards.read_file(path, None, chosen).slice(0, left).to_pylist()
+        left -= len(got)
+        yield from got
+
+
+def plain(value: Any) -> Any:
+    """A value for JSON or a terminal: an image is told by its size."""
+    if isinstance(value, dict) and "bytes" in value:
+        return f"<image, {len(value['bytes'] or b'')} bytes>"
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list) else value
+
+
+def described(folder: Path, rows: int, where: str = "") -> dict[str, Any]:
+    """An artifact as plain values: what made it, its counts, its tables."""
+    manifest = artifact.read_manifest(folder)
+    kept = (
+        "stage",
+        "fingerprint",
+        "settings",
+        "rows",
+        "stats",
+        "seconds",
+        "peak_memory_mb",
+        "created",
+    )
+    told = [
+        {**table, "first": [plain(row) for row in table["first"]]}
+        for table in tables(folder, rows, where)
+    ]
+    return {"folder": str(folder), **{k: manifest.get(k) for k in kept}, "tables": told}
+
+
+def page(folder: Path, rows: int, where: str = "") -> str:
+    """The artifact as a page that opens offline: counts and rows, images as thumbnails.
+
+    Rows of a table without images show those of their image ids, where the images are still there.
+    """
+    manifest = artifact.read_manifest(folder)
+    found = tables(folder, rows, where)
+    store = _store(folder, manifest)
+    title = f"{manifest['stage']} {manifest['fingerprint']}"
+    facts = {"rows": manifest["rows"], "seconds": manifest.get("seconds"), "created": manifest.get("created"), **manifest.get("stats", {})}  # fmt: skip
+    counts = "".join(
+        f"<tr><th>{esc(k)}</th><td>{esc(_text(v))}</td></tr>" for k, v in facts.items()
+    )
+    sections = "".join(_section(table, store, where) for table in found)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{esc(title)}</title><style>{STYLE}{_STYLE}</style></head><body>"
+        f"<header><h1>{esc(title)}</h1></header><main>"
+        f'<section><h2>Counts</h2><div class="wide"><table><tbody>{counts}</tbody></table></div>'
+        f"</section>{sections}</main></body></html>\n"
+    )
+
+
+def _section(table: dict[str, Any], store: shards.ImageStore | None, where: str) -> str:
+    rows = table["first"]
+    names = list(table["columns"])
+    pictures = _pictures(rows, store) if "image" not in names and "image_id" in names else {}
+    head = "".join(f"<th>{esc(name)}</th>" for name in [*(["image"] if pictures else []), *names])
+    body = []
+    for row in rows:
+        cells = [_cell(row[name]) for name in names]
+        if pictures:
+            cells.insert(0, _image(pictures.get(row["image_id"])))
+        body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    fit = f"; {table['fit']:,} fit {esc(where)}" if where else ""
+    return (
+        f"<section><h2>{esc(table['table'])}</h2><p>{len(rows):,} of {table['rows']:,} rows{fit}.</p>"
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody>'
+        "</table></div></section>"
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict) and "bytes" in value:
+        return _image(value["bytes"])
+    text = _text(value)
+    return esc(text if len(text) <= SHORT else f"{text[:SHORT]} …")
+
+
+def _image(encoded: bytes | None) -> str:
+    source = data_uri(encoded) if encoded else ""
+    return f'<img src="{source}" alt="">' if source else ""
+
+
+def _text(value: Any) -> str:
+    value = plain(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+
+
+def _pictures(rows: list[dict], store: shards.ImageStore | None) -> dict[str, bytes]:
+    ids = sorted({row["image_id"] for row in rows})
+    try:
+        return store.read(ids) if store and ids else {}
+    except shards.ShardError:
+        return {}
+
+
+def _store(folder: Path, manifest: dict[str, Any]) -> shards.ImageStore | None:
+    """The images that an artifact was made from, if they are below the same root."""
+    wanted = manifest.get("inputs", {}).get("download")
+    resolved = folder.resolve()
+    above = resolved.parents[: min(5, len(resolved.parents))]
+    root = next((p for p in reversed(above) if (p / "download").is_dir()), None)
+    found = [f for f in status.artifacts(root) if f.name == wanted] if root and wanted else []
+    return shards.ImageStore(found[0]) if found else None

@@ -1,0 +1,76 @@
+"""What the README's section on security says, held by tests where a test can hold it."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import data_cards
+from pipeline import look, tasks
+from pipeline.settings import SettingsError
+from tasks import mcq_page, report_page
+from tests.conftest import ROOT
+from tests.test_stage import config  # noqa: F401 - a fixture
+
+ROOMS = ("pipeline", "tasks", "training", "data_cards")
+SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).glob("*.py"))]
+
+
+def calls(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_no_code_of_others_is_run_and_no_pickle_is_read(path):
+    for name, call in calls(path):
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert given.get("trust_remote_code", "False") == "False", f"{path}: {name}"
+        assert given.get("shell", "False") == "False", f"{path}: {name}"
+        assert name not in ("eval", "exec", "torch.load", "os.system", "marshal.loads"), path
+        assert not name.startswith(("joblib.", "dill.", "cloudpickle.")), path
+        if name.startswith("pickle."):  # to a file without a name, in the process that reads it
+            assert "TemporaryFile" in path.read_text()
+            assert path.name == "build_mcq.py"
+        if name == "yaml.load":
+            assert "SafeLoader" in given["Loader"], path
+        if name.endswith(("extractall", "tar.extract", "archive.extract")):
+            assert given.get("filter") == "'data'", f"{path}: {name}"
+
+
+def test_a_card_cannot_make_objects(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_cards, "FOLDER", tmp_path)
+    text = "---\nversion: 1\nnoun: !!python/object/apply:os.system ['touch made']\n---\n"
+    (tmp_path / "bad.md").write_text(text)
+    with pytest.raises(data_cards.CardError, match="not valid YAML"):
+        data_cards.load("bad")
+
+
+def test_servers_that_tests_start_bind_to_loopback():
+    for path in [*SOURCES, *(ROOT / "tests").rglob("*.py")]:
+        text = path.read_text()
+        assert "0.0." + "0.0" not in text, path
+        for bound in re.findall(r'HTTPServer\(\("(.*?)"', text):
+            assert bound == "127.0.0.1", path
+        if "luigid()" in text and "--port" in text:
+            assert '"--address", "127.0.0.1"' in text, path
+
+
+def test_pages_load_nothing_and_run_nothing_but_their_own():
+    policies = [look.POLICY, report_page.POLICY]
+    policies += re.findall(r'"(default-src .*?)"', Path(mcq_page.__file__).read_text())
+    assert len(policies) >= 3
+    for policy in policies:
+        assert policy.startswith("default-src 'none'")
+        assert "http" not in policy
+        assert "unsafe-eval" not in policy
+        assert not re.search(r"script-src[^;]*(unsafe-inline|\*)", policy)
+
+
+def test_a_password_in_an_address_is_refused_for_recipes_would_keep_it(config):  # noqa: F811
+    config.set("engine", "server_url", "http://me:hunter2@127.0.0.1:8000/v1")
+    with pytest.raises(SettingsError, match="OPENAI_API_KEY") as caught:
+        tasks.Propose().arguments()
+    assert "hunter2" not in str(caught.value)
