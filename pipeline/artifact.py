@@ -107,7 +107,9 @@ def _prepare(partial: Path, arguments: dict[str, Any]) -> float:
 def commit(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
     """Record every file, flush everything to disk, freeze it, and give it its name."""
     from tasks import shards
+    from tasks.run import remove_scratch
 
+    remove_scratch(partial)
     for stray in [*partial.rglob("*.tmp"), *(partial / name for name in WORKING)]:
         stray.unlink(missing_ok=True)
     recipe = partial / RECIPE

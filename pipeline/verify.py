@@ -64,6 +64,7 @@ SCHEMAS: dict[str, Callable[..., Any]] = {
     "predictions": schemas.predictions,
     "train_log": schemas.train_log,
     "completions": schemas.completions,
+    "retired": schemas.refused,
 }
 
 
@@ -72,9 +73,11 @@ def _columns(path: Path) -> str:
     schema = SCHEMAS.get(path.stem.rstrip("0123456789").rstrip("-"))
     if schema is None:
         return ""
-    arguments = [["a class"]] if signature(schema).parameters else []
-    wanted = {field.name: field.type for field in schema(*arguments)}
     there = {field.name: field.type for field in pq.read_schema(path)}
+    rewards = [name.removeprefix("reward/") for name in there if name.startswith("reward/")]
+    given = {"names": ["a class"], "rewards": rewards}
+    wanted = schema(**{name: given[name] for name in signature(schema).parameters})
+    wanted = {field.name: field.type for field in wanted}
     if there == wanted:
         return ""
     told = [f"no column {name}" for name in wanted.keys() - there.keys()]

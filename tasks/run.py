@@ -10,6 +10,7 @@ import gc
 import inspect
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ from tasks.shards import ShardError, sync_tree, write_text
 
 ERROR_FILE = "error.txt"
 STATS_FILE = "stats.json"
+SCRATCH = ("checkpoints", "cache")  # folders that only going on after a kill needs
 DONE_FILE = ".done"  # the function has ended well, and all it wrote is on disk
 PROGRESS_FILE = ".progress.json"  # what the bar stands at, for whoever started this process
 STOPPED = 130  # exit code of a stage that was asked to stop, and did
@@ -67,6 +69,7 @@ def main(function: Callable[..., None]) -> None:
         gc.freeze()  # what is imported by now stays: the collector need not walk it again and again
         function(**arguments)
         _mark_done(output)
+        remove_scratch(output)
     except (Stopped, KeyboardInterrupt):
         print(f"{name}: stopped; the same command goes on from here", file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -94,6 +97,12 @@ def _mark_done(output: Path) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     memory = peak / (1024 if sys.platform == "linux" else 1024**2)
     write_text(output / DONE_FILE, json.dumps({"peak_memory_mb": memory}))
+
+
+def remove_scratch(output: Path) -> None:
+    """Delete what nobody needs once the word is left that all is there."""
+    for name in SCRATCH:
+        shutil.rmtree(output / name, ignore_errors=True)
 
 
 def _sentence(error: BaseException) -> str | None:

@@ -154,7 +154,6 @@ def test_killed_at_any_checkpoint_a_run_ends_as_if_nothing_had_been(unbroken):
         assert digest(path / "model.safetensors") == digest(whole / "model.safetensors"), path.name
         texts = [shards.read(folder, "completions")["completion"] for folder in (path, whole)]
         assert texts[0] == texts[1]
-        assert not (path / "checkpoints").exists()
 
 
 def test_rounds_on_unchanged_shards_are_one_run(frozen, tmp_path, unbroken):

@@ -81,7 +81,9 @@ def restore_weights(model: torch.nn.Module, checkpoint: Path) -> None:
     missing or left over.
     """
     if not hasattr(model, "peft_config"):
-        saved = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=model.dtype)
+        saved = AutoModelForImageTextToText.from_pretrained(
+            checkpoint, use_safetensors=True, dtype=model.dtype
+        )
         model.load_state_dict(saved.state_dict(), strict=True)
         return
     from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict

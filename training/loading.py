@@ -45,7 +45,7 @@ def load_model(
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if quantize != "none":
         options["quantization_config"] = _quantization(quantize, lora_rank, dtype)
-    model = AutoModelForImageTextToText.from_pretrained(base, **options)
+    model = AutoModelForImageTextToText.from_pretrained(base, use_safetensors=True, **options)
     if not lora_rank:
         parts.freeze(model, frozen)
         return model, None

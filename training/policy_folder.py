@@ -5,7 +5,6 @@ Full weights are always there, in safetensors. A run that trained adapters also 
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,9 @@ def from_checkpoint(output: Path, checkpoint: Path, processor: Any, base: Path, 
             (output / ADAPTER).mkdir(parents=True, exist_ok=True)
             (output / ADAPTER / name).write_bytes((checkpoint / name).read_bytes())
     else:
-        model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=getattr(torch, dtype))
+        model = AutoModelForImageTextToText.from_pretrained(
+            checkpoint, use_safetensors=True, dtype=getattr(torch, dtype)
+        )
     model.save_pretrained(output)
     processor.save_pretrained(output)
 
@@ -61,7 +62,9 @@ def merged(base: Path, adapter: Path, dtype: str) -> torch.nn.Module:
     """The base model with an adapter merged in, from files alone."""
     from peft import PeftModel
 
-    model = AutoModelForImageTextToText.from_pretrained(base, dtype=getattr(torch, dtype))
+    model = AutoModelForImageTextToText.from_pretrained(
+        base, use_safetensors=True, dtype=getattr(torch, dtype)
+    )
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
@@ -143,12 +146,6 @@ def push(output: Path, repository: str) -> None:
         print(f"train: uploaded to the private repository {repository}", flush=True)
     except Exception as error:
         print(f"train: {repository} was not uploaded: {first_line(error)}", flush=True)
-
-
-def remove(output: Path, *folders: str) -> None:
-    """Delete what only training needed, once everything to be kept is written."""
-    for name in folders:
-        shutil.rmtree(output / name, ignore_errors=True)
 
 
 def _base_name(base: Path) -> str:

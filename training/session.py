@@ -23,7 +23,7 @@ from training.dataset import Questions, Then
 from training.recorder import Finished, Recorder
 from training.watch import Watch, val_sample
 
-CACHE = "cache"  # of the questions, below the output; gone when the stage has ended
+CACHE = "cache"  # of the questions, below the output; like checkpoints, gone once all is written
 HIDDEN = {"output", "card", "mcq", "download", "split", "base", "policy", "push_to_hub"}
 
 
@@ -128,7 +128,6 @@ class Session:
             log=log,
             settings={k: v for k, v in self.given.items() if k not in HIDDEN},
         )
-        policy_folder.remove(self.output, checkpoints.FOLDER, CACHE)
         watched = [row for row in log if row["val_accuracy"] is not None]
         seen = {str(row["step"]): row["val_accuracy"] for row in watched}
         steps = [row["step"] for row in log[:1] + log[-1:]]

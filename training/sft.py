@@ -68,7 +68,7 @@ def base_policy(
     else:
         try:
             policy = AutoModelForImageTextToText.from_pretrained(
-                model, dtype=torch.float32 if steps else dtype
+                model, use_safetensors=True, dtype=torch.float32 if steps else dtype
             )
             processor = AutoProcessor.from_pretrained(model, **pixels)
         except (OSError, ValueError) as error:
