@@ -95,6 +95,11 @@ def _prepare(partial: Path, arguments: dict[str, Any]) -> float:
     partial.mkdir(exist_ok=True)
     if (partial / MANIFEST).exists():  # a run that was cut off while it committed had frozen files
         _make_writable(partial)
+        if not (partial / DONE).exists():  # the last thing to go, once the manifest was whole
+            before = read_manifest(partial)
+            if before.get("files"):
+                told = {"peak_memory_mb": before.get("peak_memory_mb", 0)}
+                (partial / DONE).write_text(json.dumps(told))
         (partial / MANIFEST).unlink()
     recipe = partial / RECIPE
     recipe.write_text(json.dumps({"output": str(partial), **arguments}, indent=1))
@@ -110,13 +115,15 @@ def commit(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
     from tasks.run import remove_scratch
 
     remove_scratch(partial)
-    for stray in [*partial.rglob("*.tmp"), *(partial / name for name in WORKING)]:
+    strays = [partial / name for name in WORKING if name != DONE]
+    for stray in [*partial.rglob("*.tmp"), *strays]:
         stray.unlink(missing_ok=True)
     recipe = partial / RECIPE
     if recipe.exists():
         recipe.write_text(recipe.read_text().replace(str(partial), str(folder)))
     files = {path.relative_to(partial).as_posix(): path for path in sorted(partial.rglob("*"))}
-    files = {name: path for name, path in files.items() if path.is_file() and name != MANIFEST}
+    ours = (MANIFEST, DONE)
+    files = {name: path for name, path in files.items() if path.is_file() and name not in ours}
     described = {name: _describe(path) for name, path in files.items()}
     manifest = {
         "manifest_version": MANIFEST_VERSION,
@@ -131,6 +138,7 @@ def commit(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
     # Written before anything is frozen: where it lies in a working folder, files may be read-only.
     (partial / MANIFEST).write_bytes(sealed(manifest))
     shards.sync_tree(partial)
+    (partial / DONE).unlink(missing_ok=True)  # not before: the manifest now says the same
     for path in [*files.values(), partial / MANIFEST]:
         path.chmod(0o444)
     for path in [*(p for p in partial.rglob("*") if p.is_dir()), partial]:

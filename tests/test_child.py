@@ -218,3 +218,26 @@ def test_a_commit_that_was_cut_off_is_gone_on_with(stage):
     folder = stage("print('again')")
     assert artifact.read_manifest(folder)["stage"] == "Some"
     assert folder.stat().st_mode & 0o222 == 0
+
+
+@pytest.mark.parametrize(
+    "where", ["os.rename", "os.fsync", "pathlib.Path.chmod", "pathlib.Path.write_bytes"]
+)
+def test_wherever_a_commit_is_cut_off_the_work_is_not_done_again(stage, monkeypatch, where):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_, **__):
+        raise Killed
+
+    partial = stage.folder / "abc.partial"
+    (partial / "checkpoints").mkdir(parents=True)
+    (partial / "weights").write_text("hours of work")
+    (partial / ".done").write_text('{"peak_memory_mb": 321.4}')
+    with monkeypatch.context() as patch:
+        patch.setattr(where, killed)
+        with pytest.raises(Killed):
+            stage("raise SystemExit('done again')")
+    folder = stage("raise SystemExit('done again')")
+    assert artifact.read_manifest(folder)["peak_memory_mb"] == 321
+    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "recipe.json", "weights"]
