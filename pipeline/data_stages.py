@@ -1,0 +1,157 @@
+"""The stages before the first round: a dataset's images, their places, the policy to start from."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import luigi
+
+import data_cards
+from pipeline.engine import engine
+from pipeline.settings import SettingsError
+from pipeline.stage import Stage
+
+
+class Download(Stage):
+    """A data card's images, checked and decoded, into Parquet."""
+
+    max_reject_share = luigi.FloatParameter(description="more unusable files than this is an error")
+    archives = luigi.Parameter(
+        significant=False, description="where official archives lie, or are downloaded to"
+    )
+    mirror = luigi.BoolParameter(description="read the card's copy on the hub, not the archives")
+    decode_threads = luigi.IntParameter(significant=False, description="threads; 0: one a core")
+
+    code_version = 2
+
+    module = "tasks.download"
+    reads_card = True
+
+    def parts(self):
+        return of_each_set(self)
+
+    def place(self):
+        return "download"
+
+    def arguments(self):
+        archives = str(Path(self.archives).expanduser().resolve())
+        return {
+            "card": self.dataset,
+            "archives": archives,
+            "decode_threads": self.decode_threads,
+            **self.settings(),
+        }
+
+
+class Split(Stage):
+    """Which image is pretrain, train, val or test; which class is base or novel."""
+
+    seed = luigi.IntParameter()
+    protocol = luigi.Parameter()
+    test_share = luigi.FloatParameter()
+    val_share = luigi.FloatParameter()
+    pretrain_share = luigi.FloatParameter()
+    val_per_class = luigi.IntParameter(description="a count in place of val_share; 0: the share")
+    split_file = luigi.Parameter(description="a split of CoOp's or DiVE-k's to follow; empty: none")
+    shots = luigi.IntParameter(description="train images a class keeps, CoOp's draw; 0: all")
+    train_caps = luigi.DictParameter(description="card, or * for all -> train images kept at most")
+    near_duplicates = luigi.IntParameter(description="bits of 64 in which near pictures differ")
+
+    code_version = 2
+    module = "tasks.split"
+    reads_card = True
+
+    def parts(self):
+        return of_each_set(self)
+
+    def settings(self):
+        """Of the caps, only this set's own: another set's is no reason to run again."""
+        chosen = super().settings()
+        caps = chosen.pop("train_caps")
+        for name in set(caps) - {"*"}:
+            if not data_cards.exists(name):
+                raise SettingsError(
+                    f"luigi.cfg: [Split] train_caps: there is no data card {name!r}"
+                )
+        return {**chosen, "max_train_images": int(caps.get(self.dataset, caps.get("*", 0)))}
+
+    def needs(self):
+        return {"download": Download(dataset=self.dataset)}
+
+    def extra_identity(self):
+        if not self.split_file:
+            return {}
+        from tasks.split_files import sources
+
+        files = sources(Path(self.split_file).expanduser())
+        contents = b"".join(path.read_bytes() for path in files)
+        return {"split_file_sha256": hashlib.sha256(contents).hexdigest()}
+
+    def place(self):
+        return "split"
+
+    def arguments(self):
+        return {"card": self.dataset, **self.settings(), **paths(self)}
+
+
+class BasePolicy(Stage):
+    """The policy that training starts from: the embedded miniature, a folder or a hub id."""
+
+    seed = luigi.IntParameter()
+    model = luigi.Parameter()
+    min_pixels = luigi.IntParameter()
+    max_pixels = luigi.IntParameter()
+    steps = luigi.IntParameter()
+    batch_size = luigi.IntParameter()
+    learning_rate = luigi.FloatParameter(description="of AdamW")
+    muon_learning_rate = luigi.FloatParameter(description="of Muon on hidden matrices; 0: none")
+    question_share = luigi.FloatParameter(description="share of multiple-choice examples")
+    blind_share = luigi.FloatParameter(description="share of those with a grey image")
+    dtype = luigi.Parameter()
+
+    module = "training.sft"
+    has_model = True
+
+    def needs(self):
+        return {
+            f"{key}/{name}": stage for name in self.names for key, stage in data(self, name).items()
+        }
+
+    def extra_identity(self):
+        return {"prompt_style": engine().prompt_style}
+
+    def place(self):
+        return "base_policy"
+
+    def arguments(self):
+        need = self.needs()
+        return {
+            "card": "+".join(self.names),
+            "download": [str(need[f"download/{name}"].folder) for name in self.names],
+            "split": [str(need[f"split/{name}"].folder) for name in self.names],
+            "prompt_style": engine().prompt_style,
+            **self.settings(),
+        }
+
+
+def data(stage: Any, name: str) -> dict[str, Stage]:
+    """The images of a set and their places."""
+    return {
+        "download": Download(dataset=name),
+        "split": Split(dataset=name, seed=stage.seed),
+    }
+
+
+def of_each_set(stage: Stage) -> list[Stage]:
+    """The same stage of every set, where its dataset is a mix."""
+    return [stage.clone(dataset=name) for name in stage.names] if len(stage.names) > 1 else []
+
+
+def paths(stage: Stage) -> dict[str, str]:
+    """The artifact folders a stage reads, by the names its function knows."""
+    return {name: str(needed.folder) for name, needed in stage.needs().items()}
+
+
+def snake(name: str) -> str:
+    """BuildMCQ -> build_mcq."""
+    return {"BuildMCQ": "build_mcq"}.get(name, name.lower())

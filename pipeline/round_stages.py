@@ -1,0 +1,287 @@
+"""The stages of a round: Propose, BuildMCQ, Train. A round r > 0 starts with round r - 1's policy."""
+
+from typing import Any
+
+import luigi
+
+from pipeline.data_stages import BasePolicy, data, paths, snake
+from pipeline.engine import engine
+from pipeline.methods import method_of, num_rounds, with_style
+from pipeline.settings import run
+from pipeline.stage import OfSet, Stage, plain
+
+REFRESH = ("refresh", "refresh_share", "solved_at", "solved")  # keys of [Propose]
+
+
+class Round(Stage):
+    """What the stages of a round share: their place in the chain, and the policy they start from."""
+
+    method = luigi.Parameter()
+    refresh_round = luigi.IntParameter()
+    seed = luigi.IntParameter()
+
+    def policy(self) -> Stage:
+        """The policy at the start of this round."""
+        method_of(self.method)  # an unknown one is an error here
+        if self.refresh_round == 0:
+            return BasePolicy(dataset=self.dataset, seed=self.seed)
+        return Train(**graph(self, refresh_round=self.refresh_round - 1))
+
+    def place(self):
+        # Before any training every method proposes alike, and shares the artifact.
+        method = (
+            "" if self.refresh_round == 0 and self.task_family == "Propose" else f"{self.method}/"
+        )
+        return f"{method}round{self.refresh_round}/{snake(self.task_family)}"
+
+    def engine(self) -> dict[str, Any]:
+        """[engine] in the wording of this method; before any training all methods propose alike."""
+        untrained = self.refresh_round == 0 and self.task_family == "Propose"
+        everything = engine().everything()
+        return everything if untrained else with_style(everything, self.method)
+
+    def engine_identity(self) -> dict[str, Any]:
+        """What of the engine can change what a result means."""
+        style = {"engine.prompt_style": self.engine()["prompt_style"]}
+        return {**engine().significant(), **style}
+
+
+class RoundOfSet(Round, OfSet):
+    """A stage of a round that works on one set."""
+
+    def place(self):
+        return "/".join(filter(None, (super().place(), self.subset)))
+
+
+class Propose(RoundOfSet):
+    """N rollouts per training image from the round's policy, batched in vLLM, raw."""
+
+    num_rollouts = luigi.IntParameter()
+    prompt = luigi.Parameter(description="open or closed_list")
+    shard_size = luigi.IntParameter(description="images a shard; the unit of resuming")
+    max_unparsed_share = luigi.FloatParameter(description="more unreadable answers: an error")
+    fail_fast_unparsed_share = luigi.FloatParameter(description="the same after two shards")
+    max_lost_share = luigi.FloatParameter(description="more images the engine refuses: an error")
+    limit = luigi.IntParameter(description="the first n images only, for a trial; 0: all")
+    refresh = luigi.Parameter(description="later rounds ask again about: all, unsolved, sample")
+    refresh_share = luigi.FloatParameter(description="of the images, with refresh = sample")
+    solved_at = luigi.FloatParameter(description="mean reward of its latest use: solved")
+    solved = luigi.Parameter(description="with refresh = unsolved: keep, or retire those solved")
+
+    code_version = 2
+    module = "tasks.propose"
+    has_model = True
+
+    def settings(self):
+        """Of what a refresh chooses, only what it depends on."""
+        chosen = super().settings()
+        refresh = {key: chosen.pop(key) for key in REFRESH}
+        if self.refresh_round == 0 or self.refresh == "all":
+            return chosen
+        used = {"unsolved": ("solved_at", "solved"), "sample": ("refresh_share",)}
+        return {
+            **chosen,
+            "refreshed": self.refresh,
+            **{key: refresh[key] for key in used.get(self.refresh, ())},
+        }
+
+    def needs(self):
+        needed = {**data(self, self.set_name), "policy": self.policy()}
+        if self.refresh_round > 0 and self.refresh != "all":
+            before = graph(self, refresh_round=self.refresh_round - 1)
+            needed |= {"previous": self.clone(**before), "train": Train(**before)}
+        return needed
+
+    def extra_identity(self):
+        return {**self.engine_identity(), "refresh_round": self.refresh_round}
+
+    def arguments(self):
+        settings = self.settings() | {"seed": 1000 * self.seed + self.refresh_round}
+        return {"card": self.set_name, "engine": self.engine(), **settings, **paths(self)}
+
+
+class BuildMCQ(RoundOfSet):
+    """Rollouts to merged candidates to multiple-choice questions, in frozen shards."""
+
+    num_options = luigi.IntParameter()
+    min_options = luigi.IntParameter()
+    top_up = luigi.Parameter(description="confusion, text, random or none")
+    vocabulary = luigi.Parameter(description="closed or open")
+    fuzzy_threshold = luigi.FloatParameter(description="similarity up to 100; 0: off")
+    fuzzy_margin = luigi.FloatParameter()
+    options_from = luigi.Parameter(description="policy, random, text or hard_negative")
+    answer_from = luigi.Parameter(description="label or majority")
+    min_truth_votes = luigi.IntParameter()
+    max_unparsed_per_image = luigi.FloatParameter()
+    max_lost_share = luigi.FloatParameter()
+    shard_size = luigi.IntParameter(description="images a shard; letters are balanced in each")
+
+    code_version = 2
+
+    @property
+    def module(self):  # type: ignore[override]
+        """Methods that train on the open question need no proposals to build it."""
+        asks_openly = method_of(self.method).questions == "open"
+        return "tasks.build_open" if asks_openly else "tasks.build_mcq"
+
+    def settings(self):
+        chosen = super().settings()
+        if method_of(self.method).questions == "open":
+            given = Propose(subset=self.subset, **graph(self))
+            return {"prompt": given.prompt, **{k: chosen[k] for k in ("shard_size", "seed")}}
+        return chosen | ({"options_from": kind} if (kind := self._options_from()) else {})
+
+    def needs(self):
+        needed = data(self, self.set_name)
+        if method_of(self.method).questions == "open":
+            return needed
+        return {**needed, "propose": Propose(subset=self.subset, **graph(self))}
+
+    def extra_identity(self):
+        return {"method": self.method, "prompt_style": self.engine()["prompt_style"]}
+
+    def arguments(self):
+        return {
+            "card": self.set_name,
+            "prompt_style": self.engine()["prompt_style"],
+            **self.settings(),
+            **paths(self),
+        }
+
+    def _options_from(self) -> str:
+        return method_of(self.method).options_from
+
+
+class Train(Round):
+    """GRPO on the frozen shards only."""
+
+    steps = luigi.IntParameter(description="optimiser steps in each round")
+    questions_per_step = luigi.IntParameter()
+    num_generations = luigi.IntParameter(description="completions per question, GRPO's group size")
+    max_completion_length = luigi.IntParameter()
+    learning_rate = luigi.FloatParameter()
+    rewards = luigi.DictParameter(description="reward name or module:function -> weight")
+    order = luigi.Parameter(description="shuffled, or curriculum: each epoch from easy to hard")
+    dynamic_sampling = luigi.IntParameter(
+        description="how often groups without a gradient are replaced by further questions; 0: never"
+    )
+    freeze = luigi.Parameter(description="none, or parts that stay: vision, projector, language")
+    lora_rank = luigi.IntParameter(description="of adapters; 0: all weights are trained")
+    lora_alpha = luigi.FloatParameter()
+    lora_dropout = luigi.FloatParameter()
+    lora_targets = luigi.Parameter(description="parts with adapters: vision, projector, language")
+    quantize = luigi.Parameter(description="of the weights below adapters: none, or nf4 on a GPU")
+    carry_over = luigi.BoolParameter(
+        parsing=luigi.BoolParameter.EXPLICIT_PARSING,
+        description="rounds are one run: optimizer, schedule and step go on",
+    )
+    watch_every = luigi.IntParameter(description="steps between looks at val images; 0: never")
+    watch_images = luigi.IntParameter(description="val images looked at")
+    keep_policy = luigi.Parameter(description="last, or best by val images")
+    trl = luigi.DictParameter(description="any further option of TRL's GRPOConfig")
+    dtype = luigi.Parameter()
+    shared_prefix = luigi.BoolParameter(
+        parsing=luigi.BoolParameter.EXPLICIT_PARSING,
+        significant=False,
+        description="each group's image and prompt are computed once; the same up to rounding",
+    )
+    tokens_per_micro_batch = luigi.IntParameter(
+        significant=False, description="with shared_prefix: tokens of one pass; 0: no bound"
+    )
+    check_shared_prefix = luigi.BoolParameter(
+        parsing=luigi.BoolParameter.EXPLICIT_PARSING,
+        significant=False,
+        description="compare the first batch with TRL's own pass",
+    )
+    micro_batch_size = luigi.IntParameter(significant=False)
+    save_steps = luigi.IntParameter(significant=False)
+    keep_checkpoints = luigi.IntParameter(significant=False, description="complete ones kept")
+    launcher = luigi.Parameter(
+        significant=False, description="accelerate launch ... or torchrun ...; empty: one process"
+    )
+    check_memory = luigi.BoolParameter(
+        parsing=luigi.BoolParameter.EXPLICIT_PARSING,
+        significant=False,
+        description="refuse to start what cannot fit",
+    )
+    report_to = luigi.Parameter(significant=False, description="tensorboard, wandb, ...; empty")
+    push_to_hub = luigi.Parameter(
+        significant=False, description="a repository for the policy, made private; empty: none"
+    )
+
+    code_version = 2
+    has_model = True
+
+    @property
+    def module(self):  # type: ignore[override]
+        """GRPO, or the supervised baseline."""
+        return "training.sft_baseline" if method_of(self.method).supervised else "training.grpo"
+
+    def settings(self):
+        """Of rounds that are one run, also how many: a schedule is planned over all of them."""
+        chosen = super().settings()
+        method = method_of(self.method)
+        rounds = num_rounds(self.method, run().rounds)
+        if not method.refreshes:  # all rounds' steps in one
+            chosen["steps"] *= run().rounds
+        if chosen["trl"].get("lr_scheduler_type", "linear") != "constant" or _warms_up(chosen):
+            chosen["rounds"] = rounds if self.carry_over else 1
+        return chosen | {"rewards": method.rewards(chosen["rewards"])}
+
+    def needs(self):
+        needed: dict[str, Stage] = {
+            f"mcq/{name}": BuildMCQ(subset=name if len(self.names) > 1 else "", **graph(self))
+            for name in self.names
+        }
+        if self.watch_every:
+            for name in self.names:
+                needed |= {f"{key}/{name}": stage for key, stage in data(self, name).items()}
+        return {**needed, "policy": self.policy(), "base": self._base()}
+
+    def extra_identity(self):
+        return {
+            "method": self.method,
+            "refresh_round": self.refresh_round,
+            "prompt_style": self.engine()["prompt_style"],
+        }
+
+    def arguments(self):
+        method, needed = method_of(self.method), self.needs()
+
+        def folders(kind: str) -> list[str]:
+            return [str(s.folder) for key, s in needed.items() if key.startswith(f"{kind}/")]
+
+        significant = {n for n, p in self.get_params() if p.significant} | {"launcher"}
+        rest = {n: plain(getattr(self, n)) for n, _ in self.get_params() if n not in significant}
+        return {
+            "card": "+".join(self.names),
+            "method": self.method,
+            "ask": method.questions,
+            "truth_rollout": method.truth_rollout,
+            **{kind: folders(kind) for kind in ("mcq", "download", "split")},
+            "base": str(self._base().folder),
+            "policy": str(self.policy().folder),
+            "prompt_style": self.engine()["prompt_style"],
+            "refresh_round": self.refresh_round,
+            "rounds": num_rounds(self.method, run().rounds),
+            **rest,
+            **self.settings(),
+        }
+
+    def _base(self) -> Stage:
+        return BasePolicy(dataset=self.dataset, seed=self.seed)
+
+
+def graph(stage: Any, **changed: Any) -> dict[str, Any]:
+    """The parameters that travel along the graph, some of them changed."""
+    names = ("dataset", "method", "refresh_round", "seed")
+    return {**{name: getattr(stage, name) for name in names}, **changed}
+
+
+def last_round(method: str) -> int:
+    """The round whose policy a method ends with."""
+    return num_rounds(method, run().rounds) - 1
+
+
+def _warms_up(settings: dict[str, Any]) -> bool:
+    return any(settings["trl"].get(key) for key in ("warmup_steps", "warmup_ratio"))
