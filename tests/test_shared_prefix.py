@@ -486,13 +486,12 @@ def test_equal_seeds_give_equal_bits_and_so_does_going_on(policy, tmp_path):
 @pytest.mark.process
 def test_two_processes_give_the_weights_of_trl(policy, tmp_path):
     """Processes with different numbers of groups to forward, one of them with none."""
-    for kind in ("shared", "stock"):
-        subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-             "-m", "tests.prefix_models", str(policy), str(tmp_path / kind), kind],
-            cwd=Path(__file__).parent.parent, check=True, timeout=240, capture_output=True,
-        )  # fmt: skip
-    ours, stock = (torch.load(tmp_path / kind / "weights.pt") for kind in ("shared", "stock"))
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
+         "-m", "tests.prefix_models", str(policy), str(tmp_path)],
+        cwd=Path(__file__).parent.parent, check=True, timeout=240, capture_output=True,
+    )  # fmt: skip
+    ours, stock = (torch.load(tmp_path / f"{kind}.pt") for kind in ("shared", "stock"))
     assert apart(ours, stock) < 1e-4
 
 
@@ -500,12 +499,16 @@ def test_two_processes_give_the_weights_of_trl(policy, tmp_path):
 
 
 @pytest.mark.model
-def test_a_run_that_disagrees_with_trl_ends_on_its_first_batch(policy, tmp_path, monkeypatch):
-    ours = trainer(policy, tmp_path / "ours")
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_run_that_disagrees_with_trl_ends_on_its_first_batch(
+    policy, tmp_path, monkeypatch, capsys, bf16
+):
+    """And one that differs by rounding does not."""
+    trainer(policy, tmp_path / "right", max_steps=1, bf16=bf16).train()
+    assert "agree on the first batch" in capsys.readouterr().out
+    ours = trainer(policy, tmp_path / "wrong", bf16=bf16)
     monkeypatch.setattr("training.prefix_forward._positions", lambda *_: None)
-    with pytest.raises(
-        StageError, match=r"disagree on the first batch: log-prob.* gradients within"
-    ):
+    with pytest.raises(StageError, match=r"disagree on the first batch: log-.* gradients within"):
         ours.train()
 
 
@@ -524,11 +527,18 @@ def test_a_disagreement_says_by_how_much():
     layer = torch.nn.Linear(3, 4)
     mask = torch.ones(2, 4)
     x = torch.ones(2, 3)
-    told = first_batch.compare(layer, lambda: (layer(x), mask), lambda: (layer(x), mask), True)
+
+    def compare(wrong, exact=True):
+        return first_batch.compare(
+            layer, wrong, lambda: (layer(x), mask), gradients=True, exact=exact
+        )
+
+    told = compare(lambda: (layer(x), mask))
     assert told.endswith("log-probabilities within 0.0e+00, gradients within 0.0e+00 of their norm")
     for wrong in (lambda: (layer(2 * x), mask), lambda: (layer(x) * torch.nan, mask)):
         with pytest.raises(StageError, match="shared_prefix = false"):
-            first_batch.compare(layer, wrong, lambda: (layer(x), mask), False)
+            compare(wrong)
+    assert compare(lambda: (layer(x) * 1.01, mask), exact=False)
     assert layer.weight.grad is None
 
 

@@ -271,7 +271,15 @@ class SharedPrefixTrainer(GroupTrainer):
             with self._encoders[id(base_of(model))].off():
                 return stock(ids, mask, rows.keep, **rows.by_row(chosen))[0], counted
 
-        told = first_batch.compare(inner, shared, separate, gradients=not sharded)
+        reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
+        told = first_batch.compare(
+            inner,
+            shared,
+            separate,
+            gradients=not sharded and not reentrant,  # of which neither gives a gradient by itself
+            exact=self.accelerator.mixed_precision == "no"
+            and all(p.dtype == torch.float32 for p in inner.parameters()),
+        )
         if self.accelerator.is_main_process:
             print(told)
 
