@@ -1,6 +1,6 @@
 """Random vision-language models of a few thousand weights, and trainers on them.
 
-torchrun --nproc_per_node=2 -m tests.prefix_models POLICY OUTPUT shared|stock
+torchrun --nproc_per_node=2 -m tests.prefix_models POLICY OUTPUT
 """
 
 import random
@@ -140,23 +140,15 @@ def one_alive(completions: list[Any], mcq_id: list[int], **_: Any) -> list[float
 
 
 def main() -> None:
-    """Train in one of several processes, and let the first write the weights."""
-    policy, output, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    given: dict[str, Any] = {"tokens": 80} if kind == "shared" else {}
-    one = trainer(
-        policy,
-        output,
-        shared=kind == "shared",
-        reward=one_alive,
-        rows=24,
-        max_steps=3,
-        per_device_train_batch_size=8,
-        gradient_accumulation_steps=2,
-        **given,
-    )
-    one.train()
-    if one.accelerator.is_main_process:
-        torch.save(weights(one), output / "weights.pt")
+    """Train in one of several processes, ours and TRL's; the first writes both weights."""
+    policy, output = Path(sys.argv[1]), Path(sys.argv[2])
+    given: dict[str, Any] = {"reward": one_alive, "rows": 24, "max_steps": 3}
+    given |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    for kind in ("shared", "stock"):
+        one = trainer(policy, output / kind, shared=kind == "shared", tokens=80, **given)
+        one.train()
+        if one.accelerator.is_main_process:
+            torch.save(weights(one), output / f"{kind}.pt")
 
 
 if __name__ == "__main__":

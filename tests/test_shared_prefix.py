@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import itertools
 import subprocess
 import sys
 from collections import Counter
@@ -11,15 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 import trl
-from hypothesis import given
-from hypothesis import strategies as st
 from trl import GRPOTrainer
 
 from tasks.run import StageError
 from tests import prefix_models
-from tests.prefix_models import GROUP, apart, questions, some_dead, told, trainer, weights
-from training import first_batch, prefix_attention, prefix_batches, shared_vision
-from training.prefix_attention import Layout, Span
+from tests.prefix_models import (
+    GROUP,
+    apart,
+    questions,
+    some_dead,
+    told,
+    trainer,
+    weights,
+)
+from training import shared_vision
 from training.prefix_forward import packed, sharing
 from training.shared_prefix import SharedPrefixTrainer
 
@@ -36,123 +40,6 @@ TRL_SOURCES = {
     "training_step": "9e18632f7dd8",
     "log": "1e7772819cc8",
 }
-
-
-# Which rows are forwarded together.
-
-groups_and_lengths = st.lists(
-    st.lists(st.integers(0, 9), min_size=1, max_size=5), min_size=1, max_size=6
-)
-
-
-def flat(lengths):
-    groups = [group for group, own in enumerate(lengths) for _ in own]
-    return groups, [length for own in lengths for length in own]
-
-
-@given(groups_and_lengths, st.integers(0, 40), st.integers(1, 9))
-def test_every_row_is_forwarded_once_and_within_the_bound(lengths, limit, prompt):
-    groups, completions = flat(lengths)
-    prompts = [prompt + group for group in groups]
-    batches = prefix_batches.split(groups, range(len(groups)), prompts, completions, limit)
-    assert [row for rows in batches for row in rows] == [
-        row for row, length in enumerate(completions) if length
-    ]
-    for rows in batches if limit else []:
-        tokens = sum({groups[row]: prompts[row] for row in rows}.values())
-        tokens += sum(completions[row] for row in rows)
-        assert tokens <= limit or len(rows) == 1
-
-
-@given(groups_and_lengths, st.integers(30, 80))
-def test_a_group_that_fits_is_not_cut(lengths, limit):
-    groups, completions = flat(lengths)
-    prompts = [4] * len(groups)
-    batches = prefix_batches.split(groups, range(len(groups)), prompts, completions, limit)
-    parts = Counter(group for rows in batches for group in {groups[row] for row in rows})
-    for group, own in enumerate(lengths):
-        if 4 + sum(own) <= limit:
-            assert parts[group] <= 1
-
-
-@given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.randoms())
-def test_shuffling_keeps_groups_together(sizes, random):
-    groups = [group for group, size in enumerate(sizes) for _ in range(size)]
-    permutation = list(range(len(groups)))
-    random.shuffle(permutation)
-    rows = prefix_batches.shuffled(groups, permutation)
-    assert sorted(rows) == sorted(permutation)
-    changes = sum(groups[a] != groups[b] for a, b in itertools.pairwise(rows))
-    assert changes == len(sizes) - 1
-    assert groups[rows[0]] == groups[permutation[0]]
-
-
-@given(groups_and_lengths)
-def test_packed_tokens_are_those_of_the_rows(lengths):
-    groups, completions = flat(lengths)
-    rows = [row for row, length in enumerate(completions) if length]
-    if not rows:
-        return
-    prompts, width = [2 + group for group in groups], 8
-    ids = torch.arange(len(groups) * (width + 9)).view(len(groups), -1)
-    pack = prefix_batches.pack(
-        groups, rows, prompts, completions, width, width + 9, torch.device("cpu")
-    )
-    assert pack.length == sum(prompts[r] - 1 for r in {groups[r]: r for r in rows}.values()) + sum(
-        completions
-    )
-    tokens, labels = ids.flatten()[pack.token], ids.flatten()[pack.label]
-    assert torch.equal(labels[pack.scored], ids[:, width:].flatten()[pack.result])
-    assert torch.equal(tokens[pack.scored], ids[:, width - 1 : -1].flatten()[pack.result])
-    assert (pack.label >= 0).sum() == len(pack.scored) == sum(completions)
-
-
-# Who sees whom.
-
-
-def seen_by(spans, length):
-    """The rule, spelt out token by token."""
-    group, branch = [-1] * length, [0] * length
-    for number, span in enumerate(spans):
-        at = span.start + span.prefix
-        group[span.start : span.stop] = [number] * (span.stop - span.start)
-        for index, size in enumerate(span.branches):
-            branch[at : at + size] = [index + 1] * size
-            at += size
-    return torch.tensor(
-        [
-            [group[a] == group[b] and b <= a and branch[b] in (0, branch[a]) for b in range(length)]
-            for a in range(length)
-        ]
-    )
-
-
-SPANS = [Span(0, 5, (3, 1, 4)), Span(13, 0, (2, 2)), Span(17, 6, (7,))]
-
-
-def test_attention_is_that_of_the_rule():
-    torch.manual_seed(0)
-    query, key, value = (torch.randn(1, heads, 30, 16, requires_grad=True) for heads in (4, 2, 2))
-    expected = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=seen_by(SPANS, 30), scale=0.3, enable_gqa=True
-    ).transpose(1, 2)
-    layout = Layout(SPANS, 30, torch.device("cpu"))
-    found, _ = prefix_attention.attention(torch.nn.Module(), query, key, value, layout, 0.3)
-    assert torch.allclose(found, expected, atol=1e-6)
-    ours, theirs = (
-        torch.autograd.grad(x.square().sum(), (query, key, value)) for x in (found, expected)
-    )
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
-
-
-def test_the_mask_for_a_gpu_is_that_of_the_rule():
-    mask = prefix_attention._block_mask(SPANS, 128, torch.device("cpu"), compiled=False)
-    tokens = torch.arange(128)
-    seen = mask.mask_mod(0, 0, tokens[:, None], tokens[None])
-    assert torch.equal(seen[:30, :30], seen_by(SPANS, 30))
-    assert not seen[30:, :30].any()
-    assert not seen[:30, 30:].any()
-    assert seen.diagonal().all()  # a token that sees nothing would make the softmax NaN
 
 
 def test_trl_is_the_version_whose_insides_are_overridden():
@@ -439,7 +326,58 @@ def test_old_log_probabilities_take_a_pass_where_weights_change_in_between(polic
     passes = without_gradient(ours)
     ours.train()
     assert len(passes) == 2  # one for each micro-batch of the one generation
-    assert told(ours, "clip_ratio/region_mean") != [0.0, 0.0]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("mode", ["sequence_mask", "token_truncate"])
+def test_the_correction_for_vllm_is_that_of_trl_without_a_pass_of_its_own(policy, tmp_path, mode):
+    """With log-probabilities as vLLM might have told them; micro-batches, and two iterations."""
+    given = {"max_steps": 4, "rows": 16, "reward": some_dead, "num_iterations": 2}
+    given |= {"vllm_importance_sampling_mode": mode, "vllm_importance_sampling_clip_max": 1.2}
+    found = []
+    for shared in (True, False):
+        one = trainer(policy, tmp_path / str(shared), shared=shared, tokens=100, **given)
+        passes = without_gradient(one) if shared else None
+        as_if_by_vllm(one)
+        one.train()
+        found.append(one)
+    ours, stock = found
+    assert not passes
+    assert told(ours, "reward") == told(stock, "reward")
+    assert apart(weights(ours), weights(stock)) < 1e-4
+    for figure in ("sampling_logp_difference/mean", "importance_sampling_ratio/max"):
+        assert told(ours, f"sampling/{figure}")  # over forwarded tokens, where TRL has all
+
+
+def as_if_by_vllm(trainer):
+    """Generation by transformers, with log-probabilities of its own making."""
+    trainer.vllm_importance_sampling_correction = True
+    trainer._corrects = trainer._spares_old_pass = True
+    generate = trainer._generate_single_turn
+    trainer._last_loaded_step = 0
+
+    def generated(ids, images, fields, count):
+        trainer.use_vllm = False
+        completions, _ = generate(ids, images, fields, count)
+        trainer.use_vllm = True
+        draw = torch.Generator().manual_seed(sum(map(sum, completions)))
+        return completions, [
+            [-6.9 + 0.05 * torch.randn((), generator=draw).item() for _ in own]
+            for own in completions
+        ]
+
+    trainer._generate_single_turn = generated
+    real = trainer._tokenize_prompts
+
+    def tokenized(prompts):
+        trainer.use_vllm = False  # which takes images, where transformers takes pixels
+        try:
+            return real(prompts)
+        finally:
+            trainer.use_vllm = True
+
+    trainer._tokenize_prompts = tokenized
+    trainer.use_vllm = True
 
 
 @pytest.mark.model
@@ -487,13 +425,12 @@ def test_equal_seeds_give_equal_bits_and_so_does_going_on(policy, tmp_path):
 @pytest.mark.process
 def test_two_processes_give_the_weights_of_trl(policy, tmp_path):
     """Processes with different numbers of groups to forward, one of them with none."""
-    for kind in ("shared", "stock"):
-        subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-             "-m", "tests.prefix_models", str(policy), str(tmp_path / kind), kind],
-            cwd=Path(__file__).parent.parent, check=True, timeout=240, capture_output=True,
-        )  # fmt: skip
-    ours, stock = (torch.load(tmp_path / kind / "weights.pt") for kind in ("shared", "stock"))
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
+         "-m", "tests.prefix_models", str(policy), str(tmp_path)],
+        cwd=Path(__file__).parent.parent, check=True, timeout=240, capture_output=True,
+    )  # fmt: skip
+    ours, stock = (torch.load(tmp_path / f"{kind}.pt") for kind in ("shared", "stock"))
     assert apart(ours, stock) < 1e-4
 
 
@@ -501,12 +438,16 @@ def test_two_processes_give_the_weights_of_trl(policy, tmp_path):
 
 
 @pytest.mark.model
-def test_a_run_that_disagrees_with_trl_ends_on_its_first_batch(policy, tmp_path, monkeypatch):
-    ours = trainer(policy, tmp_path / "ours")
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_run_that_disagrees_with_trl_ends_on_its_first_batch(
+    policy, tmp_path, monkeypatch, capsys, bf16
+):
+    """And one that differs by rounding does not."""
+    trainer(policy, tmp_path / "right", max_steps=1, bf16=bf16).train()
+    assert "agree on the first batch" in capsys.readouterr().out
+    ours = trainer(policy, tmp_path / "wrong", bf16=bf16)
     monkeypatch.setattr("training.prefix_forward._positions", lambda *_: None)
-    with pytest.raises(
-        StageError, match=r"disagree on the first batch: log-prob.* gradients within"
-    ):
+    with pytest.raises(StageError, match=r"disagree on the first batch: log-.* gradients within"):
         ours.train()
 
 
@@ -519,18 +460,6 @@ def test_the_first_batch_is_checked_unless_told_not_to(policy, tmp_path, capsys)
         assert ("agree on the first batch" in capsys.readouterr().out) == check
         after.append(weights(one))
     assert apart(*after) == 0
-
-
-def test_a_disagreement_says_by_how_much():
-    layer = torch.nn.Linear(3, 4)
-    mask = torch.ones(2, 4)
-    x = torch.ones(2, 3)
-    told = first_batch.compare(layer, lambda: (layer(x), mask), lambda: (layer(x), mask), True)
-    assert told.endswith("log-probabilities within 0.0e+00, gradients within 0.0e+00 of their norm")
-    for wrong in (lambda: (layer(2 * x), mask), lambda: (layer(x) * torch.nan, mask)):
-        with pytest.raises(StageError, match="shared_prefix = false"):
-            first_batch.compare(layer, wrong, lambda: (layer(x), mask), False)
-    assert layer.weight.grad is None
 
 
 @pytest.mark.model
@@ -556,77 +485,3 @@ def test_what_can_be_shared_is_found_from_the_model(policy, tmp_path, capsys):
 def test_settings_that_do_not_go_together_are_refused(policy, tmp_path):
     with pytest.raises(StageError, match="tokens_per_micro_batch does not go with"):
         trainer(policy, tmp_path, tokens=100, entropy_coef=0.1)
-
-
-# Other architectures: images once, prompts with each completion.
-
-
-def qwen3_vl(policy):
-    """A Qwen3-VL, whose vision tower also feeds the first layers of the language model."""
-    from transformers import AutoConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
-
-    ids = AutoConfig.from_pretrained(policy)
-    text = {
-        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 32,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": ids.text_config.vocab_size,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
-        "pad_token_id": 0, "eos_token_id": 2, "bos_token_id": None,
-    }  # fmt: skip
-    vision = {
-        "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 14,
-        "out_hidden_size": 64, "deepstack_visual_indexes": [0], "num_position_embeddings": 16,
-    }  # fmt: skip
-    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    torch.manual_seed(0)
-    return Qwen3VLForConditionalGeneration(
-        Qwen3VLConfig(text_config=text, vision_config=vision, **{n: getattr(ids, n) for n in names})
-    )
-
-
-@pytest.mark.model
-def test_another_architecture_shares_its_images(policy, tmp_path, capsys):
-    given = {"reward": some_dead, "max_steps": 3}
-    ours = trainer(policy, tmp_path / "ours", model=qwen3_vl(policy), tokens=90, **given)
-    assert "images are encoded once a group" in capsys.readouterr().out
-    ours.train()
-    assert "agree on the first batch" in capsys.readouterr().out
-    stock = trainer(policy, tmp_path / "stock", model=qwen3_vl(policy), shared=False, **given)
-    stock.train()
-    assert told(ours, "reward") == told(stock, "reward")
-    assert apart(weights(ours), weights(stock)) < 1e-4
-    assert ours.counters.zero_advantage_groups_forwarded == 0 < ours.counters.zero_advantage_groups
-    alive = ours.counters.groups - ours.counters.zero_advantage_groups
-    assert ours.counters.vision_patches <= 24 * alive
-
-
-@pytest.mark.model
-def test_copies_of_an_image_are_encoded_once_and_pass_their_gradient_back():
-    """Gemma 3: pixels a picture rather than patches, and one tensor of features."""
-    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
-
-    torch.manual_seed(0)
-    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 32}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "patch_size": 8}
-    config = Gemma3Config(
-        text_config=text | heads | {"sliding_window": 8},
-        vision_config=vision | {"num_attention_heads": 2, "image_size": 16},
-        mm_tokens_per_image=4, image_token_index=7,
-    )  # fmt: skip
-    model = Gemma3ForConditionalGeneration(config)
-    assert sharing(model) == ("vision", "gemma3, for which there is no shared prefix")
-    ids = torch.tensor([[7] * 4 + [9, 10]] * 5)
-    pixels = torch.randn(2, 3, 16, 16)[[0, 0, 0, 1, 1]]
-    found = []
-    encoder = None
-    for shared in (False, True):
-        if shared:
-            encoder = shared_vision.ImagesOnce(model.base_model)
-        model.zero_grad()
-        logits = model(input_ids=ids, pixel_values=pixels).logits
-        logits.square().sum().backward()
-        gradient = model.model.vision_tower.get_parameter("embeddings.patch_embedding.weight").grad
-        found.append((logits.detach(), gradient.clone()))
-    assert encoder.patches == 2
-    for one, other in zip(*found, strict=True):
-        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)

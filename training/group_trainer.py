@@ -47,6 +47,7 @@ class Scope:
     rows: list[int] | None = None  # None: all of them, in micro-batches
     logps: torch.Tensor | None = None
     entropies: torch.Tensor | None = None
+    inputs: Batch | None = None  # those of TRL's loss, while it is computed
     known: bool = False  # the values are all there
     unneeded: bool = False  # the next call is for old log-probabilities that nobody reads
 
@@ -80,8 +81,8 @@ class GroupTrainer(GRPOTrainer):
         # TRL takes a pass of its own for the old log-probabilities. Where no weight changes before
         # every micro-batch had its first turn, that turn finds the same ones.
         steps, window = self.args.steps_per_generation, self.args.gradient_accumulation_steps
-        corrected = self.use_vllm and self.vllm_importance_sampling_correction
-        wanted = window % (steps * self.num_iterations) != 0 and not corrected
+        self._corrects = self.use_vllm and self.vllm_importance_sampling_correction
+        wanted = window % (steps * self.num_iterations) != 0 or self._corrects
         self._spares_old_pass = wanted and window % steps == 0 and not self.aux_loss_enabled
 
     # Generating and scoring: each group's prompt and image are processed once.
@@ -104,6 +105,14 @@ class GroupTrainer(GRPOTrainer):
             self.processing_class, self._prompts = processor, None
         if self._spares_old_pass:
             del batch["old_per_token_logps"]
+            batch.pop("importance_sampling_ratio", None)
+            if self._corrects:
+                # The figures that TRL has just noted are of log-probabilities yet to come.
+                figures = self._metrics["train" if self.model.training else "eval"]
+                for name in [name for name in figures if name.startswith("sampling/")]:
+                    figures[name].pop()
+                    if not figures[name]:
+                        del figures[name]
         return batch | {"groups": groups}
 
     def _groups_of(self, inputs: list[Batch]) -> list[int]:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
-from training import first_batch, prefix_attention, prefix_batches
+from training import first_batch, prefix_attention, prefix_batches, vllm_correction
 from training.group_trainer import GroupTrainer, Scope
 from training.prefix_batches import Stopwatch
 from training.prefix_forward import Found, Rows, base_of, packed, padded, sharing
@@ -146,6 +146,7 @@ class SharedPrefixTrainer(GroupTrainer):
                 logps = logps + self._nothing(model, input_ids)
         if scope.rows is not None:
             scope.logps, scope.entropies = logps.detach(), entropies.detach()
+            self._correct(scope)
         return logps, entropies if compute_entropy else None, None
 
     def _forward(
@@ -192,7 +193,7 @@ class SharedPrefixTrainer(GroupTrainer):
         other = inputs.get("old_per_token_logps", inputs.get("ref_per_token_logps"))
         if other is None:
             other = torch.zeros_like(inputs["completion_mask"], dtype=torch.float32)
-        scope = Scope(rows.groups, logps=other, entropies=torch.zeros_like(other))
+        scope = Scope(rows.groups, logps=other, entropies=torch.zeros_like(other), inputs=inputs)
         *others, scope.rows = inputs["micro_batches"]
         last = scope.rows
         with self._about(scope):
@@ -213,16 +214,35 @@ class SharedPrefixTrainer(GroupTrainer):
                 loss = loss + (value - loss).detach()
         if self._skips:
             self._log_entropy(scope, inputs)
-        if self._spares_old_pass:
-            inputs.setdefault("old_per_token_logps", scope.logps)
+        if self._spares_old_pass and "old_per_token_logps" not in inputs:
+            inputs["old_per_token_logps"] = scope.logps
+            if self._corrects and self.model.training:
+                sampling, counted = inputs["sampling_per_token_logps"], self._counted(inputs)
+                ratio, apart = inputs["importance_sampling_ratio"], scope.logps - sampling
+                vllm_correction.log(self, ratio, apart, counted)
         return loss
 
-    def _log_entropy(self, scope: Scope, inputs: Batch) -> None:
-        """The mean over the tokens that were forwarded; TRL's is over all."""
+    def _correct(self, scope: Scope) -> None:
+        """On the first turn, give TRL's loss the correction that it reads after this pass."""
+        inputs = scope.inputs
+        assert inputs is not None
+        if self._spares_old_pass and self._corrects and "old_per_token_logps" not in inputs:
+            sampling, counted = inputs["sampling_per_token_logps"], self._counted(inputs)
+            inputs["importance_sampling_ratio"] = vllm_correction.ratio(
+                self, scope.logps, sampling, counted
+            )
+
+    def _counted(self, inputs: Batch) -> torch.Tensor:
+        """(rows, tokens): 1 for the tokens that are forwarded and count in the loss."""
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         seen = torch.zeros_like(mask)
         seen[[row for rows in inputs["micro_batches"] for row in rows]] = 1
-        sums = torch.stack([(scope.entropies * mask).sum(), (mask * seen).sum().float()])
+        return mask * seen
+
+    def _log_entropy(self, scope: Scope, inputs: Batch) -> None:
+        """The mean over the tokens that were forwarded; TRL's is over all."""
+        counted = self._counted(inputs)
+        sums = torch.stack([(scope.entropies * counted).sum(), counted.sum().float()])
         total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
         mode = "train" if self.model.training else "eval"
         self._metrics[mode]["entropy"][-1] = total / count if count else float("nan")
@@ -273,7 +293,15 @@ class SharedPrefixTrainer(GroupTrainer):
             with self._encoders[id(base_of(model))].off():
                 return stock(ids, mask, rows.keep, **rows.by_row(chosen))[0], counted
 
-        told = first_batch.compare(inner, shared, separate, gradients=not sharded)
+        reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
+        told = first_batch.compare(
+            inner,
+            shared,
+            separate,
+            gradients=not sharded and not reentrant,  # of which neither gives a gradient by itself
+            exact=self.accelerator.mixed_precision == "no"
+            and all(p.dtype == torch.float32 for p in inner.parameters()),
+        )
         if self.accelerator.is_main_process:
             print(told)
 

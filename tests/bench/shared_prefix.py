@@ -79,6 +79,8 @@ def build(shape: str, device: str, dtype: torch.dtype) -> Qwen2_5_VLForCondition
             "num_hidden_layers": given["layers"],
             "num_attention_heads": given["heads"],
             "num_key_value_heads": given["kv"],
+            "bos_token_id": None,
+            "eos_token_id": None,
             "tie_word_embeddings": given["tied"],
             "rope_parameters": {
                 "rope_type": "default",

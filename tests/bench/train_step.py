@@ -1,0 +1,184 @@
+"""A whole training step on the tiny policy: shared prefix against TRL's own trainer.
+
+    python -m tests.bench.train_step --json FILE
+
+Drawn beetles and multiple-choice prompts as in the default run: 24 questions a step, eight
+completions each of up to 32 tokens, one micro-batch, one thread. The two trainers take turns in one
+process: in each turn three steps from the same weights and seed, of which the first warms up.
+Medians of CPU seconds a step; generation is told apart from the rest, which is the reference pass,
+scoring, forward, backward and optimiser.
+"""
+
+import argparse
+import io
+import itertools
+import random
+import statistics
+import tempfile
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from PIL import Image
+from transformers import PrinterCallback, TrainerCallback
+from transformers.utils.logging import disable_progress_bar
+from trl import GRPOConfig, GRPOTrainer
+
+from data_cards import load
+from tasks import prompts
+from tasks.sources import open_source
+from tests.bench import results
+from training import tiny_policy
+from training.shared_prefix import make_trainer
+
+QUESTIONS, GROUP, LENGTH, STEPS = 24, 8, 32, 3
+Figure = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.train_step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.add_argument("--turns", type=int, default=3, help="turns of each trainer")
+    parser.add_argument("--beta", type=float, default=0.05, help="weight of the KL term")
+    given = parser.parse_args()
+    disable_progress_bar()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        figures = compare(Path(folder), given)
+    width = max(len(figure["figure"]) for figure in figures)
+    for figure in figures:
+        print(f"{figure['figure']:{width}}  {figure['value']:>10,} {figure['unit']}")
+    settings = vars(given) | {"questions": QUESTIONS, "group": GROUP, "length": LENGTH}
+    results.write(given.json, figures, settings)
+
+
+def compare(folder: Path, given: argparse.Namespace) -> list[Figure]:
+    """Counters, then seconds, of both trainers."""
+    card = load("beetles")
+    model, processor = tiny_policy.build(tiny_policy.slot_words(card.classes), seed=0)
+    tiny_policy.save(model, processor, folder / "policy")
+    rows = questions(card, folder, (STEPS + 1) * QUESTIONS)
+    spent: dict[str, list[tuple[float, float]]] = {"stock": [], "shared": []}
+    for turn in range(given.turns):
+        for kind, seconds in spent.items():
+            trainer = build(folder, kind, rows, processor, given.beta)
+            clock = Clock(trainer)
+            trainer.add_callback(clock)
+            with redirect_stdout(io.StringIO()):
+                trainer.train()
+            seconds += clock.steps[1:]
+            if kind == "shared" and turn == 0:
+                counters = trainer.counters
+    whole = {kind: statistics.median(s for s, _ in found) for kind, found in spent.items()}
+    rest = {kind: statistics.median(s - g for s, g in found) for kind, found in spent.items()}
+    return [
+        _figure("tokens through the language model a step, stock", counters.lm_tokens_stock / STEPS),
+        _figure("the same, shared", counters.lm_tokens / STEPS),
+        _figure("useful of forwarded completion tokens", counters.completion_tokens_useful
+                / counters.completion_tokens_forwarded, ">= 0.95", "share"),
+        _figure("images processed for each unique one", counters.image_processor_calls
+                / counters.unique_images, "<= 1", "calls"),
+        _figure("a training step, stock", whole["stock"], unit="CPU s"),
+        _figure("a training step, shared", whole["shared"], unit="CPU s"),
+        _figure("stock over shared", whole["stock"] / whole["shared"], "report", "x"),
+        _figure("all but generation, stock", rest["stock"], unit="CPU s"),
+        _figure("all but generation, shared", rest["shared"], unit="CPU s"),
+        _figure("stock over shared, all but generation", rest["stock"] / rest["shared"], "report", "x"),
+    ]  # fmt: skip
+
+
+def questions(card: Any, folder: Path, count: int) -> list[dict[str, Any]]:
+    """Rows as `training.dataset` makes them, on drawn images with five random options."""
+    draw = random.Random(0)
+    source = open_source(card, folder, folder)
+    rows = []
+    for number, item in enumerate(itertools.islice(source.items(0), count)):
+        options = draw.sample(list(card.classes), 5)
+        text = prompts.mcq_question(card.noun, card.kind, options, style="brief")
+        image = Image.open(io.BytesIO(item.load())).convert("RGB")
+        rows.append(
+            {"prompt": [{"role": "user", "content": text}], "image": image, "mcq_id": str(number)}
+        )
+    return rows
+
+
+def build(folder: Path, kind: str, rows: list[dict[str, Any]], processor: Any, beta: float) -> Any:
+    """A trainer of either kind with the settings of the default run."""
+    from transformers import AutoModelForImageTextToText
+
+    config = GRPOConfig(
+        output_dir=str(folder / kind),
+        max_steps=STEPS,
+        learning_rate=1e-4,
+        num_generations=GROUP,
+        max_completion_length=LENGTH,
+        per_device_train_batch_size=QUESTIONS * GROUP,
+        beta=beta,
+        lr_scheduler_type="constant",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        save_strategy="no",
+        shuffle_dataset=False,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        seed=0,
+    )
+    processor.tokenizer.padding_side = "left"
+    with redirect_stdout(io.StringIO()):
+        trainer = make_trainer(
+            model=AutoModelForImageTextToText.from_pretrained(folder / "policy"),
+            shared_prefix=kind == "shared",
+            check_first_batch=False,
+            args=config,
+            processing_class=processor,
+            train_dataset=Dataset.from_list(rows),
+            reward_funcs=length_reward,
+        )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def length_reward(completions: list[Any], **_: Any) -> list[float]:
+    """A reward that differs within a group, so that every group is trained on."""
+    return [float(len(completion[-1]["content"]) % 7) for completion in completions]
+
+
+class Clock(TrainerCallback):
+    """CPU seconds of each step, and of its generation."""
+
+    def __init__(self, trainer: GRPOTrainer):
+        self.steps: list[tuple[float, float]] = []
+        self.generation = self.started = 0.0
+        generate = trainer._generate_single_turn
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.process_time()
+            try:
+                return generate(*args, **kwargs)
+            finally:
+                self.generation += time.process_time() - started
+
+        trainer._generate_single_turn = timed
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.generation, self.started = 0.0, time.process_time()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.steps.append((time.process_time() - self.started, self.generation))
+
+
+def _figure(name: str, value: float, goal: str = "-", unit: str = "") -> Figure:
+    return {"figure": name, "value": float(f"{value:.4g}"), "goal": goal, "unit": unit}
+
+
+if __name__ == "__main__":
+    main()
