@@ -68,8 +68,11 @@ def main(function: Callable[..., None]) -> None:
         _Bar.file = output / PROGRESS_FILE
         gc.freeze()  # what is imported by now stays: the collector need not walk it again and again
         function(**arguments)
-        _mark_done(output)
-        remove_scratch(output)
+        if (
+            os.environ.get("RANK", "0") == "0"
+        ):  # of several under a launcher the others write nothing
+            _mark_done(output)
+            remove_scratch(output)
     except (Stopped, KeyboardInterrupt):
         print(f"{name}: stopped; the same command goes on from here", file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -84,16 +87,10 @@ def main(function: Callable[..., None]) -> None:
 
 
 def _mark_done(output: Path) -> None:
-    """Leave word that all is there, so that a run which is cut off from here on only commits.
-
-    Of several processes under a launcher only the first says so: the others write nothing.
-    """
+    """Leave word that all is there, so that a run which is cut off from here on only commits."""
     import resource
 
-    if os.environ.get("RANK", "0") != "0":
-        return
-
-    sync_tree(output)
+    sync_tree(output, besides=SCRATCH)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     memory = peak / (1024 if sys.platform == "linux" else 1024**2)
     write_text(output / DONE_FILE, json.dumps({"peak_memory_mb": memory}))

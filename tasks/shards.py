@@ -132,9 +132,17 @@ def write_text(path: Path, text: str) -> None:
     sync(path.parent)
 
 
-def sync_tree(folder: Path) -> None:
-    """Put everything below a folder on disk, files before the folders that name them."""
-    found = [path for path in folder.rglob("*") if not path.is_symlink()]
+def sync_tree(folder: Path, besides: Sequence[str] = ()) -> None:
+    """Put everything below a folder on disk, files before the folders that name them.
+
+    `besides` are folders in it that are left out: others may still be at work there.
+    """
+    left_out = [folder / name for name in besides]
+    found = [
+        path
+        for path in folder.rglob("*")
+        if not path.is_symlink() and not any(path.is_relative_to(place) for place in left_out)
+    ]
     for path in [p for p in found if p.is_file()]:
         sync(path)
     for path in [*(p for p in found if p.is_dir()), folder]:

@@ -376,36 +376,41 @@ def test_supervised_training_learns_the_truth_and_resumes(frozen, tmp_path):
     assert log[2]["val_accuracy"] is not None
 
 
-def test_two_processes_compute_what_one_does(frozen, tmp_path, drawn_once):
+def test_two_processes_compute_what_one_does(frozen, tmp_path, drawn_once, monkeypatch):
     from safetensors.torch import load_file
 
-    single = [sys.executable, "-m", "tests.two_processes"]
-    double = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    double += ["--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    double += ["-m", "tests.two_processes"]
-    found = []
-    for name, command in (("one", single), ("two", double)):
-        given = arguments(frozen, output=tmp_path / name, steps=2, watch_every=2)
-        given["trl"] = {"beta": 0.05, "use_cpu": True, "max_grad_norm": 0.0}
-        config = as_config(tmp_path / f"{name}.json", given)
-        (tmp_path / "cards").mkdir(exist_ok=True)
-        shutil.copy(drawn_once / "cards" / "few.md", tmp_path / "cards" / "few.md")
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*command, str(config)], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        log = shards.read(tmp_path / name, "train_log").to_pylist()
-        found.append((log, load_file(tmp_path / name / "model.safetensors")))
-    (one, weights), (two, others) = found
-    assert one[0]["loss"] != 0
-    for row, other in zip(one, two, strict=True):
+    from tests import two_processes
+    from training import grpo as module
+
+    def given(name: str) -> dict:
+        options = {"beta": 0.05, "use_cpu": True, "max_grad_norm": 0.0}
+        return arguments(frozen, output=tmp_path / name, steps=2, watch_every=2, trl=options)
+
+    monkeypatch.setattr(module, "Timed", two_processes.FixedTimed)
+    one = given("one")
+    trained(one.pop("output"), one)
+    config = as_config(tmp_path / "two.json", given("two"))
+    shutil.copytree(drawn_once / "cards", tmp_path / "cards")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
+    done = subprocess.run(
+        [*command, "-m", "tests.two_processes", str(config)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    logs = [shards.read(tmp_path / name, "train_log").to_pylist() for name in ("one", "two")]
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+    assert logs[0][0]["loss"] != 0
+    for row, other in zip(*logs, strict=True):
         # Not the logged KL: TRL averages it over micro-batches, however many tokens each has.
         for key in ("loss", "reward", "dead_group_share", "completion_length"):
             assert row[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6), key
         assert row["val_accuracy"] == other["val_accuracy"]
-    for name, tensor in weights.items():
-        assert (tensor - others[name]).abs().max() < 1e-4, name
+    for name, tensor in weights[0].items():
+        assert (tensor - weights[1][name]).abs().max() < 1e-4, name
 
 
 def test_open_questions_are_trained_on_by_exact_match_and_in_captions(frozen, tmp_path, drawn_once):
