@@ -52,6 +52,8 @@ def plan(
         raise StageError(f"[Propose] refresh must be one of {', '.join(HOW)}; got {how!r}")
     if solved not in SOLVED:
         raise StageError(f"[Propose] solved must be one of {', '.join(SOLVED)}; got {solved!r}")
+    if not 0 < share <= 1:
+        raise StageError(f"[Propose] refresh_share must be above 0 and at most 1; got {share:g}")
     if how == "all" or previous is None or train is None:
         return Plan(list(image_ids), [], [])
     gone = set(_column(previous, "retired", "image_id"))

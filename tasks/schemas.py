@@ -191,6 +191,7 @@ def train_log(rewards: Sequence[str]) -> pa.Schema:
 
     `reward/<name>` is the mean of one of the `rewards`, before its weight. `dead_group_share` is of
     groups whose rewards are all equal, `replaced_group_share` of those other questions stood in for.
+    `base_drift` is what handing adapters to vLLM moved the base weights by, before it was undone.
     `val_accuracy` and `val_unreadable` are shares of the val images that were watched, at the steps
     after which they were.
     """
@@ -208,6 +209,7 @@ def train_log(rewards: Sequence[str]) -> pa.Schema:
         "entropy",
         "completion_length",
         "clipped_share",
+        "base_drift",
         "tokens_per_second",
         "seconds_generation",
         "seconds_reward",

@@ -6,6 +6,7 @@ looked at before the first step, the second is undone at every hand-over. A thir
 cached by vLLM for other weights, is prevented by clearing that cache.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,12 +33,14 @@ def check_vllm(trainer: Any, rows: list[dict[str, Any]]) -> float:
         theirs, _ = trainer._generate_single_turn(prompt_ids, images, fields, 1)
     finally:
         trainer.vllm_generation.temperature = kept
-    trainer.use_vllm, config = False, trainer.generation_config
-    trainer.generation_config = greedy(trainer)
+    # With vLLM the trainer has no configuration for generating by itself.
+    trainer.use_vllm, trainer.generation_config = False, greedy(trainer)
+    trainer.generation_kwargs = {"max_new_tokens": trainer.max_completion_length}
     try:
         ours, _ = trainer._generate_single_turn(prompt_ids, images, fields, 1)
     finally:
-        trainer.use_vllm, trainer.generation_config = True, config
+        trainer.use_vllm = True
+        del trainer.generation_config, trainer.generation_kwargs
     share = alike(ours, theirs)
     if trainer.accelerator.is_main_process:
         print(f"train: vLLM and the trainer's model agree on {share:.0%} of greedy tokens")
@@ -79,7 +82,7 @@ def guard_sync(trainer: Any) -> None:
     engine = trainer.vllm_generation
     model = trainer.accelerator.unwrap_model(trainer.model)
     keeper = BaseKeeper(model) if hasattr(model, "peft_config") else None
-    sync = engine.sync_weights
+    sync, forget = engine.sync_weights, _forgetting(engine)
     if keeper is not None:
         trainer.base_keeper = keeper
 
@@ -88,9 +91,21 @@ def guard_sync(trainer: Any) -> None:
         sync()
         if keeper is not None:
             trainer._metrics["train"]["base_drift"].append(keeper.restore())
-        for name in ("llm", "vllm_client"):
-            forget = getattr(getattr(engine, name, None), "reset_encoder_cache", None)
-            if forget is not None:
-                forget()
+        forget()
 
     engine.sync_weights = sync_weights
+
+
+def _forgetting(engine: Any) -> Callable[[], Any]:
+    """What makes vLLM forget image embeddings of older weights.
+
+    A server has no such call: told once, for a trained vision tower it would go on with stale ones.
+    """
+    llm = getattr(engine, "llm", None)
+    if llm is not None:
+        return llm.llm_engine.reset_encoder_cache
+    print(
+        "train: a vLLM server keeps image embeddings of older weights; train only the language model "
+        "with it ([Train] freeze = vision projector, or lora_targets = language)"
+    )
+    return lambda: None

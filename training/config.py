@@ -26,6 +26,13 @@ OURS = {
     "reward_weights",
     "report_to",
     "push_to_hub",
+    # What the recorder, resuming and the order of questions rest on.
+    "logging_steps",
+    "save_only_model",
+    "save_strategy",
+    "ignore_data_skip",
+    "shuffle_dataset",
+    "eval_strategy",
 }
 
 
@@ -54,9 +61,22 @@ def grpo_config(output: Path, given: dict[str, Any], total_steps: int) -> GRPOCo
         {
             "shuffle_dataset": False,  # the questions are in order already
             "gradient_checkpointing": False,
+            "bf16": given["dtype"] == "bfloat16",
             **_of_reference(given["dtype"]),
         },
     )
+    held = made.per_device_train_batch_size * made.steps_per_generation
+    if given["dynamic_sampling"] and held % made.num_generations:
+        raise StageError(
+            f"[Train] dynamic_sampling needs whole groups on every process: micro_batch_size x "
+            f"steps_per_generation = {held} completions are no multiple of num_generations = "
+            f"{made.num_generations}"
+        )
+    if made.steps_per_generation < made.gradient_accumulation_steps:
+        raise StageError(
+            f"[Train] trl: steps_per_generation = {made.steps_per_generation} would generate several "
+            f"times a step; set it to {made.gradient_accumulation_steps} or more, or leave it out"
+        )
     checkpoints.check_boundaries(
         {
             "gradient_accumulation_steps": made.gradient_accumulation_steps,
@@ -74,7 +94,9 @@ def sft_config(output: Path, given: dict[str, Any], total_steps: int) -> SFTConf
     grpo = set(GRPOConfig.__dataclass_fields__)
     options = {key: v for key, v in given["trl"].items() if key in known or key not in grpo}
     examples = given["questions_per_step"]
-    micro = min(given["micro_batch_size"], examples // _world_size())
+    each = max(1, examples // _world_size())
+    most = min(given["micro_batch_size"], each)
+    micro = next(size for size in range(most, 0, -1) if each % size == 0)
     return _build(
         SFTConfig,
         options,
@@ -82,6 +104,7 @@ def sft_config(output: Path, given: dict[str, Any], total_steps: int) -> SFTConf
         {
             "shuffle_dataset": False,
             "gradient_checkpointing": False,
+            "bf16": given["dtype"] == "bfloat16",
             "dataset_kwargs": {"skip_prepare_dataset": True},
             "max_length": None,
         },
@@ -105,7 +128,6 @@ def _shared(output: Path, given: dict[str, Any], batch: int, total_steps: int) -
         "save_total_limit": None,  # the recorder rotates: only complete ones count
         "seed": given["seed"],
         "report_to": given["report_to"].split() or "none",
-        "bf16": given["dtype"] == "bfloat16",
     }
 
 
@@ -120,6 +142,7 @@ def _build(
     if unknown := sorted(set(options) - {field.name for field in dataclasses.fields(kind)}):
         raise StageError(f"[Train] trl: TRL's {kind.__name__} has no option {unknown[0]!r}")
     quiet = {"logging_steps": 1, "remove_unused_columns": False, "disable_tqdm": True}
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(fixed["output_dir"]).parent / "runs"))
     try:
         return kind(**fixed, **{**quiet, **defaults, **options})
     except (ValueError, TypeError) as error:

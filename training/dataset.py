@@ -8,7 +8,7 @@ are stretches of one run, and what a refresh changes of a question does not move
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
@@ -24,6 +24,13 @@ ORDERS = ("shuffled", "curriculum")
 FURTHER = (
     1 << 20
 )  # "epochs" of the questions that stand in for others; no run has so many of its own
+
+
+class Place(NamedTuple):
+    """Where a round left off: the epoch, and the image that was asked about last."""
+
+    epoch: int
+    image_id: str
 
 
 Then = Callable[[dict[str, Any]], dict[str, Any]]
@@ -53,17 +60,26 @@ class Questions:
         self.style, self.seed = style, seed
         self.image_ids: list[str] = list(self.frozen["image_id"])
 
-    def rows(self, num_uses: int, order: str = "shuffled", then: Then | None = None) -> Dataset:
+    def rows(
+        self,
+        num_uses: int,
+        order: str = "shuffled",
+        then: Then | None = None,
+        *,
+        after: Place | None = None,
+        skipped: int = 0,
+    ) -> Dataset:
         """A dataset of `num_uses` rows as `training_row` makes them, each rendered when it is read.
 
-        `then` makes something else of a row.
-        `order` is shuffled, or curriculum: by falling margin of the truth over the strongest other
+        `then` makes something else of a row. The uses go on `after` the place where an earlier round
+        left off; before them stand `skipped` rows that only count. `order` is shuffled, or curriculum: by falling margin of the truth over the strongest other
         candidate among the policy's proposals. Raises StageError for an unknown order.
         """
         if order not in ORDERS:
             raise StageError(f"[Train] order must be one of {', '.join(ORDERS)}; got {order!r}")
         easiness = np.array(self.frozen["margin"][:]) if order == "curriculum" else None
-        uses = question_order(self.image_ids, num_uses, self.seed, easiness)
+        self.uses = question_order(self.image_ids, num_uses, self.seed, easiness, after)
+        uses = [(0, 0)] * skipped + self.uses
         picked = self.frozen.select([question for question, _ in uses]).flatten_indices()
         picked = picked.add_column("epoch", [epoch for _, epoch in uses])
 
@@ -76,6 +92,11 @@ class Questions:
             return {key: [row[key] for row in rows] for key in rows[0]}
 
         return picked.with_transform(render)
+
+    def place(self, use: int) -> Place:
+        """Where the last dataset of `rows` is after its use number `use`, from 1."""
+        question, epoch = self.uses[use - 1]
+        return Place(epoch, self.image_ids[question])
 
     def further(self, count: int, occasion: int) -> list[dict[str, Any]]:
         """`count` rows that stand in for others, drawn from (seed, occasion) alone."""
@@ -94,17 +115,23 @@ def question_order(
     num_uses: int,
     seed: int,
     easiness: NDArray[np.floating] | None = None,
+    after: Place | None = None,
 ) -> list[tuple[int, int]]:
     """(question, epoch) for each of `num_uses` uses: every epoch asks all questions in a new order.
 
     `image_ids` has one entry a question. With `easiness`, one number a question, each epoch holds
-    the same questions from easy to hard.
+    the same questions from easy to hard. The walk begins `after` a place: with the images that come
+    later in its epoch, or, from easy to hard, with the epoch that follows.
     """
     order: list[tuple[int, int]] = []
-    epoch = 0
+    epoch = after.epoch if after else 0
     while len(order) < num_uses:
-        keys = [_key(f"{seed}/{epoch}/{image_id}") for image_id in image_ids]
-        picked = np.argsort(keys, kind="stable")[: num_uses - len(order)]
+        keys = np.array([_key(f"{seed}/{epoch}/{image}") for image in image_ids], dtype=np.uint64)
+        picked = np.argsort(keys, kind="stable")
+        if after and epoch == after.epoch:
+            reached = np.uint64(_key(f"{seed}/{epoch}/{after.image_id}"))
+            picked = picked[keys[picked] > reached] if easiness is None else picked[:0]
+        picked = picked[: num_uses - len(order)]
         if easiness is not None:
             picked = picked[np.argsort(-easiness[picked], kind="stable")]
         order += [(int(q), epoch) for q in picked]

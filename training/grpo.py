@@ -97,6 +97,12 @@ def grpo(
     chosen = choose_rewards(rewards, session.cards, max_completion_length)
     config = grpo_config(output, session.given, session.total)
     check_scaling(rewards, config)
+    if ask == "open" and order == "curriculum":
+        raise StageError("[Train] order = curriculum needs candidates; open questions have none")
+    if quantize != "none" and config.use_vllm:
+        raise StageError(
+            '[Train] quantize does not go with vLLM in the trainer; set "use_vllm": false in trl'
+        )
     questions = session.questions(prompt_style if ask == "mcq" else None)
     rows = session.rows(questions)
     some = [rows[i] for i in range(min(8, len(rows)))]
@@ -116,9 +122,12 @@ def grpo(
         **(own if issubclass(kind, SharedPrefixTrainer) else {}),
     )
     trainer.attempts, trainer.further = dynamic_sampling, questions.further
-    if config.use_vllm:
-        agreement.check_vllm(trainer, some[:4])
-    recorder = session.train(trainer, Recorder, list(rewards))
+    recorder = session.train(
+        trainer,
+        Recorder,
+        list(rewards),
+        before=(lambda: agreement.check_vllm(trainer, some[:4])) if config.use_vllm else None,
+    )
     session.finish(trainer, recorder, figures(recorder.log, config))
     if trainer.accelerator.is_main_process:
         print(f"train: first and last steps: {told(recorder.log, list(rewards))}")
@@ -134,6 +143,11 @@ def with_ours(kind: type[GRPOTrainer], truth_rollout: bool) -> type[GRPOTrainer]
 
 def check_scaling(rewards: dict[str, float], config: Any) -> None:
     """Refuse a weight by difficulty that the division by a group's spread would take out again."""
+    if (
+        config.multi_objective_aggregation == "normalize_then_sum"
+        and "difficulty_weighted" in rewards
+    ):
+        raise StageError("[Train] rewards: difficulty_weighted is lost in normalize_then_sum")
     if "difficulty_weighted" in rewards and config.scale_rewards in ("group", True):
         raise StageError(
             "[Train] rewards: difficulty_weighted is divided away again where advantages are scaled "

@@ -20,11 +20,16 @@ from tasks.run import StageError
 
 STATE = "state"
 OPTIMIZER, SCHEDULER, TRAINER = "optimizer.pt", "scheduler.pt", "trainer_state.json"
-ENTROPY = "entropy_ctrl_state.json"  # of TRL's adaptive entropy bonus
+# Files that are carried as they are: TRL's adaptive entropy bonus, DeepSpeed's pointer, FSDP's full
+# states. The last are pickles of tensors, which are loaded as such only.
+AS_THEY_ARE = ("entropy_ctrl_state.json", "latest", "pytorch_model_fsdp.bin", "optimizer.bin")
+WEIGHTS = "weights"  # of full precision, where the policy's own are rounded
 
 
-def keep(chosen: Path, last: Path, output: Path) -> None:
+def keep(chosen: Path, last: Path, output: Path, weights: bool = False) -> None:
     """Write the folder `state/` of `output` from complete checkpoints.
+
+    With `weights` the checkpoint's own are kept as well: those of the policy may be rounded.
 
     The optimizer's states are those of the checkpoint `chosen`, whose weights became the policy;
     schedule, step and generators those of the `last` one, since the next round goes on from there.
@@ -33,14 +38,21 @@ def keep(chosen: Path, last: Path, output: Path) -> None:
     shutil.rmtree(state, ignore_errors=True)
     state.mkdir(parents=True)
     shutil.copyfile(last / TRAINER, state / TRAINER)
-    if (last / ENTROPY).exists():
-        shutil.copyfile(last / ENTROPY, state / ENTROPY)
+    for name in AS_THEY_ARE:
+        source = last if name == AS_THEY_ARE[0] else chosen
+        if (source / name).exists():
+            shutil.copyfile(source / name, state / name)
+    if weights:
+        (state / WEIGHTS).mkdir()
+        for path in [*chosen.glob("*.safetensors*"), chosen / "config.json"]:
+            if path.exists():
+                shutil.copyfile(path, state / WEIGHTS / path.name)
     for path in last.glob("rng_state*.pth"):
         _write(state / path.stem, _read_rng(path))
     if (last / SCHEDULER).exists():
-        _write(state / "scheduler", torch.load(last / SCHEDULER, weights_only=True))
+        _write(state / "scheduler", _load(last / SCHEDULER))
     if (chosen / OPTIMIZER).exists():
-        _write(state / "optimizer", torch.load(chosen / OPTIMIZER, weights_only=True))
+        _write(state / "optimizer", _load(chosen / OPTIMIZER))
     for path in chosen.iterdir():
         if path.is_dir():
             shutil.copytree(path, state / path.name)
@@ -65,8 +77,9 @@ def resume(policy: Path, checkpoints: Path, step: int) -> Path:
     (folder / TRAINER).write_text(json.dumps(trainer_state), encoding="utf-8")
     for path in sorted(state.iterdir()):
         if path.is_dir():
-            shutil.copytree(path, folder / path.name)
-        elif path.name == ENTROPY:
+            if path.name != WEIGHTS:
+                shutil.copytree(path, folder / path.name)
+        elif path.name in AS_THEY_ARE:
             shutil.copyfile(path, folder / path.name)
         elif path.suffix == ".json" and path.name != TRAINER:
             kind = {"optimizer": OPTIMIZER, "scheduler": SCHEDULER}.get(
@@ -74,6 +87,10 @@ def resume(policy: Path, checkpoints: Path, step: int) -> Path:
             )
             torch.save(_read(path.with_suffix("")), folder / kind)
     return folder
+
+
+def _load(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _write(path: Path, state: Any) -> None:
@@ -127,4 +144,4 @@ def _read_rng(path: Path) -> Any:
     reconstruct = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
     allowed = [reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
     with torch.serialization.safe_globals(allowed):
-        return torch.load(path, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)

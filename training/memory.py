@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from tasks.run import StageError
 from training import parts
+from training.parts import outside_deepspeed
 
 GIB = 1 << 30
 QUANTISED = 0.57  # bytes a weight of NF4 with its scales takes (Dettmers et al. 2023, section 3)
@@ -72,10 +73,13 @@ def estimate(
     processes weights and states are spread (FSDP, ZeRO-3). `optimizer` is TRL's name for it.
     """
     config = AutoConfig.from_pretrained(policy)
-    with torch.device("meta"):
+    with torch.device("meta"), outside_deepspeed():
         model = AutoModelForImageTextToText.from_config(config)
     belongs = parts.part_of(model)
     size = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
+    # All of the weights are trained: held in float32, with gradients and states, whatever they are
+    # computed in. A pass's own copies in bfloat16 come and go.
+    held = size if lora_rank else 4
     count = sum(p.numel() for p in model.parameters())
     if lora_rank:
         trained = _adapter_parameters(model, belongs, lora_rank, lora_targets)
@@ -89,9 +93,9 @@ def estimate(
     heads = getattr(text, "num_key_value_heads", text.num_attention_heads)
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Estimate(
-        weights=count * (QUANTISED if quantized else size) / shards,
-        gradients=trained * size / shards,
-        optimizer=trained * _optimizer_bytes(optimizer, size) / shards,
+        weights=count * (QUANTISED if quantized else held) / shards,
+        gradients=trained * 4 / shards,
+        optimizer=trained * _optimizer_bytes(optimizer, 4) / shards,
         reference=count * size / shards if reference and not lora_rank else 0.0,
         activations=tokens * text.hidden_size * (text.num_hidden_layers * kept + SAVED) * size,
         generation=tokens * text.num_hidden_layers * 2 * heads * head * size,

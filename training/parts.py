@@ -6,7 +6,8 @@ module is which is asked of the model itself (`get_encoder`, `get_decoder`), so 
 no entry here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -104,8 +105,9 @@ def describe(model: nn.Module) -> str:
     belongs = part_of(inner)
     counts = {part: [0, 0] for part in PARTS}
     for name, parameter in inner.named_parameters():
-        counts[belongs[name]][0] += parameter.numel() * parameter.requires_grad
-        counts[belongs[name]][1] += parameter.numel()
+        size = getattr(parameter, "ds_numel", parameter.numel())  # of all, where it is shared out
+        counts[belongs[name]][0] += size * parameter.requires_grad
+        counts[belongs[name]][1] += size
     trained, total = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
     told = ", ".join(f"{part} {some:,} of {all_:,}" for part, (some, all_) in counts.items())
     return f"{trained:,} of {total:,} parameters are trained ({told})"
@@ -122,6 +124,21 @@ def frozen_hash(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
     return digest.hexdigest()
+
+
+@contextmanager
+def outside_deepspeed() -> Iterator[None]:
+    """Make models whole: under ZeRO-3 transformers would share out what one process loads alone."""
+    from transformers.integrations import deepspeed
+
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    kept = reference() if reference is not None else None
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if kept is not None:
+            deepspeed.set_hf_deepspeed_config(kept)
 
 
 class BaseKeeper:

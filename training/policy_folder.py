@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText
 
 from data_cards import Card
 from tasks.run import first_line
+from training.parts import outside_deepspeed
 
 ADAPTER = "adapter"
 UPLOADED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "README.md")
@@ -36,10 +37,13 @@ def save(output: Path, trainer: Any, processor: Any, base: Path, dtype: str) -> 
     model = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "peft_config"):
         model.save_pretrained(output / ADAPTER, state_dict=state)
-        model = merged(base, output / ADAPTER, dtype)
-        model.save_pretrained(output)
+        name_base(output / ADAPTER, base)
+        merged(base, output / ADAPTER, dtype).save_pretrained(output)
     else:
+        wanted = getattr(torch, dtype)
+        state = {k: v.to(wanted) if v.is_floating_point() else v for k, v in state.items()}
         model.save_pretrained(output, state_dict=state)
+        _say_dtype(output, dtype)
     processor.save_pretrained(output)
 
 
@@ -50,22 +54,36 @@ def from_checkpoint(output: Path, checkpoint: Path, processor: Any, base: Path, 
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             (output / ADAPTER).mkdir(parents=True, exist_ok=True)
             (output / ADAPTER / name).write_bytes((checkpoint / name).read_bytes())
+        name_base(output / ADAPTER, base)
     else:
-        model = AutoModelForImageTextToText.from_pretrained(
-            checkpoint, use_safetensors=True, dtype=getattr(torch, dtype)
-        )
+        model = _whole(checkpoint, dtype)
     model.save_pretrained(output)
     processor.save_pretrained(output)
+
+
+def name_base(adapter: Path, base: Path) -> None:
+    """Let an adapter name the model it belongs to, and not where that lay on this machine."""
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    config["base_model_name_or_path"] = _base_name(base)
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def merged(base: Path, adapter: Path, dtype: str) -> torch.nn.Module:
     """The base model with an adapter merged in, from files alone."""
     from peft import PeftModel
 
-    model = AutoModelForImageTextToText.from_pretrained(
-        base, use_safetensors=True, dtype=getattr(torch, dtype)
-    )
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    with outside_deepspeed():
+        return PeftModel.from_pretrained(_whole(base, dtype), adapter).merge_and_unload()
+
+
+def _whole(folder: Path, dtype: str) -> Any:
+    """A model's weights in one process."""
+    with outside_deepspeed():
+        return AutoModelForImageTextToText.from_pretrained(
+            folder, use_safetensors=True, dtype=getattr(torch, dtype)
+        )
 
 
 def write_card(
@@ -136,6 +154,8 @@ def push(output: Path, repository: str) -> None:
     try:
         api = HfApi()
         api.create_repo(repository, private=True, exist_ok=True)
+        if not api.repo_info(repository).private:
+            raise PermissionError("it is there and public; make it private, or name another")
         api.upload_folder(
             repo_id=repository,
             folder_path=output,
@@ -146,6 +166,14 @@ def push(output: Path, repository: str) -> None:
         print(f"train: uploaded to the private repository {repository}", flush=True)
     except Exception as error:
         print(f"train: {repository} was not uploaded: {first_line(error)}", flush=True)
+
+
+def _say_dtype(output: Path, dtype: str) -> None:
+    """The config tells the precision of the weights beside it, not of those in training."""
+    path = output / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["dtype"] = dtype
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _base_name(base: Path) -> str:

@@ -19,12 +19,13 @@ LOGGED = {
     "grad_norm": "grad_norm",
     "reward": "reward",
     "reward_std": "reward_std",
-    "frac_reward_zero_std": "dead_group_share",
+    "dead_groups": "dead_group_share",
     "replaced_groups": "replaced_group_share",
     "kl": "kl",
     "entropy": "entropy",
     "completions/mean_length": "completion_length",
     "completions/clipped_ratio": "clipped_share",
+    "base_drift": "base_drift",
     "tokens_per_second": "tokens_per_second",
     "seconds/generation": "seconds_generation",
     "seconds/reward": "seconds_reward",
@@ -43,8 +44,6 @@ class Recorder(TrainerCallback):
     rewards; `watch` looks at val images on the way, where given. `log` has a row for every step of
     the round, those before an interruption included.
     """
-
-    sign = "reward"  # the key by which a step's entry in the trainer's log is known
 
     def __init__(
         self,
@@ -95,7 +94,9 @@ class Recorder(TrainerCallback):
         if self.bar is not None:
             self.bar.update(1)
             self._write_completions(state.global_step)
-        if state.global_step >= self.stop or stop_asked():
+        if state.global_step >= self.stop or (
+            stop_asked() and self._on_boundary(state.global_step)
+        ):
             control.should_save = control.should_training_stop = True
         if self.watch and self.watch.due(state.global_step, self.stop):
             control.should_save = True
@@ -109,6 +110,7 @@ class Recorder(TrainerCallback):
             for rows in (state.log_history, self.log):
                 if rows and rows[-1].get("step") == step:
                     rows[-1] |= found
+        self.trainer.accelerator.wait_for_everyone()  # each process writes its generators' state
         if state.is_world_process_zero:
             if self.watch:
                 state.save_to_json(str(folder / "trainer_state.json"))
@@ -121,7 +123,7 @@ class Recorder(TrainerCallback):
             self.bar.close()
 
     def _ours(self, entry: dict[str, Any]) -> bool:
-        return self.sign in entry and entry["step"] > self.start
+        return "loss" in entry and entry["step"] > self.start
 
     def _row(self, entry: dict[str, Any]) -> dict[str, Any]:
         row = {"step": entry["step"], **{ours: entry.get(key) for key, ours in LOGGED.items()}}
@@ -144,10 +146,20 @@ class Recorder(TrainerCallback):
         advantages = list(self.trainer._logs["advantages"])
         return statistics.pstdev(advantages) if advantages else None
 
+    def _uses(self) -> int:
+        """How often a batch of completions is used, in micro-batches."""
+        return self.trainer.args.steps_per_generation * self.trainer.num_iterations
+
+    def _on_boundary(self, step: int) -> bool:
+        """Whether the next step begins with new completions, so that a run can go on from here."""
+        return step * self.trainer.args.gradient_accumulation_steps % self._uses() == 0
+
     def _write_completions(self, step: int) -> None:
-        """One file a batch of completions, under the number of the first step that used it."""
-        uses = self.trainer.args.steps_per_generation * self.trainer.num_iterations
-        batch = (step * self.trainer.args.gradient_accumulation_steps - 1) // uses
+        """One file a batch of completions, under the number of the first step that used it.
+
+        Groups that others stood in for are in it too, without an advantage.
+        """
+        batch = (step * self.trainer.args.gradient_accumulation_steps - 1) // self._uses()
         if batch == self.written:
             return
         self.written = batch
@@ -164,6 +176,7 @@ class Recorder(TrainerCallback):
             {"step": step, **{key: values[i] for key, values in columns.items()}}
             for i in range(len(ids))
         ]
+        rows += [{"step": step, **row} for row in getattr(self.trainer, "replaced", [])]
         path = shards.shard_path(self.output, "completions", step)
         shards.write(path, rows, schemas.completions(self.rewards))
 
@@ -171,13 +184,14 @@ class Recorder(TrainerCallback):
 class SupervisedRecorder(Recorder):
     """The same for a supervised run, which samples nothing."""
 
-    sign = "loss"
-
     def _live(self, row: dict[str, Any]) -> dict[str, str]:
         return {"loss": f"{row['loss']:.3f}"}
 
     def _spread(self) -> None:
         return None
+
+    def _uses(self) -> int:
+        return self.trainer.args.gradient_accumulation_steps
 
     def _write_completions(self, step: int) -> None:
         return None

@@ -109,6 +109,8 @@ def _import(name: str) -> Callable[..., Any]:
         kinds = [p.kind for p in inspect.signature(found).parameters.values()]
     except (TypeError, ValueError) as error:
         raise StageError(f"[Train] rewards: {name!r} is not a function") from error
+    if inspect.iscoroutinefunction(found):
+        raise StageError(f"[Train] rewards: {name!r} is async; a plain function is needed")
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         raise StageError(
             f"[Train] rewards: {name!r} must accept completions and, by name, any column: "

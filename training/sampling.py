@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import gather_object
 from trl.data_utils import prepare_multimodal_messages
 
 from tasks import prompts
@@ -41,12 +42,22 @@ class Timed(Trainer):
         started = time.perf_counter()
         result = super()._calculate_rewards(*arguments)
         self._spent("reward", time.perf_counter() - started)
+        self._metrics["train"]["dead_groups"][:] = [
+            equal_groups(self, result).float().mean().item()
+        ]
         return result
 
     def _spent(self, what: str, seconds: float) -> None:
         """Sums within a logging step: TRL averages what it finds in a list of several."""
         recorded = self._metrics["train"][f"seconds/{what}"]
         recorded[:] = [sum(recorded) + seconds]
+
+
+def equal_groups(trainer: Trainer, paid: torch.Tensor) -> torch.Tensor:
+    """Which groups' completions all earned the same, of rewards (completions, functions)."""
+    total = (paid * trainer.reward_weights.to(paid.device)).nansum(1)
+    grouped = total.view(-1, trainer.num_generations)
+    return (grouped.max(1).values - grouped.min(1).values) < 1e-6
 
 
 class TruthRollout(Trainer):
@@ -56,12 +67,16 @@ class TruthRollout(Trainer):
     right, the group still has one to learn from; where all are, its advantage vanishes.
     """
 
+    _asked: list[Row] | None = None  # what is being asked; None outside of training
+
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         self._asked = inputs
         return super()._generate_and_score_completions(inputs)
 
     def _generate_single_turn(self, prompt_ids: list, *arguments: Any, **named: Any) -> tuple:
         completion_ids, logprobs = super()._generate_single_turn(prompt_ids, *arguments, **named)
+        if self._asked is None:
+            return completion_ids, logprobs
         size, first = self.num_generations, self.accelerator.process_index * len(prompt_ids)
         for place in range(len(prompt_ids)):
             if (first + place) % size == size - 1:
@@ -86,6 +101,7 @@ class DynamicSampling(Trainer):
     """
 
     attempts: int = 0
+    _paid: torch.Tensor  # this process's rewards, of the rows looked at last
     further: Callable[[int, int], list[Row]]
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
@@ -93,7 +109,7 @@ class DynamicSampling(Trainer):
             return super()._generate_and_score_completions(inputs)
         rows = list(inputs)
         found = self._try(rows)
-        groups, replaced = len(rows) // self.num_generations, 0
+        groups, replaced = len(rows) // self.num_generations, []
         for attempt in range(self.attempts):
             dead = self._dead(rows, found)
             most = self._most(len(dead))
@@ -101,14 +117,18 @@ class DynamicSampling(Trainer):
                 break
             fresh = self._fresh(most, attempt)
             tried = self._try(fresh)
+            kept = self._paid
             alive = [g for g in range(most) if g not in set(self._dead(fresh, tried))]
+            self._paid = kept  # of the rows that are replaced
             for old, new in zip(dead, alive, strict=False):
+                replaced += self._told(rows, found, self._members(old))
                 rows[self._members(old)] = fresh[self._members(new)]
                 for column, values in zip(found, tried, strict=True):
                     if column is not None and values is not None:
                         column[self._members(old)] = values[self._members(new)]
-                replaced += 1
-        self._metrics["train"]["replaced_groups"].append(replaced / groups)
+        size = groups * self.num_generations * self.accelerator.num_processes
+        self.replaced = gather_object(replaced)
+        self._metrics["train"]["replaced_groups"].append(len(self.replaced) / size)
         self._ready = deque([found])
         return super()._generate_and_score_completions(rows)
 
@@ -137,12 +157,30 @@ class DynamicSampling(Trainer):
         )
         self._pending_extra_logs.clear()
         self._pending_metrics.clear()
-        weights = self.reward_weights.to(paid.device)
-        grouped = (paid * weights).nansum(1).view(-1, self.num_generations)
-        equal = (grouped.max(1).values - grouped.min(1).values) < 1e-6
+        equal = equal_groups(self, paid)
         mine = len(rows) // self.num_generations
         start = self.accelerator.process_index * mine
+        self._paid = paid[start * self.num_generations : (start + mine) * self.num_generations]
         return [g for g in range(mine) if equal[start + g]]
+
+    def _told(self, rows: list[Row], found: list[list | None], members: slice) -> list[Row]:
+        """What a replaced group said and earned, for the log."""
+        completions = found[1] or []
+        return [
+            {
+                "image_id": row["image_id"],
+                "mcq_id": row["mcq_id"],
+                "completion": completion[-1]["content"],
+                "advantage": 0.0,
+                **{
+                    f"reward/{name}": value
+                    for name, value in zip(self.reward_func_names, paid, strict=True)
+                },
+            }
+            for row, completion, paid in zip(
+                rows[members], completions[members], self._paid[members].tolist(), strict=True
+            )
+        ]
 
     def _most(self, count: int) -> int:
         """The largest number of any process: all of them must generate as often and as much."""

@@ -8,22 +8,24 @@ frozen weights are proven frozen, and the policy folder is written.
 import contextlib
 import json
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, disable_progress_bars
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from data_cards import load
 from tasks import schemas, shards
 from tasks.run import StageError, save_stats, shard_by_shard, stop_if_asked
 from training import checkpoints, handover, loading, parts, policy_folder
-from training.dataset import Questions, Then
+from training.dataset import Place, Questions, Then
 from training.recorder import Finished, Recorder
 from training.watch import Watch, val_sample
 
 CACHE = "cache"  # of the questions, below the output; like checkpoints, gone once all is written
+PLACE = "place.json"  # where the order of questions goes on in the next round
 HIDDEN = {"output", "card", "mcq", "download", "split", "base", "policy", "push_to_hub"}
 
 
@@ -46,6 +48,10 @@ class Session:
             raise StageError(
                 f"[Train] keep_policy must be last or best; got {self.set.keep_policy!r}"
             )
+        if self.set.keep_policy == "best" and not self.set.watch_every:
+            raise StageError(
+                "[Train] keep_policy = best needs watch_every above 0 to know the best"
+            )
         carried = self.set.carry_over
         self.start = self.set.refresh_round * self.set.steps if carried else 0
         self.stop = self.start + self.set.steps
@@ -60,14 +66,18 @@ class Session:
         )
 
     def rows(self, questions: Questions, then: Then | None = None) -> Dataset:
-        """The rows of all steps that the trainer counts, in order.
+        """The rows of all steps that the trainer counts, in order, going on where the last round left.
 
-        Without `carry_over` it counts from 0, but the questions still go on where they ended.
+        With `carry_over` the trainer counts the rounds before, too, and skips as many rows.
         """
         each = self.set.questions_per_step
-        first = 0 if self.set.carry_over else self.set.refresh_round * self.set.steps * each
-        rows = questions.rows(first + self.total * each, self.set.order, then)
-        return rows.select(range(first, len(rows)))
+        before = self.set.refresh_round * self.set.steps * each
+        left = (self.set.rounds - self.set.refresh_round) * self.set.steps * each
+        skipped = before if self.set.carry_over else 0  # rows that the trainer takes as done
+        place = self._place() if before else None
+        rows = questions.rows(left, self.set.order, then, after=place, skipped=skipped)
+        self.place = questions.place(self.set.steps * each)
+        return rows
 
     def model(self, config: Any, some: list[dict[str, Any]]) -> tuple[Any, Any]:
         """The model and PEFT's configuration or None; `some` rows tell what memory it will take."""
@@ -79,8 +89,17 @@ class Session:
             self.origin, **{name: self.given[name] for name in (*names, *lora)}
         )
 
-    def train(self, trainer: Any, kind: type[Recorder], names: list[str]) -> Recorder:
-        """Train to the round's end; `names` are the rewards. Returns the recorder with the log."""
+    def train(
+        self,
+        trainer: Any,
+        kind: type[Recorder],
+        names: list[str],
+        before: Callable[[], Any] | None = None,
+    ) -> Recorder:
+        """Train to the round's end; `names` are the rewards. Returns the recorder with the log.
+
+        `before` is called when the model is in place, and spread over processes, but not yet trained.
+        """
         if trainer.accelerator.is_main_process:
             model = trainer.accelerator.unwrap_model(trainer.model)
             print(f"train: {parts.describe(model)}", flush=True)
@@ -94,15 +113,16 @@ class Session:
             watch=self._watch(),
         )
         trainer.remove_callback(PrinterCallback)  # the recorder's line replaces its dictionaries
+        start = AtStart(trainer, before)
+        trainer.add_callback(start)
         trainer.add_callback(recorder)
-        untouched = parts.frozen_hash(trainer.model)
         with contextlib.suppress(Finished), shard_by_shard():
             trainer.train(resume_from_checkpoint=self._going_on(trainer))
             if trainer.state.global_step < self.stop:
                 stop_if_asked()
         if hasattr(trainer, "base_keeper"):
             trainer.base_keeper.restore()
-        if parts.frozen_hash(trainer.model) != untouched:
+        if parts.frozen_hash(trainer.model_wrapped) != start.untouched:
             raise StageError("weights that were to stay frozen have changed; a fault of this code")
         return recorder
 
@@ -115,7 +135,9 @@ class Session:
         best = recorder.watch.best_step if recorder.watch else None
         chosen = self._keep_best(last, self.stop if best is None else best)
         if self.set.carry_over:
-            handover.keep(chosen, last, self.output)
+            masters = loading.keeps_masters(self.set.dtype, self.set.lora_rank)
+            handover.keep(chosen, last, self.output, weights=masters)
+        (self.output / PLACE).write_text(json.dumps(self.place), encoding="utf-8")
         log = recorder.log
         shards.write(
             self.output / "train_log.parquet", log, schemas.train_log(list(recorder.rewards))
@@ -139,6 +161,17 @@ class Session:
         if self.set.push_to_hub:
             policy_folder.push(self.output, self.set.push_to_hub)
 
+    def _place(self) -> Place:
+        """Where the round before left off."""
+        path = self.set.policy / PLACE
+        try:
+            epoch, image_id = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StageError(
+                f"{self.set.policy} kept no training state to go on from; train that round again"
+            ) from error
+        return Place(epoch, image_id)
+
     def _watch(self) -> Watch | None:
         if not self.set.watch_every:
             return None
@@ -156,8 +189,9 @@ class Session:
                 handover.resume(self.set.policy, self.output / checkpoints.FOLDER, self.start)
             trainer.accelerator.wait_for_everyone()
             checkpoint = self.output / checkpoints.FOLDER / f"checkpoint-{self.start}"
-            adapter = self.set.policy / policy_folder.ADAPTER
-            trainer.weights = adapter if adapter.exists() else self.set.policy
+            places = (handover.STATE / Path(handover.WEIGHTS), Path(policy_folder.ADAPTER))
+            full = [self.set.policy / place for place in places]
+            trainer.weights = next((p for p in full if p.exists()), self.set.policy)
         return str(checkpoint) if checkpoint else None
 
     def _keep_best(self, last: Path, best: int) -> Path:
@@ -178,6 +212,18 @@ class Session:
         return chosen
 
 
+class AtStart(TrainerCallback):
+    """What is looked at when the model is in place, and spread over processes, but not yet trained."""
+
+    def __init__(self, trainer: Any, before: Callable[[], Any] | None):
+        self.trainer, self.before, self.untouched = trainer, before, ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.untouched = parts.frozen_hash(self.trainer.model_wrapped)
+        if self.before is not None:
+            self.before()
+
+
 def verify(mcq: Path) -> None:
     """Check every question shard against the sha256 in the artifact's manifest.
 
@@ -196,3 +242,5 @@ def verify(mcq: Path) -> None:
             )
     if not recorded:
         raise StageError(f"{mcq} holds no question shards; re-run BuildMCQ")
+    if strange := sorted({path.name for path in shards.paths(mcq, "mcq")} - set(recorded)):
+        raise StageError(f"{mcq / strange[0]} is no shard that BuildMCQ froze; remove it")

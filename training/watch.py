@@ -85,7 +85,7 @@ class Watch:
         """`val_accuracy` and `val_unreadable`, shares of the images; all processes take part."""
         if step in self.seen:
             return {"val_accuracy": self.seen[step]}
-        share = self.samples[trainer.accelerator.process_index :: trainer.accelerator.num_processes]
+        share = self._share(trainer.accelerator.process_index, trainer.accelerator.num_processes)
         counts = torch.zeros(2, device=trainer.accelerator.device)
         generators = torch.get_rng_state()  # greedy, but what a library draws must not show
         with (
@@ -97,13 +97,15 @@ class Watch:
             training, _ = model.training, model.eval()
             for start in range(0, len(share), BATCH):
                 part = share[start : start + BATCH]
-                for sample, text in zip(part, self._answers(trainer, model, part), strict=True):
+                texts = self._answers(trainer, model, [sample for sample, _ in part])
+                for (sample, counted), text in zip(part, texts, strict=True):
                     answer = parse(text).answer
                     right = (
                         answer is not None
                         and self.names[sample.card].match(answer).class_id == sample.label
                     )
-                    counts += torch.tensor([float(right), float(answer is None)])
+                    if counted:
+                        counts += counts.new_tensor([float(right), float(answer is None)])
             model.train(training)
         torch.set_rng_state(generators)
         right, unreadable = trainer.accelerator.gather(counts).view(-1, 2).sum(0).tolist()
@@ -112,6 +114,12 @@ class Watch:
             "val_accuracy": self.seen[step],
             "val_unreadable": unreadable / len(self.samples),
         }
+
+    def _share(self, process: int, processes: int) -> list[tuple[Sample, bool]]:
+        """A process's samples; as many for each, so that all generate as often: some do not count."""
+        mine = self.samples[process::processes]
+        most = -(-len(self.samples) // processes)
+        return [(sample, True) for sample in mine] + [(self.samples[0], False)] * (most - len(mine))
 
     def _answers(self, trainer: Any, model: Any, part: list[Sample]) -> list[str]:
         processor = trainer.processing_class
