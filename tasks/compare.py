@@ -20,6 +20,7 @@ from tasks.budgets import budgets, unequal
 from tasks.compare_page import compare_page
 from tasks.compare_tables import csv_table, latex, markdown
 from tasks.comparison import Figure
+from tasks.metrics import holm
 from tasks.run import StageError, main
 from tasks.schemas import GROUPS
 
@@ -201,8 +202,8 @@ def _compare_rows(
                     if first == BASELINE:
                         table["modes"][mode][second][key]["difference"] = entry
         for family in families.values():
-            adjusted = comparison.holm([entry["p"] for entry in family])
-            for entry, value in zip(family, adjusted, strict=True):
+            adjusted = holm([entry["p"] for entry in family])
+            for entry, value in zip(family, adjusted.tolist(), strict=True):
                 entry.pop("named")["p_holm"] = value
                 entry["p_holm"] = value
 
