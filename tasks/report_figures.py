@@ -7,7 +7,7 @@ from typing import Any
 
 from tasks.charts import Dot, Series, dot_chart, line_chart
 from tasks.figures import Figure
-from tasks.report_text import label
+from tasks.report_text import label, title_of
 
 STYLES = 5  # line styles in the style sheet; more policies than that start over
 MODE_NOTES = {
@@ -211,9 +211,3 @@ def axis_of(percents: Sequence[float], step: float = 10) -> tuple[float, float]:
     """The axis from the last multiple of `step` below to the first above."""
     low, high = step * math.floor(min(percents) / step), step * math.ceil(max(percents) / step)
     return low, max(high, low + step)
-
-
-def title_of(name: str) -> str:
-    """A label that begins a line."""
-    text = label(name)
-    return text[:1].upper() + text[1:]

@@ -8,7 +8,8 @@ from typing import Any
 
 from tasks.charts import Point, Series, line_chart, smooth, thin
 from tasks.figures import Figure
-from tasks.report_figures import STYLES, title_of
+from tasks.report_figures import STYLES
+from tasks.report_text import title_of
 
 
 @dataclass(frozen=True)
