@@ -93,7 +93,7 @@ def report(
             | compare(rows, predictions[0] if index else None)
             | {"pass_at_k": _json(Path(item["path"]) / "pass_at_k.json")}
             | {"judged": _judged(item["name"], judged or [], places)}
-            | {"letters": changes.letters(rows, data_card.classes)}
+            | {"letters": changes.letters(rows)}
             | {"calibration": changes.calibration(rows)}
             for index, (item, rows) in enumerate(zip(evaluations, predictions, strict=True))
         ],

@@ -7,7 +7,7 @@ from typing import Any
 
 from tasks.charts import Dot, Series, dot_chart, line_chart
 from tasks.figures import Figure
-from tasks.report_text import label, title_of
+from tasks.report_text import label, p_value, title_of
 
 STYLES = 5  # line styles in the style sheet; more policies than that start over
 MODE_NOTES = {
@@ -99,7 +99,7 @@ def pass_figures(evaluations: Sequence[Mapping[str, Any]]) -> list[Figure]:
 
 
 def letter_figure(evaluations: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """By letter, how much oftener it is chosen than it is right."""
+    """By letter, how much oftener it is chosen than without a liking for letters."""
     found = [(i, e) for i, e in enumerate(evaluations) if e.get("letters")]
     if not found:
         return None
@@ -113,7 +113,7 @@ def letter_figure(evaluations: Sequence[Mapping[str, Any]]) -> Figure | None:
                 name = label(evaluation["name"])
                 bias = figures["bias"]
                 dots.append(Dot(name, 100 * bias, 100 * low, 100 * high, index % STYLES))
-                shares = (figures["chosen"], figures["right"])
+                shares = (figures["chosen"], figures["expected"], figures["right"])
                 data.append((evaluation["name"], letter, *shares, bias, low, high))
         rows.append((letter, dots))
     ends = [end for _, dots in rows for dot in dots for end in (dot.low, dot.high)]
@@ -123,12 +123,19 @@ def letter_figure(evaluations: Sequence[Mapping[str, Any]]) -> Figure | None:
     limits = axis_of([*ends, -5, 5], step=5)
     chart = dot_chart("letters", "Letter bias", told, rows, limits, zero=True, left=34)
     first = found[0][1]["letters"]
-    note = (
-        f"share chosen less share right, in points, {first['questions']:,} questions that hold the "
-        f"truth ({label(first['mode'])})"
+    p_told = ", ".join(
+        f"{label(e['name'])} {p_value(e['letters']['p'])}"
+        if len(found) > 1
+        else p_value(e["letters"]["p"])
+        for _, e in found
     )
-    columns = ("policy", "letter", "chosen", "right", "bias", "low", "high")
-    legend = policies(evaluations)
+    note = (
+        "share chosen less the share expected of who has no liking for letters, in points, "
+        f"{first['questions']:,} questions ({label(first['mode'])}); chi-square p of all letters "
+        f"together: {p_told}"
+    )
+    columns = ("policy", "letter", "chosen", "expected", "right", "bias", "low", "high")
+    legend = [(label(e["name"]), index % STYLES) for index, e in found]
     return Figure("letters", "Letter bias", note, chart, columns, data, legend, dots=True)
 
 
