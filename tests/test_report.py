@@ -340,17 +340,10 @@ def test_the_page_in_a_real_browser(tree, tmp_path):
     page = tmp_path / "out/index.html"
     with Browser(tmp_path / "profile") as browser:
         for width, dark in ((1200, False), (1200, True), (390, False)):
-            browser.open(page, width=width, dark=dark)
-            assert browser.complaints() == []
-            assert browser.requests() == [page.as_uri()]
+            assert browser.unfold(page, width=width, dark=dark) > 300
             broken = "[...document.images].filter((i) => !i.complete || !i.naturalWidth).length"
             assert browser.value(broken) == 0
             assert browser.value("document.images.length") == 11
-            assert browser.value("document.documentElement.scrollWidth - innerWidth") == 0
-            browser.value("document.querySelectorAll('details').forEach((d) => d.open = true)")
-            contrasts = browser.contrasts()
-            assert len(contrasts) > 300
-            assert contrasts[0][0] >= 4.5, contrasts[:3]
             ground = browser.value("getComputedStyle(document.body).backgroundColor")
             assert (sum(map(int, re.findall(r"\d+", ground))) < 384) == dark
         assert "alert(1)" in browser.value("document.body.innerText")
