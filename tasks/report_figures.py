@@ -122,18 +122,12 @@ def letter_figure(evaluations: Sequence[Mapping[str, Any]]) -> Figure | None:
     )
     limits = axis_of([*ends, -5, 5], step=5)
     chart = dot_chart("letters", "Letter bias", told, rows, limits, zero=True, left=34)
-    first = found[0][1]["letters"]
-    p_told = ", ".join(
-        f"{label(e['name'])} {p_value(e['letters']['p'])}"
-        if len(found) > 1
-        else p_value(e["letters"]["p"])
+    tests = "; ".join(
+        f"{label(e['name'])}: {e['letters']['questions']:,} questions ({label(e['letters']['mode'])}), "
+        f"chi-square p {p_value(e['letters']['p'])}"
         for _, e in found
     )
-    note = (
-        "share chosen less the share expected of who has no liking for letters, in points, "
-        f"{first['questions']:,} questions ({label(first['mode'])}); chi-square p of all letters "
-        f"together: {p_told}"
-    )
+    note = f"share chosen less the share expected by chance, in points; {tests}"
     columns = ("policy", "letter", "chosen", "expected", "right", "bias", "low", "high")
     legend = [(label(e["name"]), index % STYLES) for index, e in found]
     return Figure("letters", "Letter bias", note, chart, columns, data, legend, dots=True)

@@ -16,6 +16,7 @@ import data_cards
 from tasks import schemas, shards
 from tasks.report import report, summary
 from tasks.report_graph import graph_svg
+from tasks.report_text import esc, p_value
 from tests.browser import Browser
 
 CLASSES = ("Amber", "Beryl", "Coral", "Denim")
@@ -235,6 +236,20 @@ def test_every_figure_is_there_as_svg_png_and_csv(tree, tmp_path):
     told = {(r["policy"], r["group"]): float(r["accuracy"]) for r in rows}
     assert told["zero_shot", "base"] == 0.4
     assert told["dive_k", "novel"] == 0.6
+
+
+def test_letters_and_votes_are_shown_as_the_metrics_have_them(tree, tmp_path):
+    report(tmp_path / "out", **tree)
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    page = (tmp_path / "out/index.html").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out/figures/letters.csv").read_text())))
+    for evaluation in metrics["evaluations"]:
+        told = evaluation["letters"]
+        assert told["questions"] == 20
+        assert f"20 questions (two steps), chi-square p {esc(p_value(told['p']))}" in page
+        drawn = {r["letter"]: float(r["bias"]) for r in rows if r["policy"] == evaluation["name"]}
+        assert drawn == {letter: each["bias"] for letter, each in told["letters"].items()}
+        assert evaluation["calibration"]["bins"][0]["vote_share"] == 0.75
 
 
 def test_confusions_and_classes_are_counted_by_hand(tree, tmp_path):
