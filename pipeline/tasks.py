@@ -42,7 +42,7 @@ class Report(OfSet):
     seed = luigi.IntParameter()
 
     module = "tasks.report"
-    code_version = 2
+    code_version = 3
 
     def needs(self):
         given = {"dataset": self.dataset, "seed": self.seed}

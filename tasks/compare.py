@@ -10,7 +10,7 @@ completions, questions) stands beside what it reached, and a budget that is not 
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from tasks.budgets import budgets, unequal
 from tasks.compare_page import compare_page
 from tasks.compare_tables import csv_table, latex, markdown
 from tasks.comparison import Figure
+from tasks.metrics import holm
+from tasks.report_text import in_order
 from tasks.run import StageError, main
 from tasks.schemas import GROUPS
 
-MODES = ("one_step", "two_step", "majority", "mcq", "constrained")
 BASELINE = "zero_shot"
 SEED = 0  # of the bootstrap: the same artifacts give the same tables
 
@@ -75,7 +76,7 @@ def tabulate(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for name in names
         ],
         "seeds": sorted({run["seed"] for run in runs}),
-        "modes": _modes(mode for table in tables for mode in table["modes"]),
+        "modes": in_order(mode for table in tables for mode in table["modes"]),
         "sets": tables,
         "over_datasets": _over_datasets(all_figures, names) if len(sets) > 1 else {},
         "budgets": budgets(runs, row_name),
@@ -102,7 +103,7 @@ def _of_set(
     }
     figures: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     shown: dict[str, Any] = {}
-    for mode in _modes(mode for by_mode in outcomes.values() for mode in by_mode):
+    for mode in in_order(mode for by_mode in outcomes.values() for mode in by_mode):
         for name in names:
             if mode not in outcomes[name]:
                 continue
@@ -177,11 +178,6 @@ def _groups(folder: Path) -> dict[str, str]:
     return {row["image_id"]: row["group"] for row in rows}
 
 
-def _modes(present: Iterable[str]) -> list[str]:
-    found = set(present)
-    return [mode for mode in MODES if mode in found] + sorted(found - set(MODES))
-
-
 def _compare_rows(
     tables: list[dict[str, Any]], all_figures: list[dict[str, Any]], names: Sequence[str]
 ) -> None:
@@ -201,8 +197,8 @@ def _compare_rows(
                     if first == BASELINE:
                         table["modes"][mode][second][key]["difference"] = entry
         for family in families.values():
-            adjusted = comparison.holm([entry["p"] for entry in family])
-            for entry, value in zip(family, adjusted, strict=True):
+            adjusted = holm([entry["p"] for entry in family])
+            for entry, value in zip(family, adjusted.tolist(), strict=True):
                 entry.pop("named")["p_holm"] = value
                 entry["p_holm"] = value
 
@@ -220,7 +216,7 @@ def _difference(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -
 def _over_datasets(all_figures: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     """Means over the sets by mode and row, and their differences from the base policy."""
     found: dict[str, Any] = {}
-    for mode in _modes(mode for figures in all_figures for mode in figures):
+    for mode in in_order(mode for figures in all_figures for mode in figures):
         summaries = {}
         for name in names:
             parts = [figures.get(mode, {}).get(name) for figures in all_figures]

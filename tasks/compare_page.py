@@ -4,13 +4,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.charts import Dot, dot_chart
-from tasks.compare_tables import BUDGET, OVER, SURE, pair_rows, row_label, seeds_told, set_label
+from tasks.compare_tables import (
+    BUDGET,
+    OVER,
+    SURE,
+    p_told,
+    pair_rows,
+    row_label,
+    seeds_told,
+    set_label,
+)
 from tasks.report_figures import axis_of
-from tasks.report_page import POLICY
-from tasks.report_style import STYLE
-from tasks.report_text import esc, label, percent, points, signs
-
-STYLES = 5  # line styles in the style sheet
+from tasks.report_style import page
+from tasks.report_text import esc, label, percent, points, signs, title_of
 
 
 def compare_page(found: Mapping[str, Any]) -> str:
@@ -26,7 +32,7 @@ def compare_page(found: Mapping[str, Any]) -> str:
     ]
     if found["over_datasets"]:
         tables = "".join(
-            f"<h3>{esc(_title(mode))}</h3>{_table(by_row, OVER)}"
+            f"<h3>{esc(title_of(mode))}</h3>{_table(by_row, OVER)}"
             for mode, by_row in found["over_datasets"].items()
         )
         parts.append(
@@ -43,14 +49,7 @@ def compare_page(found: Mapping[str, Any]) -> str:
         "images (bootstrap, paired for differences). p: exact sign-flip test over images for a group, "
         "bootstrap for harmonic means, adjusted over the datasets (Holm).</footer>"
     )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{esc(title)}</title><style>{STYLE}</style></head><body>{''.join(parts)}"
-        "</body></html>\n"
-    )
+    return page(title, "".join(parts))
 
 
 def _set(table: Mapping[str, Any], number: int) -> str:
@@ -59,7 +58,7 @@ def _set(table: Mapping[str, Any], number: int) -> str:
         _chart(f"set{number}-{mode}", mode, by_row) for mode, by_row in table["modes"].items()
     )
     tables = "".join(
-        f"<h3>{esc(_title(mode))}</h3>{_table(by_row, {key: label(key) for key in next(iter(by_row.values()))})}"
+        f"<h3>{esc(title_of(mode))}</h3>{_table(by_row, {key: label(key) for key in next(iter(by_row.values()))})}"
         for mode, by_row in table["modes"].items()
     )
     return f'<p>{counts} test images.</p><div class="charts">{charts}</div>{tables}'
@@ -76,8 +75,8 @@ def _chart(key: str, mode: str, by_row: Mapping[str, Mapping[str, Any]]) -> str:
             (row_label(name), [Dot("", 100 * figures[last]["mean"], 100 * low, 100 * high, style)])
         )
     told = "; ".join(f"{name}: {dots[0].value:.1f} %" for name, dots in rows)
-    chart = dot_chart(key, _title(mode), told, rows, axis_of(ends), left=112)
-    caption = f"<b>{esc(_title(mode))}</b><span>{esc(label(last))}, with 95 % intervals</span>"
+    chart = dot_chart(key, title_of(mode), told, rows, axis_of(ends), left=112)
+    caption = f"<b>{esc(title_of(mode))}</b><span>{esc(label(last))}, with 95 % intervals</span>"
     return f"<figure><figcaption>{caption}</figcaption>{chart}</figure>"
 
 
@@ -91,7 +90,7 @@ def _table(by_row: Mapping[str, Mapping[str, Any]], keys: Mapping[str, str]) -> 
         cells = [_cell(figures[key]) for key in present]
         change = figures[compared].get("difference")
         cells.append(_change(change) if change else "<td></td>")
-        cells.append(f"<td>{_p(change)}</td>" if change else "<td></td>")
+        cells.append(f"<td>{esc(p_told(change))}</td>" if change else "<td></td>")
         lines.append(f"<tr><th>{esc(row_label(name))}</th>{''.join(cells)}</tr>")
     return (
         f'<div class="wide"><table class="results many flat"><thead><tr>{head}</tr></thead>'
@@ -110,7 +109,7 @@ def _pairs(grids: Mapping[str, Sequence[Sequence[str]]]) -> str:
             f"<tr><th>{esc(row[0])}</th>{''.join(map(_pair, row[1:]))}</tr>" for row in body
         )
         tables.append(
-            f'<h4>{esc(_title(mode))}</h4><div class="wide"><table><thead><tr><th></th>{heads}</tr>'
+            f'<h4>{esc(title_of(mode))}</h4><div class="wide"><table><thead><tr><th></th>{heads}</tr>'
             f"</thead><tbody>{lines}</tbody></table></div>"
         )
     return (
@@ -142,11 +141,6 @@ def _change(change: Mapping[str, Any]) -> str:
     return f"<td>{signs(told)}<small>{signs(f'{points(low)} to {points(high)}')}</small></td>"
 
 
-def _p(change: Mapping[str, Any]) -> str:
-    p = change.get("p_holm", change["p"])
-    return "&lt;0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def _budgets(found: Mapping[str, Any]) -> str:
     head = "".join(f'<th class="n">{esc(text)}</th>' for text in BUDGET.values())
     lines = []
@@ -169,8 +163,3 @@ def _budgets(found: Mapping[str, Any]) -> str:
 
 def _amount(amount: int | Sequence[int]) -> str:
     return f"{amount:,}" if isinstance(amount, int) else " / ".join(f"{n:,}" for n in amount)
-
-
-def _title(name: str) -> str:
-    text = label(name)
-    return text[:1].upper() + text[1:]

@@ -5,7 +5,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tasks.report_text import label, percent, points, signs
+from tasks.report_text import label, p_value, percent, points, signs, title_of
 
 OVER = {
     "mean_base": "mean of base",
@@ -21,6 +21,11 @@ BUDGET = {
     "questions_asked": "questions asked",
 }
 SURE = 0.05  # p values below it stand bold
+
+
+def p_told(change: Mapping[str, Any]) -> str:
+    """The p value of a difference, adjusted where it is one of several."""
+    return p_value(change.get("p_holm", change["p"]))
 
 
 def row_label(name: str) -> str:
@@ -55,17 +60,17 @@ def markdown(found: Mapping[str, Any]) -> str:
     for table in found["sets"]:
         parts.append(f"## {set_label(table)}\n\n{_counts(table)}")
         for mode, by_row in table["modes"].items():
-            parts.append(f"### {_title(mode)}\n\n{_grid(_mode_rows(by_row))}")
+            parts.append(f"### {title_of(mode)}\n\n{_grid(_mode_rows(by_row))}")
         if pairs := pair_rows(found, table):
             parts.append(
                 "### Between methods\n\nHarmonic mean of the row less that of the column, in points; "
                 f"bold where Holm's p < {SURE}.\n"
             )
-            parts += [f"{_title(mode)}\n\n{_grid(rows)}" for mode, rows in pairs.items()]
+            parts += [f"{title_of(mode)}\n\n{_grid(rows)}" for mode, rows in pairs.items()]
     if found["over_datasets"]:
         parts.append("## Over datasets\n\nEvery dataset counts the same, whatever its size.")
         for mode, by_row in found["over_datasets"].items():
-            parts.append(f"### {_title(mode)}\n\n{_grid(_over_rows(by_row))}")
+            parts.append(f"### {title_of(mode)}\n\n{_grid(_over_rows(by_row))}")
     parts.append(f"## What each method spent\n\n{_budget_text(found)}")
     return "\n\n".join(parts) + "\n"
 
@@ -80,7 +85,7 @@ def latex(found: Mapping[str, Any]) -> str:
         )
         parts.append(
             _tabular(
-                found, table["modes"], dict(zip(keys, map(_title, keys), strict=True)), caption
+                found, table["modes"], dict(zip(keys, map(title_of, keys), strict=True)), caption
             )
         )
     if found["over_datasets"]:
@@ -147,9 +152,9 @@ def summary(found: Mapping[str, Any]) -> str:
     for table in found["sets"]:
         parts.append(f"{set_label(table)}: {_counts(table)}")
         for mode, rows in table["modes"].items():
-            parts.append(f"{_title(mode)}\n{_plain(_mode_rows(rows))}")
+            parts.append(f"{title_of(mode)}\n{_plain(_mode_rows(rows))}")
     for mode, by_row in found["over_datasets"].items():
-        parts.append(f"over datasets, {_title(mode).lower()}\n{_plain(_over_rows(by_row))}")
+        parts.append(f"over datasets, {title_of(mode).lower()}\n{_plain(_over_rows(by_row))}")
     parts += [f"unequal budget: {line}" for line in found["unequal"]]
     return "\n\n".join(parts).replace("−", "-")  # a terminal keeps its hyphens
 
@@ -173,7 +178,7 @@ def _mode_rows(by_row: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     for name, figures in by_row.items():
         cells = [_cell(figures[key]) for key in keys]
         change = figures[last].get("difference")
-        told = [_cell(change, points), _p(change)] if change else ["", ""]
+        told = [_cell(change, points), p_told(change)] if change else ["", ""]
         seeds = ", ".join(percent(value) for value in figures[last]["by_seed"])
         rows.append([row_label(name), *cells, *told, seeds])
     return rows
@@ -253,11 +258,6 @@ def _cell(figure: Mapping[str, Any], form: Callable[[float], str] = percent) -> 
     return signs(f"{form(figure['mean'])}{spread} [{form(low)}, {form(high)}]")
 
 
-def _p(change: Mapping[str, Any]) -> str:
-    p = change.get("p_holm", change["p"])
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def _grid(rows: Sequence[Sequence[str]]) -> str:
     head, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
@@ -285,7 +285,7 @@ def _tabular(
         for mode, by_row in modes.items()
         for key in present
     }
-    head = ["", *(rf"\multicolumn{{{len(present)}}}{{c}}{{{_tex(_title(m))}}}" for m in modes)]
+    head = ["", *(rf"\multicolumn{{{len(present)}}}{{c}}{{{_tex(title_of(m))}}}" for m in modes)]
     names = ["", *(_tex(keys[key]) for _ in modes for key in present)]
     lines = []
     for row in found["rows"]:
@@ -314,8 +314,3 @@ def _floating(columns: str, heads: Sequence[str], lines: Sequence[str], caption:
 def _tex(text: str) -> str:
     escaped = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(escaped.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
-
-
-def _title(name: str) -> str:
-    text = label(name)
-    return text[:1].upper() + text[1:]

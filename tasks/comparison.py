@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import signal, stats
 
-RESAMPLES = 2000
-TAILS = (2.5, 97.5)  # percent
+from tasks.metrics import RESAMPLES, harmonic, percentiles
+
 Floats = NDArray[np.float64]
 
 
@@ -105,13 +105,6 @@ def over_datasets(sets: Sequence[Mapping[str, Figure]]) -> dict[str, Figure]:
     return found
 
 
-def harmonic(first: ArrayLike, second: ArrayLike) -> Floats:
-    """2ab / (a + b), element by element; 0 where both are 0."""
-    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    total = np.asarray(a + b)
-    return np.divide(2 * a * b, total, out=np.zeros_like(total), where=total > 0)
-
-
 def sign_flip(before: ArrayLike, after: ArrayLike) -> float:
     """Two-sided p value of the exact sign-flip test over images, both of shape (seeds, images).
 
@@ -141,22 +134,6 @@ def bootstrap_p(drawn: ArrayLike) -> float:
     values = np.asarray(drawn, dtype=float)
     low, high = (1 + (values <= 0).sum()), (1 + (values >= 0).sum())
     return float(min(1.0, 2 * min(low, high) / (len(values) + 1)))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (Holm 1979) of p values that are read together."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
-
-
-def percentiles(drawn: ArrayLike) -> tuple[float, float]:
-    """The central 95 % of resamples."""
-    low, high = np.percentile(np.asarray(drawn, dtype=float), TAILS)
-    return float(low), float(high)
 
 
 def align(by_seed: Sequence[Mapping[str, bool]], order: Sequence[str]) -> Floats:

@@ -21,6 +21,7 @@ class Bin(NamedTuple):
     low: float
     high: float
     images: int
+    right: int
     mean_share: float
     accuracy: float
 
@@ -65,16 +66,17 @@ def calibration(shares: ArrayLike, correct: ArrayLike, bins: int = 10) -> tuple[
     right = _outcomes(correct, len(share))
     if not bool(np.all((share >= 0) & (share <= 1))):
         raise ValueError("a vote share lies between 0 and 1")
-    # 0.3 * 10 is a little above 3, and belongs to the third bin.
-    place = np.clip(np.ceil(share * bins - 1e-9).astype(int) - 1, 0, bins - 1)
+    # 0.3 * 10 is a little above 3, more so if stored in 32 bits, and belongs to the third bin.
+    place = np.clip(np.ceil(share * bins - 1e-6).astype(int) - 1, 0, bins - 1)
     found, error = [], 0.0
     for number in range(bins):
         here = place == number
         count = int(here.sum())
+        hits = int(right[here].sum())
         mean = float(share[here].mean()) if count else math.nan
-        accuracy = float(right[here].mean()) if count else math.nan
+        accuracy = hits / count if count else math.nan
         error += count * abs(accuracy - mean) / len(share) if count else 0.0
-        found.append(Bin(number / bins, (number + 1) / bins, count, mean, accuracy))
+        found.append(Bin(number / bins, (number + 1) / bins, count, hits, mean, accuracy))
     return found, error
 
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from tasks import shards
 from tasks.gallery import data_uri
 from tasks.prompts import LETTERS
-from tasks.report_style import STYLE
+from tasks.report_style import page
 from tasks.report_text import esc
 
 # By the truth's margin over the strongest other candidate, as a share of the rollouts.
@@ -91,10 +91,6 @@ def questions_page(folder: Path, stats: Mapping[str, Any], title: str, size: int
     counts = "".join(f"<tr><th>{esc(k)}</th><td>{esc(v)}</td></tr>" for k, v in facts(stats))
     truths = sorted({_truth(row) for row in rows})
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
-        f"form-action 'none'; script-src 'sha256-{digest}'"
-    )
     form = "".join(
         (
             _select("class", "right answer", truths),
@@ -104,19 +100,15 @@ def questions_page(folder: Path, stats: Mapping[str, Any], title: str, size: int
     )
     drawn = "all of them" if len(rows) == total else "drawn by a hash of their ids"
     levels = "; ".join(f"{name}: {meaning}" for name, meaning in LEVELS.items())
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{esc(title)}</title><style>{STYLE}{_STYLE}</style></head><body>"
+    body = (
         f"<header><h1>{esc(title)}</h1></header><main>"
         f'<section><h2>Counts</h2><div class="wide"><table><tbody>{counts}</tbody></table></div>'
         f"</section><section><h2>Questions</h2><p>{len(rows):,} of {total:,} questions, {drawn}. "
         f"Difficulty by what the policy proposed; {esc(levels)}.</p>"
         f'<form autocomplete="off">{form}<p><output>{len(rows)}</output> shown</p></form>'
-        f"{cards}</section></main><script>{_SCRIPT}</script></body></html>\n"
+        f"{cards}</section></main><script>{_SCRIPT}</script>"
     )
+    return page(title, body, style=_STYLE, allowed=f"; script-src 'sha256-{digest}'")
 
 
 def level(margin: float) -> str:

@@ -8,7 +8,6 @@ the same distribution at a thousandth of the work.
 """
 
 import math
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ __all__ = [
     "bootstrap_harmonic_mean",
     "calibration",
     "confusion_changes",
+    "harmonic",
     "harmonic_mean",
     "holm",
     "letter_bias",
@@ -29,6 +29,7 @@ __all__ = [
     "paired_harmonic_difference",
     "pass_at_k",
     "per_class",
+    "percentiles",
     "wilson",
 ]
 
@@ -63,7 +64,14 @@ def wilson(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 def harmonic_mean(base: float, novel: float) -> float:
     """2bn / (b + n) of base and novel accuracy; 0 when both are 0."""
-    return float(_harmonic(base, novel))
+    return float(harmonic(base, novel))
+
+
+def harmonic(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
+    """2ab / (a + b), element by element; 0 where both are 0."""
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    total = np.asarray(a + b)
+    return np.divide(2 * a * b, total, out=np.zeros_like(total), where=total > 0)
 
 
 def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> NDArray[np.float64]:
@@ -96,7 +104,7 @@ def bootstrap_harmonic_mean(
     outcomes = [_outcomes("base", base), _outcomes("novel", novel)]
     rng = np.random.default_rng(seed)
     shares = [rng.binomial(len(o), o.mean(), size=resamples) / len(o) for o in outcomes]
-    return _interval(_harmonic(*shares))
+    return percentiles(harmonic(*shares))
 
 
 def paired_difference(
@@ -109,7 +117,7 @@ def paired_difference(
     """
     pairs = _pairs("images", before, after)
     drawn = _draw_pairs(pairs, np.random.default_rng(seed), resamples)
-    low, high = _interval(drawn[1] - drawn[0])
+    low, high = percentiles(drawn[1] - drawn[0])
     shares = _shares(pairs)
     return float(shares[1] - shares[0]), low, high
 
@@ -135,10 +143,16 @@ def paired_harmonic_difference(
     ]
     rng = np.random.default_rng(seed)
     base, novel = (_draw_pairs(pairs, rng, resamples) for pairs in groups)
-    low, high = _interval(_harmonic(base[1], novel[1]) - _harmonic(base[0], novel[0]))
+    low, high = percentiles(harmonic(base[1], novel[1]) - harmonic(base[0], novel[0]))
     base_was, base_is = _shares(groups[0])
     novel_was, novel_is = _shares(groups[1])
     return harmonic_mean(base_is, novel_is) - harmonic_mean(base_was, novel_was), low, high
+
+
+def percentiles(drawn: ArrayLike) -> tuple[float, float]:
+    """The central 95 % of resamples."""
+    low, high = np.percentile(np.asarray(drawn, dtype=np.float64), _TAILS)
+    return float(low), float(high)
 
 
 def mcnemar(before: ArrayLike, after: ArrayLike) -> float:
@@ -190,12 +204,6 @@ def over_seeds(values: ArrayLike, level: float = 0.95) -> Spread:
     return Spread(count, mean, deviation, mean - half, mean + half)
 
 
-def _harmonic(base: ArrayLike, novel: ArrayLike) -> NDArray[np.float64]:
-    first, second = np.asarray(base, dtype=np.float64), np.asarray(novel, dtype=np.float64)
-    total = np.asarray(first + second)
-    return np.divide(2 * first * second, total, out=np.zeros_like(total), where=total > 0)
-
-
 def _outcomes(name: str, values: ArrayLike) -> NDArray[np.bool_]:
     outcomes = np.asarray(values, dtype=bool)
     if outcomes.ndim != 1 or len(outcomes) == 0:
@@ -224,8 +232,3 @@ def _draw_pairs(pairs: NDArray, rng: np.random.Generator, resamples: int) -> NDA
 def _shares(pairs: NDArray) -> NDArray[np.float64]:
     """Accuracies before and after from the four counts along the first axis."""
     return np.stack([pairs[2] + pairs[3], pairs[1] + pairs[3]]) / pairs.sum(axis=0)
-
-
-def _interval(drawn: Iterable[float]) -> tuple[float, float]:
-    low, high = np.percentile(np.asarray(drawn), _TAILS)
-    return float(low), float(high)

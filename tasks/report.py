@@ -25,13 +25,12 @@ from tasks.figures import Figure, write
 from tasks.gallery import choose, gallery_html, sampled_votes
 from tasks.report_log import log_figures
 from tasks.report_page import build_page
-from tasks.report_text import summary
+from tasks.report_text import in_order, summary
 from tasks.run import StageError, main
 from tasks.schemas import GROUPS
 
 __all__ = ["compare", "report", "summary"]
 
-MODES = ("one_step", "two_step", "majority", "mcq", "constrained")
 SEED = 0  # of the bootstrap; a report made twice from the same artifacts is the same
 GALLERY_SIZE = 48
 MANIFEST_KEYS = (
@@ -94,7 +93,7 @@ def report(
             | compare(rows, predictions[0] if index else None)
             | {"pass_at_k": _json(Path(item["path"]) / "pass_at_k.json")}
             | {"judged": _judged(item["name"], judged or [], places)}
-            | {"letters": changes.letters(rows, data_card.classes)}
+            | {"letters": changes.letters(rows)}
             | {"calibration": changes.calibration(rows)}
             for index, (item, rows) in enumerate(zip(evaluations, predictions, strict=True))
         ],
@@ -273,8 +272,7 @@ def _check_same_images(evaluations: list[dict], predictions: list[list[dict]]) -
 
 
 def _modes(rows: list[dict]) -> list[str]:
-    present = {row["mode"] for row in rows}
-    return [m for m in MODES if m in present] + sorted(present - set(MODES))
+    return in_order(row["mode"] for row in rows)
 
 
 def _by_group(rows: list[dict], mode: str) -> dict[str, dict[str, dict]]:

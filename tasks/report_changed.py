@@ -6,8 +6,6 @@ from typing import Any
 
 from tasks.report_text import esc, label, percent, points, signs
 
-MANY = 12  # classes; more of them fold out
-
 
 def confusion_tables(confusions: Mapping[str, Any]) -> str:
     """Pairs of classes that are mixed up less, and more, after training."""

@@ -1,157 +1,145 @@
 """What changed, from artifacts alone: confusions, letters, sureness, and what each refresh bought.
 
-Pure functions on rows of predictions and on a round's folders; `metrics.json` holds what they
-return. Where an old artifact lacks a column, its figure is worked out from the others.
+Functions on rows of predictions and on a round's folders; `metrics.json` holds what they return.
+The statistics are those of `tasks/diagnostics.py`.
 """
 
-import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tasks import shards
+from tasks import diagnostics, refresh, shards
+from tasks.diagnostics import Confusion
 from tasks.metrics import wilson
-from tasks.prompts import LETTERS
+from tasks.run import StageError
+from tasks.schemas import GROUPS
 
 LETTER_MODES = ("mcq", "two_step")  # the first that is there shows letter bias
-LETTER_REWARDS = ("reward/letter", "letter_reward")  # the column, now and in older artifacts
 BINS = 5
 PAIRS = 10  # confusions that are listed, each way
-_VOTES = re.compile(r"^(\d+) of (\d+) votes")
 Row = Mapping[str, Any]
 
 
 def confusions(
     before: Sequence[Row], after: Sequence[Row], mode: str, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Wrong answers by (truth, answer): which pairs lost and which gained the most images."""
-    then, now = (_wrong_pairs(rows, mode) for rows in (before, after))
-    change = {pair: now[pair] - then[pair] for pair in {*then, *now}}
-    ranked = sorted(change, key=lambda pair: (change[pair], pair))
+    """Wrong answers by (truth, answer): which pairs lost and which gained the most images.
 
-    def told(pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    Both evaluations must hold the same images in that mode.
+    """
+    then, now = ({r["image_id"]: r for r in rows if r["mode"] == mode} for rows in (before, after))
+    resolved, introduced = diagnostics.confusion_changes(
+        [row["label"] for row in then.values()],
+        [row["class_id"] for row in then.values()],
+        [now[image_id]["class_id"] for image_id in then],
+    )
+
+    def told(pairs: Sequence[Confusion]) -> list[dict[str, Any]]:
         return [
-            {"truth": classes[t], "answer": classes[a], "before": then[t, a], "after": now[t, a]}
-            for t, a in pairs
+            {"truth": classes[pair.truth], "answer": classes[pair.answered]}
+            | {"before": pair.before, "after": pair.after}
+            for pair in pairs[:PAIRS]
         ]
 
     return {
         "mode": mode,
-        "resolved": told([pair for pair in ranked if change[pair] < 0][:PAIRS]),
-        "introduced": told([pair for pair in ranked[::-1] if change[pair] > 0][:PAIRS]),
-        "gone": sum(-c for c in change.values() if c < 0),
-        "new": sum(c for c in change.values() if c > 0),
+        "resolved": told(resolved),
+        "introduced": told(introduced),
+        "gone": sum(pair.before - pair.after for pair in resolved),
+        "new": sum(pair.after - pair.before for pair in introduced),
     }
-
-
-def _wrong_pairs(rows: Sequence[Row], mode: str) -> Counter[tuple[int, int]]:
-    return Counter(
-        (row["label"], row["class_id"])
-        for row in rows
-        if row["mode"] == mode and not row["correct"] and row["class_id"] >= 0
-    )
 
 
 def by_class(
     evaluations: Sequence[Sequence[Row]], mode: str, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Accuracy of each class by evaluation, as (right, images), novel classes last."""
-    found: dict[tuple[str, int], list[Counter[bool]]] = {}
-    for number, rows in enumerate(evaluations):
-        for row in rows:
-            if row["mode"] == mode:
-                key = (row["group"], row["label"])
-                counts = found.setdefault(key, [Counter() for _ in evaluations])
-                counts[number][bool(row["correct"])] += 1
-    return [
-        {"class": classes[label], "group": group}
-        | {"right": [c[True] for c in counts], "images": counts[0].total()}
-        for (group, label), counts in sorted(found.items())
-    ]
+    """Accuracy of each class by evaluation, as (right, images), novel classes last.
+
+    All evaluations must hold the same images in that mode.
+    """
+    found: list[dict[str, Any]] = []
+    for group in GROUPS:
+        parts = [
+            [r for r in rows if (r["mode"], r["group"]) == (mode, group)] for rows in evaluations
+        ]
+        if not all(parts):
+            continue
+        counts = [
+            diagnostics.per_class([r["label"] for r in part], [r["correct"] for r in part])
+            for part in parts
+        ]
+        found += [
+            {"class": classes[label], "group": group}
+            | {"right": [count[label][0] for count in counts], "images": images}
+            for label, (_, images) in counts[0].items()
+        ]
+    return found
 
 
-def letters(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
-    """Letter bias: how much oftener each letter is chosen than it is right.
+def letters(rows: Sequence[Row]) -> dict[str, Any]:
+    """Letter bias in the first of `LETTER_MODES` that was asked; empty where no letter was read.
 
-    Over the questions that hold the truth, in the first of `LETTER_MODES` that was asked. `bias`
-    is the share chosen less the share right, with a 95 % interval over questions.
+    Over its questions of two options or more; `no_letter` is the share of them that was answered
+    without one. By letter, `chosen` and `expected` are shares of the others, `bias` is the one less
+    the other with a 95 % interval, and `right` is the share of the questions it answers. `p` is of
+    all letters together (`tasks.diagnostics.letter_bias`).
     """
     mode = next((m for m in LETTER_MODES if any(row["mode"] == m for row in rows)), "")
-    pairs = []
-    for row in rows:
-        if row["mode"] == mode and row["options"]:
-            chosen, truth = _letters(row, classes)
-            if truth:
-                pairs.append((chosen, truth))
-    if not pairs:
+    asked = [row for row in rows if row["mode"] == mode and len(row["options"]) >= 2]
+    found = diagnostics.letter_bias(
+        [row["letter"] for row in asked],
+        [row["truth_letter"] for row in asked],
+        [len(row["options"]) for row in asked],
+    )
+    read = len(asked) - found.unread
+    if not read:
         return {}
-    found: dict[str, dict[str, Any]] = {}
-    for letter in sorted({truth for _, truth in pairs} | {c for c, _ in pairs if c}):
-        gaps = np.array([float(c == letter) - float(t == letter) for c, t in pairs])
-        half = 1.96 * gaps.std() / np.sqrt(len(gaps))
-        found[letter] = {
-            "chosen": sum(c == letter for c, _ in pairs) / len(pairs),
-            "right": sum(t == letter for _, t in pairs) / len(pairs),
-            "bias": float(gaps.mean()),
-            "interval": [float(gaps.mean() - half), float(gaps.mean() + half)],
+    by_letter: dict[str, dict[str, Any]] = {}
+    for letter, counts in found.letters.items():
+        expected = counts.expected / read
+        by_letter[letter] = {
+            "chosen": counts.chosen / read,
+            "expected": expected,
+            "right": counts.right / len(asked),
+            "bias": counts.chosen / read - expected,
+            "interval": [end - expected for end in wilson(counts.chosen, read)],
         }
-    none = sum(not c for c, _ in pairs) / len(pairs)
-    return {"mode": mode, "questions": len(pairs), "no_letter": none, "letters": found}
-
-
-def _letters(row: Row, classes: Sequence[str]) -> tuple[str, str]:
-    """The letters of what was chosen and of the truth; "" for none of the options."""
-    if row.get("letter") is not None and row.get("truth_letter") is not None:
-        return row["letter"], row["truth_letter"]
-
-    def of(class_id: int) -> str:
-        named = [classes[class_id]] if class_id >= 0 else []
-        return next((LETTERS[row["options"].index(n)] for n in named if n in row["options"]), "")
-
-    return of(row["class_id"]), of(row["label"])
+    return {
+        "mode": mode,
+        "questions": len(asked),
+        "no_letter": found.unread / len(asked),
+        "statistic": found.statistic,
+        "freedom": found.freedom,
+        "p": found.p,
+        "letters": by_letter,
+    }
 
 
 def calibration(rows: Sequence[Row]) -> dict[str, Any]:
     """Do the votes know? Accuracy of the majority's answer by its share of the votes.
 
-    `error` is the expected calibration error: the mean distance of share and accuracy over bins,
-    weighted by images (Guo et al. 2017).
+    Over the images that got an answer; `bins` without images are left out. `error` is the expected
+    calibration error (`tasks.diagnostics.calibration`).
     """
-    pairs = [(share, bool(row["correct"])) for row in rows if (share := _share(row)) is not None]
-    if not pairs:
+    voted = [row for row in rows if row["mode"] == "majority" and row["class_id"] >= 0]
+    if not voted:
         return {}
-    bins: dict[int, list[tuple[float, bool]]] = defaultdict(list)
-    for share, correct in pairs:
-        bins[min(BINS - 1, int(share * BINS))].append((share, correct))
-    found = []
-    for _, inside in sorted(bins.items()):
-        right = sum(correct for _, correct in inside)
-        found.append(
-            {
-                "images": len(inside),
-                "vote_share": sum(share for share, _ in inside) / len(inside),
-                "accuracy": right / len(inside),
-                "interval": list(wilson(right, len(inside))),
-            }
-        )
-    gaps = [
-        len(inside) * abs(np.mean([share - correct for share, correct in inside]))
-        for inside in bins.values()
-    ]
-    return {"bins": found, "error": float(sum(gaps)) / len(pairs), "images": len(pairs)}
-
-
-def _share(row: Row) -> float | None:
-    """The share of an image's rollouts that name what the majority answers."""
-    if row["mode"] != "majority" or row["class_id"] < 0:
-        return None
-    if row.get("vote_share") is not None:
-        return float(row["vote_share"])
-    votes = _VOTES.match(row["status"])
-    return int(votes[1]) / int(votes[2]) if votes else None
+    bins, error = diagnostics.calibration(
+        [row["vote_share"] for row in voted], [row["correct"] for row in voted], BINS
+    )
+    return {
+        "bins": [
+            {"images": inside.images, "vote_share": inside.mean_share}
+            | {"accuracy": inside.accuracy, "interval": list(wilson(inside.right, inside.images))}
+            for inside in bins
+            if inside.images
+        ],
+        "error": error,
+        "images": len(voted),
+    }
 
 
 def refreshes(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -205,21 +193,11 @@ def solved(train: Path | None) -> dict[str, Any]:
     """Of the questions asked in training, those whose last group of answers was all right."""
     if train is None or not list(train.glob("completions*.parquet")):
         return {}
-    last: dict[str, tuple[int, list[float]]] = {}
-    table = shards.read(train, "completions")
-    reward = next((name for name in LETTER_REWARDS if name in table.column_names), None)
-    if reward is None or "mcq_id" not in table.column_names:
-        return {}  # a method that pays for something else
-    for row in table.select(["step", "mcq_id", reward]).to_pylist():
-        if row[reward] is None:
-            continue
-        step, rewards = last.get(row["mcq_id"], (-1, []))
-        if row["step"] > step:
-            last[row["mcq_id"]] = (row["step"], [row[reward]])
-        elif row["step"] == step:
-            rewards.append(row[reward])
-    right = sum(min(rewards) >= 1 for _, rewards in last.values())
-    return {"asked": len(last), "solved": right} if last else {}
+    try:
+        rewards = refresh.latest_rewards(train)
+    except StageError:  # a method that pays for something else
+        return {}
+    return {"asked": len(rewards), "solved": sum(reward >= 1 for reward in rewards.values())}
 
 
 def _entropy(votes: Sequence[int] | None) -> float:

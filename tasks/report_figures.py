@@ -7,7 +7,7 @@ from typing import Any
 
 from tasks.charts import Dot, Series, dot_chart, line_chart
 from tasks.figures import Figure
-from tasks.report_text import label
+from tasks.report_text import label, p_value, title_of
 
 STYLES = 5  # line styles in the style sheet; more policies than that start over
 MODE_NOTES = {
@@ -99,7 +99,7 @@ def pass_figures(evaluations: Sequence[Mapping[str, Any]]) -> list[Figure]:
 
 
 def letter_figure(evaluations: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """By letter, how much oftener it is chosen than it is right."""
+    """By letter, how much oftener it is chosen than without a liking for letters."""
     found = [(i, e) for i, e in enumerate(evaluations) if e.get("letters")]
     if not found:
         return None
@@ -113,7 +113,7 @@ def letter_figure(evaluations: Sequence[Mapping[str, Any]]) -> Figure | None:
                 name = label(evaluation["name"])
                 bias = figures["bias"]
                 dots.append(Dot(name, 100 * bias, 100 * low, 100 * high, index % STYLES))
-                shares = (figures["chosen"], figures["right"])
+                shares = (figures["chosen"], figures["expected"], figures["right"])
                 data.append((evaluation["name"], letter, *shares, bias, low, high))
         rows.append((letter, dots))
     ends = [end for _, dots in rows for dot in dots for end in (dot.low, dot.high)]
@@ -122,13 +122,14 @@ def letter_figure(evaluations: Sequence[Mapping[str, Any]]) -> Figure | None:
     )
     limits = axis_of([*ends, -5, 5], step=5)
     chart = dot_chart("letters", "Letter bias", told, rows, limits, zero=True, left=34)
-    first = found[0][1]["letters"]
-    note = (
-        f"share chosen less share right, in points, {first['questions']:,} questions that hold the "
-        f"truth ({label(first['mode'])})"
+    tests = "; ".join(
+        f"{label(e['name'])}: {e['letters']['questions']:,} questions ({label(e['letters']['mode'])}), "
+        f"chi-square p {p_value(e['letters']['p'])}"
+        for _, e in found
     )
-    columns = ("policy", "letter", "chosen", "right", "bias", "low", "high")
-    legend = policies(evaluations)
+    note = f"share chosen less the share expected by chance, in points; {tests}"
+    columns = ("policy", "letter", "chosen", "expected", "right", "bias", "low", "high")
+    legend = [(label(e["name"]), index % STYLES) for index, e in found]
     return Figure("letters", "Letter bias", note, chart, columns, data, legend, dots=True)
 
 
@@ -211,9 +212,3 @@ def axis_of(percents: Sequence[float], step: float = 10) -> tuple[float, float]:
     """The axis from the last multiple of `step` below to the first above."""
     low, high = step * math.floor(min(percents) / step), step * math.ceil(max(percents) / step)
     return low, max(high, low + step)
-
-
-def title_of(name: str) -> str:
-    """A label that begins a line."""
-    text = label(name)
-    return text[:1].upper() + text[1:]

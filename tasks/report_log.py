@@ -8,7 +8,8 @@ from typing import Any
 
 from tasks.charts import Point, Series, line_chart, smooth, thin
 from tasks.figures import Figure
-from tasks.report_figures import STYLES, title_of
+from tasks.report_figures import STYLES
+from tasks.report_text import title_of
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,6 @@ class LogChart:
     unit: str = ""
 
 
-REWARD_NAMES = {"letter_reward": "right letter", "format_reward": "right format"}
 # What a reader looks for first; columns that are not in the log are not drawn.
 LOG_CHARTS = (
     LogChart(
@@ -103,8 +103,6 @@ def _rewards(parts: Sequence[list[dict[str, Any]]]) -> LogChart:
     """The parts of the reward, whatever rewards a run had."""
     columns = {name: None for part in parts for row in part for name in row}
     named = {c: c.removeprefix("reward/").replace("_", " ") for c in columns if "reward/" in c}
-    if not named:
-        named = {c: REWARD_NAMES[c] for c in REWARD_NAMES if c in columns}
     if len(named) > 1 and "reward" in columns:
         named = {"reward": "weighted sum", **named}
     return LogChart("Reward", "and its parts, mean over a step", tuple(named.items()))
@@ -113,7 +111,7 @@ def _rewards(parts: Sequence[list[dict[str, Any]]]) -> LogChart:
 def _others(parts: Sequence[list[dict[str, Any]]]) -> list[LogChart]:
     """One chart for every further column of numbers."""
     known = {column for chart in LOG_CHARTS for column, _ in chart.columns}
-    known |= {column for column, _ in _rewards(parts).columns} | {*REWARD_NAMES, "reward"}
+    known |= {column for column, _ in _rewards(parts).columns} | {"reward"}
     known |= {"step", "at", "round", "epoch"}
     rest = {
         name: None

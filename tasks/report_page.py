@@ -10,10 +10,10 @@ from typing import Any
 
 from tasks.figures import Figure, legend, on_page
 from tasks.report_changed import class_table, confusion_tables, cross_table, refresh_changes
-from tasks.report_figures import policies, title_of
+from tasks.report_figures import policies
 from tasks.report_graph import graph_svg
 from tasks.report_log import FIRST
-from tasks.report_style import STYLE
+from tasks.report_style import page
 from tasks.report_tables import (
     judged_table,
     refresh_table,
@@ -21,9 +21,8 @@ from tasks.report_tables import (
     stages_table,
     status_list,
 )
-from tasks.report_text import SPOKEN_MODES, esc, label, percent, points, signs, verdict
+from tasks.report_text import SPOKEN_MODES, esc, label, percent, points, signs, title_of, verdict
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 MINIATURE = (
     "This is a miniature: its images are drawn by a program, so that the whole method runs in "
     "minutes without a GPU. It shows the method at work and makes no claim about 7B models or "
@@ -58,13 +57,7 @@ def build_page(
             f"</main><footer>{_footer(metrics)}</footer>",
         )
     )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{esc(title)}</title><style>{STYLE}</style></head><body>{body}</body></html>\n"
-    )
+    return page(title, body)
 
 
 def _section(title: str, content: str) -> str:

@@ -7,6 +7,11 @@ apart with any colour vision, and dashes and markers repeat what they say.
 
 import re
 
+from tasks.report_text import esc
+
+# No script, nothing from outside: images as data: URIs and the page's own style sheet.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
 LIGHT = {
     "ground": "#fcfbf8",
     "raised": "#f4f2ec",
@@ -225,6 +230,20 @@ STYLE = (
     f"@media screen and (prefers-color-scheme:dark){{:root{{{_theme(DARK)}}}}}"
     + "".join((_LAYOUT, _TABLES, _TILES, _CHARTS, _GALLERY, _NARROW))
 )
+
+
+def page(title: str, body: str, *, style: str = "", allowed: str = "") -> str:
+    """A whole HTML page that opens offline; `title` is escaped, `body` is HTML.
+
+    `style` comes after the shared style sheet, `allowed` after the content policy.
+    """
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}{allowed}">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{esc(title)}</title><style>{STYLE}{style}</style></head><body>{body}</body></html>\n"
+    )
 
 
 def standalone_style() -> str:

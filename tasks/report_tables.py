@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tasks.report_graph import stage_name
-from tasks.report_text import esc, label, percent, points, signs
+from tasks.report_text import esc, label, percent, points, signs, title_of
 
 Row = tuple[str, Callable[[dict[str, Any]], str]]
 
@@ -24,7 +24,7 @@ def results_table(metrics: Mapping[str, Any]) -> str:
     bodies = []
     for mode in metrics["modes"]:
         found = [e["modes"].get(mode, {}) for e in metrics["evaluations"]]
-        rows = [f'<tr><th colspan="{len(heads) + 1}">{esc(_title(mode))}</th></tr>']
+        rows = [f'<tr><th colspan="{len(heads) + 1}">{esc(title_of(mode))}</th></tr>']
         for key in (key for key in keys if key in found[0]):
             cells = [_rate_cell(figures.get(key)) for figures in found]
             cells += [_change_cell(f.get("difference", {}).get(key)) for f in found[1:]]
@@ -237,11 +237,6 @@ def _counts(counts: dict[str, Any] | None, between: str) -> str:
         f"{key}{between}{n:,}" if isinstance(n, int) else f"{key}{between}{n}"
         for key, n in sorted((counts or {}).items())
     )
-
-
-def _title(name: str) -> str:
-    text = label(name)
-    return text[:1].upper() + text[1:]
 
 
 def _rows(rows: Any) -> dict[str, int]:

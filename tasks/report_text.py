@@ -6,7 +6,7 @@ finished run can be printed at once, anywhere.
 
 import html
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 LABELS = {
@@ -25,6 +25,8 @@ LABELS = {
     "mcq": "truth among options",
     "constrained": "letters only",
 }
+# The order in which modes stand in every table.
+MODES = ("one_step", "two_step", "majority", "mcq", "constrained")
 _DIRECTION_OVERRIDES = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 # The verdict speaks of these modes; the table holds them all.
 SPOKEN_MODES = {"one_step": "Asked once", "two_step": "Asked in two steps"}
@@ -33,6 +35,18 @@ SPOKEN_MODES = {"one_step": "Asked once", "two_step": "Asked in two steps"}
 def label(name: str) -> str:
     """How a method, mode or column is called in front of people."""
     return LABELS.get(name, name.replace("_", " "))
+
+
+def title_of(name: str) -> str:
+    """A label that begins a line."""
+    text = label(name)
+    return text[:1].upper() + text[1:]
+
+
+def in_order(modes: Iterable[str]) -> list[str]:
+    """The modes that are there, each once, as tables show them; unknown ones come last."""
+    present = set(modes)
+    return [mode for mode in MODES if mode in present] + sorted(present - set(MODES))
 
 
 def esc(value: object) -> str:
@@ -61,6 +75,11 @@ def percent(share: float | None) -> str:
 def points(difference: float | None) -> str:
     """0.094 -> "+9.4", in percentage points."""
     return "–" if difference is None else f"{100 * difference:+.1f}"
+
+
+def p_value(p: float) -> str:
+    """0.0312 -> "0.031"; "<0.001" for what is smaller."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def signs(text: str) -> str:

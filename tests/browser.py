@@ -160,6 +160,21 @@ class Browser:
         """(contrast, text) of every text that can be seen, the faintest first."""
         return sorted((ratio, text) for ratio, text in self.value(CONTRAST))
 
+    def unfold(self, page: Path, *, width: int, dark: bool) -> int:
+        """Open a page and all that folds out in it; returns how many texts can be seen.
+
+        The page must complain of nothing, ask for nothing but itself, be no wider than the window,
+        and every text must be legible: AssertionError otherwise.
+        """
+        self.open(page, width=width, dark=dark)
+        assert self.complaints() == []
+        assert self.requests() == [page.as_uri()]
+        assert self.value("document.documentElement.scrollWidth - innerWidth") == 0
+        self.value("document.querySelectorAll('details').forEach((d) => d.open = true)")
+        contrasts = self.contrasts()
+        assert contrasts[0][0] >= 4.5, contrasts[:3]
+        return len(contrasts)
+
     def screenshot(self, path: Path) -> None:
         """The whole page as PNG."""
         shot = self("Page.captureScreenshot", captureBeyondViewport=True, format="png")

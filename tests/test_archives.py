@@ -5,7 +5,6 @@ import hashlib
 import io
 import tarfile
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ import pytest
 from tasks import archives
 from tasks.archives import fetch, unpack, unpacked
 from tasks.run import StageError
+from tests.stub_server import Handler, serving
 
 PAYLOAD = bytes(range(256)) * 4000  # a megabyte
 
@@ -26,7 +26,7 @@ def server(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
     state = SimpleNamespace(behaviours=[], ranges=[], url="", released=threading.Event())
 
-    class Handler(BaseHTTPRequestHandler):
+    class Archive(Handler):
         def do_GET(self):
             asked = self.headers.get("Range")
             state.ranges.append(asked)
@@ -65,18 +65,10 @@ def server(monkeypatch):
                 self.wfile.flush()
                 self.connection.close()
 
-        def log_message(self, *arguments):
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    state.url = f"http://127.0.0.1:{http.server_port}/birds.tgz"
-    yield state
-    state.released.set()
-    http.shutdown()
-    http.server_close()
-    thread.join()
+    with serving(Archive) as url:
+        state.url = f"{url}/birds.tgz"
+        yield state
+        state.released.set()
 
 
 def entry(server, name: str = "birds.tgz") -> dict[str, str]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tasks import comparison
-from tasks.metrics import mcnemar
+from tasks.metrics import harmonic, mcnemar, percentiles
 
 
 def flags(*shape: int, share: float, seed: int):
@@ -46,19 +46,6 @@ def test_an_exact_test_agrees_with_scipys_permutations():
     assert comparison.sign_flip(before, after) == pytest.approx(sampled.pvalue, abs=0.01)
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_holm_only_raises_p_values_and_keeps_their_order(values):
-    adjusted = comparison.holm(values)
-    assert all(a >= p for a, p in zip(adjusted, values, strict=True))
-    assert max(adjusted) <= 1
-    ranked = [a for _, a in sorted(zip(values, adjusted, strict=True))]
-    assert ranked == sorted(ranked)
-
-
-def test_holm_by_hand():
-    assert comparison.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-
-
 def test_figures_are_means_over_seeds_and_their_intervals_hold_them():
     base, novel = flags(3, 400, share=0.7, seed=3), flags(3, 300, share=0.4, seed=4)
     draws = {
@@ -84,14 +71,14 @@ def test_the_same_draws_for_two_policies_make_their_difference_paired():
     draws = comparison.draw_images(500, seed=0)
     one = comparison.figures({"base": before}, {"base": draws})["base"]
     two = comparison.figures({"base": after}, {"base": draws})["base"]
-    low, high = comparison.percentiles(two.drawn - one.drawn)
+    low, high = percentiles(two.drawn - one.drawn)
     assert 0 < low < two.mean - one.mean < high < 0.05
 
 
 def test_the_two_summaries_over_datasets_differ_as_they_must():
     def fixed(base, novel):
         values = {"base": np.array([base]), "novel": np.array([novel])}
-        values["harmonic_mean"] = comparison.harmonic(values["base"], values["novel"])
+        values["harmonic_mean"] = harmonic(values["base"], values["novel"])
         return {key: comparison.Figure(value, value) for key, value in values.items()}
 
     found = comparison.over_datasets([fixed(0.9, 0.3), fixed(0.5, 0.5)])

@@ -27,6 +27,13 @@ def test_votes_out_of_twenty_fall_where_they_belong():
     assert [each.images for each in bins] == [2] * 10
 
 
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+def test_a_share_on_an_edge_belongs_below_it_however_it_is_stored(precision):
+    edges = (np.arange(1, 11) / 10).astype(precision).astype(float)
+    bins, _ = calibration(edges, np.ones(10, bool))
+    assert [each.images for each in bins] == [1] * 10
+
+
 def test_a_policy_as_sure_as_it_is_right_is_calibrated():
     rng = np.random.default_rng(0)
     shares = rng.integers(0, 21, 200_000) / 20

@@ -1,10 +1,7 @@
 """The server backend against a server that fails in every way it can."""
 
 import itertools
-import json
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +10,7 @@ from tasks.engine import EngineDied, Request, Sampling
 from tasks.engine_server import ServerEngine
 from tasks.run import StageError
 from tasks.station import REFUSED, ask
+from tests.stub_server import Handler, serving
 from tests.test_images import encoded, photograph
 
 SAMPLING = Sampling(3, 1.0, 0.9, 1.0, 16, 5)
@@ -27,21 +25,13 @@ def server(monkeypatch):
         statuses=[], asked=[], large="", root="/somewhere/policy", owner="vllm", content=""
     )
 
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self, status: int, body: dict) -> None:
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
+    class Model(Handler):
         def do_GET(self):
             model = {"id": "m", "object": "model", "owned_by": state.owner, "root": state.root}
             self.answer(200, {"object": "list", "data": [model]})
 
         def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = self.json_asked()
             state.asked.append(body)
             status = state.statuses.pop(0) if state.statuses else 200
             if state.large and state.large in body["messages"][0]["content"][-1]["text"]:
@@ -63,20 +53,12 @@ def server(monkeypatch):
             reply = {"id": "c", "object": "chat.completion", "created": 0, "model": "m"}
             self.answer(200, {**reply, "choices": choices, "usage": usage})
 
-        def log_message(self, *_):
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
     state.engines = []
-    state.url = f"http://127.0.0.1:{http.server_port}/v1"
-    yield state
-    for engine in state.engines:
-        engine.close()
-    http.shutdown()
-    http.server_close()
-    thread.join()
+    with serving(Model) as url:
+        state.url = f"{url}/v1"
+        yield state
+        for engine in state.engines:
+            engine.close()
 
 
 def opened(server, policy) -> ServerEngine:

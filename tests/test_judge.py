@@ -4,7 +4,6 @@ an answer."""
 import json
 import threading
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from tasks import schemas, shards
 from tasks.judge import judge, read_verdict, wording
 from tasks.run import StageError
+from tests.stub_server import Handler, serving
 
 KEY = "sk-very-secret-0123456789"
 
@@ -23,9 +23,9 @@ def server(monkeypatch):
     monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.02)
     state = SimpleNamespace(replies={}, statuses=[], asked=[], headers=[], lock=threading.Lock())
 
-    class Handler(BaseHTTPRequestHandler):
+    class Judge(Handler):
         def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = self.json_asked()
             text = body["messages"][0]["content"]
             with state.lock:
                 state.asked.append(body)
@@ -39,24 +39,11 @@ def server(monkeypatch):
                              "message": {"role": "assistant", "content": reply}}],
             }  # fmt: skip
             told = answer if status == 200 else {"error": {"message": f"{status} with {KEY}"}}
-            data = json.dumps(told).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+            self.answer(status, told)
 
-        def log_message(self, *_):
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    state.url = f"http://127.0.0.1:{http.server_port}/v1"
-    yield state
-    http.shutdown()
-    http.server_close()
-    thread.join()
+    with serving(Judge) as url:
+        state.url = f"{url}/v1"
+        yield state
 
 
 @pytest.fixture

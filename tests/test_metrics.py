@@ -201,10 +201,21 @@ def test_holm_by_hand():
     # Smallest first: 0.01 x 4, 0.02 x 3, then 0.03 x 2 and 0.04 x 1, never below the one before.
     assert holm([0.01, 0.04, 0.03, 0.02]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
     assert holm([0.005, 0.6, 0.7]) == pytest.approx([0.015, 1.0, 1.0])
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.2]) == pytest.approx([0.2])
     assert len(holm([])) == 0
     with pytest.raises(ValueError, match="p values"):
         holm([0.1, 1.2])
+
+
+@given(st.lists(SHARES, min_size=1, max_size=12))
+@SETTLED
+def test_holm_only_raises_p_values_and_keeps_their_order(p_values):
+    adjusted = holm(p_values)
+    assert (adjusted >= p_values).all()
+    assert adjusted.max() <= 1
+    order = np.argsort(p_values, kind="stable")
+    assert (np.diff(adjusted[order]) >= 0).all()
 
 
 @given(st.lists(SHARES, max_size=8))

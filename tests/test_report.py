@@ -16,15 +16,13 @@ import data_cards
 from tasks import schemas, shards
 from tasks.report import report, summary
 from tasks.report_graph import graph_svg
+from tasks.report_text import esc, p_value
 from tests.browser import Browser
 
 CLASSES = ("Amber", "Beryl", "Coral", "Denim")
 HOSTILE = "<script>alert(1)</script>\x00\x1b[31m\u202e & \"quoted\" 'single' ]]>"
 MODES = ("one_step", "majority", "two_step")
-LOGGED = (
-    *("loss", "reward", "letter_reward", "format_reward", "dead_group_share", "kl", "entropy"),
-    *("completion_length", "clipped_share", "seconds"),
-)
+REWARDS = ("format", "letter")
 # Of 10 test images in each group: how many are right, the first ones of each group.
 RIGHT = {"zero_shot": {"base": 4, "novel": 5}, "dive_k": {"base": 8, "novel": 6}}
 
@@ -212,8 +210,8 @@ def test_missing_statistics_leave_gaps_and_not_errors(tree, tmp_path):
 def test_numbers_that_are_not_finite_stay_out(tree, tmp_path):
     folder = Path(tree["rounds"][0]["train"])
     rows = shards.read(folder, "train_log").to_pylist()
-    rows[3] |= {"kl": float("nan"), "letter_reward": float("inf")}
-    pq.write_table(pa.Table.from_pylist(rows), folder / "train_log.parquet")
+    rows[3] |= {"kl": float("nan"), "reward/letter": float("inf")}
+    shards.write(folder / "train_log.parquet", rows, schemas.train_log(REWARDS))
     report(tmp_path / "out", **tree)
     for file in ("metrics.json", "index.html"):
         text = (tmp_path / "out" / file).read_text(encoding="utf-8")
@@ -238,6 +236,20 @@ def test_every_figure_is_there_as_svg_png_and_csv(tree, tmp_path):
     told = {(r["policy"], r["group"]): float(r["accuracy"]) for r in rows}
     assert told["zero_shot", "base"] == 0.4
     assert told["dive_k", "novel"] == 0.6
+
+
+def test_letters_and_votes_are_shown_as_the_metrics_have_them(tree, tmp_path):
+    report(tmp_path / "out", **tree)
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    page = (tmp_path / "out/index.html").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out/figures/letters.csv").read_text())))
+    for evaluation in metrics["evaluations"]:
+        told = evaluation["letters"]
+        assert told["questions"] == 20
+        assert f"20 questions (two steps), chi-square p {esc(p_value(told['p']))}" in page
+        drawn = {r["letter"]: float(r["bias"]) for r in rows if r["policy"] == evaluation["name"]}
+        assert drawn == {letter: each["bias"] for letter, each in told["letters"].items()}
+        assert evaluation["calibration"]["bins"][0]["vote_share"] == 0.75
 
 
 def test_confusions_and_classes_are_counted_by_hand(tree, tmp_path):
@@ -343,17 +355,10 @@ def test_the_page_in_a_real_browser(tree, tmp_path):
     page = tmp_path / "out/index.html"
     with Browser(tmp_path / "profile") as browser:
         for width, dark in ((1200, False), (1200, True), (390, False)):
-            browser.open(page, width=width, dark=dark)
-            assert browser.complaints() == []
-            assert browser.requests() == [page.as_uri()]
+            assert browser.unfold(page, width=width, dark=dark) > 300
             broken = "[...document.images].filter((i) => !i.complete || !i.naturalWidth).length"
             assert browser.value(broken) == 0
             assert browser.value("document.images.length") == 11
-            assert browser.value("document.documentElement.scrollWidth - innerWidth") == 0
-            browser.value("document.querySelectorAll('details').forEach((d) => d.open = true)")
-            contrasts = browser.contrasts()
-            assert len(contrasts) > 300
-            assert contrasts[0][0] >= 4.5, contrasts[:3]
             ground = browser.value("getComputedStyle(document.body).backgroundColor")
             assert (sum(map(int, re.findall(r"\d+", ground))) < 384) == dark
         assert "alert(1)" in browser.value("document.body.innerText")
@@ -439,6 +444,8 @@ def _write_evaluation(folder: Path, places: list[dict], right: dict[str, int]) -
                 | {"mode": mode, "options": list(CLASSES) if mode == "two_step" else []}
                 | {"completion": HOSTILE, "answer": HOSTILE, "correct": correct}
                 | {"class_id": class_id if correct or index % 2 else -1, "status": "<i>exact</i>"}
+                | _letters(place["label"], class_id, mode)
+                | {"vote_share": 0.75 if mode == "majority" else None}
             )
         for rollout in range(2):
             completion = f"<think></think><answer>{CLASSES[class_id]}</answer>"
@@ -452,9 +459,15 @@ def _write_evaluation(folder: Path, places: list[dict], right: dict[str, int]) -
     (folder / "pass_at_k.json").write_text(json.dumps(curves))
 
 
+def _letters(label: int, class_id: int, mode: str) -> dict[str, str]:
+    chosen, truth = ("ABCD"[i] if mode == "two_step" else "" for i in (class_id, label))
+    return {"letter": chosen, "truth_letter": truth}
+
+
 def _write_round(root: Path) -> None:
-    steps = [{name: 0.1 * step for name in LOGGED} | {"step": step} for step in range(1, 31)]
-    pq.write_table(pa.Table.from_pylist(steps), root / "train/train_log.parquet")
+    log = schemas.train_log(REWARDS)
+    steps = [{name: 0.1 * step for name in log.names} | {"step": step} for step in range(1, 31)]
+    shards.write(root / "train/train_log.parquet", steps, log)
     propose: dict = {"rollouts": 40, "pass_at_1": 0.5, "pass_at_n": 0.9, "unparsed": 1}
     propose |= {"finish_reasons": {"stop": 39, "length": 1}, "tokens": 400, "seconds": 3.0}
     (root / "propose/stats.json").write_text(json.dumps(propose))
