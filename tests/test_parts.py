@@ -244,6 +244,7 @@ class StubEngine:
 
 def stub_trainer(answers):
     from collections import defaultdict
+
     from peft import get_peft_model
 
     config = parts.lora_config(new_model(0), rank=4, alpha=8, dropout=0.0, targets=parts.PARTS)
