@@ -172,10 +172,10 @@ def memory(stages: Sequence[Stage], prompt_tokens: int) -> dict[str, Any]:
     if weights is None:
         return {"how": f"unknown: no config of {base.model} here"}
     size = 4 if train.dtype == "float32" else 2
-    parts = {
-        "weights": weights * size,
-        "gradients": weights * size,
-        "optimizer": weights * size * 2,
+    parts = {  # all weights are trained: held in float32, computed in the dtype
+        "weights": weights * 4,
+        "gradients": weights * 4,
+        "optimizer": weights * 8,
         "reference": weights * size if options.get("beta", 0.0) else 0.0,
     }
     told = {name: amount * 1e9 / GIB for name, amount in parts.items()}

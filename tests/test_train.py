@@ -363,8 +363,18 @@ def test_the_card_names_what_it_came_from_and_no_path(frozen, tmp_path):
     assert str(frozen) not in text
 
 
-def test_supervised_training_learns_the_truth_and_resumes(frozen, tmp_path):
+def test_supervised_training_learns_the_truth_and_resumes(frozen, tmp_path, monkeypatch):
+    from training import checkpoints
     from training.sft_baseline import sft_baseline
+
+    marked = checkpoints.mark_complete
+
+    def mark(folder: Path) -> None:
+        marked(folder)
+        if folder.name == "checkpoint-3":
+            shutil.copytree(tmp_path / "out", tmp_path / "killed")
+
+    monkeypatch.setattr(checkpoints, "mark_complete", mark)
 
     given = arguments(frozen, method="sft", learning_rate=3e-3, steps=6, questions_per_step=8)
     given |= {"micro_batch_size": 8, "save_steps": 3, "watch_every": 3}
@@ -374,6 +384,67 @@ def test_supervised_training_learns_the_truth_and_resumes(frozen, tmp_path):
     assert [row["step"] for row in log] == [1, 2, 3, 4, 5, 6]
     assert log[-1]["loss"] < log[0]["loss"] - 0.5
     assert log[2]["val_accuracy"] is not None
+    sft_baseline(tmp_path / "killed", **given)
+    again = shards.read(tmp_path / "killed", "train_log").to_pylist()
+    assert [row["loss"] for row in again] == [row["loss"] for row in log]
+    weights = [digest(tmp_path / name / "model.safetensors") for name in ("out", "killed")]
+    assert weights[0] == weights[1]
+
+
+def test_in_bfloat16_small_steps_are_not_lost_and_rounds_still_one_run(frozen, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    given = arguments(frozen, dtype="bfloat16", learning_rate=1e-6, save_steps=2)
+    one = trained(tmp_path / "one", given)
+    first = trained(tmp_path / "first", {**given, "steps": 2, "rounds": 2})
+    rest = {"steps": 2, "rounds": 2, "refresh_round": 1, "policy": first}
+    second = trained(tmp_path / "second", {**given, **rest})
+    assert digest(second / "model.safetensors") == digest(one / "model.safetensors")
+    weights = load_file(one / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    held = load_file(one / "state" / "weights" / "model.safetensors")
+    before = load_file(frozen / "policy" / "model.safetensors")
+    moved = [float((held[n] != before[n]).float().mean()) for n in held if held[n].ndim == 2]
+    assert np.mean(moved) > 0.9
+    assert json.loads((one / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_completions_used_twice_are_logged_once_and_every_step_has_a_row(frozen, tmp_path):
+    options = {"beta": 0.0, "use_cpu": True, "num_iterations": 2}
+    given = arguments(frozen, trl=options, save_steps=2, watch_every=2)
+    folder = trained(tmp_path / "out", given)
+    log = shards.read(folder, "train_log").to_pylist()
+    assert [row["step"] for row in log] == [1, 2, 3, 4]
+    assert [row["val_accuracy"] is not None for row in log] == [False, True, False, True]
+    steps = shards.read(folder, "completions")["step"].to_pylist()
+    assert steps == [1] * 8 + [3] * 8
+    with pytest.raises(StageError, match="save_steps = 1 ends between"):
+        trained(tmp_path / "other", {**given, "save_steps": 1})
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"trl": {"use_cpu": True, "logging_steps": 5}}, "'logging_steps' is set by another key"),
+        ({"trl": {"use_cpu": True, "bets": 0.1}}, "GRPOConfig has no option 'bets'"),
+        ({"micro_batch_size": 3}, "must be a multiple of micro_batch_size x processes = 3 x 1"),
+        ({"micro_batch_size": 2, "dynamic_sampling": 1, "questions_per_step": 1, "num_generations": 4,
+          "trl": {"use_cpu": True}}, None),
+        ({"keep_policy": "best"}, "keep_policy = best needs watch_every"),
+        ({"keep_policy": "worst"}, "must be last or best"),
+        ({"dtype": "float16"}, "dtype must be float32 or bfloat16"),
+        ({"order": "curriculum", "ask": "open"}, "curriculum needs candidates"),
+        ({"rewards": {"difficulty_weighted": 1.0}}, "divided away again"),
+        ({"check_memory": True, "dtype": "bfloat16", "lora_rank": 4, "freeze": "vision"}, "lora_targets says"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused_before_training(frozen, tmp_path, changed, why):
+    if why is None:
+        trained(tmp_path / "out", arguments(frozen, steps=1, **changed))
+        return
+    with pytest.raises(StageError, match=why):
+        trained(tmp_path / "out", arguments(frozen, **changed))
 
 
 def test_two_processes_compute_what_one_does(frozen, tmp_path, drawn_once, monkeypatch):
