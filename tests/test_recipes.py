@@ -38,7 +38,7 @@ def test_trl_takes_a_recipes_options_and_its_checkpoints_fall_on_boundaries(
     processes = {"eight_gpus_fsdp2": 8, "zero3": 8, "many_nodes": 16}.get(recipe.stem, 1)
     monkeypatch.setattr(config_module, "_world_size", lambda: processes)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    given = {key: json.loads(train[key]) for key in ("trl", "rewards")}
+    given = {key: json.loads(train[key]) for key in ("trl", "rewards", "dynamic_sampling")}
     given["trl"] |= {"use_cpu": True}
     keys = ("steps", "questions_per_step", "num_generations", "max_completion_length", "save_steps")
     given |= {key: int(train[key]) for key in (*keys, "micro_batch_size", "watch_every")}
