@@ -218,13 +218,13 @@ class Train(Round):
         return "training.sft_baseline" if method_of(self.method).supervised else "training.grpo"
 
     def settings(self):
-        """Of rounds that are one run, also how many: a schedule is planned over all of them."""
+        """Of rounds that are one run, also how many, where what is planned ahead depends on it."""
         chosen = super().settings()
         method = method_of(self.method)
         rounds = num_rounds(self.method, run().rounds)
         if not method.refreshes:  # all rounds' steps in one
             chosen["steps"] *= run().rounds
-        if chosen["trl"].get("lr_scheduler_type", "linear") != "constant" or _warms_up(chosen):
+        if _plans_ahead(chosen):
             chosen["rounds"] = rounds if self.carry_over else 1
         return chosen | {"rewards": method.rewards(chosen["rewards"])}
 
@@ -283,5 +283,9 @@ def last_round(method: str) -> int:
     return num_rounds(method, run().rounds) - 1
 
 
-def _warms_up(settings: dict[str, Any]) -> bool:
-    return any(settings["trl"].get(key) for key in ("warmup_steps", "warmup_ratio"))
+def _plans_ahead(settings: dict[str, Any]) -> bool:
+    """Whether a round is trained otherwise when more rounds follow: by schedule, or by order."""
+    trl = settings["trl"]
+    warms_up = any(trl.get(key) for key in ("warmup_steps", "warmup_ratio"))
+    scheduled = trl.get("lr_scheduler_type", "linear") != "constant" or warms_up
+    return scheduled or settings["order"] == "curriculum"
