@@ -11,10 +11,9 @@ from pipeline import artifact, status
 from pipeline.where import WhereError, columns, expression, nearest
 from tasks import shards
 from tasks.gallery import data_uri
-from tasks.report_style import STYLE
+from tasks.report_style import page as framed
 from tasks.report_text import esc
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 SHORT = 400  # characters of a value on a page
 _STYLE = """
 table{font-size:.875rem} td{vertical-align:top;max-width:28rem;overflow-wrap:anywhere}
@@ -112,16 +111,12 @@ def page(folder: Path, rows: int, where: str = "") -> str:
         f"<tr><th>{esc(k)}</th><td>{esc(_text(v))}</td></tr>" for k, v in facts.items()
     )
     sections = "".join(_section(table, store, where) for table in found)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{esc(title)}</title><style>{STYLE}{_STYLE}</style></head><body>"
+    body = (
         f"<header><h1>{esc(title)}</h1></header><main>"
         f'<section><h2>Counts</h2><div class="wide"><table><tbody>{counts}</tbody></table></div>'
-        f"</section>{sections}</main></body></html>\n"
+        f"</section>{sections}</main>"
     )
+    return framed(title, body, style=_STYLE)
 
 
 def _section(table: dict[str, Any], store: shards.ImageStore | None, where: str) -> str:

@@ -6,7 +6,6 @@ of generations goes on with other completions: such settings are refused. Full w
 by name and non-strictly, so that renamed tensors silently stay as they were: ours are all or none.
 """
 
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForImageTextToText
 
+from tasks import shards
 from tasks.run import StageError
 
 if TYPE_CHECKING:  # what StrictResume is mixed into
@@ -42,10 +42,9 @@ def step_of(checkpoint: Path) -> int:
 
 def mark_complete(checkpoint: Path) -> None:
     """Put every file of a checkpoint on disk, and then the mark."""
-    for path in [*(p for p in checkpoint.rglob("*") if p.is_file()), checkpoint]:
-        _fsync(path)
+    shards.sync_tree(checkpoint)
     (checkpoint / COMPLETE).touch()
-    _fsync(checkpoint)
+    shards.sync(checkpoint)
 
 
 def rotate(output: Path, keep: int, besides: set[int]) -> None:
@@ -106,11 +105,3 @@ class StrictResume(Trainer):
             return
         target = self.accelerator.unwrap_model(model or self.model)
         restore_weights(target, self.weights)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
