@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import look
 from pipeline.where import WhereError
-from tasks import shards
+from tasks import report_style, shards
 from tests.conftest import ROOT
 from tests.test_workbench import root, run  # noqa: F401 - a fixture
 
@@ -44,7 +44,7 @@ def test_a_page_shows_images_as_thumbnails_and_escapes_the_rest(root, monkeypatc
     assert run(monkeypatch, *line) == 0
     text = (root.parent / "page.html").read_text()
     assert text.count('<img src="data:image/') == 7
-    assert look.POLICY in text
+    assert report_style.POLICY in text
     assert "<script" not in text
 
 
