@@ -1,6 +1,6 @@
 # make train   set-up, then the whole line from the settings in luigi.cfg  [DATASET=name]
 # make card    draft a data card for a folder of photographs: NAME=name FOLDER=path [NOUN=bird]
-# make test    set-up, then the tests
+# make test    set-up, then the tests, two files at a time
 # make help    what else there is
 
 PYTHON ?= python3
@@ -20,7 +20,7 @@ card: $(READY)
 	@$(BIN)/python -m tasks.draft_card "$(NAME)" "$(FOLDER)" $(if $(NOUN),--noun "$(NOUN)") $(if $(KIND),--kind "$(KIND)")
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -85,6 +85,7 @@ def line_chart(
         parts.append(_text(x(tick), bottom + 17, number(tick), "tick mid"))
     parts.append(_text((left + WIDTH - RIGHT) / 2, height - 5, x_label, "axis mid"))
     for place, word in marks:
+        place = min(max(place, x.low), x.high)  # what began before the first point stands at it
         parts.append(_rule(x(place), top, x(place), bottom, "mark"))
         near_end = x(place) > WIDTH - 70
         parts.append(

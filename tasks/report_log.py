@@ -44,7 +44,7 @@ LOG_CHARTS = (
         100,
         " %",
     ),
-    LogChart("KL divergence", "from where the round began, nats a token", (("kl", "KL"),)),
+    LogChart("KL divergence", "from the base policy, nats a token", (("kl", "KL"),)),
     LogChart("Entropy", "of the next token, nats", (("entropy", "entropy"),)),
     LogChart(
         "Spread",
