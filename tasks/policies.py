@@ -64,9 +64,10 @@ def identity(policy: str) -> str:
 def local(policy: str | Path, backend: str = "") -> Path:
     """The policy's folder; a model of the hub is downloaded, or found where it was downloaded to.
 
-    With the backend `server` the server has the model, and its name is enough. Raises PolicyError when it cannot be had.
+    With the backend `server` the server has the model, and its name is enough; what a backend of
+    one's own (`module:function`) needs is its own business. Raises PolicyError when it cannot be had.
     """
-    if Path(policy).is_dir() or backend == "server":
+    if Path(policy).is_dir() or backend == "server" or ":" in backend:
         return Path(policy)
     _folder(str(policy))
     from huggingface_hub import snapshot_download

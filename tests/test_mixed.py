@@ -121,7 +121,8 @@ def test_where_and_inspect_find_every_set(mixed):
 
 
 def test_methods_are_compared_on_each_set_of_the_mix(mixed):
-    chosen = command("Compare", "--dataset", "few+bugs", "--seeds", "[0]")
+    given = ("--seeds", "[0]", "--methods", '["dive_k"]')
+    chosen = command("Compare", "--dataset", "few+bugs", *given)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(chosen, cwd=mixed, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
