@@ -65,14 +65,24 @@ SCHEMAS: dict[str, Callable[..., Any]] = {
     "train_log": schemas.train_log,
     "completions": schemas.completions,
     "retired": schemas.refused,
+    "verdicts": schemas.verdicts,
+    "judgements": schemas.judgements,
 }
+REFUSED = "_refused"  # ends the name of the images that an engine would not take, of any table
+
+
+def schema_of(table: str, stage: str) -> Callable[..., Any] | None:
+    """The schema of a stage's table: Evaluate names raw answers by mode, as others name questions."""
+    if table.endswith(REFUSED):
+        return schemas.refused
+    if stage == "Evaluate" and table != "predictions":
+        return schemas.rollouts
+    return SCHEMAS.get(table)
 
 
 def columns_apart(path: Path, stage: str) -> str:
     """In what a table differs from the schema that this version writes and reads; "" in nothing."""
-    table = path.stem.rstrip("0123456789").rstrip("-")
-    # Evaluate names its answers by mode, and one mode is called as BuildMCQ calls its questions.
-    schema = schemas.rollouts if (stage, table) == ("Evaluate", "mcq") else SCHEMAS.get(table)
+    schema = schema_of(path.stem.rstrip("0123456789").rstrip("-"), stage)
     if schema is None:
         return ""
     there = {field.name: field.type for field in pq.read_schema(path)}

@@ -17,6 +17,9 @@ _WHOLE = 1 << 20  # bytes; of a larger file only samples are read
 _SAMPLES, _SAMPLE = 64, 1 << 16
 
 
+LOADING = ("", "vllm", "ray", "transformers")  # backends that load a policy; "": any may
+
+
 class PolicyError(StageError, ValueError):
     """A policy that is not there or is none; the message says what was looked for."""
 
@@ -64,10 +67,10 @@ def identity(policy: str) -> str:
 def local(policy: str | Path, backend: str = "") -> Path:
     """The policy's folder; a model of the hub is downloaded, or found where it was downloaded to.
 
-    With the backend `server` the server has the model, and its name is enough; what a backend of
-    one's own (`module:function`) needs is its own business. Raises PolicyError when it cannot be had.
+    Only the backends that load a model here need it: a server has its own, and what a
+    `module:function` needs is its own business. Raises PolicyError when it cannot be had.
     """
-    if Path(policy).is_dir() or backend == "server" or ":" in backend:
+    if Path(policy).is_dir() or backend not in LOADING:
         return Path(policy)
     _folder(str(policy))
     from huggingface_hub import snapshot_download

@@ -292,7 +292,7 @@ def test_what_goes_to_the_hub_is_private_and_holds_no_data(tmp_path, monkeypatch
 
     for name in (
         "model.safetensors", "config.json", "README.md", "chat_template.jinja", "manifest.json",
-        "recipe.json", "train_log.parquet", "completions-00001.parquet",
+        "recipe.json", "place.json", "stats.json", ".progress.json", "error.txt", "train_log.parquet", "completions-00001.parquet",
         "adapter/adapter_model.safetensors", "state/optimizer.safetensors", "last/model.safetensors",
     ):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -2,14 +2,12 @@
 
 import io
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import data_cards
-from pipeline import __main__ as workbench
 from tasks import shards
 from tasks.engine import Completion
 from tasks.evaluate import evaluate
@@ -19,6 +17,7 @@ from tasks.run import StageError
 from tests.conftest import ENGINE
 from tests.test_evaluate_modes import evaluate_arguments
 from tests.test_stage import config  # noqa: F401 - a fixture
+from tests.test_workbench import run
 
 NAMES = ("amber beetle", "teal beetle", "rose beetle")
 
@@ -228,15 +227,7 @@ def photos(tmp_path) -> Path:
 
 def command(monkeypatch, tmp_path, *arguments: str) -> int:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["pipeline", "predict", *arguments])
-    try:
-        workbench.main()
-    except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-            return 1
-        return end.code
-    return 0
+    return run(monkeypatch, "predict", *arguments)
 
 
 def test_folders_give_their_images_and_an_empty_one_is_named(photos, tmp_path):

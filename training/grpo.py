@@ -29,7 +29,7 @@ from training.recorder import Recorder
 from training.reward_choice import choose_rewards
 from training.sampling import DynamicSampling, Timed, TruthRollout
 from training.session import Session
-from training.shared_prefix import SharedPrefixTrainer, trainer_kind
+from training.shared_prefix import make_trainer
 
 
 def grpo(
@@ -107,19 +107,17 @@ def grpo(
     rows = session.rows(questions)
     some = [rows[i] for i in range(min(8, len(rows)))]
     model, adapters = session.model(config, some)
-    kind = trainer_kind(model, shared_prefix)
-    own = {
-        "tokens_per_micro_batch": tokens_per_micro_batch,
-        "check_first_batch": check_shared_prefix,
-    }
-    trainer = with_ours(kind, truth_rollout)(
+    trainer = make_trainer(
         model=model,
+        shared_prefix=shared_prefix,
+        tokens_per_micro_batch=tokens_per_micro_batch,
+        check_first_batch=check_shared_prefix,
+        mixed=lambda kind: with_ours(kind, truth_rollout),
         args=config,
         processing_class=session.processor,
         train_dataset=rows,
         reward_funcs=chosen,
         peft_config=adapters,
-        **(own if issubclass(kind, SharedPrefixTrainer) else {}),
     )
     trainer.attempts, trainer.further = dynamic_sampling, questions.further
     recorder = session.train(
@@ -143,12 +141,11 @@ def with_ours(kind: type[GRPOTrainer], truth_rollout: bool) -> type[GRPOTrainer]
 
 def check_scaling(rewards: dict[str, float], config: Any) -> None:
     """Refuse a weight by difficulty that the division by a group's spread would take out again."""
-    if (
-        config.multi_objective_aggregation == "normalize_then_sum"
-        and "difficulty_weighted" in rewards
-    ):
+    if "difficulty_weighted" not in rewards:
+        return
+    if config.multi_objective_aggregation == "normalize_then_sum":
         raise StageError("[Train] rewards: difficulty_weighted is lost in normalize_then_sum")
-    if "difficulty_weighted" in rewards and config.scale_rewards in ("group", True):
+    if config.scale_rewards in ("group", True):
         raise StageError(
             "[Train] rewards: difficulty_weighted is divided away again where advantages are scaled "
             'by group; set "scale_rewards": "batch" or "none" in trl'

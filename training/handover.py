@@ -9,6 +9,7 @@ which are carried as they are.
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +21,28 @@ from tasks.run import StageError
 
 STATE = "state"
 OPTIMIZER, SCHEDULER, TRAINER = "optimizer.pt", "scheduler.pt", "trainer_state.json"
-# Files that are carried as they are: TRL's adaptive entropy bonus, DeepSpeed's pointer, FSDP's full
-# states. The last are pickles of tensors, which are loaded as such only.
-AS_THEY_ARE = ("entropy_ctrl_state.json", "latest", "pytorch_model_fsdp.bin", "optimizer.bin")
+# Files that are carried as they are: TRL's adaptive entropy bonus, which belongs to the schedule, and
+# DeepSpeed's pointer and FSDP's full states, which belong to the weights. The last are pickles of
+# tensors, which are loaded as such only.
+ENTROPY = "entropy_ctrl_state.json"
+SHARDED = ("latest", "pytorch_model_fsdp.bin", "optimizer.bin")
 WEIGHTS = "weights"  # of full precision, where the policy's own are rounded
 
 
 def keep(chosen: Path, last: Path, output: Path, weights: bool = False) -> None:
     """Write the folder `state/` of `output` from complete checkpoints.
 
-    With `weights` the checkpoint's own are kept as well: those of the policy may be rounded.
-
     The optimizer's states are those of the checkpoint `chosen`, whose weights became the policy;
     schedule, step and generators those of the `last` one, since the next round goes on from there.
+    With `weights` those of `chosen` are kept as well: the policy's may be rounded.
     """
     state = output / STATE
     shutil.rmtree(state, ignore_errors=True)
     state.mkdir(parents=True)
-    shutil.copyfile(last / TRAINER, state / TRAINER)
-    for name in AS_THEY_ARE:
-        source = last if name == AS_THEY_ARE[0] else chosen
-        if (source / name).exists():
-            shutil.copyfile(source / name, state / name)
+    carried = [last / TRAINER, last / ENTROPY, *(chosen / name for name in SHARDED)]
+    _copy(carried, state)
     if weights:
-        (state / WEIGHTS).mkdir()
-        for path in [*chosen.glob("*.safetensors*"), chosen / "config.json"]:
-            if path.exists():
-                shutil.copyfile(path, state / WEIGHTS / path.name)
+        _copy([*chosen.glob("*.safetensors*"), chosen / "config.json"], state / WEIGHTS)
     for path in last.glob("rng_state*.pth"):
         _write(state / path.stem, _read_rng(path))
     if (last / SCHEDULER).exists():
@@ -79,7 +75,7 @@ def resume(policy: Path, checkpoints: Path, step: int) -> Path:
         if path.is_dir():
             if path.name != WEIGHTS:
                 shutil.copytree(path, folder / path.name)
-        elif path.name in AS_THEY_ARE:
+        elif path.name in (ENTROPY, *SHARDED):
             shutil.copyfile(path, folder / path.name)
         elif path.suffix == ".json" and path.name != TRAINER:
             kind = {"optimizer": OPTIMIZER, "scheduler": SCHEDULER}.get(
@@ -87,6 +83,14 @@ def resume(policy: Path, checkpoints: Path, step: int) -> Path:
             )
             torch.save(_read(path.with_suffix("")), folder / kind)
     return folder
+
+
+def _copy(files: Iterable[Path], folder: Path) -> None:
+    """Those of the files that are there."""
+    folder.mkdir(exist_ok=True)
+    for path in files:
+        if path.exists():
+            shutil.copyfile(path, folder / path.name)
 
 
 def _load(path: Path) -> Any:

@@ -21,6 +21,10 @@ UPLOADED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*
 KEPT_HERE = (
     "manifest.json",
     "recipe.json",
+    "place.json",
+    "stats.json",
+    "error.txt",
+    ".*",
     "*.parquet",
     "state/*",
     "checkpoints/*",

@@ -16,7 +16,7 @@ It overrides internals of TRL 1.16; `tests/test_shared_prefix.py` fails when the
 import functools
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,12 +59,17 @@ def make_trainer(
     shared_prefix: bool,
     tokens_per_micro_batch: int = 0,
     check_first_batch: bool = True,
+    mixed: Callable[[type[GRPOTrainer]], type[GRPOTrainer]] | None = None,
     **trl: Any,
 ) -> GRPOTrainer:
-    """A trainer of that kind; the two arguments in the middle have no effect on TRL's own."""
+    """A trainer of that kind; the two arguments in the middle have no effect on TRL's own.
+
+    `mixed` makes the class that is used of that kind.
+    """
     kind = trainer_kind(model, shared_prefix, **trl)
     own = {"tokens_per_micro_batch": tokens_per_micro_batch, "check_first_batch": check_first_batch}
-    return kind(model=model, **(own if issubclass(kind, SharedPrefixTrainer) else {}), **trl)
+    options = own if issubclass(kind, SharedPrefixTrainer) else {}
+    return (mixed(kind) if mixed else kind)(model=model, **options, **trl)
 
 
 class SharedPrefixTrainer(GroupTrainer):
