@@ -5,6 +5,7 @@ group, what the processor is asked, which rows take a turn of the loss together 
 need not be forwarded at all.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -130,11 +131,14 @@ class GroupTrainer(GRPOTrainer):
         return groups
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
-        if self._prompts is None:  # asked for something else than a batch to train on
-            return super()._tokenize_prompts(prompts)
-        ids, images, fields = self._prompts.tokenize(prompts, super()._tokenize_prompts)
-        self.counters.image_processor_calls += self._prompts.calls
-        self.counters.unique_images += self._prompts.unique_images
+        once = self._prompts
+        if once is None:  # asked for something else than a batch to train on
+            pairs = itertools.pairwise(prompts)
+            runs = list(itertools.accumulate((a is not b for a, b in pairs), initial=0))
+            once = PromptsOnce(self.processing_class, runs, per_group=False)
+        ids, images, fields = once.tokenize(prompts, super()._tokenize_prompts)
+        self.counters.image_processor_calls += once.calls
+        self.counters.unique_images += once.unique_images
         return ids, images, {} if self.use_vllm else fields
 
     # Splitting: whole groups together, as many as the bound on tokens allows.

@@ -15,6 +15,7 @@ from trl.data_utils import prepare_multimodal_messages
 from tasks import prompts
 from tasks.prompts import LETTERS
 from training.sft_examples import thought
+from training.shared_vision import remembered
 
 if TYPE_CHECKING:  # what these are mixed into
     from trl import GRPOTrainer as Trainer
@@ -107,6 +108,10 @@ class DynamicSampling(Trainer):
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         if not self.model.training or not self.attempts:
             return super()._generate_and_score_completions(inputs)
+        with remembered(self.processing_class):  # every try, and what is trained on, asks for it
+            return self._with_further(inputs)
+
+    def _with_further(self, inputs: list[Row]) -> dict[str, Any]:
         rows = list(inputs)
         found = self._try(rows)
         groups, replaced = len(rows) // self.num_generations, []
@@ -143,9 +148,12 @@ class DynamicSampling(Trainer):
     def _try(self, rows: list[Row]) -> list[list | None]:
         """Completions for rows: their tokens, the completions as TRL has them, log-probabilities."""
         self._asked = rows
-        made = self._generate(
-            [prepare_multimodal_messages(row["prompt"], images=[row["image"]]) for row in rows]
-        )
+        size = self.num_generations  # a group has one prompt, not copies, which are made ready once
+        asked = [
+            prepare_multimodal_messages(row["prompt"], images=[row["image"]])
+            for row in rows[::size]
+        ]
+        made = self._generate([prompt for prompt in asked for _ in range(size)])
         _, completion_ids, _, completions, logprobs, *_ = made
         return [completion_ids, completions, logprobs]
 

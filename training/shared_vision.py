@@ -110,7 +110,7 @@ class PromptsOnce:
         self._per_group = per_group
         self._fields: list[dict[str, Any]] = []
         self.calls = 0  # of the image processor
-        self.unique_images = 0
+        self.unique_images = 0  # that nobody asked for before
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._processor, name)
@@ -119,14 +119,11 @@ class PromptsOnce:
         self, prompts: Sequence[Any], tokenize: Callable[[list[Any]], tuple[list, Any, dict]]
     ) -> tuple[list[list[int]], list[Any] | None, dict[str, Any]]:
         """`tokenize` (TRL's `_tokenize_prompts`) on one prompt a group; its answer for all rows."""
-        processor = self._processor.image_processor
-        memory = _Remembering(processor)
-        self._processor.image_processor = memory
-        try:
+        with remembered(self._processor) as memory:
+            before = memory.calls, len(memory.seen)
             told = [tokenize([prompts[rows[0]]]) for rows in self._rows.values()]
-        finally:
-            self._processor.image_processor = processor
-        self.calls, self.unique_images = memory.calls, len(memory.seen)
+            self.calls = memory.calls - before[0]
+            self.unique_images = len(memory.seen) - before[1]
         self._fields = [fields for _, _, fields in told]
         ids = [told[group][0][0] for group in self._group_of]
         has_images = any(images for _, images, _ in told)
@@ -151,7 +148,21 @@ class PromptsOnce:
         return merged
 
 
-class _Remembering:
+@contextmanager
+def remembered(processor: Any) -> Iterator["Remembering"]:
+    """Each picture goes through the image processor once within this; nested, within the outermost."""
+    own = processor.image_processor
+    if isinstance(own, Remembering):
+        yield own
+        return
+    processor.image_processor = memory = Remembering(own)
+    try:
+        yield memory
+    finally:
+        processor.image_processor = own
+
+
+class Remembering:
     """Stands in for an image processor that is asked for the same picture again."""
 
     def __init__(self, processor: Any):
