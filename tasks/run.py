@@ -251,12 +251,11 @@ def end_with_parent(group: bool = False) -> None:
     """
     if "DIVE_PARENT" not in os.environ:
         return  # started by hand
-    parent = int(os.environ["DIVE_PARENT"])
-    ours = os.getppid() == parent
+    parent, starter = int(os.environ["DIVE_PARENT"]), os.getppid()
 
     def lives() -> bool:
-        if ours:
-            return os.getppid() == parent
+        if os.getppid() != starter:
+            return False
         try:  # below a launcher, which may outlive the run that started it
             os.kill(parent, 0)
         except ProcessLookupError:

@@ -60,7 +60,8 @@ def check_boundaries(settings: dict[str, int]) -> None:
     """Refuse settings whose checkpoints would fall between the uses of one generation.
 
     `settings` are TRL's `gradient_accumulation_steps`, `steps_per_generation` and `num_iterations`,
-    and our `save_steps`, `watch_every` (0: never) and `steps` of a round. Raises StageError with a value that works.
+    and our `save_steps`, `watch_every` (0: never) and `steps` of a round. Raises StageError with a
+    value that works.
     """
     accumulation = settings["gradient_accumulation_steps"]
     uses = settings["steps_per_generation"] * settings["num_iterations"]
@@ -105,3 +106,8 @@ class StrictResume(Trainer):
             return
         target = self.accelerator.unwrap_model(model or self.model)
         restore_weights(target, self.weights)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.args.device.type == "cpu":  # of several processes it is "cpu:0": torch.load refuses
+            vars(self.args)["_setup_devices"] = torch.device("cpu")
+        super()._load_optimizer_and_scheduler(checkpoint)
