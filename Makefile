@@ -46,8 +46,9 @@ $(READY): pyproject.toml requirements/$(DEVICE).txt requirements/overrides.txt
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@echo "installing into .venv ($(DEVICE)): about 6 GB, some minutes on a slow line"
 	@# torch first: the CPU build of vLLM pins a torch without torchvision's operators, which the
-	@# overrides replace by the build that works on machines with and without a GPU.
-	$(BIN)/uv pip install --quiet --python .venv --override requirements/overrides.txt \
+	@# overrides replace by the build that works on machines with and without a GPU. Compiled here once:
+	@# each stage is a process, and where PYTHONDONTWRITEBYTECODE is set each would compile all anew.
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv --override requirements/overrides.txt \
 	  --constraint requirements/$(DEVICE).txt --editable ".[$(DEVICE),test]"
 	@rm -f .venv/.ready-*
 	@touch $@
