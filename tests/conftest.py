@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny drawn card, and stages run on it with an engine that needs no model."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +11,10 @@ import pytest
 
 import data_cards
 from tasks import schemas, shards
+
+# A model as small as the tests' is slower on several threads, and test files run side by side. Read
+# when torch is imported, here and in every process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
 ENGINE = {

@@ -43,10 +43,8 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Two cores, and engines that would each take both."""
+def offline():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield
 

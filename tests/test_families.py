@@ -97,7 +97,7 @@ def test_a_family_goes_through_propose_train_and_evaluate(
         },
     }
     (tmp_path / "given.json").write_text(json.dumps(given, default=str))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", LINE, str(tmp_path / "given.json")],
         cwd=tmp_path,

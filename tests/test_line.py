@@ -126,7 +126,6 @@ def test_a_killed_training_went_on_from_its_checkpoint_as_if_nothing_had_been(li
     subprocess.run(
         [sys.executable, "-m", "training.grpo", str(tmp_path / "recipe.json")],
         cwd=line,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
     )
     for step in (1, 2, 3, 4):
@@ -267,7 +266,7 @@ def test_transformers_and_vllm_answer_alike_from_the_trained_folder(line):
             capture_output=True,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR"},
+            env={**os.environ, "VLLM_LOGGING_LEVEL": "ERROR"},
         )
         assert ran.returncode == 0, ran.stderr[-3000:]
         answers[backend] = json.loads(ran.stdout.strip().splitlines()[-1])

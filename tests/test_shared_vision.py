@@ -9,15 +9,6 @@ from training import shared_vision
 from training.prefix_forward import sharing
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """So small a model is slower on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
     return prefix_models.write_policy(tmp_path_factory.mktemp("policy"))

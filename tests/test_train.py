@@ -4,12 +4,15 @@ An untrained tiny policy answers nothing, so it is paid by the length of its com
 moves the weights, which is what makes equal weights mean something.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,12 @@ pytestmark = pytest.mark.model
 
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_manifest(mcq: Path) -> None:
+    """What Train checks the shards of questions against."""
+    files = {p.name: {"sha256": shards.sha256_file(p)} for p in mcq.glob("*.parquet")}
+    (mcq / "manifest.json").write_text(json.dumps({"files": files}))
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +55,7 @@ def frozen(drawn_once, tmp_path_factory):
             (root / name).mkdir()
         propose(root / "propose", **propose_arguments(place))
         build_mcq(root / "mcq", **mcq_arguments(place))
-        files = {
-            p.name: {"sha256": shards.sha256_file(p)} for p in (root / "mcq").glob("*.parquet")
-        }
-        (root / "mcq" / "manifest.json").write_text(json.dumps({"files": files}))
+        write_manifest(root / "mcq")
         card = data_cards.load("few")
         words = tiny_policy.slot_words([card.kind, card.noun, *card.classes])
         tiny_policy.save(*tiny_policy.build(words, seed=3), root / "policy")
@@ -299,6 +305,37 @@ def test_groups_without_a_gradient_are_replaced_by_further_questions(frozen, tmp
     assert shards.read(again, "completions")["mcq_id"].to_pylist() == asked[3]
 
 
+def test_looking_for_further_questions_makes_each_image_ready_once(frozen, tmp_path, monkeypatch):
+    from training.loading import load_processor
+    from training.sampling import DynamicSampling
+    from training.shared_vision import _digest, _flat
+
+    kind = type(load_processor(frozen / "policy").image_processor)
+    ready, own, batch = [], kind.__call__, DynamicSampling._with_further
+    batches = []
+
+    def call(self, images, *arguments, **named):
+        ready.extend(map(_digest, _flat(images)))
+        return own(self, images, *arguments, **named)
+
+    def further(self, inputs):
+        before = len(ready)
+        made = batch(self, inputs)
+        batches.append(ready[before:])
+        return made
+
+    monkeypatch.setattr(kind, "__call__", call)
+    monkeypatch.setattr(DynamicSampling, "_with_further", further)
+    given = arguments(frozen, dynamic_sampling=3, steps=2, check_shared_prefix=False)
+    given["rewards"] = {"tests.paid:on_some_questions": 1.0}
+    folder = trained(tmp_path / "out", given)
+    log = shards.read(folder, "train_log").to_pylist()
+    assert any(row["replaced_group_share"] for row in log)
+    assert len(batches) == 2
+    for made in batches:
+        assert len(made) == len(set(made)) > 0
+
+
 def test_the_truth_can_be_one_of_every_groups_completions(frozen, tmp_path):
     from tasks.answers import choose
 
@@ -468,7 +505,7 @@ def test_two_processes_compute_what_one_does(frozen, tmp_path, drawn_once, monke
     done = subprocess.run(
         [*command, "-m", "tests.two_processes", str(config)],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
@@ -485,6 +522,48 @@ def test_two_processes_compute_what_one_does(frozen, tmp_path, drawn_once, monke
         assert (tensor - weights[1][name]).abs().max() < 1e-4, name
 
 
+def test_two_processes_that_were_killed_end_as_if_nothing_had_been(frozen, tmp_path, drawn_once):
+    """Each process's random numbers, and with them its completions, go on where they were.
+
+    The launcher gives its processes a group of their own: they end when they find it gone.
+    """
+    shutil.copytree(drawn_once / "cards", tmp_path / "cards")
+
+    def start(name: str) -> subprocess.Popen:
+        config = as_config(
+            tmp_path / f"{name}.json", arguments(frozen, output=tmp_path / name, steps=6)
+        )
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+        command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
+        return subprocess.Popen(
+            [*command, "-m", "training.grpo", str(config)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "DIVE_PARENT": str(os.getpid())},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    killed = start("killed")
+    complete = tmp_path / "killed" / "checkpoints" / "checkpoint-1" / "complete"
+    while not complete.exists() and killed.poll() is None:
+        time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(killed.pid, signal.SIGKILL)
+    _, told = killed.communicate()  # to the end of all that write there
+    assert complete.exists(), told[-3000:]
+    assert not (tmp_path / "killed" / "model.safetensors").exists(), "killed too late to tell"
+    for name in ("killed", "unbroken"):
+        run = start(name)
+        _, told = run.communicate()
+        assert run.returncode == 0, told[-3000:]
+    folders = [tmp_path / name for name in ("killed", "unbroken")]
+    assert curve(folders[0]) == curve(folders[1])
+    weights = [digest(folder / "model.safetensors") for folder in folders]
+    assert weights[0] == weights[1] != digest(frozen / "policy" / "model.safetensors")
+
+
 def test_open_questions_are_trained_on_by_exact_match_and_in_captions(frozen, tmp_path, drawn_once):
     from tasks.build_open import build_open
 
@@ -492,8 +571,7 @@ def test_open_questions_are_trained_on_by_exact_match_and_in_captions(frozen, tm
     mcq.mkdir()
     place = {"card": "few", "download": frozen / "download", "split": frozen / "split"}
     build_open(mcq, **place, prompt="open", prompt_style="caption", shard_size=100, seed=0)
-    files = {p.name: {"sha256": shards.sha256_file(p)} for p in mcq.glob("*.parquet")}
-    (mcq / "manifest.json").write_text(json.dumps({"files": files}))
+    write_manifest(mcq)
     rewards = {"caption_format": 1.0, "exact": 1.0, "virft_compat": 1.0, "overlong": 0.5}
     given = arguments(frozen, ask="open", mcq=[mcq], rewards=rewards, steps=1)
     folder = trained(tmp_path / "out", given)

@@ -109,5 +109,5 @@ class StrictResume(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.args.device.type == "cpu":  # of several processes it is "cpu:0": torch.load refuses
-            vars(self.args)["_setup_devices"] = torch.device("cpu")
+            self.args.__dict__["_setup_devices"] = torch.device("cpu")
         super()._load_optimizer_and_scheduler(checkpoint)
