@@ -41,11 +41,10 @@ class Column:
         edges = np.searchsorted(rows, self._starts)
         for index, path in enumerate(self._paths):
             if len(here := rows[edges[index] : edges[index + 1]]):
-                column = shards.read_file(path, [self._name])[self._name]
-                found.append(column.take(here - self._starts[index]))
-        return pa.chunked_array(
-            [chunk for column in found for chunk in column.chunks], pa.string()
-        ).combine_chunks()
+                batches = shards.iter_batches(path, [self._name], BLOCK)
+                column = pa.chunked_array([batch[self._name] for batch in batches])
+                found += column.take(here - self._starts[index]).chunks
+        return pa.chunked_array(found, pa.string()).combine_chunks()
 
 
 @dataclass
