@@ -14,17 +14,22 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import xxhash
 
 from data_cards import Card, beetles, clean_name
 from tasks import archives as archive_files
 from tasks import layouts
+from tasks.duplicates import repeated
 from tasks.images import Reject
 from tasks.labels import ClassNames
 from tasks.run import StageError, first_line
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+ROWS = 1 << 16  # of a list, in memory as Python objects at a time
 LISTED = pa.schema([("path", pa.string()), ("label", pa.int32()), ("split", pa.string())])
 
 
@@ -77,10 +82,12 @@ def listing(
     found: Iterable[tuple[str, int, str]],
     load: Callable[[str, int], bytes],
     crop_bottom: int = 0,
+    named_once: Path | None = None,
 ) -> Source:
     """A source whose images are listed beforehand as (path, label, split), kept in Arrow memory.
 
-    `load` gives an image's bytes from its path and label.
+    `load` gives an image's bytes from its path and label. `named_once` is a table of paths, none of
+    which may come twice.
     """
     rest = iter(found)
     batches = [
@@ -91,10 +98,12 @@ def listing(
             ],
             schema=LISTED,
         )
-        for part in iter(lambda: list(islice(rest, 65_536)), [])
+        for part in iter(lambda: list(islice(rest, ROWS)), [])
     ]
     table = pa.Table.from_batches(batches, LISTED)
-    require_every_class(card, table["label"], "image")
+    if named_once:
+        _require_once(table["path"], named_once)
+    require_every_class(card, table["label"].unique().to_pylist(), "image")
 
     def items(start: int) -> Iterator[Item]:
         for batch in table.slice(start).to_batches(max_chunksize=1024):
@@ -108,9 +117,9 @@ def listing(
     return Source(table.num_rows, items, digest=digest)
 
 
-def require_every_class(card: Card, labels: pa.ChunkedArray, what: str) -> None:
+def require_every_class(card: Card, labels: Iterable[int], what: str) -> None:
     """Raise StageError when a class of the card has no `what` among the `labels`."""
-    there = set(labels.unique().to_pylist())
+    there = set(labels)
     if empty := [name for label, name in enumerate(card.classes) if label not in there]:
         raise StageError(
             f"card {card.name}: no {what} of {len(empty)} of {len(card.classes)} classes "
@@ -146,32 +155,64 @@ def _archive(card: Card, archives: Path, workplace: Path) -> Source:
 
 def _table(card: Card, table: Path) -> Source:
     """A CSV or Parquet file with the columns path, class and, optionally, split."""
+    known = ClassNames(card.classes, card.aliases)
+
+    def found() -> Iterator[tuple[str, int, str]]:
+        number = 0
+        for frame in _frames(table):
+            if missing := [column for column in ("path", "class") if column not in frame]:
+                raise StageError(
+                    f"{table} has no column {missing[0]!r}; it has "
+                    f"{', '.join(map(str, frame.columns))}"
+                )
+            splits = frame["split"].astype(object).fillna("") if "split" in frame else None
+            parts = [""] * len(frame) if splits is None else splits
+            rows = zip(frame["path"].astype(str), frame["class"].astype(str), parts, strict=True)
+            for path, name, part in rows:
+                number += 1
+                class_id = known.match(name).class_id
+                if class_id is None:
+                    raise StageError(
+                        f"{table}, row {number}: no class {name!r} in card {card.name}"
+                    )
+                if part and part not in SPLIT_FOLDERS:
+                    allowed = ", ".join(SPLIT_FOLDERS)
+                    raise StageError(f"{table}, row {number}: split {part!r} is none of {allowed}")
+                yield path, class_id, SPLIT_FOLDERS.get(part, "")
+
+    return listing(card, found(), reader(table.parent), named_once=table)
+
+
+def _frames(table: Path) -> Iterator[Any]:
+    """A table as pandas frames, so many rows of it in memory at a time."""
     import pandas as pd
+    import pyarrow.parquet as pq
 
     try:
-        frame = (pd.read_csv if table.suffix == ".csv" else pd.read_parquet)(table)
+        if table.suffix == ".csv":
+            with pd.read_csv(table, chunksize=ROWS) as frames:
+                yield from frames
+        else:
+            with pq.ParquetFile(table) as file:
+                yield from (batch.to_pandas() for batch in file.iter_batches(ROWS))
     except Exception as error:  # pandas and pyarrow raise a dozen kinds
         raise StageError(f"{table} cannot be read: {first_line(error)}") from error
-    if missing := [column for column in ("path", "class") if column not in frame]:
-        raise StageError(
-            f"{table} has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}"
-        )
-    known = ClassNames(card.classes, card.aliases)
-    splits = frame["split"].fillna("") if "split" in frame else [""] * len(frame)
-    found, seen = [], set()
-    rows = zip(frame["path"].astype(str), frame["class"].astype(str), splits, strict=True)
-    for number, (path, name, part) in enumerate(rows, start=1):
-        class_id = known.match(name).class_id
-        if class_id is None:
-            raise StageError(f"{table}, row {number}: no class {name!r} in card {card.name}")
-        if part and part not in SPLIT_FOLDERS:
-            allowed = ", ".join(SPLIT_FOLDERS)
-            raise StageError(f"{table}, row {number}: split {part!r} is none of {allowed}")
+
+
+def _require_once(paths: pa.ChunkedArray, table: Path) -> None:
+    """Raise StageError when a path comes twice. Numbers of eight bytes each tell where to look."""
+    keys = np.empty(len(paths), np.uint64)
+    start = 0
+    for chunk in paths.chunks:
+        found = [xxhash.xxh3_64_intdigest(path.encode()) for path in chunk.to_pylist()]
+        keys[start : start + len(found)] = found
+        start += len(found)
+    seen = set()
+    for row in repeated(keys, among=np.ones(len(keys), bool)).tolist():
+        path = paths[row].as_py()
         if path in seen:
-            raise StageError(f"{table}, row {number}: {path} comes twice")
+            raise StageError(f"{table}, row {row + 1}: {path} comes twice")
         seen.add(path)
-        found.append((path, class_id, SPLIT_FOLDERS.get(part, "")))
-    return listing(card, found, reader(table.parent))
 
 
 def reader(root: Path) -> Callable[[str, int], bytes]:
