@@ -50,7 +50,8 @@ def twins(
 
 def repeated(keys: np.ndarray, among: np.ndarray) -> np.ndarray:
     """The images that share their key with another; `among` says which count."""
-    ordered = np.sort(keys[among])
+    ordered = keys[among]
+    ordered.sort()
     again = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     del ordered
     blocks = (slice(start, start + BLOCK) for start in range(0, len(keys), BLOCK))

@@ -268,13 +268,15 @@ def class_folders(root: Path) -> list[tuple[str, Path]]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file at any depth that is not hidden, sorted."""
-    return (
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    """Every file at any depth that is not hidden, sorted; links to folders are not followed."""
+    with os.scandir(folder) as entries:
+        found = [(e.name, e.is_dir(follow_symlinks=False)) for e in entries if e.name[0] != "."]
+    for name, is_folder in sorted(found):
+        path = folder / name
+        if is_folder:
+            yield from files_below(path)
+        elif path.is_file():
+            yield path
 
 
 def _folders(root: Path) -> list[Path]:
