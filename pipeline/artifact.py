@@ -5,6 +5,7 @@ disk is the manifest written and the folder renamed: a folder named by a fingerp
 and nothing else is.
 """
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -306,7 +307,9 @@ def _run_child(
         _add_spent(partial, time.monotonic() - started)
         raise
     if ended.code == 0:
-        return ended
+        # Its own word has its last second, too; only a look from here has all below a launcher.
+        told = json.loads(_read(partial / DONE) or "{}").get("peak_memory_mb", 0)
+        return dataclasses.replace(ended, memory=max(ended.memory, float(told)))
     _add_spent(partial, time.monotonic() - started)
     stage = manifest["stage"]
     if ended.code < 0:

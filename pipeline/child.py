@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from tasks.memory import Watch, megabytes
+
 LOG = "run.log"
 PROGRESS = ".progress.json"  # what the child's progress bar stands at: see tasks/run.py
 STOPPED = 130  # exit code of a child that was asked to stop, and did
@@ -32,7 +34,8 @@ Told = Callable[[str, int | None], None]  # a status message, and percent done w
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended: exit code (negative for a signal), peak memory in MB, its last lines;
+    """How a child ended: exit code (negative for a signal), its last lines, and the peak memory in
+    MB of it and the processes it started, as `tasks.memory.Watch` has it;
     `stopped` when Ctrl-C was pressed and it ended well nevertheless."""
 
     code: int
@@ -75,7 +78,8 @@ def run(
     for reader in readers:
         reader.start()
     try:
-        with _interruptible(child, command[0] == sys.executable) as presses:
+        direct = command[0] == sys.executable
+        with Watch(child.pid) as watch, _interruptible(child, direct) as presses:
             _, status, usage = os.wait4(child.pid, 0)
     except BaseException:
         child.terminate()
@@ -89,7 +93,11 @@ def run(
     child.returncode = code = os.waitstatus_to_exitcode(status)
     if presses and code != 0:
         raise KeyboardInterrupt
-    memory = usage.ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
+    memory = watch.peak
+    if (
+        code != 0 or not memory
+    ):  # exact to the end, but of one process, and of this one's size at least
+        memory = max(memory, megabytes(usage.ru_maxrss))
     return Ended(code, memory, tuple(log.last), bool(presses))
 
 

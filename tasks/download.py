@@ -210,9 +210,13 @@ def _counts(output: Path, card: Card) -> dict[str, Any]:
 
     Raises StageError when a class has no usable image.
     """
-    table = shards.read(output, "images", ["label", "official_split"])
-    require_every_class(card, table["label"], "usable image")
-    found = Counter(table["official_split"].to_pylist())
+    labels: set[int] = set()
+    found: Counter[str] = Counter()
+    for path in shards.paths(output, "images"):
+        table = shards.read_file(path, ["label", "official_split"])
+        labels |= set(table["label"].unique().to_pylist())
+        found.update(table["official_split"].to_pylist())
+    require_every_class(card, labels, "usable image")
     listed = {split: count for split, count in found.items() if split}
     if card.official_splits and listed != card.official_splits:
         told = [

@@ -23,6 +23,7 @@ from typing import Any, get_type_hints
 from tqdm import tqdm
 
 from data_cards import CardError
+from tasks.memory import Watch, own_peak
 from tasks.shards import ShardError, sync_tree, write_text
 
 ERROR_FILE = "error.txt"
@@ -67,11 +68,12 @@ def main(function: Callable[..., None]) -> None:
         (output / ERROR_FILE).unlink(missing_ok=True)
         _Bar.file = output / PROGRESS_FILE
         gc.freeze()  # what is imported by now stays: the collector need not walk it again and again
-        function(**arguments)
+        with Watch(os.getpid()) as memory:
+            function(**arguments)
         if (
             os.environ.get("RANK", "0") == "0"
         ):  # of several under a launcher the others write nothing
-            _mark_done(output)
+            _mark_done(output, max(memory.peak, own_peak()))
             remove_scratch(output)
     except (Stopped, KeyboardInterrupt):
         print(f"{name}: stopped; the same command goes on from here", file=sys.stderr, flush=True)
@@ -86,13 +88,12 @@ def main(function: Callable[..., None]) -> None:
         sys.exit(f"{name}: {sentence}")
 
 
-def _mark_done(output: Path) -> None:
-    """Leave word that all is there, so that a run which is cut off from here on only commits."""
-    import resource
+def _mark_done(output: Path, memory: float) -> None:
+    """Leave word that all is there, so that a run which is cut off from here on only commits.
 
+    `memory` is the peak, in MB, of this process and of those it has started.
+    """
     sync_tree(output, besides=SCRATCH)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    memory = peak / (1024 if sys.platform == "linux" else 1024**2)
     write_text(output / DONE_FILE, json.dumps({"peak_memory_mb": memory}))
 
 

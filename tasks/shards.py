@@ -202,7 +202,15 @@ def iter_rows(
 
 def count_rows(folder: Path, name: str) -> int:
     """Rows of one table, from the footers of its files."""
-    return sum(pq.read_metadata(path).num_rows for path in paths(folder, name))
+    return sum(map(num_rows, paths(folder, name)))
+
+
+def num_rows(path: Path) -> int:
+    """Rows of one shard, from its footer."""
+    try:
+        return pq.read_metadata(path).num_rows
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _damaged(path, error) from error
 
 
 def iter_batches(

@@ -1,7 +1,7 @@
 """Where a card's images come from: drawn, a folder, a table, official archives, or the hub.
 
 Every source becomes a Source: how many images there are, where that is known, and a way to go
-through them from any place on, one at a time. A million images cost tens of megabytes.
+through them from any place on, one at a time. A million images cost some ten megabytes.
 """
 
 import hashlib
@@ -14,17 +14,23 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import xxhash
 
 from data_cards import Card, beetles, clean_name
 from tasks import archives as archive_files
 from tasks import layouts
+from tasks.duplicates import repeated
 from tasks.images import Reject
 from tasks.labels import ClassNames
 from tasks.run import StageError, first_line
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+ROWS = 1 << 14  # of a list, in memory as Python objects at a time
+PACKING = pa.ipc.IpcWriteOptions(compression="zstd")
 LISTED = pa.schema([("path", pa.string()), ("label", pa.int32()), ("split", pa.string())])
 
 
@@ -77,40 +83,60 @@ def listing(
     found: Iterable[tuple[str, int, str]],
     load: Callable[[str, int], bytes],
     crop_bottom: int = 0,
+    named_once: Path | None = None,
 ) -> Source:
-    """A source whose images are listed beforehand as (path, label, split), kept in Arrow memory.
+    """A source whose images are listed beforehand as (path, label, split), kept packed in memory.
 
-    `load` gives an image's bytes from its path and label.
+    `load` gives an image's bytes from its path and label. `named_once` is a table of paths, none of
+    which may come twice.
     """
     rest = iter(found)
-    batches = [
-        pa.RecordBatch.from_arrays(
-            [
-                pa.array(column, field.type)
-                for column, field in zip(zip(*part, strict=True), LISTED, strict=True)
-            ],
-            schema=LISTED,
-        )
-        for part in iter(lambda: list(islice(rest, 65_536)), [])
-    ]
-    table = pa.Table.from_batches(batches, LISTED)
-    require_every_class(card, table["label"], "image")
+    kept: list[pa.Buffer] = []
+    labels: set[int] = set()
+    total = 0
+    for part in iter(lambda: list(islice(rest, ROWS)), []):
+        columns = [
+            pa.array(column, field.type)
+            for column, field in zip(zip(*part, strict=True), LISTED, strict=True)
+        ]
+        kept.append(_packed(pa.RecordBatch.from_arrays(columns, schema=LISTED)))
+        labels.update(columns[1].unique().to_pylist())
+        total += len(part)
+
+    def rows(start: int = 0) -> Iterator[dict[str, Any]]:
+        for index in range(start // ROWS, len(kept)):
+            yield from _unpacked(kept[index]).slice(max(0, start - index * ROWS)).to_pylist()
 
     def items(start: int) -> Iterator[Item]:
-        for batch in table.slice(start).to_batches(max_chunksize=1024):
-            for path, label, split in zip(*batch.to_pydict().values(), strict=True):
-                yield Item(path, label, split, partial(load, path, label), crop_bottom)
+        for path, label, split in map(dict.values, rows(start)):
+            yield Item(path, label, split, partial(load, path, label), crop_bottom)
 
     def digest(start: int, stop: int) -> str:
-        rows = table.slice(start, stop - start).to_pylist()
-        return hashlib.sha256(json.dumps(rows).encode("utf-8", "surrogatepass")).hexdigest()
+        told = json.dumps(list(islice(rows(start), stop - start)))
+        return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
 
-    return Source(table.num_rows, items, digest=digest)
+    if named_once:
+        _require_once(lambda: (row["path"] for row in rows()), total, named_once)
+    require_every_class(card, labels, "image")
+    return Source(total, items, digest=digest)
 
 
-def require_every_class(card: Card, labels: pa.ChunkedArray, what: str) -> None:
+def _packed(batch: pa.RecordBatch) -> pa.Buffer:
+    """Paths repeat one another: packed they take a tenth of the room."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema, options=PACKING) as stream:
+        stream.write_batch(batch)
+    return sink.getvalue()
+
+
+def _unpacked(packed: pa.Buffer) -> pa.RecordBatch:
+    with pa.ipc.open_stream(packed) as stream:
+        return stream.read_next_batch()
+
+
+def require_every_class(card: Card, labels: Iterable[int], what: str) -> None:
     """Raise StageError when a class of the card has no `what` among the `labels`."""
-    there = set(labels.unique().to_pylist())
+    there = set(labels)
     if empty := [name for label, name in enumerate(card.classes) if label not in there]:
         raise StageError(
             f"card {card.name}: no {what} of {len(empty)} of {len(card.classes)} classes "
@@ -146,32 +172,61 @@ def _archive(card: Card, archives: Path, workplace: Path) -> Source:
 
 def _table(card: Card, table: Path) -> Source:
     """A CSV or Parquet file with the columns path, class and, optionally, split."""
+    known = ClassNames(card.classes, card.aliases)
+
+    def found() -> Iterator[tuple[str, int, str]]:
+        number = 0
+        for frame in _frames(table):
+            if missing := [column for column in ("path", "class") if column not in frame]:
+                raise StageError(
+                    f"{table} has no column {missing[0]!r}; it has "
+                    f"{', '.join(map(str, frame.columns))}"
+                )
+            splits = frame["split"].astype(object).fillna("") if "split" in frame else None
+            parts = [""] * len(frame) if splits is None else splits
+            rows = zip(frame["path"].astype(str), frame["class"].astype(str), parts, strict=True)
+            for path, name, part in rows:
+                number += 1
+                class_id = known.match(name).class_id
+                if class_id is None:
+                    raise StageError(
+                        f"{table}, row {number}: no class {name!r} in card {card.name}"
+                    )
+                if part and part not in SPLIT_FOLDERS:
+                    allowed = ", ".join(SPLIT_FOLDERS)
+                    raise StageError(f"{table}, row {number}: split {part!r} is none of {allowed}")
+                yield path, class_id, SPLIT_FOLDERS.get(part, "")
+
+    return listing(card, found(), reader(table.parent), named_once=table)
+
+
+def _frames(table: Path) -> Iterator[Any]:
+    """A table as pandas frames, so many rows of it in memory at a time."""
     import pandas as pd
+    import pyarrow.parquet as pq
 
     try:
-        frame = (pd.read_csv if table.suffix == ".csv" else pd.read_parquet)(table)
+        if table.suffix == ".csv":
+            with pd.read_csv(table, chunksize=ROWS) as frames:
+                yield from frames
+        else:
+            with pq.ParquetFile(table) as file:
+                yield from (batch.to_pandas() for batch in file.iter_batches(ROWS))
     except Exception as error:  # pandas and pyarrow raise a dozen kinds
         raise StageError(f"{table} cannot be read: {first_line(error)}") from error
-    if missing := [column for column in ("path", "class") if column not in frame]:
-        raise StageError(
-            f"{table} has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}"
-        )
-    known = ClassNames(card.classes, card.aliases)
-    splits = frame["split"].fillna("") if "split" in frame else [""] * len(frame)
-    found, seen = [], set()
-    rows = zip(frame["path"].astype(str), frame["class"].astype(str), splits, strict=True)
-    for number, (path, name, part) in enumerate(rows, start=1):
-        class_id = known.match(name).class_id
-        if class_id is None:
-            raise StageError(f"{table}, row {number}: no class {name!r} in card {card.name}")
-        if part and part not in SPLIT_FOLDERS:
-            allowed = ", ".join(SPLIT_FOLDERS)
-            raise StageError(f"{table}, row {number}: split {part!r} is none of {allowed}")
-        if path in seen:
-            raise StageError(f"{table}, row {number}: {path} comes twice")
-        seen.add(path)
-        found.append((path, class_id, SPLIT_FOLDERS.get(part, "")))
-    return listing(card, found, reader(table.parent))
+
+
+def _require_once(paths: Callable[[], Iterator[str]], count: int, table: Path) -> None:
+    """Raise StageError when a path comes twice. Numbers of eight bytes each tell where to look."""
+    hashes = (xxhash.xxh3_64_intdigest(path.encode()) for path in paths())
+    keys = np.fromiter(hashes, np.uint64, count)
+    doubtful = set(repeated(keys, among=np.ones(count, bool)).tolist())
+    seen = set()
+    for row, path in enumerate(paths() if doubtful else ()):
+        if row in doubtful and path in seen:
+            raise StageError(f"{table}, row {row + 1}: {path} comes twice")
+        if row in doubtful:
+            seen.add(path)
 
 
 def reader(root: Path) -> Callable[[str, int], bytes]:
@@ -227,13 +282,15 @@ def class_folders(root: Path) -> list[tuple[str, Path]]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file at any depth that is not hidden, sorted."""
-    return (
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    """Every file at any depth that is not hidden, sorted; links to folders are not followed."""
+    with os.scandir(folder) as entries:
+        found = [(e.name, e.is_dir(follow_symlinks=False)) for e in entries if e.name[0] != "."]
+    for name, is_folder in sorted(found):
+        path = folder / name
+        if is_folder:
+            yield from files_below(path)
+        elif path.is_file():
+            yield path
 
 
 def _folders(root: Path) -> list[Path]:

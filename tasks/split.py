@@ -13,23 +13,20 @@ subsampled.
 The same picture in two splits is reported, not removed: a protocol says which images count.
 """
 
-import itertools
-import math
-import random
-from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from data_cards import load
-from tasks import schemas, shards
-from tasks.duplicates import twins
+from tasks import duplicates, schemas, shards
 from tasks.run import StageError, main, save_stats
+from tasks.split_draws import assign, base_count, cap
 from tasks.split_files import follow
+from tasks.split_images import Images, read_images
 
 PROTOCOLS = ("base_to_novel", "all")
-MAX_VAL_SHOTS = 4  # as many as CoOp keeps for validation
 SPLIT_ORDER = ("pretrain", "train", "val", "test")
 MAX_NEAR = 16  # bits of 64; beyond it, pictures that are merely composed alike are near
 
@@ -73,8 +70,7 @@ def split(
         )
     if test_share + val_share + pretrain_share >= 1:
         raise StageError("[Split] test_share + val_share + pretrain_share must stay below 1")
-    columns = ["image_id", "label", "official_split", "pixels", "dhash"]
-    images = shards.read(download, "images", columns).to_pylist()
+    images = read_images(download, with_dhash=near_duplicates > 0)
     shares = {"test": test_share, "val": val_share, "pretrain": pretrain_share}
     if split_file:
         unusable = download / "rejects.parquet"
@@ -82,153 +78,99 @@ def split(
         follow(images, Path(split_file).expanduser(), data_card, rejects)
         shares = dict.fromkeys(shares, 0.0)
     num_base = base_count(len(data_card.classes), protocol)
-    rows = assign(images, num_base, shares, seed, val_per_class=val_per_class, shots=shots)
-    cap(rows, max_train_images, seed)
-    for row in rows:
-        row["class_name"] = data_card.classes[row["label"]]
-    _check(rows, data_card.classes, num_base)
-    shards.write(output / "split.parquet", rows, schemas.split(data_card.classes))
-    counts = Counter((row["group"], row["split"]) for row in rows)
-    told = ", ".join(f"{group} {part} {n}" for (group, part), n in sorted(counts.items()))
-    print(f"split: {num_base} base and {len(data_card.classes) - num_base} novel classes; {told}")
-    pairs = find_duplicates(images, rows, near_duplicates)
-    shards.write(output / "duplicates.parquet", pairs, schemas.duplicates())
-    stats = {"duplicates": dict(sorted(Counter(map(_pair, pairs)).items()))}
-    save_stats(output, stats)
-    for pair, count in stats["duplicates"].items():
-        first = next(row for row in pairs if _pair(row) == pair)
-        print(f"split: {count} times {pair}, such as {first['image_id']} and {first['twin_id']}")
-
-
-def find_duplicates(
-    images: list[dict[str, Any]], rows: list[dict[str, Any]], near: int
-) -> list[dict[str, Any]]:
-    """Every image with the one of an earlier split that it repeats; unused images do not count."""
-    used = [i for i, row in enumerate(rows) if row["split"] in SPLIT_ORDER]
-    found = twins(
-        [images[i]["pixels"] for i in used],
-        [images[i]["dhash"] for i in used],
-        [SPLIT_ORDER.index(rows[i]["split"]) for i in used],
-        near,
+    place = assign(images, num_base, shares, seed, val_per_class=val_per_class, shots=shots)
+    cap(images, place, max_train_images, seed)
+    counts = _counts(images, place, data_card.classes)
+    _check(counts, images.parts, data_card.classes, num_base)
+    _write(output / "split.parquet", images, place, data_card.classes, num_base)
+    told = ", ".join(
+        f"{group} {part} {count}"
+        for group, of_group in (("base", counts[:num_base]), ("novel", counts[num_base:]))
+        for part, count in sorted(zip(images.parts, of_group.sum(axis=0).tolist(), strict=True))
+        if count
     )
-    pairs = []
-    for twin in found:
-        row, earlier = rows[used[twin.later]], rows[used[twin.earlier]]
-        pairs.append(
-            {
-                "image_id": row["image_id"],
-                "split": row["split"],
-                "twin_id": earlier["image_id"],
-                "twin_split": earlier["split"],
-                "same_class": row["label"] == earlier["label"],
-                "same_pixels": twin.distance < 0,
-                "distance": max(0, twin.distance),
+    print(f"split: {num_base} base and {len(data_card.classes) - num_base} novel classes; {told}")
+    pairs = find_duplicates(images, place, near_duplicates)
+    shards.write(output / "duplicates.parquet", pairs, schemas.duplicates())
+    kinds = _kinds(pairs)
+    save_stats(output, {"duplicates": {told: row["count_all"] for told, row in kinds.items()}})
+    for told, row in kinds.items():
+        first = f"{row['image_id_first']} and {row['twin_id_first']}"
+        print(f"split: {row['count_all']} times {told}, such as {first}")
+
+
+def _counts(images: Images, place: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    """Images by class and split."""
+    parts = len(images.parts)
+    counts = np.bincount(images.labels * parts + place, minlength=len(names) * parts)
+    return counts.reshape(-1, parts)
+
+
+def _check(counts: np.ndarray, parts: list[str], names: tuple[str, ...], num_base: int) -> None:
+    for part, classes in (("train", num_base), ("test", len(names))):
+        lacking = np.flatnonzero(counts[:classes, parts.index(part)] == 0).tolist()
+        if lacking:
+            told = ", ".join(names[label] for label in lacking[:5])
+            raise StageError(
+                f"{len(lacking)} classes have no {part} image ({told}); give them more images, or "
+                f"lower the shares in [Split]"
+            )
+
+
+def _write(
+    path: Path, images: Images, place: np.ndarray, names: tuple[str, ...], num_base: int
+) -> None:
+    with shards.Writer(path, schemas.split(names)) as writer:
+        for rows in images.blocks():
+            labels = images.labels[rows]
+            table = {
+                "image_id": images.ids.take(rows),
+                "label": labels,
+                "class_name": pa.array(names).take(labels),
+                "group": pa.array(schemas.GROUPS).take((labels >= num_base).astype(np.int8)),
+                "split": pa.array(images.parts).take(place[rows]),
             }
-        )
-    return pairs
+            writer.add_table(pa.table(table))
 
 
-def _pair(row: dict[str, Any]) -> str:
+def find_duplicates(images: Images, place: np.ndarray, near: int) -> pa.Table:
+    """Every image with the one of an earlier split that it repeats; unused images do not count."""
+    order = [SPLIT_ORDER.index(p) if p in SPLIT_ORDER else -1 for p in images.parts]
+    part = np.array(order, np.int8)[place]
+    alike = duplicates.repeated(images.keys, among=part >= 0)
+    pixels = images.pixels.take(alike).dictionary_encode().indices.to_numpy()
+    found = duplicates.same(pixels, part[alike])
+    found = found._replace(later=alike[found.later], earlier=alike[found.earlier])
+    if near:
+        found = duplicates.joined(found, duplicates.near(images.dhash, part, near))
+    later, earlier, distance = found
+    named = np.unique(np.concatenate((later, earlier)))
+    ids, parts = images.ids.take(named), pa.array(images.parts)
+    return pa.table(
+        {
+            "image_id": ids.take(np.searchsorted(named, later)),
+            "split": parts.take(place[later]),
+            "twin_id": ids.take(np.searchsorted(named, earlier)),
+            "twin_split": parts.take(place[earlier]),
+            "same_class": images.labels[later] == images.labels[earlier],
+            "same_pixels": distance < 0,
+            "distance": np.maximum(0, distance),
+        }
+    )
+
+
+def _kinds(pairs: pa.Table) -> dict[str, dict[str, Any]]:
+    """How many pairs there are of each kind, and the first of them, by what the kind is called."""
+    kind = ["split", "twin_split", "same_class", "same_pixels"]
+    wanted = [([], "count_all"), ("image_id", "first"), ("twin_id", "first")]
+    rows = pairs.group_by(kind, use_threads=False).aggregate(wanted).to_pylist()
+    return dict(sorted((_kind(row), row) for row in rows))
+
+
+def _kind(row: dict[str, Any]) -> str:
     likeness = "the same picture" if row["same_pixels"] else "nearly the same picture"
     contradiction = "" if row["same_class"] else " under another class"
     return f"{likeness} in {row['split']} and {row['twin_split']}{contradiction}"
-
-
-def cap(rows: list[dict[str, Any]], count: int, seed: int) -> None:
-    """Keep `count` train images, as evenly over the classes as they allow; the rest is unused."""
-    by_class = defaultdict(list)
-    for row in rows:
-        if row["split"] == "train":
-            by_class[row["label"]].append(row)
-    if not count or sum(map(len, by_class.values())) <= count:
-        return
-    for label, members in by_class.items():
-        order = np.random.default_rng([seed, label, 1]).permutation(len(members))
-        by_class[label] = [members[i] for i in order]
-    # One of each class in turn, until there are enough.
-    turns = itertools.zip_longest(*(by_class[label] for label in sorted(by_class)))
-    for row in [row for turn in turns for row in turn if row][count:]:
-        row["split"] = "unused"
-
-
-def base_count(num_classes: int, protocol: str) -> int:
-    """How many classes, by ascending id, are base."""
-    return math.ceil(num_classes / 2) if protocol == "base_to_novel" else num_classes
-
-
-def assign(
-    images: list[dict[str, Any]],
-    num_base: int,
-    shares: dict[str, float],
-    seed: int,
-    *,
-    val_per_class: int = 0,
-    shots: int = 0,
-) -> list[dict[str, Any]]:
-    """Image id, label, group and split of every image, in the order given."""
-    place = {row["image_id"]: row["official_split"] or "train" for row in images}
-    given = set(place.values())
-    by_class = defaultdict(list)
-    for row in images:
-        if place[row["image_id"]] == "train":
-            by_class[row["label"]].append(row["image_id"])
-    for label, ids in by_class.items():
-        order = np.random.default_rng([seed, label]).permutation(sorted(ids))
-        start = 0
-        for part, share in shares.items():
-            if part in given:
-                continue
-            count = math.ceil(share * len(order))
-            if part == "val" and val_per_class:
-                count = val_per_class
-            place |= dict.fromkeys(order[start : start + count].tolist(), part)
-            start += count
-    if shots:
-        place |= dict.fromkeys(_left_out(images, place, shots, seed), "unused")
-    rows = []
-    for row in images:
-        novel = row["label"] >= num_base
-        part = place[row["image_id"]]
-        rows.append(
-            {
-                "image_id": row["image_id"],
-                "label": row["label"],
-                "group": "novel" if novel else "base",
-                "split": "unused" if novel and part == "train" else part,
-            }
-        )
-    return rows
-
-
-def _left_out(
-    images: list[dict[str, Any]], place: dict[str, str], shots: int, seed: int
-) -> list[str]:
-    """The train and val images that a few-shot draw does not take.
-
-    One generator for all: labels in order of first appearance, train before val, each label's
-    images in the order given. A class with fewer images keeps all of them.
-    """
-    rng = random.Random(seed)
-    left: list[str] = []
-    for part, count in (("train", shots), ("val", min(shots, MAX_VAL_SHOTS))):
-        by_class: dict[int, list[str]] = defaultdict(list)
-        for row in images:
-            if place[row["image_id"]] == part:
-                by_class[row["label"]].append(row["image_id"])
-        for ids in by_class.values():
-            kept = set(rng.sample(ids, count) if len(ids) >= count else ids)
-            left += [image_id for image_id in ids if image_id not in kept]
-    return left
-
-
-def _check(rows: list[dict[str, Any]], names: tuple[str, ...], num_base: int) -> None:
-    have = {(row["label"], row["split"]) for row in rows}
-    for part, labels in (("train", range(num_base)), ("test", range(len(names)))):
-        if lacking := [names[label] for label in labels if (label, part) not in have]:
-            raise StageError(
-                f"{len(lacking)} classes have no {part} image ({', '.join(lacking[:5])}); give them "
-                f"more images, or lower the shares in [Split]"
-            )
 
 
 if __name__ == "__main__":

@@ -8,14 +8,16 @@ the test images.
 """
 
 import json
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
 
 from data_cards import Card
 from tasks.labels import ClassNames
 from tasks.run import StageError
+from tasks.split_images import Images
 
 PARTS = ("train", "val", "test")
 
@@ -28,9 +30,7 @@ class Listed(NamedTuple):
     class_name: str
 
 
-def follow(
-    images: list[dict[str, Any]], path: Path, card: Card, rejected: Sequence[str] = ()
-) -> None:
+def follow(images: Images, path: Path, card: Card, rejected: Sequence[str] = ()) -> None:
     """Give every image the split that `path`, a file or a folder, names for it; others are unused.
 
     A listed path is the image whose own path shares the most of its end; one of the `rejected`
@@ -39,8 +39,9 @@ def follow(
     """
     said = f"[Split] split_file = {path}"
     listed = read(path)
-    ends = _by_end([row["image_id"] for row in images])
-    unusable = _by_end(rejected)
+    wanted = {tail for item in listed for tail in _tails(item.path)}
+    ids = (image_id for rows in images.blocks() for image_id in images.ids.take(rows).tolist())
+    ends, unusable = _by_end(ids, wanted), _by_end(rejected, wanted)
     lost: list[str] = []
     names = ClassNames(card.classes, card.aliases)
     found: dict[int, Listed] = {}
@@ -50,21 +51,19 @@ def follow(
         if tail not in ends:
             (lost if tail else absent).append(item.path)
             continue
-        fitting = ends[tail]
-        if len(fitting) > 1:
-            first, second = (images[i]["image_id"] for i in fitting[:2])
+        index, *others = ends[tail]
+        if others:
+            first, second = images.ids.take(np.array([index, *others])).tolist()
             raise StageError(f"{said}: {item.path!r} fits {first} and {second}")
-        index = fitting[0]
-        row = images[index]
         if index in found:
             raise StageError(
-                f"{said} names {row['image_id']} twice: {found[index].path!r}, {item.path!r}"
+                f"{said} names {_id(images, index)} twice: {found[index].path!r}, {item.path!r}"
             )
         class_id = names.match(item.class_name).class_id
-        if class_id is not None and class_id != row["label"]:
+        if class_id is not None and class_id != images.labels[index]:
             raise StageError(
-                f"{said} says that {row['image_id']} is {item.class_name!r}; card {card.name} has it "
-                f"as {card.classes[row['label']]!r}"
+                f"{said} says that {_id(images, index)} is {item.class_name!r}; card {card.name} has "
+                f"it as {card.classes[images.labels[index]]!r}"
             )
         found[index] = item
     if absent:
@@ -73,8 +72,13 @@ def follow(
         )
     if lost:
         print(f"split: {len(lost)} of the listed images are unusable: {', '.join(lost[:5])}")
-    for index, row in enumerate(images):
-        row["official_split"] = found[index].part if index in found else "unused"
+    images.official[:] = images.parts.index("unused")
+    for index, item in found.items():
+        images.official[index] = images.parts.index(item.part)
+
+
+def _id(images: Images, index: int) -> str:
+    return images.ids.take(np.array([index]))[0].as_py()
 
 
 def sources(path: Path) -> list[Path]:
@@ -112,12 +116,13 @@ def _dive_k(folder: Path) -> list[Listed]:
     return listed
 
 
-def _by_end(paths: Sequence[str]) -> dict[str, list[int]]:
-    """The numbers of the paths by every end they have."""
-    ends = defaultdict(list)
+def _by_end(paths: Iterable[str], wanted: Container[str]) -> dict[str, list[int]]:
+    """The numbers of the paths, of at most two, by every wanted end they have."""
+    ends: dict[str, list[int]] = {}
     for index, path in enumerate(paths):
         for tail in _tails(path):
-            ends[tail].append(index)
+            if tail in wanted and len(fitting := ends.setdefault(tail, [])) < 2:
+                fitting.append(index)
     return ends
 
 

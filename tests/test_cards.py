@@ -11,7 +11,7 @@ from PIL import Image
 
 import data_cards
 import tasks.hub
-from tasks import shards
+from tasks import shards, sources
 from tasks.download import download
 from tasks.labels import ClassNames
 from tasks.run import StageError
@@ -321,3 +321,27 @@ def test_a_table_that_cannot_be_read_says_where(table, tmp_path, rows, told):
     table(rows)
     with pytest.raises(StageError, match=told):
         download(tmp_path / "out", card="mine", max_reject_share=0.0)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_is_read_a_few_rows_at_a_time_and_a_path_that_comes_twice_is_found(
+    table, tmp_path, monkeypatch, kind
+):
+    monkeypatch.setattr(sources, "ROWS", 2)
+    splits = ["", "", "train", "", "test"]
+    rows = [
+        {"path": f"a/{n}.jpg", "class": ["Red Kite", "Buzzard"][n % 2], "split": part}
+        for n, part in enumerate(splits)
+    ]
+    table(rows, kind)
+    download(tmp_path / "out", card="mine", max_reject_share=0.0)
+    found = shards.read(tmp_path / "out", "images").to_pylist()
+    assert [r["image_id"] for r in found] == [f"mine/a/{n}.jpg" for n in range(5)]
+    assert [r["label"] for r in found] == [0, 1, 0, 1, 0]
+    assert [r["official_split"] for r in found] == splits
+    table([*rows, rows[1]], kind)
+    with pytest.raises(StageError, match=r"row 6: a/1\.jpg comes twice"):
+        sources.open_source(data_cards.load("mine"), tmp_path, tmp_path)
+    table([*rows, {**rows[1], "class": "Osprey"}], kind)
+    with pytest.raises(StageError, match="row 6: no class 'Osprey' in card mine"):
+        sources.open_source(data_cards.load("mine"), tmp_path, tmp_path)

@@ -3,15 +3,17 @@
 import json
 from collections import Counter
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_cards import Card
-from tasks import shards
+from tasks import schemas, shards, split_draws, split_files
 from tasks.run import StageError
-from tasks.split import assign, base_count, cap, find_duplicates, split
-from tasks.split_files import follow
+from tasks.split import base_count, find_duplicates, split
+from tasks.split_images import Images
 
 SHARES = {"test": 0.2, "val": 0.1, "pretrain": 0.4}
 
@@ -22,6 +24,55 @@ def images(per_class: dict[int, int], official: str = "") -> list[dict]:
         for label, count in per_class.items()
         for i in range(count)
     ]
+
+
+def columns(rows: list[dict]) -> Images:
+    """Rows as what Split keeps of them."""
+    parts = list(schemas.SPLITS)
+    official = [row.get("official_split") or "train" for row in rows]
+    return Images(
+        ids=pa.array([row["image_id"] for row in rows], pa.string()),
+        labels=np.array([row["label"] for row in rows], np.int32),
+        official=np.array([parts.index(part) for part in official], np.int16),
+        parts=parts,
+        pixels=pa.array([row.get("pixels", "") for row in rows]),
+        keys=np.array([hash(row.get("pixels", "")) for row in rows]).view(np.uint64),
+        dhash=np.array([row.get("dhash", 0) for row in rows], np.int64).view(np.uint64),
+    )
+
+
+def assign(rows: list[dict], num_base: int, *arguments, **named) -> list[dict]:
+    """The rows with the group and split that they are given."""
+    place = split_draws.assign(columns(rows), num_base, *arguments, **named)
+    return [
+        {
+            "image_id": row["image_id"],
+            "label": row["label"],
+            "group": "novel" if row["label"] >= num_base else "base",
+            "split": schemas.SPLITS[code],
+        }
+        for row, code in zip(rows, place.tolist(), strict=True)
+    ]
+
+
+def cap(rows: list[dict], count: int, seed: int) -> None:
+    """Cap the train images of rows that `assign` gave."""
+    place = codes(rows)
+    split_draws.cap(columns(rows), place, count, seed)
+    for row, code in zip(rows, place.tolist(), strict=True):
+        row["split"] = schemas.SPLITS[code]
+
+
+def follow(rows: list[dict], *arguments) -> None:
+    """Give rows their place in a split file as their official split."""
+    images = columns(rows)
+    split_files.follow(images, *arguments)
+    for row, code in zip(rows, images.official.tolist(), strict=True):
+        row["official_split"] = schemas.SPLITS[code]
+
+
+def codes(rows: list[dict]) -> np.ndarray:
+    return np.array([schemas.SPLITS.index(row["split"]) for row in rows], np.int16)
 
 
 @pytest.mark.parametrize(
@@ -243,12 +294,12 @@ def test_a_picture_in_two_splits_is_reported_with_what_it_repeats():
         {"image_id": g["image_id"], "label": g["label"], "split": s}
         for g, s in zip(given, places, strict=True)
     ]
-    (same,) = find_duplicates(given, rows, 0)
+    (same,) = find_duplicates(columns(given), codes(rows), 0).to_pylist()
     assert same == {
         "image_id": "b", "split": "test", "twin_id": "a", "twin_split": "train",
         "same_class": True, "same_pixels": True, "distance": 0,
     }  # fmt: skip
-    near = find_duplicates(given, rows, 2)
+    near = find_duplicates(columns(given), codes(rows), 2).to_pylist()
     assert [(row["image_id"], row["twin_id"], row["distance"]) for row in near] == [
         ("b", "a", 0),
         ("c", "a", 1),
@@ -264,8 +315,6 @@ def test_the_stage_writes_what_it_found_and_says_it(split_set, capsys):
     first["test"]["pixels"] = first["train"]["pixels"]
     out = split_set.root / "twins"
     out.mkdir()
-    from tasks import schemas
-
     shards.write(out / "images-00000.parquet", table, schemas.images(split_set.card.classes))
     (split_set.root / "y").mkdir()
     split(
@@ -308,8 +357,6 @@ def test_a_class_left_without_train_images_is_named(split_set):
     table = shards.read(split_set.download, "images").to_pylist()
     for row in table:
         row["official_split"] = "test"
-    from tasks import schemas
-
     shards.write(out / "images-00000.parquet", table, schemas.images(split_set.card.classes))
     with pytest.raises(StageError, match="20 classes have no train image"):
         split(
