@@ -1,6 +1,6 @@
 """Look at what runs left behind, check it, and tidy up.
 
-python -m pipeline status             every stage: done, partial, stale and why; what a run would do
+python -m pipeline status             the graph as a tree: done, partial, stale and why; what a run would do
 python -m pipeline plan               images, rollouts, tokens, steps, hours and memory of a run to come
 python -m pipeline where              the last report's figures, and where everything lies
 python -m pipeline inspect build_mcq  counts, columns and sample rows of a stage's current artifact,
@@ -65,13 +65,16 @@ def main() -> None:
 
     command("where", "the last report's figures and the folders")
     status = command(
-        "status", "every stage and what a run would do", "status", "status --method dive_k --json"
-    )
+        "status",
+        "the graph as a tree, and what a run would do",
+        "status", "status Compare", "status Train --method virft --refresh-round 0 --json",
+    )  # fmt: skip
     status.add_argument(
         "task", nargs="?", default="TrainDiVE", help="a task of luigi's; default: TrainDiVE"
     )
     status.add_argument("--method", help="default: that of luigi.cfg")
     status.add_argument("--seed", type=int, help="default: that of luigi.cfg")
+    status.add_argument("--refresh-round", type=int, help="of a stage with rounds")
     plan = command("plan", "what a run will take", "plan --recipe training/recipes/paper_7b.cfg")
     plan.add_argument("--method", help="default: that of luigi.cfg")
     plan.add_argument("--seed", type=int, help="default: that of luigi.cfg")

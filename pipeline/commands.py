@@ -9,9 +9,10 @@ from typing import Any, TextIO
 
 
 def show_status(arguments: Any) -> int:
-    """Print the graph; the stages that share a set's images with other runs are part of it."""
-    from pipeline import status, tasks
+    """Print the graph of a task as a tree, or its stages as a flat list of values."""
+    from pipeline import status, tasks, tree
     from pipeline.settings import known_keys
+    from pipeline.stage import Stage
 
     if arguments.task not in (known := known_keys()) or not arguments.task[0].isupper():
         names = sorted(name for name in known if name[0].isupper())
@@ -23,9 +24,31 @@ def show_status(arguments: Any) -> int:
         for name, _ in task.get_params()
         if (value := getattr(arguments, name, None)) is not None
     }
-    rows = [status.describe(stage) for stage in status.graph(task(**given))]
-    print(json.dumps(rows, indent=1) if arguments.json else "\n".join(status.lines(rows)))
+    chosen = task(**given)
+    rows = [status.describe(stage) for stage in status.graph(chosen)]
+    if arguments.json:
+        todo = tree.would_run(rows)
+        print(
+            json.dumps([{**row, "would_run": row["fingerprint"] in todo} for row in rows], indent=1)
+        )
+        return 0
+    # A stage of one set is the root itself; several of a mix, or reports, hang below what was asked.
+    itself = isinstance(chosen, Stage) and not chosen.parts()
+    title = "" if itself else " ".join([arguments.task, *_told(chosen, "dataset", "method")])
+    print("\n".join(tree.lines(rows, title, ascii_only=not _can_print("".join(tree.BRANCHES)))))
     return 0
+
+
+def _told(task: Any, *names: str) -> list[str]:
+    return [str(getattr(task, name)) for name in names if hasattr(task, name)]
+
+
+def _can_print(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def show_plan(arguments: Any) -> int:

@@ -1,7 +1,8 @@
-"""What a run would do now, and why: the graph of TrainDiVE with the state of every artifact.
+"""The state of every artifact in a task's graph, and why; which artifacts rest on which.
 
 States: `done`; `partial`, a killed run's finished shards are there; `stale`, another version of it
-is, made with other settings, inputs or code; `missing`. Nothing heavy is imported.
+is, made with other settings, inputs or code; `missing`. Nothing heavy is imported. `tree.py` shows
+it, `leftovers.py` sweeps up.
 """
 
 import json
@@ -31,12 +32,14 @@ def describe(stage: Stage) -> dict[str, Any]:
         "stage": stage.task_family,
         "round": getattr(stage, "refresh_round", None),
         "method": getattr(stage, "method", ""),
-        "set": getattr(stage, "subset", "") or stage.dataset,
+        "set": getattr(stage, "set_name", stage.dataset),
+        "seed": getattr(stage, "seed", None),
         "fingerprint": stage.fingerprint,
+        "requires": [needed.fingerprint for needed in stage.needed.values()],
         "folder": str(stage.folder),
         "why": [],
     }
-    partial = stage.folder.with_name(stage.folder.name + ".partial")
+    partial = artifact.partial_of(stage.folder)
     if stage.folder.is_dir():
         manifest = artifact.read_manifest(stage.folder)
         facts |= {key: manifest.get(key) for key in ("rows", "seconds", "created")}
@@ -48,6 +51,10 @@ def describe(stage: Stage) -> dict[str, Any]:
     if partial.is_dir():
         facts["shards"] = len(list(partial.glob("*-[0-9]*.parquet")))
         facts |= {"of": _all_shards(partial), "progress": child.progress(partial)}
+        facts |= {
+            "seconds": artifact.spent(partial),
+            "held_by": artifact.worked_on_by(stage.folder),
+        }
         return facts | {"state": "partial"}
     current = stage.folder.parent / "current"
     if current.exists():
@@ -83,27 +90,6 @@ def differences(made: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
             if before.get(key) != now.get(key):
                 told = f"{_short(before.get(key))} -> {_short(now.get(key))}"
                 yield f"input {key} changed" if group == "inputs" else f"{key} {told}"
-
-
-def lines(rows: list[dict[str, Any]]) -> list[str]:
-    """The table for a terminal, and what a run would do."""
-    told = []
-    for row in rows:
-        name = row["stage"] + (f" {row['round']}" if row["round"] is not None else "")
-        extra = ""
-        if row["state"] == "done":
-            count = sum((row["rows"] or {}).values())
-            size = f"{row['bytes'] / 1e6:8.1f} MB"
-            extra = f"{count:>9,} rows  {size}  {row['seconds']:7.1f} s  {row['created']}"
-        elif row["state"] == "partial":
-            of = f" of {row['of']}" if row.get("of") else ""
-            extra = f"{row['shards']}{of} shards finished; a run goes on from there"
-        told.append(
-            f"{row['state']:8} {name:14} {row['set']:12} {row['method']:10} {extra}".rstrip()
-        )
-        told += [f"{'':9}{why}" for why in row["why"]]
-    todo = [row for row in rows if row["state"] != "done"]
-    return [*told, "", f"a run would do {len(todo)} of {len(rows)} stages"]
 
 
 def artifacts(root: Path) -> Iterator[Path]:

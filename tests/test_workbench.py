@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import __main__ as workbench
-from pipeline import artifact, status, tasks, verify
+from pipeline import artifact, status, tasks, tree, verify
 from tasks import schemas, shards
 from tasks.build_mcq import build_mcq
 from tests.conftest import mcq_arguments
@@ -184,6 +184,7 @@ def test_status_tells_done_partial_stale_and_missing(config, tmp_path):  # noqa:
     assert rows["Split"]["why"] == ["val_share 0.3 -> 0.1", "input download changed"]
     assert (rows["Propose0"]["state"], rows["Propose0"]["shards"]) == ("partial", 1)
     assert rows["Train1"]["state"] == "missing"
-    told = status.lines(list(rows.values()))
+    told = tree.lines(list(rows.values()))
     assert told[-1] == "a run would do 11 of 12 stages"
     assert any("1 shards finished" in line for line in told)
+    assert rows["Split"]["requires"] == [rows["Download"]["fingerprint"]]
