@@ -232,4 +232,4 @@ def _check(rows: list[dict[str, Any]], names: tuple[str, ...], num_base: int) ->
 
 
 if __name__ == "__main__":
-    main(split)
+    main(split, short=True)
