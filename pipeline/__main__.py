@@ -9,7 +9,8 @@ python -m pipeline inspect build_mcq  counts, columns and sample rows of a stage
 python -m pipeline verify             every checksum, row count and reference between artifacts
 python -m pipeline diff A B           two artifacts of a stage: settings, counts, files that differ
 python -m pipeline invalidate propose delete a stage's current artifact, so that it is made again
-python -m pipeline gc                 what nothing current refers to; --delete to delete it
+python -m pipeline gc                 what nothing current refers to, and working folders that no run
+                                      would go on from; --delete to delete them
 python -m pipeline predict PHOTO...   what a policy says is on images
 
 Each has --help with examples, and --json. Exit codes: 0; 1 for an error, with verify for damage, with
@@ -123,8 +124,22 @@ def main() -> None:
     )
     invalidate.add_argument("stage", help="a stage's folder name (propose)")
     invalidate.add_argument("--downstream", action="store_true", help="and what was made from them")
-    gc = command("gc", "artifacts that nothing current refers to", "gc", "gc --delete")
+    gc = command(
+        "gc",
+        "artifacts that nothing current refers to, and working folders that no run would go on from",
+        "gc",
+        "gc --delete",
+        "gc --partial-older-than 0 --delete",
+    )
     gc.add_argument("--delete", action="store_true", help="delete them; else only list them")
+    gc.add_argument(
+        "--partial-older-than",
+        type=float,
+        default=7.0,
+        metavar="DAYS",
+        help="a working folder of no stage under these settings stays so long after it was last "
+        "written to, since other settings may want it; default: 7",
+    )
     diff = command("diff", "two artifacts of a stage", "diff PATH_A PATH_B")
     diff.add_argument("one", type=Path)
     diff.add_argument("other", type=Path)

@@ -239,9 +239,16 @@ def summary(report: Path) -> str:
 
 
 def remove(folder: Path) -> None:
-    """Delete an artifact folder, frozen or not."""
-    _make_writable(folder)
-    shutil.rmtree(folder)
+    """Delete an artifact or working folder, frozen or not. It first loses its name, so that what is
+    left when this is cut off passes for neither."""
+    doomed = folder
+    if not folder.name.endswith(".deleted"):
+        doomed = folder.with_name(f".{folder.name}.deleted")
+        if doomed.exists():
+            remove(doomed)
+        os.rename(folder, doomed)
+    _make_writable(doomed)
+    shutil.rmtree(doomed)
 
 
 def _make_writable(folder: Path) -> None:

@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -116,20 +117,37 @@ def invalidate_stage(root: Path, folder: Path, arguments: Any) -> None:
 
 
 def collect_garbage(root: Path, arguments: Any) -> None:
-    """List, or delete, the artifacts that nothing current refers to."""
+    """List, or delete, artifacts that nothing current refers to and working folders of no use."""
     from pipeline import artifact, status
+    from pipeline.leftovers import leftovers, remove
 
     found = status.garbage(root)
+    working = leftovers(root, arguments.partial_older_than)
+    gone = {each.folder for each in working if not each.kept}
     if arguments.delete:
         for path, _ in found:
             artifact.remove(path)
+        gone = {each.folder for each in working if not each.kept and remove(each)}
     if arguments.json:
-        print(json.dumps([{"folder": str(path), "bytes": size} for path, size in found], indent=1))
+        told = {
+            "artifacts": [{"folder": str(path), "bytes": size} for path, size in found],
+            "partial": [{**asdict(each), "folder": str(each.folder)} for each in working],
+        }
+        print(json.dumps(told, indent=1))
         return
     for path, size in found:
         print(f"{size / 1e6:9.1f} MB  {_short(path)}")
     done = "deleted" if arguments.delete else "would be deleted by --delete"
     print(f"{len(found)} artifacts, {sum(size for _, size in found) / 1e6:.1f} MB, {done}")
+    if not working:
+        return
+    print("\nworking folders of runs that were cut off:")
+    for each in working:
+        kept = "goes" if each.folder in gone else "stays"
+        print(f"{each.bytes / 1e6:9.1f} MB  {each.days:5.1f} days  {kept:5}  {_short(each.folder)}")
+        print(f"{'':33}{each.why}")
+    freed = sum(each.bytes for each in working if each.folder in gone) / 1e6
+    print(f"{len(gone)} of {len(working)} working folders, {freed:.1f} MB, {done}")
 
 
 def current(folder: Path, stage: str) -> list[Path]:
@@ -266,9 +284,3 @@ def _short(path: Path) -> str:
         return str(path.absolute().relative_to(Path.cwd()))
     except ValueError:
         return str(path)
-
-
-def _short_value(value: object) -> object:
-    if isinstance(value, dict) and "bytes" in value:
-        return f"<image, {len(value['bytes'])} bytes>"
-    return repr(value) if isinstance(value, str) else value

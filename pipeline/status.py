@@ -96,15 +96,13 @@ def artifacts(root: Path) -> Iterator[Path]:
     """Every committed artifact below `root`."""
     for manifest in sorted(root.rglob(artifact.MANIFEST)):
         folder = manifest.parent
-        if not folder.is_symlink() and folder.name != "current" and ".partial" not in folder.name:
+        unfinished = folder.name.endswith((".partial", ".deleted"))
+        if not folder.is_symlink() and folder.name != "current" and not unfinished:
             yield folder
 
 
 def garbage(root: Path) -> list[tuple[Path, int]]:
-    """(folder, bytes) of the artifacts that no `current` one is, or was made from.
-
-    Working folders of killed runs are left out: a run may go on from them.
-    """
+    """(folder, bytes) of the artifacts that no `current` one is, or was made from."""
     found = {folder: artifact.read_manifest(folder) for folder in artifacts(root)}
     by_fingerprint = {manifest["fingerprint"]: manifest for manifest in found.values()}
     links = [link for link in root.rglob("current") if link.is_symlink() and link.exists()]
