@@ -19,6 +19,7 @@ predict for an image that could not be read; 2 for a wrong command line.
 
 import argparse
 import difflib
+import io
 import os
 import signal
 import sys
@@ -26,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.commands import (
-    _places,
     collect_garbage,
     invalidate_stage,
+    places,
     show_differences,
     show_plan,
     show_report,
@@ -148,6 +149,8 @@ def main() -> None:
     _suggest(sys.argv[1:], list(commands.choices))
     arguments = parser.parse_args()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when `head` has seen enough
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that this terminal lacks letters for
+        sys.stdout.reconfigure(errors="backslashreplace")
     if arguments.recipe:
         os.environ["RECIPE"] = arguments.recipe
     from pipeline.artifact import StageFailed
@@ -172,7 +175,7 @@ def _run(arguments: Any) -> int:
         from pipeline.predict import settings
 
         return predict_command.predict(arguments, settings(arguments))
-    root, dataset = _places(arguments.dataset)
+    root, dataset = places(arguments.dataset)
     folder = root / dataset
     if arguments.command == "verify":
         return verify_artifacts(root, folder, arguments)

@@ -29,9 +29,8 @@ def show_status(arguments: Any) -> int:
     rows = [status.describe(stage) for stage in status.graph(chosen)]
     if arguments.json:
         todo = tree.would_run(rows)
-        print(
-            json.dumps([{**row, "would_run": row["fingerprint"] in todo} for row in rows], indent=1)
-        )
+        rows = [{**row, "would_run": row["fingerprint"] in todo} for row in rows]
+        print(json.dumps(rows, indent=1))
         return 0
     # A stage of one set is the root itself; several of a mix, or reports, hang below what was asked.
     itself = isinstance(chosen, Stage) and not chosen.parts()
@@ -266,7 +265,7 @@ def _show_questions(artifact: Path, manifest: dict, questions: int, page: Path |
     _write_page(path, questions_page(artifact, stats, title, questions))
 
 
-def _places(dataset: str | None) -> tuple[Path, str]:
+def places(dataset: str | None) -> tuple[Path, str]:
     """The artifact root and dataset of luigi.cfg."""
     from configparser import ConfigParser
 

@@ -21,6 +21,7 @@ from pipeline import artifact
 from pipeline.child import LOG
 from pipeline.settings import Checked, SettingsError, run
 
+# Recorded in the manifest, but not hashed: what they change shows in the inputs or extra_identity.
 GRAPH_ONLY = ("dataset", "subset", "method", "refresh_round")
 
 

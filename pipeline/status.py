@@ -13,6 +13,7 @@ from typing import Any
 from pipeline import artifact, child
 from pipeline.stage import Stage, lineage
 
+# What of a stage's identity is compared with the version that is there.
 DESCRIBED = ("settings", "inputs", "code_version", "card_sha256")
 
 
@@ -49,7 +50,7 @@ def describe(stage: Stage) -> dict[str, Any]:
             facts["why"] = ["its source changed, its code_version did not"]
         return facts | {"state": "done"}
     if partial.is_dir():
-        facts["shards"] = len(list(partial.glob("*-[0-9]*.parquet")))
+        facts["shards"] = _finished_shards(partial)
         facts |= {"of": _all_shards(partial), "progress": child.progress(partial)}
         facts |= {
             "seconds": artifact.spent(partial),
@@ -65,13 +66,23 @@ def describe(stage: Stage) -> dict[str, Any]:
     return facts | {"state": "missing"}
 
 
+def _finished_shards(partial: Path) -> int:
+    """Shards of the table that was written last: a stage may write two at a time, or one by one."""
+    written = {path: path.stat().st_mtime_ns for path in partial.glob("*-[0-9]*.parquet")}
+    if not written:
+        return 0
+    last = max(written, key=lambda path: (written[path], path))
+    return len(list(partial.glob(f"{last.name.rpartition('-')[0]}-[0-9]*.parquet")))
+
+
 def _all_shards(partial: Path) -> int | None:
     """How many shards there will be, where the child's progress and its recipe tell."""
     told = child.progress(partial)
     try:
-        size = json.loads((partial / artifact.RECIPE).read_text()).get("shard_size")
+        recipe = json.loads((partial / artifact.RECIPE).read_text())
     except (OSError, ValueError):
         return None
+    size = told.get("shard") or recipe.get("shard_size")
     if told.get("unit") == "shards":
         return told.get("total")
     return -(-told["total"] // size) if size and told.get("total") else None

@@ -149,7 +149,10 @@ def _facts(row: Row, runs: bool) -> str:
         if progress.get("unit") == "steps":
             told = [f"{progress['done']:,} of {progress['total']:,} steps"]
         elif row["shards"] or of:
-            told = [f"{row['shards']:,}{of} shards finished"]
+            part = progress.get("what", "").partition(": ")[
+                2
+            ]  # "evaluate: majority" is one of four
+            told = [f"{part}{': ' if part else ''}{row['shards']:,}{of} shards finished"]
         told += [f"{_duration(row['seconds'])} spent"] if row.get("seconds") else []
     then = {"partial": "goes on from there", "stale": "makes it anew", "missing": "makes it"}
     if row.get("held_by"):

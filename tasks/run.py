@@ -204,6 +204,7 @@ class _Bar(tqdm):
 
     file: Path | None = None
     told = -1e9
+    shard = 0
 
     def update(self, n: float | None = 1) -> bool | None:
         shown = super().update(n)
@@ -225,6 +226,7 @@ class _Bar(tqdm):
             "done": self.n if done is None else done,
             "total": self.total,
             "unit": str(self.unit).strip(),
+            **({"shard": self.shard} if self.shard else {}),
         }
         fresh = _Bar.file.with_suffix(".tmp")
         with suppress(OSError):
@@ -233,11 +235,20 @@ class _Bar(tqdm):
 
 
 def progress(
-    items: Iterable[Any] | None, *, desc: str, total: int | None, unit: str, done: int = 0
+    items: Iterable[Any] | None,
+    *,
+    desc: str,
+    total: int | None,
+    unit: str,
+    done: int = 0,
+    shard: int = 0,
 ) -> tqdm:
-    """The one progress bar: rate and time left on a terminal, a line every 15 s in a log file."""
+    """The one progress bar: rate and time left on a terminal, a line every 15 s in a log file.
+
+    `shard` is how many units a shard holds, for a stage that has no setting `shard_size`.
+    """
     terminal = sys.stderr.isatty() or bool(os.environ.get("DIVE_TERMINAL"))
-    return _Bar(
+    bar = _Bar(
         items,
         desc=desc,
         total=total,
@@ -247,6 +258,8 @@ def progress(
         dynamic_ncols=True,
         smoothing=0.1,
     )
+    bar.shard = shard
+    return bar
 
 
 def end_with_parent(group: bool = False) -> None:
