@@ -11,6 +11,7 @@ from tasks import run
 from tasks.run import StageError, Stopped
 from training import sft, sft_checkpoint, sft_examples, tiny_policy
 
+pytestmark = pytest.mark.model
 NAMES = ["rose gold-belt", "rose cyan-belt", "crimson gold-belt"]
 WORDING = sft_examples.Wording("beetle", "species", "brief")
 STEPS = 12
