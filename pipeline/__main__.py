@@ -1,6 +1,6 @@
 """Look at what runs left behind, check it, and tidy up.
 
-python -m pipeline status             every stage: done, partial, stale and why; what a run would do
+python -m pipeline status             the graph as a tree: done, partial, stale and why; what a run would do
 python -m pipeline plan               images, rollouts, tokens, steps, hours and memory of a run to come
 python -m pipeline where              the last report's figures, and where everything lies
 python -m pipeline inspect build_mcq  counts, columns and sample rows of a stage's current artifact,
@@ -9,7 +9,8 @@ python -m pipeline inspect build_mcq  counts, columns and sample rows of a stage
 python -m pipeline verify             every checksum, row count and reference between artifacts
 python -m pipeline diff A B           two artifacts of a stage: settings, counts, files that differ
 python -m pipeline invalidate propose delete a stage's current artifact, so that it is made again
-python -m pipeline gc                 what nothing current refers to; --delete to delete it
+python -m pipeline gc                 what nothing current refers to, and working folders that no run
+                                      would go on from; --delete to delete them
 python -m pipeline predict PHOTO...   what a policy says is on images
 
 Each has --help with examples, and --json. Exit codes: 0; 1 for an error, with verify for damage, with
@@ -18,6 +19,7 @@ predict for an image that could not be read; 2 for a wrong command line.
 
 import argparse
 import difflib
+import io
 import os
 import signal
 import sys
@@ -25,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.commands import (
-    _places,
     collect_garbage,
     invalidate_stage,
+    places,
     show_differences,
     show_plan,
     show_report,
@@ -65,13 +67,16 @@ def main() -> None:
 
     command("where", "the last report's figures and the folders")
     status = command(
-        "status", "every stage and what a run would do", "status", "status --method dive_k --json"
-    )
+        "status",
+        "the graph as a tree, and what a run would do",
+        "status", "status Compare", "status Train --method virft --refresh-round 0 --json",
+    )  # fmt: skip
     status.add_argument(
         "task", nargs="?", default="TrainDiVE", help="a task of luigi's; default: TrainDiVE"
     )
     status.add_argument("--method", help="default: that of luigi.cfg")
     status.add_argument("--seed", type=int, help="default: that of luigi.cfg")
+    status.add_argument("--refresh-round", type=int, help="of a stage with rounds")
     plan = command("plan", "what a run will take", "plan --recipe training/recipes/paper_7b.cfg")
     plan.add_argument("--method", help="default: that of luigi.cfg")
     plan.add_argument("--seed", type=int, help="default: that of luigi.cfg")
@@ -120,8 +125,22 @@ def main() -> None:
     )
     invalidate.add_argument("stage", help="a stage's folder name (propose)")
     invalidate.add_argument("--downstream", action="store_true", help="and what was made from them")
-    gc = command("gc", "artifacts that nothing current refers to", "gc", "gc --delete")
+    gc = command(
+        "gc",
+        "artifacts that nothing current refers to, and working folders that no run would go on from",
+        "gc",
+        "gc --delete",
+        "gc --partial-older-than 0 --delete",
+    )
     gc.add_argument("--delete", action="store_true", help="delete them; else only list them")
+    gc.add_argument(
+        "--partial-older-than",
+        type=float,
+        default=7.0,
+        metavar="DAYS",
+        help="a working folder of no stage under these settings stays so long after it was last "
+        "written to, since other settings may want it; default: 7",
+    )
     diff = command("diff", "two artifacts of a stage", "diff PATH_A PATH_B")
     diff.add_argument("one", type=Path)
     diff.add_argument("other", type=Path)
@@ -130,6 +149,8 @@ def main() -> None:
     _suggest(sys.argv[1:], list(commands.choices))
     arguments = parser.parse_args()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when `head` has seen enough
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that this terminal lacks letters for
+        sys.stdout.reconfigure(errors="backslashreplace")
     if arguments.recipe:
         os.environ["RECIPE"] = arguments.recipe
     from pipeline.artifact import StageFailed
@@ -154,7 +175,7 @@ def _run(arguments: Any) -> int:
         from pipeline.predict import settings
 
         return predict_command.predict(arguments, settings(arguments))
-    root, dataset = _places(arguments.dataset)
+    root, dataset = places(arguments.dataset)
     folder = root / dataset
     if arguments.command == "verify":
         return verify_artifacts(root, folder, arguments)

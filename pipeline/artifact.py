@@ -18,6 +18,7 @@ import signal
 import stat
 import sys
 import time
+from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,11 +60,11 @@ def build(
     wait for somebody else who is building the same; `on_progress` is told how far the child is.
     Raises StageFailed with one sentence, and KeyboardInterrupt when it was stopped by Ctrl-C.
     """
-    partial = folder.with_name(folder.name + ".partial")
+    partial = partial_of(folder)
     patience = LOCK_PATIENCE if patience is None else patience
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
-        with lock.held(folder.with_name(folder.name + ".lock"), patience) as ours:
+        with lock.held(lock_of(folder), patience) as ours:
             if folder.exists():
                 return
             before = _prepare(partial, arguments)
@@ -91,6 +92,29 @@ def build(
         raise KeyboardInterrupt
 
 
+def partial_of(folder: Path) -> Path:
+    """The working folder of the artifact `folder`."""
+    return folder.with_name(f"{folder.name}.partial")
+
+
+def lock_of(folder: Path) -> Path:
+    """The lock that is held while the artifact `folder` is built."""
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def worked_on_by(folder: Path) -> str:
+    """Who is building the artifact `folder` now; empty when nobody is."""
+    return lock.holder(lock_of(folder))
+
+
+def spent(partial: Path) -> float:
+    """Seconds of the attempts before, as far as they ended in a way that could be noted."""
+    try:
+        return float(_read(partial / SPENT) or 0)
+    except ValueError:  # cut off while it was written
+        return 0.0
+
+
 def _prepare(partial: Path, arguments: dict[str, Any]) -> float:
     """The working folder with its recipe; returns the seconds that were spent on it before."""
     partial.mkdir(exist_ok=True)
@@ -104,10 +128,7 @@ def _prepare(partial: Path, arguments: dict[str, Any]) -> float:
         (partial / MANIFEST).unlink()
     recipe = partial / RECIPE
     recipe.write_text(json.dumps({"output": str(partial), **arguments}, indent=1))
-    try:
-        return float(_read(partial / SPENT) or 0)
-    except ValueError:  # cut off while it was written
-        return 0.0
+    return spent(partial)
 
 
 def commit(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
@@ -219,9 +240,16 @@ def summary(report: Path) -> str:
 
 
 def remove(folder: Path) -> None:
-    """Delete an artifact folder, frozen or not."""
-    _make_writable(folder)
-    shutil.rmtree(folder)
+    """Delete an artifact or working folder, frozen or not. It first loses its name, so that what is
+    left when this is cut off passes for neither."""
+    doomed = folder
+    if not folder.name.endswith(".deleted"):
+        doomed = folder.with_name(f".{folder.name}.deleted")
+        if doomed.exists():
+            remove(doomed)
+        os.rename(folder, doomed)
+    _make_writable(doomed)
+    shutil.rmtree(doomed)
 
 
 def _make_writable(folder: Path) -> None:
@@ -334,11 +362,8 @@ def _sentence(partial: Path, ended: child.Ended) -> str:
 
 
 def _add_spent(partial: Path, seconds: float) -> None:
-    try:
-        spent = float(_read(partial / SPENT) or 0)
-        (partial / SPENT).write_text(json.dumps(spent + seconds))
-    except (OSError, ValueError):
-        return
+    with suppress(OSError):
+        (partial / SPENT).write_text(json.dumps(spent(partial) + seconds))
 
 
 def _describe(path: Path) -> dict[str, Any]:

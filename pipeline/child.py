@@ -1,7 +1,7 @@
 """A stage's process: started, listened to, interrupted, and told of when it fails.
 
 What it says goes to the terminal as it comes and into a log beside its files, without the values
-of any tokens. Ctrl-C once lets it finish its shard, twice ends it at once.
+of any tokens. Ctrl-C once lets it finish the shard, step or short stage it is at, twice ends it at once.
 """
 
 import json
@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -63,13 +63,15 @@ def run(
         told |= {"DIVE_TERMINAL": "1", "COLUMNS": str(shutil.get_terminal_size().columns)}
     log = _Log(folder / LOG, secrets(os.environ))
     log.line(f"--- {time.strftime('%Y-%m-%d %H:%M:%S %Z')} {shlex.join(command)}")
-    child = subprocess.Popen(
-        command,
-        pass_fds=[inherited],
-        env={**os.environ, **environment, **told},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    direct = command[0] == sys.executable
+    with _unheard() if direct else nullcontext():
+        child = subprocess.Popen(
+            command,
+            pass_fds=[inherited],
+            env={**os.environ, **environment, **told},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
     streams = [(child.stdout, 1), (child.stderr, 2)]
     readers = [threading.Thread(target=log.copy, args=a, daemon=True) for a in streams]
     over = threading.Event()
@@ -78,7 +80,6 @@ def run(
     for reader in readers:
         reader.start()
     try:
-        direct = command[0] == sys.executable
         with Watch(child.pid) as watch, _interruptible(child, direct) as presses:
             _, status, usage = os.wait4(child.pid, 0)
     except BaseException:
@@ -196,8 +197,24 @@ def _follow(folder: Path, told: Told, over: threading.Event) -> None:
 
 
 @contextmanager
+def _unheard() -> Iterator[None]:
+    """What is started here ignores Ctrl-C from its first moment, while it still imports: a terminal
+    sends it to everybody, and this process passes it on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def _interruptible(child: subprocess.Popen, direct: bool) -> Iterator[list[int]]:
-    """The child finishes its shard at the first Ctrl-C and ends at the second; yields the presses.
+    """The child finishes what it is at on the first Ctrl-C and ends on the second; yields the presses.
+
+    What it is at (a shard, a step, a short stage) the child itself knows and says: see tasks/run.py.
 
     Only the main thread hears of Ctrl-C; elsewhere the child is left to itself.
     """

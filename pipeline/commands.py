@@ -4,14 +4,16 @@ import difflib
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 
 def show_status(arguments: Any) -> int:
-    """Print the graph; the stages that share a set's images with other runs are part of it."""
-    from pipeline import status, tasks
+    """Print the graph of a task as a tree, or its stages as a flat list of values."""
+    from pipeline import status, tasks, tree
     from pipeline.settings import known_keys
+    from pipeline.stage import Stage
 
     if arguments.task not in (known := known_keys()) or not arguments.task[0].isupper():
         names = sorted(name for name in known if name[0].isupper())
@@ -23,9 +25,30 @@ def show_status(arguments: Any) -> int:
         for name, _ in task.get_params()
         if (value := getattr(arguments, name, None)) is not None
     }
-    rows = [status.describe(stage) for stage in status.graph(task(**given))]
-    print(json.dumps(rows, indent=1) if arguments.json else "\n".join(status.lines(rows)))
+    chosen = task(**given)
+    rows = [status.describe(stage) for stage in status.graph(chosen)]
+    if arguments.json:
+        todo = tree.would_run(rows)
+        rows = [{**row, "would_run": row["fingerprint"] in todo} for row in rows]
+        print(json.dumps(rows, indent=1))
+        return 0
+    # A stage of one set is the root itself; several of a mix, or reports, hang below what was asked.
+    itself = isinstance(chosen, Stage) and not chosen.parts()
+    title = "" if itself else " ".join([arguments.task, *_told(chosen, "dataset", "method")])
+    print("\n".join(tree.lines(rows, title, ascii_only=not _can_print("".join(tree.BRANCHES)))))
     return 0
+
+
+def _told(task: Any, *names: str) -> list[str]:
+    return [str(getattr(task, name)) for name in names if hasattr(task, name)]
+
+
+def _can_print(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def show_plan(arguments: Any) -> int:
@@ -93,20 +116,37 @@ def invalidate_stage(root: Path, folder: Path, arguments: Any) -> None:
 
 
 def collect_garbage(root: Path, arguments: Any) -> None:
-    """List, or delete, the artifacts that nothing current refers to."""
+    """List, or delete, artifacts that nothing current refers to and working folders of no use."""
     from pipeline import artifact, status
+    from pipeline.leftovers import leftovers, remove
 
     found = status.garbage(root)
+    working = leftovers(root, arguments.partial_older_than)
+    gone = {each.folder for each in working if not each.kept}
     if arguments.delete:
         for path, _ in found:
             artifact.remove(path)
+        gone = {each.folder for each in working if not each.kept and remove(each)}
     if arguments.json:
-        print(json.dumps([{"folder": str(path), "bytes": size} for path, size in found], indent=1))
+        told = {
+            "artifacts": [{"folder": str(path), "bytes": size} for path, size in found],
+            "partial": [{**asdict(each), "folder": str(each.folder)} for each in working],
+        }
+        print(json.dumps(told, indent=1))
         return
     for path, size in found:
         print(f"{size / 1e6:9.1f} MB  {_short(path)}")
     done = "deleted" if arguments.delete else "would be deleted by --delete"
     print(f"{len(found)} artifacts, {sum(size for _, size in found) / 1e6:.1f} MB, {done}")
+    if not working:
+        return
+    print("\nworking folders of runs that were cut off:")
+    for each in working:
+        kept = "goes" if each.folder in gone else "stays"
+        print(f"{each.bytes / 1e6:9.1f} MB  {each.days:5.1f} days  {kept:5}  {_short(each.folder)}")
+        print(f"{'':33}{each.why}")
+    freed = sum(each.bytes for each in working if each.folder in gone) / 1e6
+    print(f"{len(gone)} of {len(working)} working folders, {freed:.1f} MB, {done}")
 
 
 def current(folder: Path, stage: str) -> list[Path]:
@@ -225,7 +265,7 @@ def _show_questions(artifact: Path, manifest: dict, questions: int, page: Path |
     _write_page(path, questions_page(artifact, stats, title, questions))
 
 
-def _places(dataset: str | None) -> tuple[Path, str]:
+def places(dataset: str | None) -> tuple[Path, str]:
     """The artifact root and dataset of luigi.cfg."""
     from configparser import ConfigParser
 
@@ -243,9 +283,3 @@ def _short(path: Path) -> str:
         return str(path.absolute().relative_to(Path.cwd()))
     except ValueError:
         return str(path)
-
-
-def _short_value(value: object) -> object:
-    if isinstance(value, dict) and "bytes" in value:
-        return f"<image, {len(value['bytes'])} bytes>"
-    return repr(value) if isinstance(value, str) else value

@@ -149,7 +149,7 @@ def of_each_set(stage: Stage) -> list[Stage]:
 
 def paths(stage: Stage) -> dict[str, str]:
     """The artifact folders a stage reads, by the names its function knows."""
-    return {name: str(needed.folder) for name, needed in stage.needs().items()}
+    return {name: str(needed.folder) for name, needed in stage.needed.items()}
 
 
 def snake(name: str) -> str:

@@ -39,6 +39,7 @@ ABSTRACT = (
     "RoundOfSet",
     "OnAnySet",
 )  # base classes; no task and so no section of their own
+# Travel along the graph; a task that is not told takes them from [run].
 GRAPH = ("dataset", "subset", "method", "refresh_round", "seed")
 # Parameters of one stage run alone, on the command line: in luigi.cfg they would mean a whole run.
 OPERANDS = ("on", "policy")

@@ -21,6 +21,7 @@ from pipeline import artifact
 from pipeline.child import LOG
 from pipeline.settings import Checked, SettingsError, run
 
+# Recorded in the manifest, but not hashed: what they change shows in the inputs or extra_identity.
 GRAPH_ONLY = ("dataset", "subset", "method", "refresh_round")
 
 
@@ -59,7 +60,7 @@ class Stage(Checked, luigi.Task):
         return []
 
     def requires(self) -> list["Stage"]:
-        return self.parts() or list(self.needs().values())
+        return self.parts() or list(self.needed.values())
 
     def output(self) -> list[luigi.LocalTarget]:
         stages = self.parts() or [self]
@@ -95,7 +96,7 @@ class Stage(Checked, luigi.Task):
         environment = {"OMP_NUM_THREADS": str(run().cpu_threads)}
         for name in ("VLLM_LOGGING_LEVEL", "TRANSFORMERS_VERBOSITY"):  # read when they are imported
             environment[name] = os.environ.get(name, "ERROR" if "VLLM" in name else "error")
-        working = self.folder.with_name(f"{self.folder.name}.partial")
+        working = artifact.partial_of(self.folder)
         self._tell("set_tracking_url", (working / LOG).as_uri())
         artifact.build(
             self.folder,
@@ -135,13 +136,18 @@ class Stage(Checked, luigi.Task):
         return chosen
 
     @cached_property
+    def needed(self) -> dict[str, "Stage"]:
+        """What `needs` says, asked once: of a large graph it is the slow part."""
+        return self.needs()
+
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything the fingerprint is made of."""
         identity = {
             "stage": self.task_family,
             "code_version": self.code_version,
             "settings": {**self.settings(), **self.extra_identity()},
-            "inputs": {name: stage.fingerprint for name, stage in self.needs().items()},
+            "inputs": {name: stage.fingerprint for name, stage in self.needed.items()},
         }
         if self.reads_card:
             identity["card_sha256"] = self.card.sha256
@@ -188,7 +194,7 @@ def lineage(stage: Stage) -> list[Stage]:
     found: dict[str, Stage] = {}
 
     def visit(current: Stage) -> None:
-        for needed in current.needs().values():
+        for needed in current.needed.values():
             if needed.task_id not in found:
                 visit(needed)
                 found[needed.task_id] = needed

@@ -1,7 +1,8 @@
-"""What a run would do now, and why: the graph of TrainDiVE with the state of every artifact.
+"""The state of every artifact in a task's graph, and why; which artifacts rest on which.
 
 States: `done`; `partial`, a killed run's finished shards are there; `stale`, another version of it
-is, made with other settings, inputs or code; `missing`. Nothing heavy is imported.
+is, made with other settings, inputs or code; `missing`. Nothing heavy is imported. `tree.py` shows
+it, `leftovers.py` sweeps up.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any
 from pipeline import artifact, child
 from pipeline.stage import Stage, lineage
 
+# What of a stage's identity is compared with the version that is there.
 DESCRIBED = ("settings", "inputs", "code_version", "card_sha256")
 
 
@@ -31,12 +33,14 @@ def describe(stage: Stage) -> dict[str, Any]:
         "stage": stage.task_family,
         "round": getattr(stage, "refresh_round", None),
         "method": getattr(stage, "method", ""),
-        "set": getattr(stage, "subset", "") or stage.dataset,
+        "set": getattr(stage, "set_name", stage.dataset),
+        "seed": getattr(stage, "seed", None),
         "fingerprint": stage.fingerprint,
+        "requires": [needed.fingerprint for needed in stage.needed.values()],
         "folder": str(stage.folder),
         "why": [],
     }
-    partial = stage.folder.with_name(stage.folder.name + ".partial")
+    partial = artifact.partial_of(stage.folder)
     if stage.folder.is_dir():
         manifest = artifact.read_manifest(stage.folder)
         facts |= {key: manifest.get(key) for key in ("rows", "seconds", "created")}
@@ -46,8 +50,12 @@ def describe(stage: Stage) -> dict[str, Any]:
             facts["why"] = ["its source changed, its code_version did not"]
         return facts | {"state": "done"}
     if partial.is_dir():
-        facts["shards"] = len(list(partial.glob("*-[0-9]*.parquet")))
+        facts["shards"] = _finished_shards(partial)
         facts |= {"of": _all_shards(partial), "progress": child.progress(partial)}
+        facts |= {
+            "seconds": artifact.spent(partial),
+            "held_by": artifact.worked_on_by(stage.folder),
+        }
         return facts | {"state": "partial"}
     current = stage.folder.parent / "current"
     if current.exists():
@@ -58,13 +66,23 @@ def describe(stage: Stage) -> dict[str, Any]:
     return facts | {"state": "missing"}
 
 
+def _finished_shards(partial: Path) -> int:
+    """Shards of the table that was written last: a stage may write two at a time, or one by one."""
+    written = {path: path.stat().st_mtime_ns for path in partial.glob("*-[0-9]*.parquet")}
+    if not written:
+        return 0
+    last = max(written, key=lambda path: (written[path], path))
+    return len(list(partial.glob(f"{last.name.rpartition('-')[0]}-[0-9]*.parquet")))
+
+
 def _all_shards(partial: Path) -> int | None:
     """How many shards there will be, where the child's progress and its recipe tell."""
     told = child.progress(partial)
     try:
-        size = json.loads((partial / artifact.RECIPE).read_text()).get("shard_size")
+        recipe = json.loads((partial / artifact.RECIPE).read_text())
     except (OSError, ValueError):
         return None
+    size = told.get("shard") or recipe.get("shard_size")
     if told.get("unit") == "shards":
         return told.get("total")
     return -(-told["total"] // size) if size and told.get("total") else None
@@ -85,40 +103,17 @@ def differences(made: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
                 yield f"input {key} changed" if group == "inputs" else f"{key} {told}"
 
 
-def lines(rows: list[dict[str, Any]]) -> list[str]:
-    """The table for a terminal, and what a run would do."""
-    told = []
-    for row in rows:
-        name = row["stage"] + (f" {row['round']}" if row["round"] is not None else "")
-        extra = ""
-        if row["state"] == "done":
-            count = sum((row["rows"] or {}).values())
-            size = f"{row['bytes'] / 1e6:8.1f} MB"
-            extra = f"{count:>9,} rows  {size}  {row['seconds']:7.1f} s  {row['created']}"
-        elif row["state"] == "partial":
-            of = f" of {row['of']}" if row.get("of") else ""
-            extra = f"{row['shards']}{of} shards finished; a run goes on from there"
-        told.append(
-            f"{row['state']:8} {name:14} {row['set']:12} {row['method']:10} {extra}".rstrip()
-        )
-        told += [f"{'':9}{why}" for why in row["why"]]
-    todo = [row for row in rows if row["state"] != "done"]
-    return [*told, "", f"a run would do {len(todo)} of {len(rows)} stages"]
-
-
 def artifacts(root: Path) -> Iterator[Path]:
     """Every committed artifact below `root`."""
     for manifest in sorted(root.rglob(artifact.MANIFEST)):
         folder = manifest.parent
-        if not folder.is_symlink() and folder.name != "current" and ".partial" not in folder.name:
+        unfinished = folder.name.endswith((".partial", ".deleted"))
+        if not folder.is_symlink() and folder.name != "current" and not unfinished:
             yield folder
 
 
 def garbage(root: Path) -> list[tuple[Path, int]]:
-    """(folder, bytes) of the artifacts that no `current` one is, or was made from.
-
-    Working folders of killed runs are left out: a run may go on from them.
-    """
+    """(folder, bytes) of the artifacts that no `current` one is, or was made from."""
     found = {folder: artifact.read_manifest(folder) for folder in artifacts(root)}
     by_fingerprint = {manifest["fingerprint"]: manifest for manifest in found.values()}
     links = [link for link in root.rglob("current") if link.is_symlink() and link.exists()]

@@ -13,7 +13,7 @@ from data_cards import load
 from tasks import prompts, schemas, shards
 from tasks.options import mcq_id
 from tasks.propose import select
-from tasks.run import StageError, main, progress, save_stats
+from tasks.run import StageError, main, progress, save_stats, shard_by_shard, stop_if_asked
 
 
 def build_open(
@@ -48,28 +48,32 @@ def build_open(
     )
     images = shards.ImageStore(download)
     parts = list(shards.chunks(asked, shard_size))
-    for number, part in enumerate(progress(parts, desc="build", total=len(parts), unit="shards")):
-        bytes_of = images.read([row["image_id"] for row in part])
-        questions = [
-            {
-                "mcq_id": mcq_id(row["image_id"], [row["label"]]),
-                "image_id": row["image_id"],
-                "image": {"bytes": bytes_of[row["image_id"]], "path": row["image_id"]},
-                "question": text,
-                "options": [data_card.classes[row["label"]]],
-                "option_class_ids": [row["label"]],
-                "option_votes": [0],
-                "option_sources": ["truth"],
-                "answer_letter": "A",
-                "truth_injected": True,
-                "label_differs": False,
-                "truth_share": 0.0,
-                "margin": 0.0,
-                "entropy": 0.0,
-            }
-            for row in part
-        ]
-        shards.write(shards.shard_path(output, "mcq", number), questions, schemas.mcq())
+    with shard_by_shard(), progress(parts, desc="build", total=len(parts), unit="shards") as bar:
+        for number, part in enumerate(bar):
+            stop_if_asked()
+            if (path := shards.shard_path(output, "mcq", number)).exists():
+                continue
+            bytes_of = images.read([row["image_id"] for row in part])
+            questions = [
+                {
+                    "mcq_id": mcq_id(row["image_id"], [row["label"]]),
+                    "image_id": row["image_id"],
+                    "image": {"bytes": bytes_of[row["image_id"]], "path": row["image_id"]},
+                    "question": text,
+                    "options": [data_card.classes[row["label"]]],
+                    "option_class_ids": [row["label"]],
+                    "option_votes": [0],
+                    "option_sources": ["truth"],
+                    "answer_letter": "A",
+                    "truth_injected": True,
+                    "label_differs": False,
+                    "truth_share": 0.0,
+                    "margin": 0.0,
+                    "entropy": 0.0,
+                }
+                for row in part
+            ]
+            shards.write(path, questions, schemas.mcq())
     save_stats(output, {"images": len(rows), "questions": len(asked), "seed": seed})
     print(f"build_open: {len(asked)} open questions from {len(rows)} images")
 

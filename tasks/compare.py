@@ -247,4 +247,4 @@ def _plain(figure: Figure) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(compare)
+    main(compare, short=True)

@@ -68,7 +68,14 @@ def download(
     with (
         shard_by_shard(),
         ThreadPoolExecutor(decode_threads or os.cpu_count() or 1) as pool,
-        progress(None, desc="download", total=source.total, unit="images", done=count) as bar,
+        progress(
+            None,
+            desc="download",
+            total=source.total,
+            unit="images",
+            done=count,
+            shard=IMAGES_PER_SHARD,
+        ) as bar,
     ):
         for first in items:  # the rest of a shard is taken as it is written
             part = itertools.chain([first], itertools.islice(items, IMAGES_PER_SHARD - 1))

@@ -20,7 +20,15 @@ from typing import Any
 from data_cards import Card, load
 from tasks import schemas, shards
 from tasks.labels import MAX_LENGTH
-from tasks.run import StageError, first_line, main, progress, save_stats
+from tasks.run import (
+    StageError,
+    first_line,
+    main,
+    progress,
+    save_stats,
+    shard_by_shard,
+    stop_if_asked,
+)
 
 PROMPT_VERSION = 1  # raised whenever the wording below changes, for a verdict rests on it
 MODES = ("one_step",)  # those answered in free text
@@ -195,7 +203,7 @@ def _ask(output: Path, client: Client, todo: list[Key], shard_size: int) -> dict
 
     found: dict[Key, str] = {}
     first = 1 + max((int(p.stem[-5:]) for p in output.glob("verdicts-[0-9]*.parquet")), default=-1)
-    with progress(None, desc="judge", total=len(todo), unit="pairs") as bar:
+    with shard_by_shard(), progress(None, desc="judge", total=len(todo), unit="pairs") as bar:
         for number, part in enumerate(shards.chunks(todo, shard_size), start=first):
             statuses = client.run(all_of([client.verdict(*key[2:]) for key in part]))
             if all(status.startswith("failed") for status in statuses):
@@ -207,6 +215,7 @@ def _ask(output: Path, client: Client, todo: list[Key], shard_size: int) -> dict
             shards.write(shards.shard_path(output, "verdicts", number), rows, schemas.verdicts())
             found |= dict(zip(part, statuses, strict=True))
             bar.update(len(part))
+            stop_if_asked()
     return found
 
 

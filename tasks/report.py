@@ -365,4 +365,4 @@ def _finite(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main(report)
+    main(report, short=True)

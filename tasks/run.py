@@ -16,9 +16,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 from tqdm import tqdm
 
@@ -44,12 +44,12 @@ class Stopped(Exception):
     """The stage was asked to stop, and has finished the shard it was at."""
 
 
-def main(function: Callable[..., None]) -> None:
+def main(function: Callable[..., None], short: bool = False) -> None:
     """Read the configuration named on the command line and call `function` with it.
 
-    A mistake that the user can mend ends in one sentence on standard error, in `error.txt` beside
-    the output for whoever started this process, and exit code 1. Anything else is a bug and keeps
-    its traceback.
+    A `short` stage takes seconds and has no shards: asked to stop, it is finished first. A mistake
+    that the user can mend ends in one sentence on standard error, in `error.txt` beside the output
+    for whoever started this process, and exit code 1. Anything else is a bug and keeps its traceback.
     """
     parser = argparse.ArgumentParser(
         description=(function.__doc__ or "").strip().splitlines()[0],
@@ -68,13 +68,12 @@ def main(function: Callable[..., None]) -> None:
         (output / ERROR_FILE).unlink(missing_ok=True)
         _Bar.file = output / PROGRESS_FILE
         gc.freeze()  # what is imported by now stays: the collector need not walk it again and again
-        with Watch(os.getpid()) as memory:
+        with shard_by_shard("stage") if short else nullcontext(), Watch(os.getpid()) as memory:
             function(**arguments)
-        if (
-            os.environ.get("RANK", "0") == "0"
-        ):  # of several under a launcher the others write nothing
-            _mark_done(output, max(memory.peak, own_peak()))
-            remove_scratch(output)
+            # Of several processes under a launcher the others write nothing.
+            if os.environ.get("RANK", "0") == "0":
+                _mark_done(output, max(memory.peak, own_peak()))
+                remove_scratch(output)
     except (Stopped, KeyboardInterrupt):
         print(f"{name}: stopped; the same command goes on from here", file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -116,25 +115,27 @@ def _sentence(error: BaseException) -> str | None:
 
 
 class _Stop:
-    """Whether this process was asked to stop, and is in work that stops between shards."""
+    """Whether this process was asked to stop, and what it is in the middle of, outermost first."""
 
     asked = False
-    patient = 0
+    units: ClassVar[list[str]] = []
 
 
 def _stop_when_asked() -> None:
     """Once: at the end of the shard, where the work is done in shards. Twice: at once.
 
     A person presses Ctrl-C; whoever started this process hears it too, and says so by SIGUSR1.
+    Where nothing is begun that could be finished, as while a model is loaded, once is enough.
     """
 
     def ask(*_: Any) -> None:
         if _Stop.asked:
             os._exit(STOPPED)  # engines in processes of their own see it and end themselves
         _Stop.asked = True
-        if not _Stop.patient:
+        if not _Stop.units:
             raise KeyboardInterrupt
-        print("stopping after this shard", file=sys.stderr, flush=True)
+        # Not by print: the signal may come in the middle of one.
+        os.write(2, f"stopping after this {_Stop.units[-1]}\n".encode())
 
     started_by_hand = "DIVE_PARENT" not in os.environ
     signal.signal(signal.SIGINT, ask if started_by_hand else signal.SIG_IGN)
@@ -142,13 +143,16 @@ def _stop_when_asked() -> None:
 
 
 @contextmanager
-def shard_by_shard() -> Iterator[None]:
-    """Work that looks at `stop_asked` after each shard, or calls `stop_if_asked`."""
-    _Stop.patient += 1
+def shard_by_shard(unit: str = "shard") -> Iterator[None]:
+    """Work that looks at `stop_asked` after each shard, or calls `stop_if_asked`.
+
+    `unit` is what a shard is called here: a step of training, or the whole of a short stage.
+    """
+    _Stop.units.append(unit)
     try:
         yield
     finally:
-        _Stop.patient -= 1
+        _Stop.units.pop()
 
 
 def stop_asked() -> bool:
@@ -200,6 +204,7 @@ class _Bar(tqdm):
 
     file: Path | None = None
     told = -1e9
+    shard = 0
 
     def update(self, n: float | None = 1) -> bool | None:
         shown = super().update(n)
@@ -221,6 +226,7 @@ class _Bar(tqdm):
             "done": self.n if done is None else done,
             "total": self.total,
             "unit": str(self.unit).strip(),
+            **({"shard": self.shard} if self.shard else {}),
         }
         fresh = _Bar.file.with_suffix(".tmp")
         with suppress(OSError):
@@ -229,11 +235,20 @@ class _Bar(tqdm):
 
 
 def progress(
-    items: Iterable[Any] | None, *, desc: str, total: int | None, unit: str, done: int = 0
+    items: Iterable[Any] | None,
+    *,
+    desc: str,
+    total: int | None,
+    unit: str,
+    done: int = 0,
+    shard: int = 0,
 ) -> tqdm:
-    """The one progress bar: rate and time left on a terminal, a line every 15 s in a log file."""
+    """The one progress bar: rate and time left on a terminal, a line every 15 s in a log file.
+
+    `shard` is how many units a shard holds, for a stage that has no setting `shard_size`.
+    """
     terminal = sys.stderr.isatty() or bool(os.environ.get("DIVE_TERMINAL"))
-    return _Bar(
+    bar = _Bar(
         items,
         desc=desc,
         total=total,
@@ -243,6 +258,8 @@ def progress(
         dynamic_ncols=True,
         smoothing=0.1,
     )
+    bar.shard = shard
+    return bar
 
 
 def end_with_parent(group: bool = False) -> None:

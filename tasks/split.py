@@ -174,4 +174,4 @@ def _kind(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(split)
+    main(split, short=True)

@@ -1,6 +1,7 @@
 """python -m pipeline status, verify, invalidate, gc, diff: told from the artifacts alone."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import __main__ as workbench
-from pipeline import artifact, status, tasks, verify
+from pipeline import artifact, child, status, tasks, tree, verify
 from tasks import schemas, shards
 from tasks.build_mcq import build_mcq
 from tests.conftest import mcq_arguments
@@ -184,6 +185,28 @@ def test_status_tells_done_partial_stale_and_missing(config, tmp_path):  # noqa:
     assert rows["Split"]["why"] == ["val_share 0.3 -> 0.1", "input download changed"]
     assert (rows["Propose0"]["state"], rows["Propose0"]["shards"]) == ("partial", 1)
     assert rows["Train1"]["state"] == "missing"
-    told = status.lines(list(rows.values()))
+    told = tree.lines(list(rows.values()))
     assert told[-1] == "a run would do 11 of 12 stages"
     assert any("1 shards finished" in line for line in told)
+    assert rows["Split"]["requires"] == [rows["Download"]["fingerprint"]]
+
+
+def test_finished_shards_are_those_of_the_table_at_hand_and_of_how_many(config, tmp_path):  # noqa: F811
+    config.set("run", "artifacts", str(tmp_path))
+    for stage, tables, recipe, progress in (
+        (tasks.Download(dataset="beetles"), ["images"], {}, {"total": 2800, "shard": 1000}),
+        (tasks.BuildMCQ(), ["mcq", "candidates"], {"shard_size": 500}, {"total": 3, "unit": "shards"}),
+        (tasks.Evaluate(method="zero_shot"), ["one_step"] * 2 + ["rollouts"], {"shard_size": 200}, {"total": 600}),
+    ):  # fmt: skip
+        partial = artifact.partial_of(stage.folder)
+        partial.mkdir(parents=True)
+        for number, table in enumerate(tables):
+            path = partial / f"{table}-{tables[:number].count(table):05d}.parquet"
+            path.touch()
+            os.utime(path, (number, number))
+        (partial / artifact.RECIPE).write_text(json.dumps(recipe))
+        (partial / child.PROGRESS).write_text(
+            json.dumps({"what": "x", "unit": "images"} | progress)
+        )
+        row = status.describe(stage)
+        assert (row["state"], row["shards"], row["of"]) == ("partial", 1, 3), stage.task_family

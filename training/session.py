@@ -116,7 +116,7 @@ class Session:
         start = AtStart(trainer, before)
         trainer.add_callback(start)
         trainer.add_callback(recorder)
-        with contextlib.suppress(Finished), shard_by_shard():
+        with contextlib.suppress(Finished), shard_by_shard("step"):
             trainer.train(resume_from_checkpoint=self._going_on(trainer))
             if trainer.state.global_step < self.stop:
                 stop_if_asked()

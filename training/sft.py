@@ -8,10 +8,14 @@ anything else it is a model of the hub or a folder, taught nothing unless steps 
     python -m training.sft CONFIG.json
 
 The loss is the cross-entropy of the completion's tokens; prompt and image tokens carry none.
+Stopped or killed, it goes on from its last checkpoint with the very same result.
 """
 
 import io
+import itertools
+import math
 import random
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,11 +27,20 @@ from transformers.utils.logging import disable_progress_bar
 
 import data_cards
 from tasks import prompts, shards
-from tasks.run import StageError, first_line, main, progress
-from training import sft_examples, tiny_policy
+from tasks.run import (
+    StageError,
+    first_line,
+    main,
+    progress,
+    shard_by_shard,
+    stop_asked,
+    stop_if_asked,
+)
+from training import sft_checkpoint, sft_examples, tiny_policy
 
 WARMUP_SHARE = 0.1
 MAX_GRAD_NORM = 1.0
+CHECKPOINTS = 10  # in all, so that a kill costs a tenth
 
 
 def base_policy(
@@ -92,6 +105,7 @@ def base_policy(
             steps=steps,
             learning_rate=learning_rate,
             muon_learning_rate=muon_learning_rate,
+            checkpoint=sft_checkpoint.place(output),
         )
         print(f"base_policy: loss {figures['final_loss']:.3f} after {steps} supervised steps")
     policy.to(getattr(torch, dtype))
@@ -108,12 +122,16 @@ def train_supervised(
     muon_learning_rate: float = 0.0,
     weight_decay: float = 0.01,
     bf16: bool = True,
+    checkpoint: Path | None = None,
 ) -> dict[str, float]:
     """Teach `model` in place, one batch a step; returns the steps and the mean loss at the end.
 
     Linear warm-up and linear decay. AdamW at `learning_rate`; with a `muon_learning_rate` the
     weight matrices inside the network are left to Muon. `bf16` computes under autocast; weights keep their
     precision. Progress goes to the terminal: rate, time left, loss.
+
+    `checkpoint` is a file to go on from, where it is there, and written every tenth of the steps and
+    when the run is asked to stop, which raises Stopped. `batches` always start at the first one.
     """
     device = next(model.parameters()).device
     optimizers = _optimizers(model, learning_rate, muon_learning_rate, weight_decay)
@@ -124,9 +142,15 @@ def train_supervised(
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, scale) for each in optimizers]
     model.train()
-    recent: list[float] = []
-    with progress(None, desc="supervised", total=steps, unit="steps") as bar:
-        for _, batch in zip(range(steps), batches, strict=False):
+    state = sft_checkpoint.State(model, optimizers, schedules)
+    first, recent = state.load(checkpoint) if checkpoint else (0, [])
+    every = math.ceil(steps / CHECKPOINTS)
+    deque(itertools.islice(batches, first), maxlen=0)  # drawn again, so that the next is the same
+    with (
+        shard_by_shard("step"),
+        progress(None, desc="supervised", total=steps, unit="steps", done=first) as bar,
+    ):
+        for step, batch in zip(range(first, steps), batches, strict=False):
             inputs = collate(processor, batch).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 loss = model(**inputs).loss
@@ -140,6 +164,9 @@ def train_supervised(
             recent = [*recent[-9:], loss.item()]
             bar.update()
             bar.set_postfix(loss=f"{sum(recent) / len(recent):.3f}")
+            if checkpoint and (stop_asked() or (step + 1) % every == 0):
+                state.save(checkpoint, step + 1, recent)
+            stop_if_asked()
     model.eval()
     return {"steps": float(steps), "final_loss": sum(recent) / max(1, len(recent))}
 

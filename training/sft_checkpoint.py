@@ -1,0 +1,68 @@
+"""One file to go on from in supervised training: weights, optimizers, schedules, generators, losses.
+
+It replaces the one before in one step, so that it is whole whenever a run is cut off, and lies where
+the stage's scratch is swept away in the end. It is read as tensors only, never as code.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tasks import shards
+from tasks.run import StageError
+from training.checkpoints import FOLDER
+
+FILE = "supervised.pt"
+
+
+def place(output: Path) -> Path:
+    """Where the checkpoint of the stage whose folder is `output` lies."""
+    return output / FOLDER / FILE
+
+
+class State:
+    """Everything that the next step depends on but its batch."""
+
+    def __init__(self, model: torch.nn.Module, optimizers: list[Any], schedules: list[Any]):
+        self.parts = {"model": [model], "optimizers": optimizers, "schedules": schedules}
+
+    def save(self, path: Path, steps: int, losses: list[float]) -> None:
+        """Write the state after so many `steps`; `losses` are the last ones."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(".tmp")
+        states = {name: [each.state_dict() for each in part] for name, part in self.parts.items()}
+        torch.save({"steps": steps, "losses": losses, "generators": _generators(), **states}, fresh)
+        shards.sync(fresh)
+        os.replace(fresh, path)
+        shards.sync(path.parent)
+
+    def load(self, path: Path) -> tuple[int, list[float]]:
+        """Take up the state in `path`; returns the steps done and the last losses, none without it.
+
+        Raises StageError when it does not fit this model.
+        """
+        if not path.exists():
+            return 0, []
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            for name, part in self.parts.items():
+                for each, state in zip(part, found[name], strict=True):
+                    each.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise StageError(
+                f"{path} does not fit this training; delete it to start anew"
+            ) from error
+        _set_generators(found["generators"])
+        return found["steps"], found["losses"]
+
+
+def _generators() -> dict[str, Any]:
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+
+def _set_generators(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
