@@ -95,9 +95,8 @@ def run(
     if presses and code != 0:
         raise KeyboardInterrupt
     memory = watch.peak
-    if (
-        code != 0 or not memory
-    ):  # exact to the end, but of one process, and of this one's size at least
+    if code != 0 or not memory:
+        # Exact to the end, but of one process, and of this one's size at least.
         memory = max(memory, megabytes(usage.ru_maxrss))
     return Ended(code, memory, tuple(log.last), bool(presses))
 
