@@ -1,7 +1,9 @@
 """The real engines on the tiny policy: they agree, they are told apart, they survive a kill."""
 
+import contextlib
 import gc
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,6 +24,7 @@ from tasks.download import download
 from tasks.engine import Request, Sampling
 from tasks.engine_server import ServerEngine
 from tasks.engine_vllm import AsyncVllmEngine
+from tasks.memory import below
 from tasks.propose import propose, select
 from tasks.run import StageError
 from tasks.sampler import Sampler
@@ -311,16 +314,23 @@ def proposed(made, output: Path, **changed) -> list[dict]:
     return shards.read(output, "rollouts").to_pylist()
 
 
+def title(process: int) -> str:
+    """A process's command line, or what it calls itself; "" of one that has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ")
+    return ""
+
+
 def kill_one(watched: Path, mark: str) -> threading.Thread:
-    """Kill -9 a process whose command line or title holds `mark`, once two shards are there."""
+    """Kill -9 one of our processes, whose command line or title holds `mark`, once two shards are there."""
 
     def watch() -> None:
         for _ in range(3000):
             if len(list(watched.glob("rollouts-*.parquet"))) >= 2:
                 break
             time.sleep(0.05)
-        found = subprocess.run(["pgrep", "-f", mark], capture_output=True, text=True).stdout.split()
-        os.kill(int(found[0]), signal.SIGKILL)
+        ours = [process for process in below(os.getpid()) if re.search(mark, title(process))]
+        os.kill(ours[0], signal.SIGKILL)
 
     thread = threading.Thread(target=watch)
     thread.start()

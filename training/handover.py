@@ -34,13 +34,15 @@ def keep(chosen: Path, last: Path, output: Path, weights: bool = False) -> None:
 
     The optimizer's states are those of the checkpoint `chosen`, whose weights became the policy;
     schedule, step and generators those of the `last` one, since the next round goes on from there.
-    With `weights` those of `chosen` are kept as well: the policy's may be rounded.
+    With `weights` those of `chosen` are kept as well: the policy's may be rounded. The same training
+    leaves the same bytes: what was logged on the way, times among it, stands in train_log alone.
     """
     state = output / STATE
     shutil.rmtree(state, ignore_errors=True)
     state.mkdir(parents=True)
-    carried = [last / TRAINER, last / ENTROPY, *(chosen / name for name in SHARDED)]
-    _copy(carried, state)
+    trainer_state = json.loads((last / TRAINER).read_text(encoding="utf-8"))
+    _write_json(state / TRAINER, trainer_state | {"log_history": []})
+    _copy([last / ENTROPY, *(chosen / name for name in SHARDED)], state)
     if weights:
         _copy([*chosen.glob("*.safetensors*"), chosen / "config.json"], state / WEIGHTS)
     for path in last.glob("rng_state*.pth"):
@@ -69,8 +71,7 @@ def resume(policy: Path, checkpoints: Path, step: int) -> Path:
     folder = checkpoints / f"checkpoint-{step}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    trainer_state["global_step"] = step
-    (folder / TRAINER).write_text(json.dumps(trainer_state), encoding="utf-8")
+    _write_json(folder / TRAINER, trainer_state | {"global_step": step})
     for path in sorted(state.iterdir()):
         if path.is_dir():
             if path.name != WEIGHTS:
@@ -91,6 +92,10 @@ def _copy(files: Iterable[Path], folder: Path) -> None:
     for path in files:
         if path.exists():
             shutil.copyfile(path, folder / path.name)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values), encoding="utf-8")
 
 
 def _load(path: Path) -> Any:
