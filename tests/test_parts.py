@@ -199,7 +199,9 @@ def test_training_state_goes_over_without_a_pickle_and_comes_back_the_same(tmp_p
     torch.save(optimizer.state_dict(), checkpoint / "optimizer.pt")
     torch.save({"last_epoch": 7, "_last_lr": [0.1]}, checkpoint / "scheduler.pt")
     torch.save(generators, checkpoint / "rng_state.pth")
-    (checkpoint / "trainer_state.json").write_text('{"global_step": 7, "log_history": [{"step_time": 0.1}]}')
+    (checkpoint / "trainer_state.json").write_text(
+        '{"global_step": 7, "log_history": [{"step_time": 0.1}]}'
+    )
     policy = tmp_path / "policy"
     handover.keep(checkpoint, checkpoint, policy)
     kinds = {path.suffix for path in (policy / "state").iterdir()}
