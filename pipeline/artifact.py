@@ -31,6 +31,7 @@ MANIFEST_VERSION = 2  # 2: it holds a digest of itself
 RECIPE = "recipe.json"  # the child's keyword arguments; config.json belongs to model folders
 ERROR = "error.txt"  # the child's one sentence
 SPENT = ".spent"  # seconds of the attempts before
+PARTIAL, DELETED = ".partial", ".deleted"  # how folders at work, and those being removed, end
 DONE = ".done"  # the child's word that it has ended well: see tasks/run.py
 WORKING = (ERROR, SPENT, DONE, child.PROGRESS)  # files of the working folder only
 LOCK_PATIENCE = lock.PATIENCE
@@ -94,7 +95,7 @@ def build(
 
 def partial_of(folder: Path) -> Path:
     """The working folder of the artifact `folder`."""
-    return folder.with_name(f"{folder.name}.partial")
+    return folder.with_name(f"{folder.name}{PARTIAL}")
 
 
 def lock_of(folder: Path) -> Path:
@@ -243,8 +244,8 @@ def remove(folder: Path) -> None:
     """Delete an artifact or working folder, frozen or not. It first loses its name, so that what is
     left when this is cut off passes for neither."""
     doomed = folder
-    if not folder.name.endswith(".deleted"):
-        doomed = folder.with_name(f".{folder.name}.deleted")
+    if folder.suffix != DELETED:
+        doomed = folder.with_name(f".{folder.name}{DELETED}")
         if doomed.exists():
             remove(doomed)
         os.rename(folder, doomed)

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifact, lock
+from pipeline.artifact import DELETED, PARTIAL
 from pipeline.settings import SettingsError
 
-PARTIAL, DELETED = ".partial", ".deleted"
 DAYS = 7.0
 
 

@@ -107,7 +107,7 @@ def artifacts(root: Path) -> Iterator[Path]:
     """Every committed artifact below `root`."""
     for manifest in sorted(root.rglob(artifact.MANIFEST)):
         folder = manifest.parent
-        unfinished = folder.name.endswith((".partial", ".deleted"))
+        unfinished = folder.suffix in (artifact.PARTIAL, artifact.DELETED)
         if not folder.is_symlink() and folder.name != "current" and not unfinished:
             yield folder
 

@@ -21,14 +21,23 @@ Row = dict[str, Any]  # of `status.describe`
 def would_run(rows: Sequence[Row]) -> set[str]:
     """Fingerprints of the stages that a run would do: what is complete is not looked beyond."""
     by_name = {row["fingerprint"]: row for row in rows}
+    below = _requires(by_name)
     found: set[str] = set()
     waiting = roots(rows)
     while waiting:
         name = waiting.pop()
         if by_name[name]["state"] != "done" and name not in found:
             found.add(name)
-            waiting += [below for below in by_name[name]["requires"] if below in by_name]
+            waiting += below[name]
     return found
+
+
+def _requires(by_name: dict[str, Row]) -> dict[str, list[str]]:
+    """What each stage requires of the others that are shown."""
+    return {
+        name: [below for below in dict.fromkeys(row["requires"]) if below in by_name]
+        for name, row in by_name.items()
+    }
 
 
 def roots(rows: Sequence[Row]) -> list[str]:
@@ -91,17 +100,16 @@ def _walk(
 
 def _children(by_name: dict[str, Row]) -> dict[str, list[str]]:
     """What each stage requires, less what it has by way of another of them."""
+    requires = _requires(by_name)
     reach: dict[str, set[str]] = {}
 
     def everything(name: str) -> set[str]:
         if name not in reach:
-            direct = [below for below in by_name[name]["requires"] if below in by_name]
-            reach[name] = set(direct).union(*map(everything, direct))
+            reach[name] = set(requires[name]).union(*map(everything, requires[name]))
         return reach[name]
 
     found = {}
-    for name, row in by_name.items():
-        direct = list(dict.fromkeys(below for below in row["requires"] if below in by_name))
+    for name, direct in requires.items():
         indirect = set().union(*map(everything, direct))
         found[name] = [below for below in direct if below not in indirect]
     return found
@@ -149,9 +157,8 @@ def _facts(row: Row, runs: bool) -> str:
         if progress.get("unit") == "steps":
             told = [f"{progress['done']:,} of {progress['total']:,} steps"]
         elif row["shards"] or of:
-            part = progress.get("what", "").partition(": ")[
-                2
-            ]  # "evaluate: majority" is one of four
+            # Of "evaluate: majority", one of four parts, what stands behind the colon.
+            _, _, part = progress.get("what", "").partition(": ")
             told = [f"{part}{': ' if part else ''}{row['shards']:,}{of} shards finished"]
         told += [f"{_duration(row['seconds'])} spent"] if row.get("seconds") else []
     then = {"partial": "goes on from there", "stale": "makes it anew", "missing": "makes it"}

@@ -23,6 +23,10 @@ from tasks.run import StageError
 from tests.conftest import ROOT, as_config
 
 pytestmark = pytest.mark.model
+TWO_PROCESSES = [
+    sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+    "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0",
+]  # fmt: skip
 
 
 def digest(path: Path) -> str:
@@ -500,10 +504,8 @@ def test_two_processes_compute_what_one_does(frozen, tmp_path, drawn_once, monke
     trained(one.pop("output"), one)
     config = as_config(tmp_path / "two.json", given("two"))
     shutil.copytree(drawn_once / "cards", tmp_path / "cards")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
     done = subprocess.run(
-        [*command, "-m", "tests.two_processes", str(config)],
+        [*TWO_PROCESSES, "-m", "tests.two_processes", str(config)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -533,10 +535,8 @@ def test_two_processes_that_were_killed_end_as_if_nothing_had_been(frozen, tmp_p
         config = as_config(
             tmp_path / f"{name}.json", arguments(frozen, output=tmp_path / name, steps=6)
         )
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-        command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
         return subprocess.Popen(
-            [*command, "-m", "training.grpo", str(config)],
+            [*TWO_PROCESSES, "-m", "training.grpo", str(config)],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT), "DIVE_PARENT": str(os.getpid())},
             stdout=subprocess.DEVNULL,
