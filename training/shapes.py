@@ -1,0 +1,125 @@
+"""A model's configuration: from its folder, from the hub's cache on this machine, or known here.
+
+What training takes can be told, and a forward pass tried at the real widths, where neither the
+weights nor the hub can be reached. The published shapes below are those of the `config.json` of each
+repository of the hub; a folder or a cached copy goes before them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, Gemma3Config, PretrainedConfig, Qwen2_5_VLConfig
+
+from tasks.run import StageError, first_line
+
+
+def config_of(model: str | Path) -> PretrainedConfig:
+    """The configuration of a folder or of a hub id, without the network.
+
+    Raises StageError where this machine holds none and the shape is not one of those known here.
+    """
+    try:
+        return AutoConfig.from_pretrained(model, local_files_only=True)
+    except (OSError, ValueError) as error:
+        if str(model) in SHAPES:
+            kind, fields = SHAPES[str(model)]
+            return kind(**fields)
+        raise StageError(
+            f"no config of {model} lies on this machine ({first_line(error)}); give a folder, or "
+            f"load it once from the hub. Known without it: {', '.join(SHAPES)}"
+        ) from error
+
+
+def _qwen2_5_vl(*, tied: bool, hidden_size: int, **text: int) -> dict[str, Any]:
+    return {
+        "text_config": {
+            "hidden_size": hidden_size,
+            "max_position_embeddings": 128_000,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": [16, 24, 24],
+            },
+            "tie_word_embeddings": tied,
+            "bos_token_id": 151_643,
+            "eos_token_id": 151_645,
+            **text,
+        },
+        "vision_config": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "out_hidden_size": hidden_size,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "tokens_per_second": 2,
+        },
+        "image_token_id": 151_655,
+        "video_token_id": 151_656,
+        "vision_start_token_id": 151_652,
+        "vision_end_token_id": 151_653,
+        "tie_word_embeddings": tied,
+    }
+
+
+def _gemma3(**text: int) -> dict[str, Any]:
+    return {
+        "text_config": {"head_dim": 256, "sliding_window": 1024, "vocab_size": 262_208, **text},
+        "vision_config": {
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "image_size": 896,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+    }
+
+
+SHAPES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
+    "Qwen/Qwen2.5-VL-3B-Instruct": (
+        Qwen2_5_VLConfig,
+        _qwen2_5_vl(
+            tied=True,
+            hidden_size=2048,
+            intermediate_size=11_008,
+            num_hidden_layers=36,
+            num_attention_heads=16,
+            num_key_value_heads=2,
+            vocab_size=151_936,
+        ),
+    ),
+    "Qwen/Qwen2.5-VL-7B-Instruct": (
+        Qwen2_5_VLConfig,
+        _qwen2_5_vl(
+            tied=False,
+            hidden_size=3584,
+            intermediate_size=18_944,
+            num_hidden_layers=28,
+            num_attention_heads=28,
+            num_key_value_heads=4,
+            vocab_size=152_064,
+        ),
+    ),
+    "google/gemma-3-4b-it": (
+        Gemma3Config,
+        _gemma3(
+            hidden_size=2560,
+            intermediate_size=10_240,
+            num_hidden_layers=34,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+        ),
+    ),
+    "google/gemma-3-12b-it": (
+        Gemma3Config,
+        _gemma3(
+            hidden_size=3840,
+            intermediate_size=15_360,
+            num_hidden_layers=48,
+            num_attention_heads=16,
+            num_key_value_heads=8,
+        ),
+    ),
+}
