@@ -2,6 +2,7 @@
 
 python -m pipeline status             the graph as a tree: done, partial, stale and why; what a run would do
 python -m pipeline plan               images, rollouts, tokens, steps, hours and memory of a run to come
+python -m pipeline rehearse           what a run would meet first, tried without its GPUs: ready, or what to mend
 python -m pipeline where              the last report's figures, and where everything lies
 python -m pipeline inspect build_mcq  counts, columns and sample rows of a stage's current artifact,
                                       of all or of those that fit --where; with --page as a page with
@@ -32,6 +33,7 @@ from pipeline.commands import (
     places,
     show_differences,
     show_plan,
+    show_rehearsal,
     show_report,
     show_stage,
     show_status,
@@ -97,6 +99,24 @@ def main() -> None:
     )
     plan.add_argument("--chars-per-token", type=float, default=4.0, help="without a tokenizer")
     plan.add_argument("--tokenizer", default="", help="a folder with one")
+    rehearse = command(
+        "rehearse",
+        "try what a run would meet first: settings, lengths, memory, launcher, and one step at the "
+        "model's widths with few layers; on a GPU also a trial of ten images",
+        "rehearse --recipe training/recipes/one_gpu_lora.cfg --dataset cub",
+        "rehearse --recipe training/recipes/paper_7b.cfg --dataset cub --no-step",
+    )  # fmt: skip
+    rehearse.add_argument("--method", help="default: that of luigi.cfg")
+    rehearse.add_argument("--seed", type=int, help="default: that of luigi.cfg")
+    rehearse.add_argument(
+        "--no-step", action="store_true", help="make no model: settings, lengths and memory alone"
+    )
+    rehearse.add_argument(
+        "--trial",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="run the real stages on ten images, with a stop and a resume; auto: where there is a GPU",
+    )
     inspect = command(
         "inspect",
         "counts, columns and sample rows of an artifact",
@@ -171,6 +191,8 @@ def _run(arguments: Any) -> int:
         return show_status(arguments)
     if arguments.command == "plan":
         return show_plan(arguments)
+    if arguments.command == "rehearse":
+        return show_rehearsal(arguments)
     if arguments.command == "predict":
         from pipeline.predict import settings
 

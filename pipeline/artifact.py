@@ -70,7 +70,7 @@ def build(
                 return
             before = _prepare(partial, arguments)
             started = time.monotonic()
-            line = [*_starter(launcher), "-m", module, str(partial / RECIPE)]
+            line = [*starter(launcher), "-m", module, str(partial / RECIPE)]
             ended = _run_child(line, partial, ours, manifest, environment or {}, on_progress)
             seconds = before + time.monotonic() - started
             if not ours.still_ours():
@@ -301,7 +301,7 @@ def host() -> dict[str, Any]:
     }
 
 
-def _starter(launcher: str) -> list[str]:
+def starter(launcher: str) -> list[str]:
     """What a stage is started with; a launcher is looked for beside this Python first."""
     words = shlex.split(launcher)
     if not words:
