@@ -20,7 +20,6 @@ import sys
 import time
 from contextlib import suppress
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -268,14 +267,6 @@ def disk_sentence(error: OSError, place: Path) -> str:
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"{where}: {said}; make it writable, or set [run] artifacts to a folder that is"
     return f"{where}: {said}"
-
-
-def source_sha256(module: str) -> str:
-    """Digest of a module's source file, recorded so that a run can say when it has changed."""
-    spec = find_spec(module)
-    return (
-        hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest() if spec and spec.origin else ""
-    )
 
 
 def versions() -> dict[str, str]:

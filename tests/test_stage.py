@@ -12,7 +12,7 @@ import pytest
 from luigi import configuration
 from luigi.task_register import Register
 
-from pipeline import artifact, methods, tasks
+from pipeline import artifact, methods, source_code, tasks
 from pipeline.settings import GRAPH, OPERANDS, SettingsError, check_configuration
 from pipeline.stage import Stage
 from tasks import evaluate_modes
@@ -550,11 +550,11 @@ def test_every_stage_names_a_module_that_exists():
         stage = Register.get_task_cls(name)
         assert issubclass(stage, Stage)
         if isinstance(stage.module, str):
-            assert artifact.source_sha256(stage.module), stage.module
+            assert source_code.digests(stage.module), stage.module
     for method in methods.METHODS:  # these choose it by their method
         given = {"dataset": "beetles", "method": method, "refresh_round": 0, "seed": 0}
         for made in (tasks.BuildMCQ(subset="", **given), tasks.Train(**given)):
-            assert artifact.source_sha256(made.module), made.module
+            assert source_code.digests(made.module), made.module
 
 
 def test_names_in_a_prompt_are_not_punished_by_default(config):
