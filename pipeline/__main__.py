@@ -42,8 +42,8 @@ from pipeline.commands import (
 from tasks import predict_command
 
 
-def main() -> None:
-    """Parse the command line and print."""
+def parser() -> argparse.ArgumentParser:
+    """The command line: every command with its options and examples."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline",
         description=__doc__,
@@ -166,8 +166,15 @@ def main() -> None:
     diff.add_argument("other", type=Path)
     predict = command("predict", "what a policy says is on images", "predict photo.jpg")
     predict_command.add_arguments(predict)
-    _suggest(sys.argv[1:], list(commands.choices))
-    arguments = parser.parse_args()
+    parser.set_defaults(known=list(commands.choices))
+    return parser
+
+
+def main() -> None:
+    """Parse the command line and print."""
+    commands = parser()
+    _suggest(sys.argv[1:], commands.get_default("known"))
+    arguments = commands.parse_args()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when `head` has seen enough
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that this terminal lacks letters for
         sys.stdout.reconfigure(errors="backslashreplace")
