@@ -39,6 +39,8 @@ ABSTRACT = (
     "RoundOfSet",
     "OnAnySet",
 )  # base classes; no task and so no section of their own
+# Keys of former versions, and what took their place.
+RENAMED = {("engine", "server_seeds"): "seeds = request, or engine in place of false"}
 # Travel along the graph; a task that is not told takes them from [run].
 GRAPH = ("dataset", "subset", "method", "refresh_round", "seed")
 # Parameters of one stage run alone, on the command line: in luigi.cfg they would mean a whole run.
@@ -141,10 +143,11 @@ def check_configuration() -> None:
                 else f"luigi.cfg: section [{full_name}]: write [{section}:{'+'.join(_sorted(dataset))}]"
             )
         for key in config[full_name]:
-            if key.replace("-", "_") not in known[section]:
-                raise SettingsError(
-                    f"luigi.cfg: section [{full_name}] has no key {key!r}{_nearest(key, known[section])}"
-                )
+            name = key.replace("-", "_")
+            if name not in known[section]:
+                renamed = RENAMED.get((section, name))
+                instead = f"; set {renamed}" if renamed else _nearest(key, known[section])
+                raise SettingsError(f"luigi.cfg: section [{full_name}] has no key {key!r}{instead}")
 
 
 def known_keys() -> dict[str, list[str]]:
