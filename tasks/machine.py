@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -149,16 +150,27 @@ def unseen() -> str:
 
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA; run make setup DEVICE=cuda"
-    if torch.cuda.is_available():
-        return ""
+    # vLLM has torch ask the driver's management library, which also lists what CUDA cannot use.
+    weaker = os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            if torch.cuda.is_available():
+                return ""
+    finally:
+        if weaker is not None:
+            os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = weaker
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         return (
             f"CUDA_VISIBLE_DEVICES = {visible}, and torch sees no such GPU; unset it or correct it"
         )
     version, cuda = installed_driver(), supported_cuda()
+    said = (
+        str(told[0].message).partition("\n")[0] if told else "nvidia-smi should say what is wrong"
+    )
     return driver(version, cuda) or (
         f"driver {version or 'unknown'} supports CUDA {cuda // 1000}.{cuda % 1000 // 10} and torch "
-        f"{torch.__version__} is built for {torch.version.cuda}; nvidia-smi should say what is wrong"
+        f"{torch.__version__} is built for {torch.version.cuda}; {said}"
     )
 
 

@@ -1,5 +1,6 @@
 """What a build needs of the machine, and a GPU that nobody would use without a word."""
 
+import os
 import platform
 import sysconfig
 from pathlib import Path
@@ -169,6 +170,20 @@ def test_a_gpu_that_torch_does_not_see_is_told_with_what_to_do(unseen_gpu, monke
     machine.check_gpu()
 
 
+def test_a_gpu_that_is_listed_but_cannot_be_used_is_not_seen(monkeypatch):
+    import torch
+
+    monkeypatch.setenv(
+        "PYTORCH_NVML_BASED_CUDA_CHECK", "1"
+    )  # as vLLM sets it for all who import it
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch._C, "_cuda_getDeviceCount", lambda: 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert torch.cuda.is_available(), "what is to be guarded against"
+    assert "torch sees no such GPU" in machine.unseen()
+    assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
+
+
 @pytest.mark.parametrize("backend", ["vllm", "ray", "transformers"])
 def test_no_engine_falls_back_to_the_cpu(unseen_gpu, tmp_path, backend):
     from tasks.engine import open_engine
@@ -221,6 +236,7 @@ def test_without_a_launcher_the_first_of_several_gpus_trains(monkeypatch, tmp_pa
     from training import config
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # none is really there
     made = getattr(config, name)(tmp_path, train(), 2)
     assert made.n_gpu == 1
     assert made.train_batch_size == made.per_device_train_batch_size
