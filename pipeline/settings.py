@@ -78,7 +78,8 @@ class Checked(luigi.Task):
             ) from error
         except ValueError as error:
             reason = error.__cause__ or error
-            raise SettingsError(f"luigi.cfg: section [{family}]: {reason}") from error
+            key = _refused(family, params)
+            raise SettingsError(f"luigi.cfg: section [{family}]{key}: {reason}") from error
 
 
 def of_dataset(family: str, params: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -184,6 +185,18 @@ class run(Checked, luigi.Config):
     model_resources = luigi.DictParameter(
         significant=False, description="luigi resources that a stage with a model takes"
     )
+
+
+def _refused(family: str, params: Any) -> str:
+    """The key of a section whose value its parameter does not take; "" where none is found."""
+    config = configuration.get_config()
+    for name, parameter in params:
+        if config.has_option(family, name):
+            try:
+                parameter.parse(config.get(family, name))
+            except ValueError:
+                return f" {name}"
+    return ""
 
 
 def _nearest(name: str, known: list[str]) -> str:
