@@ -69,7 +69,7 @@ def show_rehearsal(arguments: Any) -> int:
     from pipeline.rehearse import MEND, OPEN, rehearse
     from pipeline.tasks import TrainDiVE
     from pipeline.trial import trial
-    from tasks.engine import gpus
+    from tasks.machine import gpus
 
     chosen = _of_run(TrainDiVE, arguments)
     given = (chosen.dataset, chosen.method, chosen.seed)

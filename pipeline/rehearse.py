@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from pipeline import artifact, plan, status, tasks
 from pipeline.settings import SettingsError, run
 from tasks import engine_vllm
-from tasks.engine import gpus
+from tasks.machine import gpus, unseen
 
 READY, MEND, OPEN = "ready", "mend", "open"
 MODULE = "training.rehearsal"
@@ -89,8 +89,10 @@ def installed() -> Iterator[Point]:
         yield Point(
             "gpu", MEND, "there is a GPU, and vLLM's CPU build is installed: make DEVICE=cuda"
         )
+    elif seen and (why := unseen()):
+        yield Point("gpu", MEND, why)
     elif seen:
-        yield Point("gpu", READY, f"{len(seen)} seen")
+        yield Point("gpu", READY, f"{len(seen)} seen by torch")
     else:
         yield Point("gpu", OPEN, "none on this machine; what needs one was not tried")
 

@@ -38,6 +38,7 @@ from tasks.run import StageError
 from tasks.sampler import sampling_of
 from tasks.shards import chunks
 from tasks.station import ask
+from tasks.waiting import opening
 
 MODES = ("two_step", "one_step")
 BATCH = 32  # images asked at a time
@@ -164,11 +165,11 @@ class Predictor:
                     yield said[key]
 
     def _answers(self, requests: dict[int, Request], names: list[str]) -> dict[int, Prediction]:
-        first = self._engine is None
         if self._engine is None:
-            self._engine = open_engine(self.policy, self.settings)
-        if first and hasattr(self._engine, "check"):
-            self._engine.check(next(iter(requests.values())))
+            with opening("predict", self.policy, self.settings):
+                self._engine = open_engine(self.policy, self.settings)
+                if hasattr(self._engine, "check"):
+                    self._engine.check(next(iter(requests.values())))
         refused: dict[str, str] = {}
         two = self.mode == "two_step"
         self._batches += 1

@@ -21,6 +21,7 @@ from tasks.engine import BACKENDS, Sampling, custom
 from tasks.labels import ClassNames
 from tasks.run import StageError, progress, shard_by_shard, stop_if_asked
 from tasks.station import REFUSED, Ask, Done, Shard, refusals
+from tasks.waiting import opening
 
 
 class Sampler:
@@ -99,8 +100,13 @@ class Sampler:
                 self._crew = self._crew or open_crew(self.policy, self.settings)
                 probe = _probe(todo, download)
                 ready: list[float] = []
-                with shard_by_shard():
-                    self._crew.run(todo, probe, lambda: ready.append(time.monotonic()), on_done)
+                with opening(desc, self.policy, self.settings) as opened, shard_by_shard():
+
+                    def on_ready() -> None:
+                        opened()
+                        ready.append(time.monotonic())
+
+                    self._crew.run(todo, probe, on_ready, on_done)
                 self.seconds += time.monotonic() - ready[0]
                 if not all(part.path.exists() for part in todo):
                     stop_if_asked()

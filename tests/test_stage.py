@@ -13,6 +13,7 @@ from luigi import configuration
 from luigi.task_register import Register
 
 from pipeline import artifact, methods, source_code, tasks
+from pipeline.engine import engine
 from pipeline.settings import GRAPH, OPERANDS, SettingsError, check_configuration
 from pipeline.stage import Stage
 from tasks import evaluate_modes
@@ -77,7 +78,7 @@ OTHER_VALUES = {
     "trl": '{"beta": 0.5}',
     "backend": "transformers",
     "list_position": "before_image",
-    "server_seeds": "false",
+    "seeds": "engine",
     "mirror": "true",
     "carry_over": "false",
     "check_memory": "false",
@@ -355,8 +356,20 @@ def test_a_missing_setting_names_section_and_key(config):
 
 def test_a_value_of_the_wrong_type_names_its_section(config):
     config.set("BuildMCQ", "num_options", "five")
-    with pytest.raises(SettingsError, match=r"\[BuildMCQ\].*five"):
+    with pytest.raises(SettingsError, match=r"\[BuildMCQ\] num_options: .*five"):
         tasks.BuildMCQ()
+
+
+def test_who_holds_the_seed_is_one_of_two_words_and_its_old_key_is_told(config):
+    config.set("engine", "seeds", "requests")
+    with pytest.raises(SettingsError, match=r"\[engine\] seeds: requests is not a valid choice"):
+        engine()
+    config.set("engine", "seeds", "engine")
+    config.set("engine", "server_seeds", "false")
+    with pytest.raises(
+        SettingsError, match="no key 'server_seeds'; set seeds = request, or engine"
+    ):
+        engine()
 
 
 def test_unknown_card_and_method_are_named(config):
