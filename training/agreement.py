@@ -125,7 +125,7 @@ def guard_sync(trainer: Any) -> None:
     engine = trainer.vllm_generation
     model = trainer.accelerator.unwrap_model(trainer.model)
     keeper = BaseKeeper(model) if hasattr(model, "peft_config") else None
-    sync, forget = engine.sync_weights, _forgetting(engine)
+    sync, forget = engine.sync_weights, forgetting(engine)
     if keeper is not None:
         trainer.base_keeper = keeper
 
@@ -139,7 +139,7 @@ def guard_sync(trainer: Any) -> None:
     engine.sync_weights = sync_weights
 
 
-def _forgetting(engine: Any) -> Callable[[], Any]:
+def forgetting(engine: Any) -> Callable[[], Any]:
     """What makes vLLM forget image embeddings of older weights.
 
     A server is asked to at once, so that one that cannot is known before the first step.
