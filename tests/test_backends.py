@@ -119,7 +119,7 @@ def test_a_server_forgets_image_embeddings_of_older_weights_or_is_refused(server
     engine = SimpleNamespace(mode="server", accelerator=main, vllm_client=client)
     agreement.forgetting(engine)()
     client.base_url = server
-    with pytest.raises(StageError, match="404 .* freeze = vision projector"):
+    with pytest.raises(StageError, match=r"404 .* freeze = vision projector"):
         agreement.forgetting(engine)
 
 

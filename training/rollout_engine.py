@@ -47,7 +47,7 @@ class RolloutEngine(VLLMGeneration):
         super().__init__(model, *args, generation_kwargs=given, **kwargs)
 
     def _init_vllm(self) -> None:
-        engine = getattr(generation, "LLM", None)  # missing where vLLM is not installed
+        engine: Any = getattr(generation, "LLM", None)  # missing where vLLM is not installed
         with replaced(generation, "LLM", lambda **given: engine(**given, **ONE_IMAGE)):
             super()._init_vllm()
 
@@ -78,17 +78,18 @@ class RolloutEngine(VLLMGeneration):
             "generation_kwargs": self.never_drawn,
         }
         kept = {name: getattr(self, name) for name in changed}
-        vars(self).update(changed)
+        self.__dict__.update(changed)
         try:
             yield
         finally:
-            vars(self).update(kept)
+            self.__dict__.update(kept)
 
 
 class RolloutsByVllm(GRPOTrainer):
     """Mixed into a trainer with `use_vllm`: its rollouts come from a `RolloutEngine`."""
 
     vllm_generation: RolloutEngine
+    _last_loaded_step: int  # whose weights vLLM has
 
     def __init__(self, *args: Any, **kwargs: Any):
         with replaced(grpo_trainer, "VLLMGeneration", RolloutEngine):
