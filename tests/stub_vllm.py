@@ -52,6 +52,7 @@ class StubLLM:
 
     def generate(self, prompts: Any, sampling_params: Any, use_tqdm: bool) -> list[Any]:
         self.calls += 1
+        torch.rand(1)  # an engine in this process draws from its generators
         self.sampling.append(sampling_params)
         return [self._answer(prompt, sampling_params) for prompt in prompts]
 
