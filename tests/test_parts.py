@@ -221,20 +221,12 @@ def test_training_state_goes_over_without_a_pickle_and_comes_back_the_same(tmp_p
     assert trainer_state == {"global_step": 7, "log_history": []}
 
 
-def test_two_generators_agree_up_to_where_they_part():
-    assert agreement.alike([[1, 2, 3]], [[1, 2, 3]]) == 1.0
-    assert agreement.alike([[1, 2, 3, 4]], [[1, 2, 9, 4]]) == 0.5
-    assert agreement.alike([[1, 2], [5]], [[1, 2, 3, 4], [6]]) == 0.25
-    assert agreement.alike([[]], [[]]) == 1.0
-
-
 class StubEngine:
     """vLLM's side of a trainer: counts hand-overs, and merges adapters as TRL does."""
 
     def __init__(self, model):
         self.model, self.synced, self.forgotten = model, 0, 0
-        self.llm = SimpleNamespace(llm_engine=self)
-        self.temperature = 1.0
+        self.llm, self.mode = SimpleNamespace(llm_engine=self), "colocate"
 
     def sync_weights(self):
         self.synced += 1
@@ -245,7 +237,7 @@ class StubEngine:
         self.forgotten += 1
 
 
-def stub_trainer(answers):
+def test_hand_overs_to_vllm_leave_the_base_weights_alone():
     from collections import defaultdict
 
     from peft import get_peft_model
@@ -255,39 +247,22 @@ def stub_trainer(answers):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
+    engine = StubEngine(model)
     trainer = SimpleNamespace(
         model=model,
-        use_vllm=True,
-        vllm_generation=StubEngine(model),
-        max_completion_length=4,
-        eos_token_ids=[2],
-        _tokenizer=SimpleNamespace(pad_token_id=0),
+        vllm_generation=engine,
         _metrics={"train": defaultdict(list)},
-        accelerator=SimpleNamespace(unwrap_model=lambda m: m, is_main_process=True),
-        _tokenize_prompts=lambda prompts: ([[1]] * len(prompts), None, {}),
+        accelerator=SimpleNamespace(unwrap_model=lambda m: m),
     )
-    trainer._generate_single_turn = lambda *_: (answers[trainer.use_vllm], None)
-    return trainer
-
-
-def test_vllm_must_agree_before_the_first_step_and_hand_overs_leave_the_base_alone(capsys):
-    rows = [{"prompt": [{"role": "user", "content": "?"}], "image": None}] * 2
-    trainer = stub_trainer({True: [[1, 2], [3, 4]], False: [[1, 2], [3, 5]]})
     before = parts.frozen_hash(trainer.model)
-    assert agreement.check_vllm(trainer, rows) == 0.75
-    assert "agree on 75%" in capsys.readouterr().out
-    assert trainer.use_vllm
-    assert trainer.vllm_generation.temperature == 1.0
+    agreement.guard_sync(trainer)
     for _ in range(3):
-        trainer.vllm_generation.sync_weights()
+        engine.sync_weights()
     assert parts.frozen_hash(trainer.model) == before
-    assert trainer.vllm_generation.forgotten == trainer.vllm_generation.synced == 3
+    assert engine.forgotten == engine.synced == 3
     drift = trainer._metrics["train"]["base_drift"]
     assert len(drift) == 3
     assert all(share > 0 for share in drift)
-    trainer = stub_trainer({True: [[9, 9], [9, 9]], False: [[1, 2], [3, 5]]})
-    with pytest.raises(StageError, match="agree on only 0%"):
-        agreement.check_vllm(trainer, rows)
 
 
 def test_what_goes_to_the_hub_is_private_and_holds_no_data(tmp_path, monkeypatch, capsys):

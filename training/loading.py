@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from tasks.run import StageError
 from training import memory, parts
@@ -19,6 +19,15 @@ def load_processor(policy: Path) -> Any:
     processor = AutoProcessor.from_pretrained(policy)
     processor.tokenizer.padding_side = "left"
     return processor
+
+
+def end_tokens(policy: Path) -> list[int]:
+    """Every token that ends the policy's answers, by its generation configuration; may be none."""
+    try:
+        ends = GenerationConfig.from_pretrained(policy).eos_token_id
+    except OSError:  # the folder has none
+        return []
+    return [ends] if isinstance(ends, int) else list(ends or [])
 
 
 def keeps_masters(dtype: str, lora_rank: int) -> bool:

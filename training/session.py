@@ -9,6 +9,7 @@ import contextlib
 import json
 from argparse import Namespace
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ class Session:
             start=self.start,
             stop=self.stop,
             keep=self.set.keep_checkpoints,
-            watch=self._watch(),
+            watch=self.watch,
         )
         trainer.remove_callback(PrinterCallback)  # the recorder's line replaces its dictionaries
         start = AtStart(trainer, before)
@@ -173,12 +174,15 @@ class Session:
             ) from error
         return Place(epoch, image_id)
 
-    def _watch(self) -> Watch | None:
+    @cached_property
+    def watch(self) -> Watch | None:
+        """What asks about val images on the way."""
         if not self.set.watch_every:
             return None
         sample = val_sample(self.set.download, self.set.split, self.set.watch_images, self.set.seed)
         style, longest = self.set.prompt_style, self.set.max_completion_length
-        return Watch(sample, self.cards, style, self.set.watch_every, longest)
+        ends = loading.end_tokens(self.origin)
+        return Watch(sample, self.cards, style, self.set.watch_every, longest, ends)
 
     def _going_on(self, trainer: Any) -> str | None:
         """The checkpoint to take up: this round's last, or what the round before left, or none."""

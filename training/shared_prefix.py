@@ -27,6 +27,7 @@ from training import first_batch, prefix_attention, vllm_correction
 from training.group_trainer import GroupTrainer, Scope
 from training.prefix_batches import Stopwatch
 from training.prefix_forward import Found, Rows, base_of, packed, padded, put, sharing
+from training.rollout_engine import by_vllm
 from training.shared_vision import ImagesOnce
 
 Batch = dict[str, Any]
@@ -67,6 +68,7 @@ def make_trainer(
     `mixed` makes the class that is used of that kind.
     """
     kind = trainer_kind(model, shared_prefix, **trl)
+    kind = by_vllm(kind) if trl["args"].use_vllm else kind
     own = {"tokens_per_micro_batch": tokens_per_micro_batch, "check_first_batch": check_first_batch}
     options = own if issubclass(kind, SharedPrefixTrainer) else {}
     return (mixed(kind) if mixed else kind)(model=model, **options, **trl)
