@@ -32,6 +32,7 @@ from tasks.evaluate_modes import (
 from tasks.images import Picture, Reject
 from tasks.labels import ClassNames
 from tasks.options import Option
+from tasks.pixels import Decoder
 from tasks.predict_inputs import Source, chosen_card, engine_settings, read_image
 from tasks.propose import question
 from tasks.run import StageError
@@ -152,7 +153,7 @@ class Predictor:
             names = [_name(image, number) for number, image in batch]
             read = [read_image(image) for _, image in batch]
             found = {
-                key: Request(str(key), picture.data, self._text, self._before)
+                key: picture.data
                 for key, picture in enumerate(read)
                 if isinstance(picture, Picture)
             }
@@ -163,10 +164,15 @@ class Predictor:
                 else:
                     yield said[key]
 
-    def _answers(self, requests: dict[int, Request], names: list[str]) -> dict[int, Prediction]:
+    def _answers(self, images: dict[int, bytes], names: list[str]) -> dict[int, Prediction]:
         first = self._engine is None
         if self._engine is None:
             self._engine = open_engine(self.policy, self.settings)
+        decode = getattr(self._engine, "decode", Decoder())
+        requests = {
+            key: Request(str(key), data, self._text, self._before, decode=decode)
+            for key, data in images.items()
+        }
         if first and hasattr(self._engine, "check"):
             self._engine.check(next(iter(requests.values())))
         refused: dict[str, str] = {}
@@ -191,7 +197,7 @@ class Predictor:
             for key in requests
         }
         asks = choice_asks(options, self.card, self.settings["prompt_style"])
-        second = [Request(a.image_id, requests[int(a.image_id)].image, a.text) for a in asks]
+        second = [Request(a.image_id, images[int(a.image_id)], a.text, decode=decode) for a in asks]
         chosen = self._ask(second, refused, greedy=True) if second else {}
         return {
             key: self._two_step(

@@ -84,6 +84,13 @@ def predictor(policy, **changed) -> Predictor:
     return Predictor(policy, **given | {"engine": engine} | changed)
 
 
+def test_an_engine_is_shown_pictures_as_it_decodes_them(policy):
+    with predictor(policy) as ours:
+        ours.predict([picture(1)])
+        OPENED[-1].decode = lambda data: Image.new("RGB", (8, 8), (100, 0, 0))
+        assert ours.predict([picture(1)])[0].answer == NAMES[2]
+
+
 def test_two_steps_give_candidates_votes_reasoning_and_confidence(policy):
     with predictor(policy) as ours:
         found = ours.predict([picture(1)])[0]

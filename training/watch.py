@@ -7,12 +7,10 @@ the checkpoint that answered best is kept beside the last.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from trl.distributed import DistributedBackend
 from trl.models import unwrap_model_for_generation
 
@@ -20,6 +18,7 @@ from data_cards import Card
 from tasks import prompts, shards
 from tasks.answers import parse
 from tasks.labels import ClassNames
+from tasks.pixels import Decoder
 from tasks.seeding import row_generator
 
 BATCH = 32  # images at a time
@@ -129,7 +128,8 @@ class Watch:
             )
             for sample in part
         ]
-        images = [[Image.open(BytesIO(sample.image)).convert("RGB")] for sample in part]
+        decode = Decoder(processor)
+        images = [[decode(sample.image)] for sample in part]
         inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
         inputs = inputs.to(model.device)
         with torch.no_grad():
