@@ -11,6 +11,7 @@ import inspect
 import io
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -27,43 +28,49 @@ IDEFICS = {"image", "resolution_max_side"}
 class Rule(NamedTuple):
     """A processor's first resize: which pictures are too large for it, and what becomes of them.
 
-    Both take (height, width) in pixels; `resized` gives the same.
+    Both functions take (height, width) in pixels; `resized` gives the same. `resample` is the
+    filter, as Pillow numbers them.
     """
 
     too_large: Callable[[int, int], bool]
     resized: Callable[[int, int], tuple[int, int]]
+    resample: int
 
 
 class Decoder:
     """Decodes images for a policy's processor; without one, at their full size."""
 
     def __init__(self, processor: Any = None):
-        self._own = getattr(processor, "image_processor", None)
-        self._rule = rule_of(self._own) if self._own is not None else None
+        own = getattr(processor, "image_processor", None)
+        self._rule = None if own is None else rule_of(own)
 
     def __call__(self, data: bytes) -> Image.Image:
         """The RGB picture that encoded bytes hold, no larger than the policy can use."""
         with Image.open(io.BytesIO(data)) as image:
             size = self.size(*image.size)
-            if size == image.size:
+            if self._rule is None or size == image.size:
                 return image.convert("RGB")
             # Only a JPEG does this. It says where in what is decoded the whole picture ends.
             smaller = image.draft(None, (GAP * size[0], GAP * size[1]))
             rgb = image if image.mode == "RGB" else image.convert("RGB")
-            return rgb.resize(size, self._own.resample, box=smaller[1] if smaller else None)
+            return rgb.resize(size, self._rule.resample, box=smaller[1] if smaller else None)
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of the picture that the processor gets of one of this size."""
         rule, whole = self._rule, (width, height)
         if rule is None or not rule.too_large(height, width):
             return whole
-        try:
+        with suppress(ValueError):  # too narrow for the processor, which will say so
             final = rule.resized(height, width)
-            stays = rule.resized(*final) == final
-        except ValueError:  # so narrow that the processor refuses it, which is said there
-            return whole
-        # Otherwise, as with very narrow ones, the processor would make another size of the result.
-        return (final[1], final[0]) if stays else whole
+            if rule.resized(*final) == final:
+                return final[1], final[0]
+            # Bounds from below and above that are close, as the tiny policy's, make another size
+            # of the result. A whole fraction of the picture keeps its proportions.
+            divisor = max(1, min(height // (GAP * final[0]), width // (GAP * final[1])))
+            part = -(-height // divisor), -(-width // divisor)
+            if rule.resized(*part) == final:
+                return part[1], part[0]
+        return whole
 
 
 def rule_of(own: Any) -> Rule | None:
@@ -78,7 +85,7 @@ def rule_of(own: Any) -> Rule | None:
     module = sys.modules[type(own).__module__]
     size = dict(own.size) if hasattr(own.size, "__getitem__") else {}
     longest, shortest = size.get("longest_edge"), size.get("shortest_edge")
-    smart = getattr(module, "smart_resize", None)
+    smart: Any = getattr(module, "smart_resize", None)
     if _takes(smart, QWEN) and longest and shortest and getattr(own, "merge_size", 0):
         bounds = {
             "factor": own.patch_size * own.merge_size,
@@ -88,16 +95,22 @@ def rule_of(own: Any) -> Rule | None:
         return Rule(
             lambda height, width: height * width > longest,
             lambda height, width: smart(height=height, width=width, **bounds),
+            own.resample,
         )
-    side = getattr(module, "get_resize_output_image_size", None)
+    side: Any = getattr(module, "get_resize_output_image_size", None)
     if _takes(side, IDEFICS) and longest and not shortest:
         return Rule(
             lambda height, width: max(height, width) > longest,
             lambda height, width: side(SimpleNamespace(shape=(height, width)), longest),
+            own.resample,
         )
     if size.keys() == {"height", "width"} and not _further_options(own):
         final = (size["height"], size["width"])
-        return Rule(lambda height, width: height * width > final[0] * final[1], lambda *_: final)
+        return Rule(
+            lambda height, width: height * width > final[0] * final[1],
+            lambda *_: final,
+            own.resample,
+        )
     return None
 
 

@@ -69,6 +69,12 @@ def test_a_large_picture_comes_in_its_final_size(size):
     assert decoder(processor).size(*size) == grid(processor, *size)[::-1] != size
 
 
+def test_bounds_that_are_one_leave_a_part_of_the_picture():
+    processor = Qwen2VLImageProcessor(size={"shortest_edge": 84**2, "longest_edge": 84**2})
+    assert decoder(processor).size(4000, 3000) == (174, 131)
+    assert decoder(processor)(encoded(grainy())).size == (188, 125)
+
+
 FAMILIES = [
     (Qwen2VLImageProcessor(size=dict(QWEN)), (252, 168)),
     (Qwen2VLImageProcessorPil(size=dict(QWEN)), (252, 168)),
