@@ -236,7 +236,7 @@ class Train(Round):
         if self.watch_every:
             for name in self.names:
                 needed |= {f"{key}/{name}": stage for key, stage in data(self, name).items()}
-        return {**needed, "policy": self.policy(), "base": self._base()}
+        return {**needed, "policy": self.policy(), "base": self.base()}
 
     def extra_identity(self):
         return {
@@ -259,7 +259,7 @@ class Train(Round):
             "ask": method.questions,
             "truth_rollout": method.truth_rollout,
             **{kind: folders(kind) for kind in ("mcq", "download", "split")},
-            "base": str(self._base().folder),
+            "base": str(self.base().folder),
             "policy": str(self.policy().folder),
             "prompt_style": self.engine()["prompt_style"],
             "refresh_round": self.refresh_round,
@@ -268,7 +268,8 @@ class Train(Round):
             **self.settings(),
         }
 
-    def _base(self) -> Stage:
+    def base(self) -> Stage:
+        """The policy that all rounds start from."""
         return BasePolicy(dataset=self.dataset, seed=self.seed)
 
 

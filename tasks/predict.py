@@ -12,7 +12,7 @@ of Evaluate; the engine runs in this process, on a GPU or without.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,6 +39,7 @@ from tasks.run import StageError
 from tasks.sampler import sampling_of
 from tasks.shards import chunks
 from tasks.station import ask
+from tasks.waiting import opening
 
 MODES = ("two_step", "one_step")
 BATCH = 32  # images asked at a time
@@ -165,16 +166,12 @@ class Predictor:
                     yield said[key]
 
     def _answers(self, images: dict[int, bytes], names: list[str]) -> dict[int, Prediction]:
-        first = self._engine is None
         if self._engine is None:
-            self._engine = open_engine(self.policy, self.settings)
-        decode = getattr(self._engine, "decode", Decoder())
-        requests = {
-            key: Request(str(key), data, self._text, self._before, decode=decode)
-            for key, data in images.items()
-        }
-        if first and hasattr(self._engine, "check"):
-            self._engine.check(next(iter(requests.values())))
+            with opening("predict", self.policy, self.settings):
+                self._engine = open_engine(self.policy, self.settings)
+                if hasattr(self._engine, "check"):
+                    self._engine.check(self._requests(images)[min(images)])
+        requests = self._requests(images)
         refused: dict[str, str] = {}
         two = self.mode == "two_step"
         self._batches += 1
@@ -197,7 +194,7 @@ class Predictor:
             for key in requests
         }
         asks = choice_asks(options, self.card, self.settings["prompt_style"])
-        second = [Request(a.image_id, images[int(a.image_id)], a.text, decode=decode) for a in asks]
+        second = [replace(requests[int(a.image_id)], text=a.text, before="") for a in asks]
         chosen = self._ask(second, refused, greedy=True) if second else {}
         return {
             key: self._two_step(
@@ -209,6 +206,13 @@ class Predictor:
                 refused.get(str(key), ""),
             )
             for key in requests
+        }
+
+    def _requests(self, images: dict[int, bytes]) -> dict[int, Request]:
+        decode = getattr(self._engine, "decode", Decoder())
+        return {
+            key: Request(str(key), data, self._text, self._before, decode=decode)
+            for key, data in images.items()
         }
 
     def _ask(
