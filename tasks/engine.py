@@ -13,9 +13,9 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,12 +44,17 @@ class Request:
     text: str
     before: str = ""
     choices: tuple[str, ...] = ()
-    decode: Decoder = field(default=Decoder(), repr=False)
+    decode: Callable[[bytes], Image.Image] = field(default=Decoder(), repr=False)
 
     @cached_property
     def picture(self) -> Image.Image:
         """The RGB picture, no larger than the engine's policy can use."""
         return self.decode(self.image)
+
+    def without_bytes(self) -> "Request":
+        """The same with nothing but its picture, which a photograph's bytes may outweigh."""
+        picture = self.picture
+        return replace(self, image=b"", decode=lambda _: picture)
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,8 @@ class Engine(Protocol):
     An engine may have `slots`, how many shards it takes at once from as many threads (1 without
     it); `counts`, totals by name such as prompt_tokens and cached_tokens; `check(request)`, which
     raises StageError when a prompt cannot work; `pictures`, False if it takes encoded bytes;
-    `decode`, which makes pictures of a request's bytes (at full size without it);
+    `decode`, which makes pictures of a request's bytes (at full size without it; with it, a request
+    may come as Request.without_bytes);
     `constrained`, True if it keeps to `Request.choices`; and `close()`.
     """
 

@@ -162,16 +162,16 @@ class Station:
     def _requests(self, shard: Shard) -> list[Request]:
         store = self._stores.setdefault(shard.download, shards.ImageStore(shard.download))
         images = store.read([ask.image_id for ask in shard.asks])
-        decode = getattr(self.engine, "decode", Decoder())
-        requests = [
-            Request(ask.image_id, images[ask.image_id], ask.text, ask.before, ask.choices, decode)
-            for ask in shard.asks
-        ]
+        own = getattr(self.engine, "decode", None)
         budget = DECODED if getattr(self.engine, "pictures", True) else 0
-        for request in requests:
+        requests = []
+        for image_id, *asked in shard.asks:
+            request = Request(image_id, images[image_id], *asked, own or Decoder())
             if budget > 0:
                 with suppress(Exception):  # the engine will meet it, and it will be named there
                     budget -= request.picture.width * request.picture.height
+                    request = request.without_bytes() if own else request
+            requests.append(request)
         return requests
 
     def _answer(self, shard: Shard, requests: list[Request]) -> tuple[Any, ...]:

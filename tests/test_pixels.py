@@ -159,11 +159,11 @@ class Looking:
     """An engine that notes what it is shown."""
 
     def __init__(self, **own):
-        self.sizes: list[tuple[int, int]] = []
+        self.shown: list[tuple[tuple[int, int], bytes]] = []
         vars(self).update(own)
 
     def generate(self, requests, sampling):
-        self.sizes += [request.picture.size for request in requests]
+        self.shown += [(request.picture.size, request.image) for request in requests]
         return [[Completion("x", "stop", 1, 0.0)] * sampling.n for _ in requests]
 
 
@@ -176,9 +176,9 @@ def test_a_station_holds_what_the_policy_can_use_and_no_more(tmp_path):
         0, tmp_path / "r-00000.parquet", tmp_path, (Ask("a/b", "?"),), Sampling(1, 0, 1, 1, 9, 0)
     )
     scales = Looking(decode=decoder(Qwen2VLImageProcessor(size=dict(QWEN))))
-    for engine, size in ((scales, (252, 168)), (Looking(), (1500, 1000))):
+    for engine, held in ((scales, ((252, 168), b"")), (Looking(), ((1500, 1000), data))):
         Station(lambda engine=engine: engine).work([shard], lambda done: None)
-        assert engine.sizes == [size]
+        assert engine.shown == [held]
 
 
 def test_a_policys_engines_scale_to_its_processors_limit(tmp_path):

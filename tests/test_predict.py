@@ -84,13 +84,6 @@ def predictor(policy, **changed) -> Predictor:
     return Predictor(policy, **given | {"engine": engine} | changed)
 
 
-def test_an_engine_is_shown_pictures_as_it_decodes_them(policy):
-    with predictor(policy) as ours:
-        ours.predict([picture(1)])
-        OPENED[-1].decode = lambda data: Image.new("RGB", (8, 8), (100, 0, 0))
-        assert ours.predict([picture(1)])[0].answer == NAMES[2]
-
-
 def test_two_steps_give_candidates_votes_reasoning_and_confidence(policy):
     with predictor(policy) as ours:
         found = ours.predict([picture(1)])[0]
@@ -107,6 +100,13 @@ def test_two_steps_give_candidates_votes_reasoning_and_confidence(policy):
     assert "What species of beetle is this?" in first[2]
     assert second[:2] == [1, 0.0]
     assert OPENED[0].closed
+
+
+def test_an_engine_is_shown_pictures_as_it_decodes_them(policy):
+    with predictor(policy) as ours:
+        ours.predict([picture(1)])
+        OPENED[-1].decode = lambda data: Image.new("RGB", (8, 8), (100, 0, 0))
+        assert ours.predict([picture(1)])[0].answer == NAMES[2]
 
 
 def test_where_all_samples_agree_the_likeliest_one_tells_why(policy):

@@ -5,8 +5,8 @@
 A slot of Propose holds the pictures of a shard, here all of `--images`. Train reads a generation
 batch, of 8 questions with 8 completions each, as often as its loss takes turns, here 4. Before:
 decoded in full, and once a row, as `datasets` does. After: as Propose and Train do. Seconds are
-until the processor is done with each picture once; MB are what the peak of memory grows by until
-the pictures are decoded. Each measurement is a process of its own. Last, what the processor makes
+until the processor is done with each picture once; MB are what memory grows by while the pictures
+are read, at its peak and after it. Each measurement is a process of its own. Last, what the processor makes
 of one picture either way is compared: the mean difference of a value, of 255 levels.
 """
 
@@ -88,8 +88,10 @@ def slot(folder: Path, decode: Any, images: int) -> tuple[Callable[[], list[Any]
     shard = Shard(0, folder / "out.parquet", folder, asks, Sampling(1, 0.0, 1.0, 1.0, 1, 0))
 
     def read() -> list[Any]:
-        return [request.picture for request in station._requests(shard)]
+        requests.extend(station._requests(shard))
+        return [request.picture for request in requests]
 
+    requests: list[Any] = []  # held until the shard is done
     return read, 1
 
 
@@ -128,14 +130,20 @@ def measure(part: str, way: str, given: argparse.Namespace) -> dict[str, float]:
         read, turns = slot(given.folder, decode, given.images)
     else:
         read, turns = batch(given.folder, decode, way == "scaled")
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    before, started = pages * resource.getpagesize() / 2**20, time.perf_counter()
+    before, started = _resident(), time.perf_counter()
     for _ in range(turns):
         pictures = read()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak, held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, _resident()
     for picture in pictures:
         processor.image_processor([picture], return_tensors="pt")
-    return {"seconds": time.perf_counter() - started, "MB": peak - before}
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "peak": peak - before, "held": held - before}
+
+
+def _resident() -> float:
+    """MB of memory that this process has now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def policys_processor(max_pixels: int) -> Any:
@@ -182,10 +190,14 @@ def main() -> None:
     figures = []
     for part, way in MEASURED:
         line = found[part, way]
-        print(f"{part:6} {way:7} {line['seconds']:7.1f} s {line['MB']:7.0f} MB")
-        for unit, value in (("s", line["seconds"]), ("MB", line["MB"])):
-            name = f"{part}, {way}: {'seconds' if unit == 's' else 'memory'}"
-            figures.append({"figure": name, "value": value, "goal": None, "unit": unit})
+        seconds, peak, held = line["seconds"], line["peak"], line["held"]
+        print(f"{part:6} {way:7} {seconds:7.1f} s, peak {peak:6.0f} MB, held {held:6.0f} MB")
+        figures += [
+            {"figure": f"{part}, {way}: {name}", "value": value, "goal": None, "unit": unit}
+            for name, value, unit in (
+                ("seconds", seconds, "s"), ("peak memory", peak, "MB"), ("memory held", held, "MB"),
+            )
+        ]  # fmt: skip
     off = difference(photograph(0, given.width, given.height), given.max_pixels)
     print(f"values differ by {off:.2f} of 255 levels in the mean")
     figures.append({"figure": "mean difference", "value": off, "goal": None, "unit": "levels"})
