@@ -165,8 +165,8 @@ class Station:
         own = getattr(self.engine, "decode", None)
         budget = DECODED if getattr(self.engine, "pictures", True) else 0
         requests = []
-        for image_id, *asked in shard.asks:
-            request = Request(image_id, images[image_id], *asked, own or Decoder())
+        for image_id, text, before, choices in shard.asks:
+            request = Request(image_id, images[image_id], text, before, choices, own or Decoder())
             if budget > 0:
                 with suppress(Exception):  # the engine will meet it, and it will be named there
                     budget -= request.picture.width * request.picture.height
