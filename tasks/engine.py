@@ -9,14 +9,13 @@ settings). How engines are put to work on shards, in processes or on a cluster, 
 import asyncio
 import hashlib
 import importlib
-import io
 import os
 import sys
 import tempfile
 import threading
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +24,7 @@ from PIL import Image
 
 from tasks import prompts
 from tasks.machine import check_gpu
+from tasks.pixels import Decoder
 from tasks.run import StageError
 
 BACKENDS = ("vllm", "server", "ray", "transformers")
@@ -35,7 +35,8 @@ class Request:
     """One image and one user text; `image` holds encoded bytes (JPEG or PNG).
 
     `before` is text that stands before the image: what all requests share, so that an engine can
-    keep what it computed for it. With `choices` the answer must be one of these texts.
+    keep what it computed for it. With `choices` the answer must be one of these texts. `decode` is
+    the engine's, see Engine.
     """
 
     key: str
@@ -43,12 +44,17 @@ class Request:
     text: str
     before: str = ""
     choices: tuple[str, ...] = ()
+    decode: Callable[[bytes], Image.Image] = field(default=Decoder(), repr=False)
 
     @cached_property
     def picture(self) -> Image.Image:
-        """The decoded RGB picture."""
-        with Image.open(io.BytesIO(self.image)) as image:
-            return image.convert("RGB")
+        """The RGB picture, no larger than the engine's policy can use."""
+        return self.decode(self.image)
+
+    def without_bytes(self) -> "Request":
+        """The same with nothing but its picture, which a photograph's bytes may outweigh."""
+        picture = self.picture
+        return replace(self, image=b"", decode=lambda _: picture)
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,8 @@ class Engine(Protocol):
     An engine may have `slots`, how many shards it takes at once from as many threads (1 without
     it); `counts`, totals by name such as prompt_tokens and cached_tokens; `check(request)`, which
     raises StageError when a prompt cannot work; `pictures`, False if it takes encoded bytes;
+    `decode`, which makes pictures of a request's bytes (at full size without it; with it, a request
+    may come as Request.without_bytes);
     `constrained`, True if it keeps to `Request.choices`; and `close()`.
     """
 
@@ -206,6 +214,7 @@ class Prompter:
         self.policy = policy
         self.max_model_len = max_model_len
         self.processor = AutoProcessor.from_pretrained(policy)
+        self.decode = Decoder(self.processor)
         try:
             rendered = self.render("probe")
         except (ValueError, TypeError, AttributeError) as error:

@@ -112,6 +112,7 @@ class _Vllm:
 
     def __init__(self, policy: Path, settings: dict[str, Any]):
         self.prompter = Prompter(policy, settings["max_model_len"])
+        self.decode = self.prompter.decode
         self.settings = settings
         self.counts: Counter[str] = Counter()
         self._adapter: Any = None

@@ -12,7 +12,7 @@ of Evaluate; the engine runs in this process, on a GPU or without.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,6 +32,7 @@ from tasks.evaluate_modes import (
 from tasks.images import Picture, Reject
 from tasks.labels import ClassNames
 from tasks.options import Option
+from tasks.pixels import Decoder
 from tasks.predict_inputs import Source, chosen_card, engine_settings, read_image
 from tasks.propose import question
 from tasks.run import StageError
@@ -153,7 +154,7 @@ class Predictor:
             names = [_name(image, number) for number, image in batch]
             read = [read_image(image) for _, image in batch]
             found = {
-                key: Request(str(key), picture.data, self._text, self._before)
+                key: picture.data
                 for key, picture in enumerate(read)
                 if isinstance(picture, Picture)
             }
@@ -164,12 +165,13 @@ class Predictor:
                 else:
                     yield said[key]
 
-    def _answers(self, requests: dict[int, Request], names: list[str]) -> dict[int, Prediction]:
+    def _answers(self, images: dict[int, bytes], names: list[str]) -> dict[int, Prediction]:
         if self._engine is None:
             with opening("predict", self.policy, self.settings):
                 self._engine = open_engine(self.policy, self.settings)
                 if hasattr(self._engine, "check"):
-                    self._engine.check(next(iter(requests.values())))
+                    self._engine.check(self._requests(images)[min(images)])
+        requests = self._requests(images)
         refused: dict[str, str] = {}
         two = self.mode == "two_step"
         self._batches += 1
@@ -192,7 +194,7 @@ class Predictor:
             for key in requests
         }
         asks = choice_asks(options, self.card, self.settings["prompt_style"])
-        second = [Request(a.image_id, requests[int(a.image_id)].image, a.text) for a in asks]
+        second = [replace(requests[int(a.image_id)], text=a.text, before="") for a in asks]
         chosen = self._ask(second, refused, greedy=True) if second else {}
         return {
             key: self._two_step(
@@ -204,6 +206,13 @@ class Predictor:
                 refused.get(str(key), ""),
             )
             for key in requests
+        }
+
+    def _requests(self, images: dict[int, bytes]) -> dict[int, Request]:
+        decode = getattr(self._engine, "decode", Decoder())
+        return {
+            key: Request(str(key), data, self._text, self._before, decode=decode)
+            for key, data in images.items()
         }
 
     def _ask(

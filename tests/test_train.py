@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import data_cards
 from tasks import shards
 from tasks.run import StageError
 from tests.conftest import ROOT, as_config
@@ -42,7 +43,6 @@ def write_manifest(mcq: Path) -> None:
 @pytest.fixture(scope="module")
 def frozen(drawn_once, tmp_path_factory):
     """Questions about the `few` card from fake rollouts, with a manifest, and an untrained policy."""
-    import data_cards
     from tasks.build_mcq import build_mcq
     from tasks.propose import propose
     from tests.conftest import mcq_arguments, propose_arguments
@@ -164,6 +164,34 @@ def test_killed_at_any_checkpoint_a_run_ends_as_if_nothing_had_been(unbroken):
         assert digest(path / "model.safetensors") == digest(whole / "model.safetensors"), path.name
         texts = [shards.read(folder, "completions")["completion"] for folder in (path, whole)]
         assert texts[0] == texts[1]
+
+
+def test_a_batch_decodes_a_picture_once_at_the_size_that_the_policy_takes(
+    frozen, tmp_path, monkeypatch
+):
+    from tasks.pixels import Decoder
+    from training import tiny_policy
+
+    card = data_cards.load("few")
+    words = tiny_policy.slot_words([card.kind, card.noun, *card.classes])
+    small = {"min_pixels": 28**2, "max_pixels": 56**2}
+    tiny_policy.save(*tiny_policy.build(words, seed=3, **small), tmp_path / "policy")
+    made, decode = [], Decoder.__call__
+
+    def noted(self, data):
+        made.append(decode(self, data))
+        return made[-1]
+
+    monkeypatch.setattr(Decoder, "__call__", noted)
+    own = {"base": tmp_path / "policy", "policy": tmp_path / "policy", "watch_every": 3}
+    trl = {"beta": 0.0, "use_cpu": True, "steps_per_generation": 2}
+    given = arguments(frozen, steps=3, watch_images=4, micro_batch_size=4, trl=trl, **own)
+    folder = trained(tmp_path / "out", given)
+    asked = set(shards.read(folder, "completions")["mcq_id"].to_pylist())
+    assert len(asked) == 6
+    # Each was looked at before, to tell what memory it takes; and 4 val images.
+    assert len(made) == 6 + len(asked) + 4
+    assert {picture.size for picture in made} == {(56, 56)}
 
 
 def test_rounds_on_unchanged_shards_are_one_run(frozen, tmp_path, unbroken):

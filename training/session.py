@@ -19,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from data_cards import load
 from tasks import schemas, shards, waiting
+from tasks.pixels import Decoder
 from tasks.run import StageError, save_stats, shard_by_shard, stop_if_asked
 from training import checkpoints, handover, loading, parts, policy_folder
 from training.dataset import Place, Questions, Then
@@ -63,7 +64,12 @@ class Session:
     def questions(self, style: str | None) -> Questions:
         """The frozen questions, multiple-choice in this style, or open."""
         return Questions(
-            self.set.mcq, self.cards, style, seed=self.set.seed, cache=self.output / CACHE
+            self.set.mcq,
+            self.cards,
+            style,
+            seed=self.set.seed,
+            cache=self.output / CACHE,
+            decode=Decoder(self.processor),
         )
 
     def rows(self, questions: Questions, then: Then | None = None) -> Dataset:

@@ -11,7 +11,6 @@ The loss is the cross-entropy of the completion's tokens; prompt and image token
 Stopped or killed, it goes on from its last checkpoint with the very same result.
 """
 
-import io
 import itertools
 import math
 import random
@@ -21,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 import data_cards
 from tasks import prompts, shards, waiting
 from tasks.machine import check_gpu, gpus
+from tasks.pixels import Decoder
 from tasks.run import (
     StageError,
     first_line,
@@ -102,7 +101,7 @@ def base_policy(
             row for places in zip(download, split, strict=True) for row in pretrain_images(*places)
         ]
         batches = _random_batches(
-            rows, names, wording, seed, batch_size, question_share, blind_share
+            rows, Decoder(processor), names, wording, seed, batch_size, question_share, blind_share
         )
         figures = train_supervised(
             policy,
@@ -243,6 +242,7 @@ def _wording(card: data_cards.Card, style: str) -> sft_examples.Wording:
 
 def _random_batches(
     rows: list[tuple[str, str, bytes]],
+    decode: Decoder,
     names: dict[str, tuple[str, ...]],
     wording: dict[str, sft_examples.Wording],
     seed: int,
@@ -255,10 +255,9 @@ def _random_batches(
     batch: list[sft_examples.Example] = []
     while True:
         for card, name, data in rng.sample(rows, len(rows)):
-            image = Image.open(io.BytesIO(data)).convert("RGB")
             batch.append(
                 sft_examples.random_example(
-                    image,
+                    decode(data),
                     name,
                     names[card],
                     rng,

@@ -7,12 +7,10 @@ the checkpoint that answered best is kept beside the last.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import GenerationConfig
 from trl.data_utils import prepare_multimodal_messages
 from trl.distributed import DistributedBackend
@@ -22,6 +20,7 @@ from data_cards import Card
 from tasks import prompts, shards
 from tasks.answers import parse
 from tasks.labels import ClassNames
+from tasks.pixels import Decoder
 from tasks.seeding import row_generator
 
 BATCH, VLLM_BATCH = 32, 64  # images at a time
@@ -124,12 +123,13 @@ class Watch:
 
     def _by_vllm(self, trainer: Any, asked: list[Sample]) -> list[str]:
         texts: list[str] = []
+        decode = Decoder(trainer.processing_class)
         for start in range(0, len(asked), VLLM_BATCH):
             part = asked[start : start + VLLM_BATCH]
             chats = [
                 prepare_multimodal_messages(
                     [{"role": "user", "content": self.texts[sample.card]}],
-                    images=[_picture(sample)],
+                    images=[decode(sample.image)],
                 )
                 for sample in part
             ]
@@ -174,14 +174,11 @@ class Watch:
             )
             for sample in part
         ]
-        images = [[_picture(sample)] for sample in part]
+        decode = Decoder(processor)
+        images = [[decode(sample.image)] for sample in part]
         inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
         inputs = inputs.to(model.device)
         with torch.no_grad():
             output = model.generate(**inputs)
         ends = output[:, inputs["input_ids"].shape[1] :]
         return processor.batch_decode(ends, skip_special_tokens=True)
-
-
-def _picture(sample: Sample) -> Image.Image:
-    return Image.open(BytesIO(sample.image)).convert("RGB")
