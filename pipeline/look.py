@@ -11,14 +11,9 @@ from pipeline import artifact, status
 from pipeline.where import WhereError, columns, expression, nearest
 from tasks import shards
 from tasks.gallery import data_uri
-from tasks.report_style import page as framed
-from tasks.report_text import esc
+from tasks.pages import render
 
 SHORT = 400  # characters of a value on a page
-_STYLE = """
-table{font-size:.875rem} td{vertical-align:top;max-width:28rem;overflow-wrap:anywhere}
-td img{max-width:8rem;max-height:8rem;display:block}
-"""
 
 
 def tables(folder: Path, rows: int, where: str = "") -> list[dict[str, Any]]:
@@ -107,47 +102,38 @@ def page(folder: Path, rows: int, where: str = "") -> str:
     store = _store(folder, manifest)
     title = f"{manifest['stage']} {manifest['fingerprint']}"
     facts = {"rows": manifest["rows"], "seconds": manifest.get("seconds"), "created": manifest.get("created"), **manifest.get("stats", {})}  # fmt: skip
-    counts = "".join(
-        f"<tr><th>{esc(k)}</th><td>{esc(_text(v))}</td></tr>" for k, v in facts.items()
+    return render(
+        "rows.html.jinja",
+        title=title,
+        facts=[(name, _text(value)) for name, value in facts.items()],
+        tables=[_values(table, store) for table in found],
+        where=where,
     )
-    sections = "".join(_section(table, store, where) for table in found)
-    body = (
-        f"<header><h1>{esc(title)}</h1></header><main>"
-        f'<section><h2>Counts</h2><div class="wide"><table><tbody>{counts}</tbody></table></div>'
-        f"</section>{sections}</main>"
-    )
-    return framed(title, body, style=_STYLE)
 
 
-def _section(table: dict[str, Any], store: shards.ImageStore | None, where: str) -> str:
+def _values(table: dict[str, Any], store: shards.ImageStore | None) -> dict[str, Any]:
+    """What the page shows of a table: a cell is a text, or a picture that may not be there ("")."""
     rows = table["first"]
     names = list(table["columns"])
     pictures = _pictures(rows, store) if "image" not in names and "image_id" in names else {}
-    head = "".join(f"<th>{esc(name)}</th>" for name in [*(["image"] if pictures else []), *names])
-    body = []
-    for row in rows:
-        cells = [_cell(row[name]) for name in names]
-        if pictures:
-            cells.insert(0, _image(pictures.get(row["image_id"])))
-        body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    fit = f"; {table['fit']:,} fit {esc(where)}" if where else ""
-    return (
-        f"<section><h2>{esc(table['table'])}</h2><p>{len(rows):,} of {table['rows']:,} rows{fit}.</p>"
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody>'
-        "</table></div></section>"
-    )
+    cells = [[_cell(row[name]) for name in names] for row in rows]
+    if pictures:
+        for row, shown in zip(rows, cells, strict=True):
+            shown.insert(0, {"picture": data_uri(pictures.get(row["image_id"]))})
+    return {
+        "name": table["table"],
+        "total": table["rows"],
+        "fit": table["fit"],
+        "columns": [*(["image"] if pictures else []), *names],
+        "rows": cells,
+    }
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> dict[str, Any]:
     if isinstance(value, dict) and "bytes" in value:
-        return _image(value["bytes"])
+        return {"picture": data_uri(value["bytes"])}
     text = _text(value)
-    return esc(text if len(text) <= SHORT else f"{text[:SHORT]} …")
-
-
-def _image(encoded: bytes | None) -> str:
-    source = data_uri(encoded) if encoded else ""
-    return f'<img src="{source}" alt="">' if source else ""
+    return {"picture": None, "text": text if len(text) <= SHORT else f"{text[:SHORT]} …"}
 
 
 def _text(value: Any) -> str:

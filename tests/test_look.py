@@ -76,7 +76,7 @@ def test_what_only_reads_manifests_imports_nothing_heavy(tmp_path, line):
         "import sys\nfrom pipeline.__main__ import main\n"
         f"sys.argv = ['pipeline', *{line!r}]\n"
         "try:\n    main()\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'pyarrow', 'vllm', 'trl'}\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'pyarrow', 'vllm', 'trl', 'jinja2', 'duckdb'}\n"
         "print('HEAVY', sorted(heavy & set(sys.modules)))"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
