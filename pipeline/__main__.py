@@ -121,16 +121,17 @@ def main() -> None:
         "inspect",
         "counts, columns and sample rows of an artifact",
         "inspect build_mcq",
-        "inspect build_mcq --where 'truth_injected and truth_share < 0.2' --page hard.html",
-        "inspect propose --where 'finish_reason == \"length\"' --rows 10 --json",
+        "inspect build_mcq --where 'truth_injected AND truth_share < 0.2' --page hard.html",
+        "inspect propose --where \"finish_reason = 'length'\" --rows 10 --json",
+        "inspect evaluate --where \"mode = 'two_step' AND NOT correct AND len(options) > 3\"",
     )
     inspect.add_argument("stage", help="a stage's folder name, or a path to an artifact")
     inspect.add_argument("--rows", type=int, help="sample rows a table; default: 3, a page: 100")
     inspect.add_argument(
         "--where",
         default="",
-        metavar="FILTER",
-        help="only rows for which this comparison of columns holds (and, or, not, in, len)",
+        metavar="CONDITION",
+        help="only rows for which this condition in SQL (DuckDB's) holds; texts in single quotes",
     )
     inspect.add_argument("--questions", type=int, default=300, help="questions on the page")
     inspect.add_argument(

@@ -1,64 +1,95 @@
 """What an artifact holds: its counts, its tables and some of their rows, as values or as a page."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import artifact, status
-from pipeline.where import WhereError, columns, expression, nearest
+from pipeline.condition import Condition, ConditionError, NoColumn
 from tasks import shards
 from tasks.gallery import data_uri
 from tasks.pages import render
 
 SHORT = 400  # characters of a value on a page
+BATCH_ROWS = 256  # in memory at a time, with all their columns
 
 
 def tables(folder: Path, rows: int, where: str = "") -> list[dict[str, Any]]:
     """Every table of an artifact: name, columns, how many rows there are and fit `where`, and the
-    first `rows` of those. With a filter only the tables that have its columns are told of.
+    first `rows` of those. With a condition only the tables that have its columns are told of.
 
-    Raises WhereError when the filter cannot be used on any of them.
+    Raises ConditionError when the condition cannot be used on any of them.
     """
     manifest = artifact.read_manifest(folder)
-    wanted = columns(where) if where else []
-    found, known = [], set()
+    condition = Condition(where) if where else None
+    found: list[dict[str, Any]] = []
+    known: set[str] = set()
+    lost: list[str] = []
     for name, count in manifest["rows"].items():
         paths = shards.paths(folder, name)
         schema = pq.read_schema(paths[0])
         known |= set(schema.names)
-        if not set(wanted) <= set(schema.names):
-            continue
-        chosen = expression(where, schema) if where else None
-        fit = count
-        if chosen is not None:
-            fit = sum(shards.read_file(p, wanted, chosen).num_rows for p in paths)
+        if condition is None:
+            fit, first = count, _first_rows(paths, rows)
+        else:
+            try:
+                condition.check(schema)
+            except NoColumn as error:
+                lost.append(error.name)
+                continue
+            fit, first = _fitting_rows(paths, condition, rows)
         kinds = {field.name: str(field.type) for field in schema}
-        told = list(_first_rows(paths, chosen, rows))
-        found.append({"table": name, "rows": count, "fit": fit, "columns": kinds, "first": told})
-    if where and not found:
-        lost = next((name for name in wanted if name not in known), None)
-        if lost:
-            raise WhereError(f"--where: there is no column {lost!r}{nearest(lost, sorted(known))}")
-        raise WhereError(f"--where: no table has all of {', '.join(wanted)}")
+        found.append({"table": name, "rows": count, "fit": fit, "columns": kinds, "first": first})
+    if condition and not found:
+        for name in lost:
+            if name.lower() not in {column.lower() for column in known}:
+                raise ConditionError(condition.unknown(name, sorted(known)))
+        raise ConditionError(f"--where: no table has all of {', '.join(condition.columns)}")
     return found
 
 
-def _first_rows(paths: list[Path], chosen: Any, rows: int) -> Iterator[dict[str, Any]]:
-    left = rows
+def _first_rows(paths: list[Path], rows: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
     for path in paths:
-        if left <= 0:
-            return
-        if chosen is None:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                batch = next(file.iter_batches(left), None)
-            got = batch.to_pylist() if batch is not None else []
-        else:
-            got = shards.read_file(path, None, chosen).slice(0, left).to_pylist()
-        left -= len(got)
-        yield from got
+        if len(found) < rows:
+            batches = shards.iter_batches(path, None, min(rows, BATCH_ROWS))
+            found += itertools.islice(
+                (row for b in batches for row in b.to_pylist()), rows - len(found)
+            )
+    return found
+
+
+def _fitting_rows(
+    paths: list[Path], condition: Condition, rows: int
+) -> tuple[int, list[dict[str, Any]]]:
+    """How many rows fit, and the first of them."""
+    fit, found = 0, []
+    for path in paths:
+        places = condition.rows(path)
+        fit += len(places)
+        found += _rows_at(path, places[: rows - len(found)].tolist())
+    return fit, found
+
+
+def _rows_at(path: Path, places: list[int]) -> Iterator[dict[str, Any]]:
+    """The rows at these places of a file, of which only the row groups that hold them are read."""
+    if not places:
+        return
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        start = 0
+        for group in range(file.num_row_groups):
+            stop = start + file.metadata.row_group(group).num_rows
+            if any(start <= place < stop for place in places):
+                for batch in file.iter_batches(BATCH_ROWS, [group]):
+                    mine = [p - start for p in places if start <= p < start + batch.num_rows]
+                    yield from batch.take(pa.array(mine, pa.int64())).to_pylist()
+                    start += batch.num_rows
+            start = stop
 
 
 def plain(value: Any) -> Any:
