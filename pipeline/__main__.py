@@ -148,7 +148,7 @@ def main() -> None:
     invalidate.add_argument("--downstream", action="store_true", help="and what was made from them")
     gc = command(
         "gc",
-        "artifacts that nothing current refers to, and working folders that no run would go on from",
+        "artifacts that nothing current refers to, and old working folders of runs that were cut off",
         "gc",
         "gc --delete",
         "gc --partial-older-than 0 --delete",
@@ -159,8 +159,8 @@ def main() -> None:
         type=float,
         default=7.0,
         metavar="DAYS",
-        help="a working folder of no stage under these settings stays so long after it was last "
-        "written to, since other settings may want it; default: 7",
+        help="a working folder stays so long after it was last written to, since a run with its "
+        "settings goes on from it; default: 7",
     )
     diff = command("diff", "two artifacts of a stage", "diff PATH_A PATH_B")
     diff.add_argument("one", type=Path)
