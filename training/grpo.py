@@ -27,7 +27,7 @@ from training import agreement, checkpoints
 from training.config import grpo_config
 from training.recorder import Recorder
 from training.reward_choice import choose_rewards
-from training.sampling import DynamicSampling, Timed, TruthRollout
+from training.sampling import DynamicSampling, KnownFields, Timed, TruthRollout
 from training.session import Session
 from training.shared_prefix import make_trainer
 
@@ -133,7 +133,7 @@ def grpo(
 
 def with_ours(kind: type[GRPOTrainer], truth_rollout: bool) -> type[GRPOTrainer]:
     """A trainer with what is ours mixed in."""
-    kinds: list[type] = [DynamicSampling, Timed, checkpoints.StrictResume, kind]
+    kinds: list[type] = [DynamicSampling, Timed, KnownFields, checkpoints.StrictResume, kind]
     if truth_rollout:
         kinds.insert(1, TruthRollout)
     return type("Trainer", tuple(kinds), {})

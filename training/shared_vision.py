@@ -8,7 +8,6 @@ one copy. Where such an output has a form not known here, all copies are encoded
 import copy
 import hashlib
 import inspect
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +18,7 @@ from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_b
 from training.prefix_batches import members
 
 PIXELS = ("pixel_values", "image_grid_thw")  # of models whose images are rows of patches
+SOME = 64  # values of an image that are looked at before it is compared with another
 Batch = dict[str, Any]
 
 
@@ -46,10 +46,10 @@ def take(value: Any, rows: Sequence[int], count: int) -> Any:
 
 
 class ImagesOnce:
-    """Stands in for a module's `get_image_features`: copies that follow each other count as one.
+    """Stands in for a module's `get_image_features`: copies of an image, or of a tile, count as one.
 
     `patches` is the number of rows of pixel values encoded so far: patches for models with an
-    `image_grid_thw`, else images.
+    `image_grid_thw`, else images, with their tiles or each tile by itself as the model has them.
     """
 
     def __init__(self, module: torch.nn.Module):
@@ -72,17 +72,14 @@ class ImagesOnce:
         given = self.signature.bind(*args, **kwargs).arguments
         extra = given.pop(next(iter(self._variadic()), ""), {})
         given = {**given, **extra}
-        images = _images(given) if self.active else None
-        inverse = _repeats(images) if images is not None else []
-        if images is None or len(set(inverse)) == len(images):
+        entries = _entries(given) if self.active else {}
+        inverse = _repeats(list(zip(*entries.values(), strict=True)))
+        if len(set(inverse)) == len(inverse):
             self.patches += len(given["pixel_values"])
             return self.encode(**given)
-        first = list(dict.fromkeys(inverse))
-        kept = [inverse.index(number) for number in first]
-        unique = {"pixel_values": torch.cat([images[i] for i in kept])}
-        if (grid := given.get("image_grid_thw")) is not None:
-            unique["image_grid_thw"] = grid[kept]
-        features = _expanded(self.encode(**{**given, **unique}), inverse, len(kept))
+        kept = [inverse.index(number) for number in range(max(inverse) + 1)]
+        unique = {name: torch.cat([parts[i] for i in kept]) for name, parts in entries.items()}
+        features = _expanded(self.encode(**{**given, **unique}), inverse, unique["pixel_values"])
         if features is None:
             self.patches += len(unique["pixel_values"]) + len(given["pixel_values"])
             return self.encode(**given)
@@ -115,6 +112,12 @@ class PromptsOnce:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._processor, name)
 
+    @property
+    def image_processor(self) -> Any:
+        """The processor's own; how many tiles each image has it need not find out anew."""
+        tiles = [len(self._fields[group].get("pixel_values", ())) for group in self._group_of]
+        return TilesKnown(self._processor.image_processor, tiles)
+
     def tokenize(
         self, prompts: Sequence[Any], tokenize: Callable[[list[Any]], tuple[list, Any, dict]]
     ) -> tuple[list[list[int]], list[Any] | None, dict[str, Any]]:
@@ -143,8 +146,12 @@ class PromptsOnce:
         merged = {}
         for key in keys:
             values = [self._fields[group][key] for group in groups if key in self._fields[group]]
-            tensors = isinstance(values[0], torch.Tensor)
-            merged[key] = torch.cat(values) if tensors else [x for value in values for x in value]
+            if isinstance(values[0], torch.Tensor):
+                merged[key] = torch.cat(_filled(values))
+                continue
+            merged[key] = [entry for value in values for entry in value]
+            if isinstance(merged[key][0], torch.Tensor):
+                merged[key] = torch.cat(_filled([entry[None] for entry in merged[key]]))
         return merged
 
 
@@ -184,6 +191,21 @@ class Remembering:
         return type(known)(dict(known))  # whoever asked may take things out
 
 
+class TilesKnown:
+    """Stands in for an image processor that TRL asks for the number of tiles alone (InternVL)."""
+
+    def __init__(self, processor: Any, tiles: list[int]):
+        self._processor, self._tiles = processor, tiles
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        if "crop_to_patches" in options:
+            return {"num_patches": torch.tensor(self._tiles)}
+        return self._processor(*arguments, **options)
+
+
 def _flat(images: Any) -> list[Any]:
     if isinstance(images, list | tuple):
         return [image for part in images for image in _flat(part)]
@@ -196,6 +218,25 @@ def _digest(image: Any) -> str:
     return hashlib.sha256(repr(shape).encode() + content.tobytes()).hexdigest()
 
 
+def _filled(values: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors with zeros behind, so that they differ in their first size alone.
+
+    A processor does so with the images of one call, where some have more tiles than others.
+    """
+    most = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
+    return [
+        torch.nn.functional.pad(
+            value,
+            [
+                end
+                for have, wanted in zip(value.shape[:0:-1], most[::-1], strict=True)
+                for end in (0, wanted - have)
+            ],
+        )
+        for value in values
+    ]
+
+
 def _tensor(value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
@@ -205,36 +246,65 @@ def _tensor(value: Any) -> torch.Tensor:
     return torch.stack([torch.as_tensor(row) for row in value])
 
 
-def _images(given: dict[str, Any]) -> list[torch.Tensor] | None:
-    """The pixel values of each image, or none where a form not known here came with them."""
-    pixels, grid = given["pixel_values"], given.get("image_grid_thw")
-    others = [v for k, v in given.items() if k not in PIXELS and isinstance(v, torch.Tensor)]
-    if others or not isinstance(pixels, torch.Tensor):
-        return None
-    if grid is not None:
-        return list(pixels.split(grid.prod(-1).tolist()))
-    return list(pixels.split(1)) if pixels.ndim == 4 else None
+def _entries(given: dict[str, Any]) -> dict[str, list[torch.Tensor]]:
+    """What belongs to each image, by the name of the input; empty for a form not known here.
+
+    Known are rows of patches with a grid, images, and images with their tiles, filled up to as many.
+    Other tensors that have a row for each image, such as masks and sizes, belong to it.
+    """
+    tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+    pixels, grid = tensors.get("pixel_values"), tensors.get("image_grid_thw")
+    if pixels is None or (grid is None and pixels.ndim not in (4, 5)):
+        return {}
+    count = len(pixels) if grid is None else len(grid)
+    if any(
+        not value.ndim or len(value) != count for value in tensors.values() if value is not pixels
+    ):
+        return {}
+    parts = {name: list(value.split(1)) for name, value in tensors.items() if value is not pixels}
+    sizes = 1 if grid is None else grid.prod(-1).tolist()
+    return {"pixel_values": list(pixels.split(sizes)), **parts}
 
 
-def _repeats(images: list[torch.Tensor]) -> list[int]:
-    """For each image the number of its run: 0, 0, 1 for two equal images and another."""
-    runs = [0]
-    for before, image in itertools.pairwise(images):
-        same = before.shape == image.shape and torch.equal(before, image)
-        runs.append(runs[-1] + (not same))
-    return runs
+def _repeats(entries: list[tuple[torch.Tensor, ...]]) -> list[int]:
+    """For each entry the number of its kind, by first appearance: 0, 1, 0 where the third is the first."""
+    alike: dict[Any, list[int]] = {}  # kinds that have some values in common
+    first: list[tuple[torch.Tensor, ...]] = []
+    kinds = []
+    for entry in entries:
+        values = entry[0].flatten()
+        some = entry[0].shape, tuple(values[:: max(1, len(values) // SOME)].tolist())
+        candidates = alike.setdefault(some, [])
+        for kind in candidates:
+            if all(map(torch.equal, first[kind], entry)):
+                break
+        else:
+            kind = len(first)
+            first.append(entry)
+            candidates.append(kind)
+        kinds.append(kind)
+    return kinds
 
 
-def _expanded(output: Any, inverse: list[int], count: int) -> Any:
-    """`output` for `count` images, given out to as many as `inverse` names; None if unknown."""
+def _expanded(output: Any, inverse: list[int], pixels: torch.Tensor) -> Any:
+    """`output` for the images of `pixels`, given out to those that `inverse` names; None if unknown."""
+    count = max(inverse) + 1
     pooled = getattr(output, "pooler_output", None)
-    if pooled is None or len(pooled) != count:
+    if pooled is None:
         return None
     expanded = copy.copy(output)
-    if isinstance(pooled, torch.Tensor):
-        expanded.pooler_output = pooled[torch.tensor(inverse, device=pooled.device)]
+    if len(pooled) == count:
+        tensor = isinstance(pooled, torch.Tensor)
+        chosen = [pooled[i] for i in inverse]
+        expanded.pooler_output = torch.stack(chosen) if tensor else tuple(chosen)
+    elif pixels.ndim == 5 and isinstance(pooled, torch.Tensor):  # of each tile that is not empty
+        tiles = pixels.flatten(2).any(-1).sum(1).tolist()
+        if sum(tiles) != len(pooled):
+            return None
+        parts = pooled.split(tiles)
+        expanded.pooler_output = torch.cat([parts[i] for i in inverse])
     else:
-        expanded.pooler_output = tuple(pooled[i] for i in inverse)
+        return None
     if (deep := getattr(output, "deepstack_features", None)) is not None:
         if isinstance(pooled, torch.Tensor):
             return None
