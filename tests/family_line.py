@@ -18,7 +18,13 @@ from tests import families
 from training.grpo import grpo
 from training.sft import base_policy
 
-STAGES = (("base", base_policy), ("propose", propose), ("train", grpo), ("evaluate", evaluate))
+STAGES = (
+    ("base", base_policy),
+    ("propose", propose),
+    ("train", grpo),
+    ("evaluate", evaluate),
+    ("again", evaluate),
+)
 
 
 def engine(policy, settings):

@@ -21,6 +21,7 @@ from trl import GRPOConfig
 
 import data_cards
 from tasks import schemas, shards
+from tasks.engine import Prompter, Request
 from tests import families
 from tests.conftest import ENGINE, ROOT, propose_arguments
 from tests.test_train import arguments, cards_of, freeze
@@ -106,6 +107,19 @@ def of_family(name: str, made, folder) -> dict:
     place = type("Place", (), {"root": folder / "base"})()
     place.download, place.split = made / "download", made / "split"
     asked = {"engine": engine, "num_rollouts": 2, "max_unparsed_share": 1.0, "limit": 6}
+    evaluated = {
+        "card": "few",
+        "download": place.download,
+        "split": place.split,
+        "policy": folder / "train",
+        "engine": engine,
+        "part": "val",
+        "num_rollouts": 2,
+        "num_options": 5,
+        "prompt": "open",
+        "shard_size": 100,
+        "seed": 0,
+    }
     return {
         "family": name,
         "words": ["beetle", "species"],
@@ -142,19 +156,12 @@ def of_family(name: str, made, folder) -> dict:
             watch_images=4,
             save_steps=2,
         ),
-        "evaluate": {
-            "output": folder / "evaluate",
-            "card": "few",
-            "download": place.download,
-            "split": place.split,
-            "policy": folder / "train",
-            "engine": engine,
-            "part": "val",
-            "num_rollouts": 2,
-            "num_options": 5,
-            "prompt": "open",
-            "shard_size": 100,
-            "seed": 0,
+        "evaluate": {**evaluated, "output": folder / "evaluate"},
+        "again": {
+            **evaluated,
+            "output": folder / "again",
+            "engine": {**engine, "in_process": "transformers"},
+            "modes": ["one_step"],
         },
     }
 
@@ -178,6 +185,54 @@ def test_a_family_goes_through_the_whole_line(family, told):
     assert fixed == (family != "qwen3_vl")
     predictions = shards.read(folder / "evaluate", "predictions")
     assert set(predictions["mode"].to_pylist()) >= {"one_step", "majority", "two_step"}
+    # By vLLM and by the trainer's own library: the very answers, with the same probability.
+    by_vllm, by_transformers = (
+        shards.read(folder / name, "one_step").to_pylist() for name in ("evaluate", "again")
+    )
+    for one, other in zip(by_vllm, by_transformers, strict=True):
+        assert one["completion"] == other["completion"]
+        assert one["mean_logprob"] == pytest.approx(other["mean_logprob"], abs=1e-3)
+
+
+@pytest.mark.parametrize("family", ADAPTED)
+def test_a_prompt_is_the_same_however_it_is_made(family, tmp_path):
+    prompter = Prompter(getattr(families, family)(tmp_path / "policy", ["beetle"]))
+    for shape in SHAPES:
+        made = io.BytesIO()
+        picture(*shape).save(made, "PNG")
+        request = Request("a", made.getvalue(), "What is it?")
+        asked = prompter.processor(text=[prompter(request)], images=[[request.picture]])
+        assert asked["input_ids"][0] == prompter.tokens(request)
+
+
+WITHOUT = """
+import sys
+sys.modules["num2words"] = None  # importing it fails
+from pathlib import Path
+from tasks.engine import Prompter
+from tasks.run import StageError
+from training import loading, sft
+policy = Path(sys.argv[1])
+base = {key: 0 for key in sft.base_policy.__annotations__ if key not in ("output", "return")}
+base |= {"model": str(policy), "card": "beetles"}
+for load in (Prompter, loading.load_processor, lambda policy: sft.base_policy(policy, **base)):
+    try:
+        load(policy)
+    except StageError as error:
+        print(error)
+"""
+
+
+def test_a_package_that_is_missing_is_named(tmp_path):
+    policy = families.smolvlm(tmp_path / "policy", ["beetle"])
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, policy], cwd=ROOT, capture_output=True, text=True
+    )
+    said = done.stdout.splitlines()
+    assert len(said) == 3, done.stderr
+    for line in said:
+        assert line.startswith(f"the processor of {policy} cannot be loaded")
+        assert line.endswith("`pip install num2words`.")
 
 
 # Rows of pixel values of the three images, each encoded once: Idefics3 and LLaVA-OneVision have an
