@@ -6,15 +6,11 @@ processor and the config. Their tokenizer is the tiny policy's, with the special
 
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
-from tokenizers import processors
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessor,
     Gemma3Processor,
-    GenerationConfig,
     GotOcr2ImageProcessor,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
@@ -29,7 +25,6 @@ from transformers import (
     LlavaOnevisionImageProcessor,
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
-    PreTrainedTokenizerFast,
     Qwen2VLImageProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
@@ -42,30 +37,20 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
+from tests import real_shape
+from tests.family_parts import (
+    PATCH,
+    SIDE,
+    TEXT,
+    VISION,
+    as_published,
+    make_tokenizer,
+    save,
+    template,
+    text_config,
+    tiled_tokenizer,
+)
 from training import tiny_policy
-
-TEXT = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
-    "bos_token_id": None,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-SIDE, PATCH = 56, 14  # pixels of a tile and of a patch, in the families below Qwen's
-VISION = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": SIDE,
-    "patch_size": PATCH,
-}
 
 
 def qwen3_vl(folder: Path, words: list[str]) -> Path:
@@ -106,7 +91,13 @@ def qwen3_vl(folder: Path, words: list[str]) -> Path:
         video_processor=Qwen3VLVideoProcessor(size=dict(pixels), patch_size=14),
         chat_template=tiny_policy.CHAT_TEMPLATE,
     )
-    return _save(Qwen3VLForConditionalGeneration, config, processor, folder)
+    return save(Qwen3VLForConditionalGeneration, config, processor, folder)
+
+
+def real_vocabulary(folder: Path, words: list[str]) -> Path:
+    """A narrow Qwen2.5-VL with the published vocabulary and chat template, in bfloat16."""
+    real_shape.write(folder, layers=2, vision_layers=2, narrow=True)
+    return folder
 
 
 def gemma3(folder: Path, words: list[str]) -> Path:
@@ -116,7 +107,7 @@ def gemma3(folder: Path, words: list[str]) -> Path:
         "eoi_token": "<end_of_image>",
         "image_token": "<image_soft_token>",
     }
-    tokenizer = _tokenizer(words, "<bos>", **marks)
+    tokenizer = make_tokenizer(words, "<bos>", **marks)
     tokenizer.add_tokens(["\n\n", "\n\n\n", "\n\n\n\n"])  # stand around an image in this family
     boi, eoi, soft = tokenizer.convert_tokens_to_ids(list(marks.values()))
     config = Gemma3Config(
@@ -138,11 +129,11 @@ def gemma3(folder: Path, words: list[str]) -> Path:
     processor = Gemma3Processor(
         image_processor=Gemma3ImageProcessor(size={"height": SIDE, "width": SIDE}),
         tokenizer=tokenizer,
-        chat_template=_template("<start_of_image>", "<bos>"),
+        chat_template=template("<start_of_image>", "<bos>"),
         image_seq_length=4,
     )
-    _save(Gemma3ForConditionalGeneration, config, processor, folder)
-    return _as_published(folder)
+    save(Gemma3ForConditionalGeneration, config, processor, folder)
+    return as_published(folder)
 
 
 def idefics3(folder: Path, words: list[str], *, tiles: bool = True) -> Path:
@@ -153,12 +144,12 @@ def idefics3(folder: Path, words: list[str], *, tiles: bool = True) -> Path:
             max_image_size={"longest_edge": SIDE},
             do_image_splitting=tiles,
         ),
-        tokenizer=_tiled_tokenizer(words, "<|begin_of_text|>"),
+        tokenizer=tiled_tokenizer(words, "<|begin_of_text|>"),
         image_seq_len=4,
-        chat_template=_template("<image>", "<|begin_of_text|>"),
+        chat_template=template("<image>", "<|begin_of_text|>"),
     )
     config = _idefics_config(Idefics3Config, processor)
-    return _save(Idefics3ForConditionalGeneration, config, processor, folder)
+    return save(Idefics3ForConditionalGeneration, config, processor, folder)
 
 
 def idefics3_untiled(folder: Path, words: list[str]) -> Path:
@@ -171,21 +162,21 @@ def smolvlm(folder: Path, words: list[str]) -> Path:
     sizes = {"size": {"longest_edge": 2 * SIDE}, "max_image_size": {"longest_edge": SIDE}}
     processor = SmolVLMProcessor(
         image_processor=SmolVLMImageProcessor(**sizes),
-        tokenizer=_tiled_tokenizer(words),
+        tokenizer=tiled_tokenizer(words),
         video_processor=SmolVLMVideoProcessor(**sizes),
         image_seq_len=4,
-        chat_template=_template("<image>"),
+        chat_template=template("<image>"),
     )
     config = _idefics_config(SmolVLMConfig, processor)
-    return _save(SmolVLMForConditionalGeneration, config, processor, folder)
+    return save(SmolVLMForConditionalGeneration, config, processor, folder)
 
 
 def llava_onevision(folder: Path, words: list[str]) -> Path:
     """A LLaVA-OneVision: an image and up to two tiles of 56 x 56 pixels, 16 image tokens each."""
-    tokenizer = _tokenizer(words, image_token="<image>", video_token="<video>")
+    tokenizer = make_tokenizer(words, image_token="<image>", video_token="<video>")
     grids = [[SIDE, SIDE], [SIDE, 2 * SIDE], [2 * SIDE, SIDE]]
     config = LlavaOnevisionConfig(
-        text_config=_text(tokenizer, "qwen2"),
+        text_config=text_config(tokenizer, "qwen2"),
         vision_config={**VISION, "model_type": "siglip_vision_model", "vision_use_head": False},
         image_token_index=tokenizer.image_token_id,
         video_token_index=tokenizer.video_token_id,
@@ -199,15 +190,15 @@ def llava_onevision(folder: Path, words: list[str]) -> Path:
         video_processor=LlavaOnevisionVideoProcessor(size=size),
         num_image_tokens=(SIDE // PATCH) ** 2,
         vision_feature_select_strategy="full",
-        chat_template=_template("<image>"),
+        chat_template=template("<image>"),
     )
-    _save(LlavaOnevisionForConditionalGeneration, config, processor, folder)
-    return _as_published(folder)
+    save(LlavaOnevisionForConditionalGeneration, config, processor, folder)
+    return as_published(folder)
 
 
 def internvl(folder: Path, words: list[str]) -> Path:
     """An InternVL: up to two tiles of 56 x 56 pixels with a thumbnail, 4 image tokens each."""
-    tokenizer = _tokenizer(
+    tokenizer = make_tokenizer(
         words,
         start_image_token="<img>",
         end_image_token="</img>",
@@ -215,7 +206,7 @@ def internvl(folder: Path, words: list[str]) -> Path:
         video_token="<video>",
     )
     config = InternVLConfig(
-        text_config=_text(tokenizer, "qwen2"),
+        text_config=text_config(tokenizer, "qwen2"),
         vision_config=VISION,
         image_token_id=tokenizer.context_image_token_id,
         image_seq_length=4,
@@ -227,84 +218,18 @@ def internvl(folder: Path, words: list[str]) -> Path:
         tokenizer=tokenizer,
         video_processor=InternVLVideoProcessor(size=size),
         image_seq_length=4,
-        chat_template=_template("<IMG_CONTEXT>"),
+        chat_template=template("<IMG_CONTEXT>"),
     )
-    return _save(InternVLForConditionalGeneration, config, processor, folder)
-
-
-def _tiled_tokenizer(words: list[str], bos: str = "") -> PreTrainedTokenizerFast:
-    """A tokenizer with the marks around an image and before each tile, as Idefics3 and SmolVLM have."""
-    tokenizer = _tokenizer(
-        words,
-        bos,
-        image_token="<image>",
-        fake_image_token="<fake_token_around_image>",
-        end_of_utterance_token="<end_of_utterance>",
-        global_image_token="<global-img>",
-    )
-    places = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
-    tokenizer.add_tokens(places, special_tokens=True)
-    return tokenizer
+    return save(InternVLForConditionalGeneration, config, processor, folder)
 
 
 def _idefics_config(kind, processor):
     tokenizer = processor.tokenizer
     return kind(
-        text_config=_text(tokenizer, "llama"),
+        text_config=text_config(tokenizer, "llama"),
         vision_config=VISION,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=2,
         pad_token_id=0,
         tie_word_embeddings=True,
     )
-
-
-def _text(tokenizer, kind: str) -> dict:
-    return {**TEXT, "model_type": kind, "vocab_size": len(tokenizer)}
-
-
-def _template(image: str, bos: str = "") -> str:
-    """The tiny policy's chat template, with the placeholder that a family's processor expands."""
-    own = "<|vision_start|><|image_pad|><|vision_end|>"
-    return bos + tiny_policy.CHAT_TEMPLATE.replace(own, image)
-
-
-def _tokenizer(words: list[str], bos: str = "", **marks: str) -> PreTrainedTokenizerFast:
-    """The tiny policy's tokenizer with a family's own special tokens, by the names of its own.
-
-    With `bos` it puts that token before every text, though the chat template has it as well.
-    """
-    backend = tiny_policy.tokenizer(words).backend_tokenizer
-    if bos:
-        backend.add_special_tokens([bos])
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=bos or None,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        padding_side="left",
-        extra_special_tokens=marks,
-    )
-
-
-def _save(kind, config, processor, folder: Path) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        model = kind(config)
-    model.generation_config = GenerationConfig(do_sample=True, eos_token_id=2, pad_token_id=0)
-    tiny_policy.save(model, processor, folder)
-    return folder
-
-
-def _as_published(folder: Path) -> Path:
-    """Names of weights as the published ones have, which vLLM knows; loading and saving keeps them."""
-    path = folder / "model.safetensors"
-    weights = {
-        name.replace("vision_tower.", "vision_tower.vision_model."): weight
-        for name, weight in load_file(path).items()
-    }
-    save_file(weights, path, metadata={"format": "pt"})
-    return folder

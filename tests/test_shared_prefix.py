@@ -23,7 +23,7 @@ from tests.prefix_models import (
     trainer,
     weights,
 )
-from training import shared_vision
+from training import prompts_once
 from training.prefix_forward import packed, sharing
 from training.shared_prefix import SharedPrefixTrainer
 
@@ -256,7 +256,7 @@ class Spy:
         return getattr(self.real, name)
 
     def __call__(self, images, *args, **kwargs):
-        self.seen.update(image.tobytes() for image in shared_vision._flat(images))
+        self.seen.update(image.tobytes() for image in prompts_once._flat(images))
         return self.real(images, *args, **kwargs)
 
 

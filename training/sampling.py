@@ -14,8 +14,8 @@ from trl.data_utils import prepare_multimodal_messages
 
 from tasks import prompts
 from tasks.prompts import LETTERS
+from training.prompts_once import remembered
 from training.sft_examples import thought
-from training.shared_vision import remembered
 
 if TYPE_CHECKING:  # what these are mixed into
     from trl import GRPOTrainer as Trainer
