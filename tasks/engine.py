@@ -25,7 +25,7 @@ from PIL import Image
 from tasks import prompts
 from tasks.machine import check_gpu
 from tasks.pixels import Decoder
-from tasks.run import StageError
+from tasks.run import StageError, first_line
 
 BACKENDS = ("vllm", "server", "ray", "transformers")
 
@@ -202,6 +202,21 @@ def hushed() -> Iterator[None]:
                 os.close(descriptor)
 
 
+def load_processor(policy: Path | str, **options: Any) -> Any:
+    """A policy's processor, from a folder or the hub.
+
+    Raises StageError where a package is missing that the processor needs.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(policy, **options)
+    except ImportError as error:
+        raise StageError(
+            f"the processor of {policy} cannot be loaded: {first_line(error)}"
+        ) from error
+
+
 class Prompter:
     """Requests to prompt strings by the policy's own chat template.
 
@@ -209,11 +224,9 @@ class Prompter:
     """
 
     def __init__(self, policy: Path, max_model_len: int = 0):
-        from transformers import AutoProcessor
-
         self.policy = policy
         self.max_model_len = max_model_len
-        self.processor = AutoProcessor.from_pretrained(policy)
+        self.processor = load_processor(policy)
         self.decode = Decoder(self.processor)
         try:
             rendered = self.render("probe")
@@ -232,13 +245,17 @@ class Prompter:
 
     def render(self, text: str, before: str = "") -> str:
         """The prompt string with one image placeholder."""
-        return self.processor.apply_chat_template(
-            prompts.chat(text, before), tokenize=False, add_generation_prompt=True
-        )
+        return prompts.rendered(self.processor, prompts.chat(text, before))
 
     def tokens(self, request: Request) -> list[int]:
-        """The prompt's token ids, image tokens included, as the trainer sees them."""
-        made = self.processor(text=[self(request)], images=[[request.picture]])
+        """The prompt's token ids, image tokens included, in the way in which TRL's trainer makes them."""
+        messages = prompts.chat(request.text, request.before)
+        for part in messages[0]["content"]:
+            if part["type"] == "image":
+                part["image"] = request.picture
+        made = self.processor.apply_chat_template(
+            [messages], tokenize=True, add_generation_prompt=True, return_dict=True
+        )
         return [int(token) for token in made["input_ids"][0]]
 
     def spelt(self, choice: str) -> tuple[str, list[int]]:

@@ -25,7 +25,7 @@ from tests.prefix_models import (
     trainer,
     weights,
 )
-from training import first_batch, prefix_attention, prefix_batches, prefix_forward, shared_vision
+from training import first_batch, prefix_attention, prefix_batches, prefix_forward, prompts_once
 from training.prefix_forward import packed, sharing
 from training.rollout_engine import RolloutEngine
 from training.shared_prefix import SharedPrefixTrainer
@@ -259,7 +259,7 @@ class Spy:
         return getattr(self.real, name)
 
     def __call__(self, images, *args, **kwargs):
-        self.seen.update(image.tobytes() for image in shared_vision._flat(images))
+        self.seen.update(image.tobytes() for image in prompts_once._flat(images))
         return self.real(images, *args, **kwargs)
 
 

@@ -43,27 +43,42 @@ def write_manifest(mcq: Path) -> None:
 @pytest.fixture(scope="module")
 def frozen(drawn_once, tmp_path_factory):
     """Questions about the `few` card from fake rollouts, with a manifest, and an untrained policy."""
+    root = tmp_path_factory.mktemp("frozen")
+    for name in ("download", "split"):
+        shutil.copytree(drawn_once / name, root / name)
+    with cards_of(drawn_once):
+        freeze(root)
+        yield root
+
+
+@contextlib.contextmanager
+def cards_of(drawn: Path):
+    """The card `few` is found under its name meanwhile."""
+    import data_cards
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_cards, "FOLDER", drawn / "cards")
+        yield
+
+
+def freeze(root: Path) -> None:
+    """Propose, BuildMCQ and a policy beside Download and Split of the `few` card."""
+    import data_cards
     from tasks.build_mcq import build_mcq
     from tasks.propose import propose
     from tests.conftest import mcq_arguments, propose_arguments
     from training import tiny_policy
 
-    root = tmp_path_factory.mktemp("frozen")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_cards, "FOLDER", drawn_once / "cards")
-        for name in ("download", "split"):
-            shutil.copytree(drawn_once / name, root / name)
-        place = type("Place", (), {"root": root, "download": root / "download"})()
-        place.split, place.propose = root / "split", root / "propose"
-        for name in ("propose", "mcq"):
-            (root / name).mkdir()
-        propose(root / "propose", **propose_arguments(place))
-        build_mcq(root / "mcq", **mcq_arguments(place))
-        write_manifest(root / "mcq")
-        card = data_cards.load("few")
-        words = tiny_policy.slot_words([card.kind, card.noun, *card.classes])
-        tiny_policy.save(*tiny_policy.build(words, seed=3), root / "policy")
-        yield root
+    place = type("Place", (), {"root": root, "download": root / "download"})()
+    place.split, place.propose = root / "split", root / "propose"
+    for name in ("propose", "mcq"):
+        (root / name).mkdir()
+    propose(root / "propose", **propose_arguments(place))
+    build_mcq(root / "mcq", **mcq_arguments(place))
+    write_manifest(root / "mcq")
+    card = data_cards.load("few")
+    words = tiny_policy.slot_words([card.kind, card.noun, *card.classes])
+    tiny_policy.save(*tiny_policy.build(words, seed=3), root / "policy")
 
 
 def arguments(frozen: Path, **changed) -> dict:
@@ -339,8 +354,8 @@ def test_groups_without_a_gradient_are_replaced_by_further_questions(frozen, tmp
 
 def test_looking_for_further_questions_makes_each_image_ready_once(frozen, tmp_path, monkeypatch):
     from training.loading import load_processor
+    from training.prompts_once import _digest, _flat
     from training.sampling import DynamicSampling
-    from training.shared_vision import _digest, _flat
 
     kind = type(load_processor(frozen / "policy").image_processor)
     ready, own, batch = [], kind.__call__, DynamicSampling._with_further

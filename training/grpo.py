@@ -30,7 +30,7 @@ from training.config import grpo_config, of_reference_alone
 from training.context_length import set_context
 from training.recorder import Recorder
 from training.reward_choice import choose_rewards
-from training.sampling import DynamicSampling, Timed, TruthRollout
+from training.sampling import DynamicSampling, KnownFields, Timed, TruthRollout
 from training.session import Session
 from training.shared_prefix import make_trainer
 
@@ -139,7 +139,7 @@ def grpo(
 
 def with_ours(kind: type[GRPOTrainer], truth_rollout: bool) -> type[GRPOTrainer]:
     """A trainer with what is ours mixed in."""
-    kinds: list[type] = [DynamicSampling, Timed, checkpoints.StrictResume, kind]
+    kinds: list[type] = [DynamicSampling, Timed, KnownFields, checkpoints.StrictResume, kind]
     if truth_rollout:
         kinds.insert(1, TruthRollout)
     return type("Trainer", tuple(kinds), {})

@@ -5,18 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers import AutoModelForImageTextToText, GenerationConfig
 
+from tasks import engine
 from tasks.run import StageError
 from training import memory, parts
 
 
-def load_processor(policy: Path) -> Any:
+def load_processor(policy: Path | str, **options: Any) -> Any:
     """The policy's processor, padding on the left.
 
     Prompts of different lengths with images break the 3-D rotary index when padded on the right.
     """
-    processor = AutoProcessor.from_pretrained(policy)
+    processor = engine.load_processor(policy, **options)
     processor.tokenizer.padding_side = "left"
     return processor
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 import data_cards
@@ -37,6 +37,7 @@ from tasks.run import (
     stop_if_asked,
 )
 from training import sft_checkpoint, sft_examples, tiny_policy
+from training.loading import load_processor
 
 WARMUP_SHARE = 0.1
 MAX_GRAD_NORM = 1.0
@@ -82,16 +83,20 @@ def base_policy(
         policy, processor = tiny_policy.build(tiny_policy.slot_words(texts), seed=seed, **pixels)
     else:
         try:
+            processor = load_processor(model, **pixels)
             with waiting.loading(f"base_policy: loading {waiting.weights(model)}"):
                 policy = AutoModelForImageTextToText.from_pretrained(
                     model, use_safetensors=True, dtype=torch.float32 if steps else dtype
                 )
-                processor = AutoProcessor.from_pretrained(model, **pixels)
         except (OSError, ValueError) as error:
             raise StageError(
                 f"[BasePolicy] model = {model} cannot be loaded: {first_line(error)}"
             ) from error
-        processor.tokenizer.padding_side = "left"
+        if not _takes(processor, pixels):
+            print(
+                f"base_policy: {model} has an image size of its own; [BasePolicy] min_pixels and "
+                "max_pixels do nothing"
+            )
     if steps:
         if gpus():  # the first of them: one process teaches
             policy.to("cuda")
@@ -179,10 +184,7 @@ def train_supervised(
 def collate(processor: Any, batch: list[sft_examples.Example]) -> Any:
     """Model inputs of a batch, padded on the left, with `labels` for the completions' tokens."""
     prompt_texts = [
-        processor.apply_chat_template(
-            prompts.chat(example.question), add_generation_prompt=True, tokenize=False
-        )
-        for example in batch
+        prompts.rendered(processor, prompts.chat(example.question)) for example in batch
     ]
     ends = [example.completion + processor.tokenizer.eos_token for example in batch]
     inputs = processor(
@@ -214,6 +216,13 @@ def pretrain_images(download: Path, split: Path) -> list[tuple[str, str, bytes]]
             "[BasePolicy] steps = 0"
         )
     return found
+
+
+def _takes(processor: Any, pixels: dict[str, int]) -> bool:
+    """Whether the processor scales images to an area, and has taken up these bounds."""
+    size = getattr(processor.image_processor, "size", None) or {}
+    bounds = (size.get("shortest_edge"), size.get("longest_edge"))
+    return bounds == (pixels["min_pixels"], pixels["max_pixels"])
 
 
 def _optimizers(

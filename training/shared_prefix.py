@@ -4,7 +4,7 @@ All completions of a GRPO group share one image and one prompt. TRL encodes the 
 them, and takes the prompt through the language model with each of them. `SharedPrefixTrainer`
 takes both through once and lets the completions follow in the same row (`prefix_attention`,
 `prefix_batches`, `prefix_forward`), drops padding, forwards no group whose gradient is zero, and
-processes each image once (`group_trainer`, `shared_vision`). The loss is TRL's own code on tensors
+processes each image once (`group_trainer`, `prompts_once`). The loss is TRL's own code on tensors
 of TRL's shapes, so log-probabilities, loss and gradients are TRL's, up to rounding.
 
 Two ways, chosen by architecture and said in one line: prefix, for Qwen2.5-VL and Qwen2-VL; vision,

@@ -169,10 +169,7 @@ class Watch:
     def _answers(self, trainer: Any, model: Any, part: list[Sample]) -> list[str]:
         processor = trainer.processing_class
         texts = [
-            processor.apply_chat_template(
-                prompts.chat(self.texts[sample.card]), add_generation_prompt=True, tokenize=False
-            )
-            for sample in part
+            prompts.rendered(processor, prompts.chat(self.texts[sample.card])) for sample in part
         ]
         decode = Decoder(processor)
         images = [[decode(sample.image)] for sample in part]
