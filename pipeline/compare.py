@@ -10,13 +10,12 @@ again, and the proposals of round 0 are shared by all methods of a seed.
 import json
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import luigi
 
 from pipeline import tasks
-from pipeline.settings import SettingsError, run
+from pipeline.settings import SettingsError
 from pipeline.stage import Stage, lineage, plain
 
 BASELINE = "zero_shot"
@@ -64,12 +63,10 @@ class Compare(Stage):
     def place(self):
         return "compare"
 
-    @cached_property
-    def folder(self) -> Path:
-        """Below the set it compares on; of several sets, beside them."""
-        if len(plain(self.datasets)) < 2:
-            return super().folder
-        return Path(run().artifacts).resolve() / self.place() / self.fingerprint
+    @property
+    def of_a_set(self) -> bool:
+        """Whether it compares on one set; of several it lies beside them."""
+        return len(plain(self.datasets)) < 2
 
     @cached_property
     def names(self) -> list[str]:

@@ -106,6 +106,8 @@ def _wanted(root: Path, folders: Iterable[Path]) -> dict[str, str]:
         if "compare" in (dataset, *below):
             chosen: Iterable[Any] = [Compare(**({"dataset": dataset} if below[1:] else {}))]
         else:
+            if dataset == "base_policy":  # of a published model, which is no set's
+                dataset = default.dataset
             methods = [m for m in below if m in tasks.METHODS] or [default.method, "dive_k"]
             each = set(product([dataset], methods, seeds | set(_seeds(folder)))) - asked
             asked |= each

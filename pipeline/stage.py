@@ -38,6 +38,7 @@ class Stage(Checked, luigi.Task):
     module = ""
     reads_card = False  # the card's content shapes this artifact beyond what its inputs carry
     has_model = False  # it takes [run] model_resources while it runs
+    of_a_set = True  # else its artifact is no dataset's, and lies beside their folders
 
     def needs(self) -> dict[str, "Stage"]:
         """What this stage reads, by the name its function knows it by."""
@@ -48,7 +49,7 @@ class Stage(Checked, luigi.Task):
         raise NotImplementedError
 
     def place(self) -> str:
-        """The folder of this stage's artifacts below `artifacts/<dataset>/`."""
+        """The folder of this stage's artifacts below `artifacts/<dataset>/`, or `artifacts/`."""
         raise NotImplementedError
 
     def extra_identity(self) -> dict[str, Any]:
@@ -92,7 +93,8 @@ class Stage(Checked, luigi.Task):
         if self.parts() or self.complete():  # another task of the same identity made it meanwhile
             return
         manifest = {**self.identity, "fingerprint": self.fingerprint, "source_sha256": self._source}
-        manifest |= {name: getattr(self, name) for name in GRAPH_ONLY if hasattr(self, name)}
+        if self.of_a_set:
+            manifest |= {name: getattr(self, name) for name in GRAPH_ONLY if hasattr(self, name)}
         environment = {"OMP_NUM_THREADS": str(run().cpu_threads)}
         for name in ("VLLM_LOGGING_LEVEL", "TRANSFORMERS_VERBOSITY"):  # read when they are imported
             environment[name] = os.environ.get(name, "ERROR" if "VLLM" in name else "error")
@@ -163,7 +165,8 @@ class Stage(Checked, luigi.Task):
     def folder(self) -> Path:
         """Where this stage's artifact lies, or will lie."""
         root = Path(run().artifacts).resolve()
-        return root / "+".join(self.names) / self.place() / self.fingerprint
+        of_set = root / "+".join(self.names) if self.of_a_set else root
+        return of_set / self.place() / self.fingerprint
 
     @cached_property
     def names(self) -> list[str]:

@@ -64,6 +64,13 @@ def test_what_a_run_would_go_on_from_stays_however_old(root, stage, recipe):
     assert found.days == pytest.approx(8, abs=0.1)
 
 
+def test_a_published_models_working_folder_stays_though_it_is_no_sets(root, config):  # noqa: F811
+    config.set("BasePolicy", "model", "some/folder")
+    config.set("BasePolicy", "steps", "0")
+    cut_off(tasks.BasePolicy().folder, OLD)
+    assert only(root).why.startswith("a run of BasePolicy ")
+
+
 def test_what_no_stage_wants_goes_when_it_is_old_enough(root):
     stage = tasks.Propose(method="dive_k", refresh_round=1)
     cut_off(stage.folder.with_name("0123456789abcdef"), OLD)

@@ -3,7 +3,7 @@
 `base_policy` resolves the policy that everything starts from. For `tiny` that is an
 untrained model of under two million parameters, taught on the images set aside for pretraining
 (base and novel classes alike, as a real vision-language model has seen birds of all kinds). For
-anything else it is a model of the hub or a folder, taught nothing unless steps are asked for.
+anything else it is a model of the hub or a folder; `adopt.py` takes over one that is taught nothing.
 
     python -m training.sft CONFIG.json
 
@@ -37,6 +37,7 @@ from tasks.run import (
     stop_if_asked,
 )
 from training import sft_checkpoint, sft_examples, tiny_policy
+from training.adopt import adopt
 
 WARMUP_SHARE = 0.1
 MAX_GRAD_NORM = 1.0
@@ -75,13 +76,16 @@ def base_policy(
     disable_progress_bar()  # of the library: one bar a stage is enough
     cards = [data_cards.load(name) for name in card.split("+")]
     pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    if model != "tiny" and not steps:
+        adopt(output, model=model, dtype=dtype, **pixels)
+        return
     if model == "tiny":
         texts = [text for each in cards for text in (each.kind, each.noun, *each.classes)]
         policy, processor = tiny_policy.build(tiny_policy.slot_words(texts), seed=seed, **pixels)
     else:
         try:
             policy = AutoModelForImageTextToText.from_pretrained(
-                model, use_safetensors=True, dtype=torch.float32 if steps else dtype
+                model, use_safetensors=True, dtype=torch.float32
             )
             processor = AutoProcessor.from_pretrained(model, **pixels)
         except (OSError, ValueError) as error:
