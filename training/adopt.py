@@ -52,7 +52,8 @@ def adopt(output: Path, *, model: str, min_pixels: int, max_pixels: int, dtype: 
         files = weight_files(model)
         if files and all(_is_of(path, DTYPES[dtype]) for path in files):
             linked = sum(link(path, output / path.name) for path in files)
-            _write_configs(output, model, config, dtype)
+            config.dtype = dtype
+            config.save_pretrained(output)
             print(
                 f"base_policy: {len(files)} files of weights taken over as they are, {linked} of them "
                 "as hard links",
