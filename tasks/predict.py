@@ -14,10 +14,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from data_cards import Card
-from tasks import answers, policies, prompts
+from tasks import adapters, answers, policies, prompts
 from tasks.candidates import Votes, merge
 from tasks.engine import Completion, Engine, Request, open_engine
 from tasks.evaluate_modes import (
@@ -129,6 +130,7 @@ class Predictor:
             raise StageError(f"[engine] {error}") from error
         self._batches = 0
         self._engine: Engine | None = None
+        self._scratch: TemporaryDirectory[str] | None = None  # of an adapter's weights, made whole
 
     def __enter__(self) -> Self:
         return self
@@ -141,6 +143,9 @@ class Predictor:
         if self._engine is not None and hasattr(self._engine, "close"):
             self._engine.close()
         self._engine = None
+        if self._scratch is not None:
+            self._scratch.cleanup()
+        self._scratch = None
 
     def predict(self, images: Sequence[Source]) -> list[Prediction]:
         """One prediction for each image, in order."""
@@ -166,7 +171,7 @@ class Predictor:
     def _answers(self, requests: dict[int, Request], names: list[str]) -> dict[int, Prediction]:
         first = self._engine is None
         if self._engine is None:
-            self._engine = open_engine(self.policy, self.settings)
+            self._engine = open_engine(self._weights(), self.settings)
         if first and hasattr(self._engine, "check"):
             self._engine.check(next(iter(requests.values())))
         refused: dict[str, str] = {}
@@ -204,6 +209,13 @@ class Predictor:
             )
             for key in requests
         }
+
+    def _weights(self) -> Path:
+        """The policy with whole weights; a server has its own."""
+        if self.settings["backend"] == "server" or not adapters.adapted(self.policy):
+            return self.policy
+        self._scratch = TemporaryDirectory(prefix="policy-")
+        return adapters.whole(self.policy, Path(self._scratch.name))
 
     def _ask(
         self, requests: list[Request], refused: dict[str, str], *, greedy: bool

@@ -7,8 +7,6 @@ become hard links where they lie on the same file system (the hub's cache often 
 elsewhere. Config, processor and decoding defaults are written anew, since they hold the image size.
 """
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +22,10 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from transformers.utils.logging import disable_progress_bar
 
+from tasks.adapters import FILE, GENERATION
+from tasks.links import link
 from tasks.run import StageError, first_line, main
 
-GENERATION = "generation_config.json"
 # As the header of a safetensors file names them.
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -41,6 +40,11 @@ def adopt(output: Path, *, model: str, min_pixels: int, max_pixels: int, dtype: 
     disable_progress_bar()  # of the library
     if dtype not in DTYPES:
         raise StageError(f"[BasePolicy] dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    if (Path(model).expanduser() / FILE).is_file():
+        raise StageError(
+            f"[BasePolicy] model = {model} is an adapter; make whole weights of it first: "
+            f"python -m training.export {model} FOLDER"
+        )
     model = str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model
     try:
         config = AutoConfig.from_pretrained(model)
@@ -50,7 +54,7 @@ def adopt(output: Path, *, model: str, min_pixels: int, max_pixels: int, dtype: 
         if type(config) not in AutoModelForImageTextToText._model_mapping:
             raise ValueError(f"{config.model_type} is no model that takes images and answers text")
         files = weight_files(model)
-        if files and all(_is_of(path, DTYPES[dtype]) for path in files):
+        if files and all(is_of(path, DTYPES[dtype]) for path in files):
             linked = sum(link(path, output / path.name) for path in files)
             config.dtype = dtype
             config.save_pretrained(output)
@@ -86,26 +90,11 @@ def weight_files(model: str) -> list[Path]:
     return [Path(single)] if single else []
 
 
-def link(source: Path, target: Path) -> bool:
-    """Give a file a second name, or copy it where that cannot be; whether it is a link.
-
-    A file of the hub's cache is itself a symbolic link to one that is named by its content.
-    """
-    source = source.resolve()
-    target.unlink(missing_ok=True)  # of an attempt before: a link must not be written through
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, one without links, or a file of somebody else's
-        shutil.copyfile(source, target)
-        return False
-    return True
-
-
 def _file(model: str, name: str) -> str | None:
     return cached_file(model, name, _raise_exceptions_for_missing_entries=False)
 
 
-def _is_of(path: Path, dtype: str) -> bool:
+def is_of(path: Path, dtype: str) -> bool:
     """Whether every number with a fraction in a file is of a precision; indices count as of any."""
     if path.suffix != ".safetensors":
         return True
