@@ -98,6 +98,7 @@ def test_rounds_that_start_afresh_add_adapter_to_adapter(adapted, tmp_path):
     given = {**given, "rounds": 2, "carry_over": False}
     first = trained(tmp_path / "first", given)
     export(first, tmp_path / "whole")
+    shutil.copyfile(first / "place.json", tmp_path / "whole" / "place.json")  # where to ask on
     rest = {**given, "refresh_round": 1}
     second = trained(tmp_path / "second", {**rest, "policy": first})
     other = trained(tmp_path / "other", {**rest, "policy": tmp_path / "whole"})
