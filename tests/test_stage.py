@@ -174,6 +174,24 @@ def test_a_published_model_is_one_artifact_for_all_sets_seeds_and_words(config):
     assert made("pets").fingerprint != made().fingerprint
 
 
+def test_whoever_asks_an_adapter_requires_the_base_below_it(config):
+    def asking() -> dict[str, Stage]:
+        Register.clear_instance_cache()
+        chain = {"dataset": "beetles", "method": "dive_k", "seed": 0}
+        return {
+            "propose": tasks.Propose(refresh_round=1, subset="", **chain),
+            "evaluate": tasks.Evaluate(refresh_round=1, subset="", **chain),
+        }
+
+    for rank, required in (("0", False), ("8", True)):
+        config.set("Train", "lora_rank", rank)
+        base = tasks.BasePolicy(dataset="beetles", seed=0)
+        for name, stage in asking().items():
+            found = {needed.task_id for needed in stage.requires()}
+            assert (base.task_id in found) == required, name
+            assert base.fingerprint not in stage.identity["inputs"].values()
+
+
 def test_no_two_stages_share_a_folder(config):
     report = tasks.Report(dataset="beetles", method="dive_k", seed=0)
     folders = [stage.folder for stage in tasks.lineage(report)]
