@@ -20,7 +20,6 @@ import sys
 import time
 from contextlib import suppress
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ def build(
                 return
             before = _prepare(partial, arguments)
             started = time.monotonic()
-            line = [*_starter(launcher), "-m", module, str(partial / RECIPE)]
+            line = [*starter(launcher), "-m", module, str(partial / RECIPE)]
             ended = _run_child(line, partial, ours, manifest, environment or {}, on_progress)
             seconds = before + time.monotonic() - started
             if not ours.still_ours():
@@ -282,14 +281,6 @@ def disk_sentence(error: OSError, place: Path) -> str:
     return f"{where}: {said}"
 
 
-def source_sha256(module: str) -> str:
-    """Digest of a module's source file, recorded so that a run can say when it has changed."""
-    spec = find_spec(module)
-    return (
-        hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest() if spec and spec.origin else ""
-    )
-
-
 def versions() -> dict[str, str]:
     """Versions of the packages that shape results, those installed."""
     found = {}
@@ -313,7 +304,7 @@ def host() -> dict[str, Any]:
     }
 
 
-def _starter(launcher: str) -> list[str]:
+def starter(launcher: str) -> list[str]:
     """What a stage is started with; a launcher is looked for beside this Python first."""
     words = shlex.split(launcher)
     if not words:

@@ -275,7 +275,7 @@ class Train(Round):
         }
 
     def base(self) -> Stage:
-        """The policy at the start of round 0."""
+        """The policy that all rounds start from."""
         return BasePolicy(dataset=self.dataset, seed=self.seed)
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks import answers, shards
-from tasks.labels import MAX_LENGTH, ClassNames
+from tasks.labels import ClassNames
 from tasks.rollout_blocks import LOGPROB_UNIT, Block, blocks, logprob_units
+from tasks.words import MAX_LENGTH
 
 VOCABULARIES = ("closed", "open")
 OPEN = -1  # the class id of a name that is no class of the card

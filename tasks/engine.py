@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from tasks import prompts
+from tasks.machine import check_gpu
 from tasks.run import StageError
 
 BACKENDS = ("vllm", "server", "ray", "transformers")
@@ -102,9 +103,12 @@ class EngineDied(Exception):
 def open_engine(policy: Path, settings: dict[str, Any]) -> Engine:
     """The engine that `[engine] backend` names, with the policy loaded.
 
-    Raises StageError when the backend is unknown or the policy's chat template takes no image.
+    Raises StageError when the backend is unknown, the policy's chat template takes no image, or a
+    GPU is there that would not be used.
     """
     backend = settings["backend"]
+    if backend in BACKENDS and backend != "server":
+        check_gpu()
     if backend in ("vllm", "ray"):  # on a cluster, each worker has an engine of its own
         from tasks import engine_vllm
 
@@ -120,15 +124,6 @@ def open_engine(policy: Path, settings: dict[str, Any]) -> Engine:
 
         return TransformersEngine(policy, settings)
     return custom(backend)(policy, settings)
-
-
-def gpus() -> list[str]:
-    """This process's NVIDIA GPUs, as CUDA_VISIBLE_DEVICES names them; found without CUDA."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
-    # Their ordinals begin at 0, whatever the numbers of the devices that a container was given.
-    return [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
 
 def custom(backend: str) -> Any:

@@ -113,7 +113,8 @@ class ServerEngine:
         extra = own if self._is_vllm else {}
         extra |= self._within(request.choices) if request.choices else {}
         # vLLM on a CPU cannot seed a request.
-        seed = {"seed": request_seed(sampling, request)} if self._settings["server_seeds"] else {}
+        own = self._settings["seeds"] == "request"
+        seed = {"seed": request_seed(sampling, request)} if own else {}
         async with self._free:
             try:
                 answer = await self._client.chat.completions.create(

@@ -39,6 +39,7 @@ from tasks.run import StageError
 from tasks.sampler import sampling_of
 from tasks.shards import chunks
 from tasks.station import ask
+from tasks.waiting import opening
 
 MODES = ("two_step", "one_step")
 BATCH = 32  # images asked at a time
@@ -169,11 +170,12 @@ class Predictor:
                     yield said[key]
 
     def _answers(self, requests: dict[int, Request], names: list[str]) -> dict[int, Prediction]:
-        first = self._engine is None
         if self._engine is None:
-            self._engine = open_engine(self._weights(), self.settings)
-        if first and hasattr(self._engine, "check"):
-            self._engine.check(next(iter(requests.values())))
+            policy = self._weights()
+            with opening("predict", policy, self.settings):
+                self._engine = open_engine(policy, self.settings)
+                if hasattr(self._engine, "check"):
+                    self._engine.check(next(iter(requests.values())))
         refused: dict[str, str] = {}
         two = self.mode == "two_step"
         self._batches += 1

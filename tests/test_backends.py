@@ -41,7 +41,7 @@ SETTINGS = {
     "max_new_tokens": 24, "max_model_len": 768, "max_num_seqs": 64, "max_num_batched_tokens": 0,
     "gpu_memory_utilization": 0.3, "tensor_parallel_size": 1, "cpu_kv_cache_gib": 1,
     "quantization": "", "lora": "", "server_url": "", "server_model": "", "server_concurrency": 16,
-    "server_timeout": 60.0, "server_seeds": False, "ray_address": "",
+    "server_timeout": 60.0, "seeds": "engine", "ray_address": "",
 }  # fmt: skip
 
 
@@ -215,6 +215,10 @@ def test_vllm_beside_the_process_takes_shards_from_two_threads_and_agrees(
         for thread in threads:
             thread.join()
         sampled = engine.generate(requests[:2], Sampling(5, 1.0, 1.0, 1.0, 24, 0))
+        seeded = [
+            engine.generate(requests[:1], Sampling(1, 1.0, 1.0, 1.0, 24, seed))[0][0].text
+            for seed in (7, 7, 8, 9, 10)
+        ]
         before = engine.counts["cached_tokens"]
         ahead = prompts.listed(data_cards.load("few").classes * 2)
         for request in requests[:3]:
@@ -226,6 +230,8 @@ def test_vllm_beside_the_process_takes_shards_from_two_threads_and_agrees(
         gc.collect()  # here, and not in another test
     assert [row[0].text for row in answers[0] + answers[1]] == reference
     assert [len(row) for row in sampled] == [5, 5]
+    assert seeded[0] == seeded[1], "the engine is seeded for each batch"
+    assert len(set(seeded)) > 1
     assert all(c.mean_logprob < 0 and c.num_tokens > 0 for row in sampled for c in row)
     assert enforced == letters, "structured output takes the likeliest letter"
     assert len(set(letters)) > 1

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 from tests.test_stage import config  # noqa: F401 - a fixture
 
 ROOMS = ("pipeline", "tasks", "training", "data_cards")
-SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).glob("*.py"))]
+SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 
 
 def calls(path: Path):
@@ -23,7 +23,7 @@ def calls(path: Path):
             yield ast.unparse(node.func), node
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_code_of_others_is_run_and_no_pickle_is_read(path):
     for name, call in calls(path):
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}

@@ -195,7 +195,7 @@ def test_status_tells_done_partial_stale_and_missing(config, tmp_path):  # noqa:
     (partial / "rollouts-00000.parquet").write_text("")
     rows = {f"{r['stage']}{'' if r['round'] is None else r['round']}": r for r in map(status.describe, stages.values())}  # fmt: skip
     assert rows["Download"]["state"] == "done"
-    assert rows["Download"]["why"] == ["its source changed, its code_version did not"]
+    assert rows["Download"]["why"] == ["tasks/download.py changed since, and code_version did not"]
     assert rows["Split"]["state"] == "stale"
     assert rows["Split"]["why"] == ["val_share 0.3 -> 0.1", "input download changed"]
     assert (rows["Propose0"]["state"], rows["Propose0"]["shards"]) == ("partial", 1)

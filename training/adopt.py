@@ -22,6 +22,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from transformers.utils.logging import disable_progress_bar
 
+from tasks import waiting
 from tasks.adapters import FILE, GENERATION
 from tasks.links import link
 from tasks.run import StageError, first_line, main
@@ -64,9 +65,10 @@ def adopt(output: Path, *, model: str, min_pixels: int, max_pixels: int, dtype: 
                 flush=True,
             )
         else:
-            policy = AutoModelForImageTextToText.from_pretrained(
-                model, use_safetensors=True, dtype=getattr(torch, dtype)
-            )
+            with waiting.loading(f"base_policy: loading {waiting.weights(model)}"):
+                policy = AutoModelForImageTextToText.from_pretrained(
+                    model, use_safetensors=True, dtype=getattr(torch, dtype)
+                )
             policy.generation_config = GenerationConfig()  # written below as it is, valid or not
             policy.save_pretrained(output)
         _write_generation(output, model, config)

@@ -22,6 +22,7 @@ from typing import Any
 
 from trl import GRPOTrainer
 
+from tasks import waiting
 from tasks.run import StageError, main
 from training import agreement, checkpoints
 from training.config import grpo_config
@@ -107,18 +108,20 @@ def grpo(
     rows = session.rows(questions)
     some = [rows[i] for i in range(min(8, len(rows)))]
     model, adapters = session.model(config, some)
-    trainer = make_trainer(
-        model=model,
-        shared_prefix=shared_prefix,
-        tokens_per_micro_batch=tokens_per_micro_batch,
-        check_first_batch=check_shared_prefix,
-        mixed=lambda kind: with_ours(kind, truth_rollout),
-        args=config,
-        processing_class=session.processor,
-        train_dataset=rows,
-        reward_funcs=chosen,
-        peft_config=adapters,
-    )
+    starts = "the trainer and its vLLM start" if config.use_vllm else "the trainer starts"
+    with waiting.loading(f"train: {starts}"):
+        trainer = make_trainer(
+            model=model,
+            shared_prefix=shared_prefix,
+            tokens_per_micro_batch=tokens_per_micro_batch,
+            check_first_batch=check_shared_prefix,
+            mixed=lambda kind: with_ours(kind, truth_rollout),
+            args=config,
+            processing_class=session.processor,
+            train_dataset=rows,
+            reward_funcs=chosen,
+            peft_config=adapters,
+        )
     trainer.attempts, trainer.further = dynamic_sampling, questions.further
     recorder = session.train(
         trainer,

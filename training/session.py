@@ -17,7 +17,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from data_cards import load
-from tasks import adapters, schemas, shards
+from tasks import adapters, schemas, shards, waiting
 from tasks.run import StageError, save_stats, shard_by_shard, stop_if_asked
 from training import checkpoints, handover, loading, parts, policy_folder
 from training.dataset import Place, Questions, Then
@@ -86,8 +86,11 @@ class Session:
         names = ("dtype", "quantize", "freeze")
         lora = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
         with config.main_process_first(local=False, desc="adapters"), parts.outside_deepspeed():
-            weights = adapters.whole(self.origin, self.output / CACHE)
-        return loading.load_model(weights, **{name: self.given[name] for name in (*names, *lora)})
+            policy = adapters.whole(self.origin, self.output / CACHE)
+        with waiting.loading(f"train: loading {waiting.weights(policy)}"):
+            return loading.load_model(
+                policy, **{name: self.given[name] for name in (*names, *lora)}
+            )
 
     def train(
         self,

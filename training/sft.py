@@ -26,7 +26,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from transformers.utils.logging import disable_progress_bar
 
 import data_cards
-from tasks import prompts, shards
+from tasks import prompts, shards, waiting
+from tasks.machine import check_gpu, gpus
 from tasks.run import (
     StageError,
     first_line,
@@ -74,6 +75,8 @@ def base_policy(
     area an image is scaled to. `dtype` is the precision of the saved weights.
     """
     disable_progress_bar()  # of the library: one bar a stage is enough
+    if steps:
+        check_gpu()
     cards = [data_cards.load(name) for name in card.split("+")]
     pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     if model != "tiny" and not steps:
@@ -84,16 +87,19 @@ def base_policy(
         policy, processor = tiny_policy.build(tiny_policy.slot_words(texts), seed=seed, **pixels)
     else:
         try:
-            policy = AutoModelForImageTextToText.from_pretrained(
-                model, use_safetensors=True, dtype=torch.float32
-            )
-            processor = AutoProcessor.from_pretrained(model, **pixels)
+            with waiting.loading(f"base_policy: loading {waiting.weights(model)}"):
+                policy = AutoModelForImageTextToText.from_pretrained(
+                    model, use_safetensors=True, dtype=torch.float32
+                )
+                processor = AutoProcessor.from_pretrained(model, **pixels)
         except (OSError, ValueError) as error:
             raise StageError(
                 f"[BasePolicy] model = {model} cannot be loaded: {first_line(error)}"
             ) from error
         processor.tokenizer.padding_side = "left"
     if steps:
+        if gpus():  # the first of them: one process teaches
+            policy.to("cuda")
         wording = {each.name: _wording(each, prompt_style) for each in cards}
         names = {each.name: each.classes for each in cards}
         rows = [
