@@ -213,7 +213,6 @@ class Predictor:
         }
 
     def _weights(self) -> Path:
-        """The policy with whole weights; a server has its own."""
         if self.settings["backend"] == "server" or not adapters.adapted(self.policy):
             return self.policy
         self._scratch = TemporaryDirectory(prefix="policy-")

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_type_hints
 
 import torch
@@ -18,6 +19,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from tasks.run import _as_path
 from training import grpo as module
 from training.sampling import Timed
+from training.session import Session
 
 
 class Sharded:
@@ -35,6 +37,16 @@ class ShardedTimed(Timed, Sharded):
     """Takes the place of Timed, which stands right before TRL's own trainer."""
 
 
+class Judged(Session):
+    """A round of which one step was the best."""
+
+    best = 0
+
+    def finish(self, trainer, recorder, stats):
+        recorder.watch = SimpleNamespace(best_step=self.best)
+        super().finish(trainer, recorder, stats)
+
+
 def main(path: Path) -> None:
     """Train every round of the file."""
     module.Timed = ShardedTimed  # type: ignore[misc]
@@ -48,6 +60,8 @@ def main(path: Path) -> None:
         part.pop("copy", None)
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
+        best = part.pop("best", None)  # step of the best val images, where they are not looked at
+        module.Session = type("Session", (Judged,), {"best": best}) if best else Session
         given = {name: _as_path(value, hints[name]) for name, value in part.items()}
         given["output"].mkdir(exist_ok=True)
         module.grpo(**given)

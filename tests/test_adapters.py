@@ -62,6 +62,24 @@ def test_an_adapter_is_the_policy_and_is_made_whole_where_it_is_asked_for(adapte
         adapters.adapted(tmp_path / "moved" / "train")
 
 
+def test_the_card_says_that_merged_weights_are_not_those_that_were_quantised(adapted, tmp_path):
+    import data_cards
+    from training import policy_folder
+
+    root, _ = adapted
+    shutil.copytree(root / "train", tmp_path / "train")
+    shutil.copytree(root / "base", tmp_path / "base")
+    given = {"cards": [data_cards.load("few")], "base": tmp_path / "base", "method": "dive_k"}
+    for quantize, said in (("none", False), ("nf4", True)):
+        policy_folder.write_card(
+            tmp_path / "train", log=[], settings={"quantize": quantize}, **given
+        )
+        text = (tmp_path / "train" / "README.md").read_text()
+        assert 'subfolder="adapter"' in text
+        for card in (text, policy_folder.merged_card(text)):
+            assert ("a sum that training did not see" in card) == said
+
+
 def test_a_policy_stops_where_its_base_does(adapted, frozen, tmp_path, monkeypatch):
     from training import group_trainer
 

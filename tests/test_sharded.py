@@ -35,10 +35,12 @@ def test_sharded_states_go_on_after_a_kill_and_in_the_next_round(frozen, tmp_pat
     )
     rounds = {**given, "steps": 2, "rounds": 2}
     parts = [
-        {**given, "output": whole},
+        {**given, "output": whole, "best": 2},
         {
             **given,
             "output": killed,
+            "keep_policy": "best",
+            "best": 3,
             "copy": {f"{whole}/checkpoints/checkpoint-2": f"{killed}/checkpoints/checkpoint-2"},
         },
         {**rounds, "output": first},
@@ -56,10 +58,13 @@ def test_sharded_states_go_on_after_a_kill_and_in_the_next_round(frozen, tmp_pat
     checkpoint = whole / "checkpoints" / "checkpoint-4"
     assert len(list((checkpoint / "optimizer_0").glob("*.distcp"))) == 2, "one of each process"
     assert not (checkpoint / "optimizer.bin").exists()
-    assert curve(killed) == curve(whole)[2:] or curve(killed) == curve(whole)
-    weights = [digest(folder / "model.safetensors") for folder in (whole, killed, second)]
+    assert curve(killed) == curve(whole)
+    last = (whole, killed / "last", second)
+    weights = [digest(folder / "model.safetensors") for folder in last]
     assert weights[0] == weights[1] == weights[2] != digest(frozen / "policy" / "model.safetensors")
     assert curve(first) + curve(second) == curve(whole)
+    weights = [digest(folder / "model.safetensors") for folder in (whole / "best", first, killed)]
+    assert weights[0] == weights[1] != weights[2]
     assert AutoModelForImageTextToText.from_pretrained(whole)
     for path in (first / "state").rglob("*.distcp"):
         place = path.relative_to(first / "state")

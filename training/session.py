@@ -132,11 +132,11 @@ class Session:
     def finish(self, trainer: Any, recorder: Recorder, stats: dict[str, Any]) -> None:
         """Write the policy, the log, the state for the next round; every process must call it."""
         policy_folder.save(self.output, trainer, self.processor, self.origin, self.set.dtype)
-        if not trainer.accelerator.is_main_process:
-            return
         last = self.output / checkpoints.FOLDER / f"checkpoint-{self.stop}"
         best = recorder.watch.best_step if recorder.watch else None
-        chosen = self._keep_best(last, self.stop if best is None else best)
+        chosen = self._keep_best(trainer, last, self.stop if best is None else best)
+        if not trainer.accelerator.is_main_process:
+            return
         if self.set.carry_over:
             masters = loading.keeps_masters(self.set.dtype, self.set.lora_rank)
             handover.keep(chosen, last, self.output, weights=masters)
@@ -197,22 +197,28 @@ class Session:
             trainer.weights = next((p for p in full if p.exists()), self.set.policy)
         return str(checkpoint) if checkpoint else None
 
-    def _keep_best(self, last: Path, best: int) -> Path:
+    def _keep_best(self, trainer: Any, last: Path, best: int) -> Path:
         """Put the best policy by val images beside the last one, or in its place.
 
-        Returns the checkpoint whose weights are the policy.
+        Returns the checkpoint whose weights are the policy; every process must call it.
         """
         chosen = last.with_name(f"checkpoint-{best}")
         if chosen == last or not chosen.exists():
             return last
-        write = policy_folder.from_checkpoint
+        beside, policy = ("best", last) if self.set.keep_policy == "last" else ("last", chosen)
         common = (self.processor, self.origin, self.set.dtype)
-        if self.set.keep_policy == "last":
-            write(self.output / "best", chosen, *common)
-            return last
-        write(self.output / "last", last, *common)
-        write(self.output, chosen, *common)
-        return chosen
+        if trainer.is_fsdp_enabled:  # each process has a share of a checkpoint, and takes it up
+            if policy == chosen:
+                policy_folder.save(self.output / beside, trainer, *common)
+            trainer._load_from_checkpoint(str(chosen), trainer.model_wrapped)
+            place = self.output if policy == chosen else self.output / beside
+            policy_folder.save(place, trainer, *common)
+        elif trainer.accelerator.is_main_process:
+            write = policy_folder.from_checkpoint
+            write(self.output / beside, last if policy == chosen else chosen, *common)
+            if policy == chosen:
+                write(self.output, chosen, *common)
+        return policy
 
 
 class AtStart(TrainerCallback):
