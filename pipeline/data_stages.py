@@ -127,6 +127,7 @@ class BasePolicy(Stage):
 
     @property
     def of_a_set(self) -> bool:
+        """Whether it is taught on the images of one."""
         return self.model == "tiny" or self.steps > 0
 
     def settings(self):

@@ -38,7 +38,6 @@ class Stage(Checked, luigi.Task):
     module = ""
     reads_card = False  # the card's content shapes this artifact beyond what its inputs carry
     has_model = False  # it takes [run] model_resources while it runs
-    of_a_set = True  # else its artifact is no dataset's, and lies beside their folders
 
     def needs(self) -> dict[str, "Stage"]:
         """What this stage reads, by the name its function knows it by."""
@@ -51,6 +50,11 @@ class Stage(Checked, luigi.Task):
     def place(self) -> str:
         """The folder of this stage's artifacts below `artifacts/<dataset>/`, or `artifacts/`."""
         raise NotImplementedError
+
+    @property
+    def of_a_set(self) -> bool:
+        """Whether its artifact is a dataset's; others lie beside the datasets' folders."""
+        return True
 
     def extra_identity(self) -> dict[str, Any]:
         """Whatever else shapes the result, for stages that share settings."""
