@@ -14,10 +14,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from data_cards import Card
-from tasks import answers, policies, prompts
+from tasks import adapters, answers, policies, prompts
 from tasks.candidates import Votes, merge
 from tasks.engine import Completion, Engine, Request, open_engine
 from tasks.evaluate_modes import (
@@ -131,6 +132,7 @@ class Predictor:
             raise StageError(f"[engine] {error}") from error
         self._batches = 0
         self._engine: Engine | None = None
+        self._scratch: TemporaryDirectory[str] | None = None  # of an adapter's weights, made whole
 
     def __enter__(self) -> Self:
         return self
@@ -143,6 +145,9 @@ class Predictor:
         if self._engine is not None and hasattr(self._engine, "close"):
             self._engine.close()
         self._engine = None
+        if self._scratch is not None:
+            self._scratch.cleanup()
+        self._scratch = None
 
     def predict(self, images: Sequence[Source]) -> list[Prediction]:
         """One prediction for each image, in order."""
@@ -167,8 +172,9 @@ class Predictor:
 
     def _answers(self, images: dict[int, bytes], names: list[str]) -> dict[int, Prediction]:
         if self._engine is None:
-            with opening("predict", self.policy, self.settings):
-                self._engine = open_engine(self.policy, self.settings)
+            policy = self._weights()
+            with opening("predict", policy, self.settings):
+                self._engine = open_engine(policy, self.settings)
                 if hasattr(self._engine, "check"):
                     self._engine.check(self._requests(images)[min(images)])
         requests = self._requests(images)
@@ -214,6 +220,12 @@ class Predictor:
             key: Request(str(key), data, self._text, self._before, decode=decode)
             for key, data in images.items()
         }
+
+    def _weights(self) -> Path:
+        if self.settings["backend"] == "server" or not adapters.adapted(self.policy):
+            return self.policy
+        self._scratch = TemporaryDirectory(prefix="policy-")
+        return adapters.whole(self.policy, Path(self._scratch.name))
 
     def _ask(
         self, requests: list[Request], refused: dict[str, str], *, greedy: bool

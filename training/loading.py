@@ -22,6 +22,22 @@ def load_processor(policy: Path | str, **options: Any) -> Any:
     return processor
 
 
+def sized_processor(model: str, min_pixels: int, max_pixels: int) -> Any:
+    """The processor of a model, scaling images to an area between two bounds in pixels.
+
+    Says so where the model has an image size of its own and takes up neither.
+    """
+    processor = load_processor(model, min_pixels=min_pixels, max_pixels=max_pixels)
+    size = getattr(processor.image_processor, "size", None) or {}
+    if (size.get("shortest_edge"), size.get("longest_edge")) != (min_pixels, max_pixels):
+        print(
+            f"base_policy: {model} has an image size of its own; [BasePolicy] min_pixels and "
+            "max_pixels do nothing",
+            flush=True,
+        )
+    return processor
+
+
 def end_tokens(policy: Path) -> list[int]:
     """Every token that ends the policy's answers, by its generation configuration; may be none."""
     try:

@@ -3,7 +3,7 @@
 `base_policy` resolves the policy that everything starts from. For `tiny` that is an
 untrained model of under two million parameters, taught on the images set aside for pretraining
 (base and novel classes alike, as a real vision-language model has seen birds of all kinds). For
-anything else it is a model of the hub or a folder, taught nothing unless steps are asked for.
+anything else it is a model of the hub or a folder; `adopt.py` takes over one that is taught nothing.
 
     python -m training.sft CONFIG.json
 
@@ -37,7 +37,8 @@ from tasks.run import (
     stop_if_asked,
 )
 from training import sft_checkpoint, sft_examples, tiny_policy
-from training.loading import load_processor
+from training.adopt import adopt
+from training.loading import sized_processor
 
 WARMUP_SHARE = 0.1
 MAX_GRAD_NORM = 1.0
@@ -78,25 +79,23 @@ def base_policy(
         check_gpu()
     cards = [data_cards.load(name) for name in card.split("+")]
     pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    if model != "tiny" and not steps:
+        adopt(output, model=model, dtype=dtype, **pixels)
+        return
     if model == "tiny":
         texts = [text for each in cards for text in (each.kind, each.noun, *each.classes)]
         policy, processor = tiny_policy.build(tiny_policy.slot_words(texts), seed=seed, **pixels)
     else:
         try:
-            processor = load_processor(model, **pixels)
+            processor = sized_processor(model, **pixels)
             with waiting.loading(f"base_policy: loading {waiting.weights(model)}"):
                 policy = AutoModelForImageTextToText.from_pretrained(
-                    model, use_safetensors=True, dtype=torch.float32 if steps else dtype
+                    model, use_safetensors=True, dtype=torch.float32
                 )
         except (OSError, ValueError) as error:
             raise StageError(
                 f"[BasePolicy] model = {model} cannot be loaded: {first_line(error)}"
             ) from error
-        if not _takes(processor, pixels):
-            print(
-                f"base_policy: {model} has an image size of its own; [BasePolicy] min_pixels and "
-                "max_pixels do nothing"
-            )
     if steps:
         if gpus():  # the first of them: one process teaches
             policy.to("cuda")
@@ -216,13 +215,6 @@ def pretrain_images(download: Path, split: Path) -> list[tuple[str, str, bytes]]
             "[BasePolicy] steps = 0"
         )
     return found
-
-
-def _takes(processor: Any, pixels: dict[str, int]) -> bool:
-    """Whether the processor scales images to an area, and has taken up these bounds."""
-    size = getattr(processor.image_processor, "size", None) or {}
-    bounds = (size.get("shortest_edge"), size.get("longest_edge"))
-    return bounds == (pixels["min_pixels"], pixels["max_pixels"])
 
 
 def _optimizers(
