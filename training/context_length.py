@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from io import BytesIO
 from typing import Any
 
-from datasets import Image as ImageColumn
 from PIL import Image
 
 from tasks import prompts
@@ -74,10 +73,7 @@ def _texts(questions: Questions) -> Iterator[str]:
 
 def _sizes(questions: Questions) -> dict[Size, int]:
     """Each (width, height) among the images -> the number of a question that has it."""
-    encoded = questions.frozen.select_columns("image").cast_column(
-        "image", ImageColumn(decode=False)
-    )
-    return {_size(row["image"]["bytes"]): number for number, row in enumerate(encoded)}
+    return {_size(row["image"]["bytes"]): number for number, row in enumerate(questions.encoded)}
 
 
 def _size(encoded: bytes) -> Size:
@@ -107,6 +103,5 @@ MEASURES = (
 
 
 def _image(questions: Questions, place: int | Sample) -> Image.Image:
-    if isinstance(place, int):
-        return questions._row({**questions.frozen[place], "epoch": 0})["image"]
-    return Image.open(BytesIO(place.image)).convert("RGB")
+    encoded = questions.encoded[place]["image"]["bytes"] if isinstance(place, int) else place.image
+    return questions.decode(encoded)
