@@ -68,7 +68,8 @@ def _fitting_rows(
     paths: list[Path], condition: Condition, rows: int
 ) -> tuple[int, list[dict[str, Any]]]:
     """How many rows fit, and the first of them."""
-    fit, found = 0, []
+    fit = 0
+    found: list[dict[str, Any]] = []
     for path in paths:
         places = condition.rows(path)
         fit += len(places)
