@@ -121,16 +121,17 @@ def parser() -> argparse.ArgumentParser:
         "inspect",
         "counts, columns and sample rows of an artifact",
         "inspect build_mcq",
-        "inspect build_mcq --where 'truth_injected and truth_share < 0.2' --page hard.html",
-        "inspect propose --where 'finish_reason == \"length\"' --rows 10 --json",
+        "inspect build_mcq --where 'truth_injected AND truth_share < 0.2' --page hard.html",
+        "inspect propose --where \"finish_reason = 'length'\" --rows 10 --json",
+        "inspect evaluate --where \"mode = 'two_step' AND NOT correct AND len(options) > 3\"",
     )
     inspect.add_argument("stage", help="a stage's folder name, or a path to an artifact")
     inspect.add_argument("--rows", type=int, help="sample rows a table; default: 3, a page: 100")
     inspect.add_argument(
         "--where",
         default="",
-        metavar="FILTER",
-        help="only rows for which this comparison of columns holds (and, or, not, in, len)",
+        metavar="CONDITION",
+        help="only rows for which this condition in SQL (DuckDB's) holds; texts in single quotes",
     )
     inspect.add_argument("--questions", type=int, default=300, help="questions on the page")
     inspect.add_argument(
@@ -147,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
     invalidate.add_argument("--downstream", action="store_true", help="and what was made from them")
     gc = command(
         "gc",
-        "artifacts that nothing current refers to, and working folders that no run would go on from",
+        "artifacts that nothing current refers to, and old working folders of runs that were cut off",
         "gc",
         "gc --delete",
         "gc --partial-older-than 0 --delete",
@@ -158,8 +159,8 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=7.0,
         metavar="DAYS",
-        help="a working folder of no stage under these settings stays so long after it was last "
-        "written to, since other settings may want it; default: 7",
+        help="a working folder stays so long after it was last written to, since a run with its "
+        "settings goes on from it; default: 7",
     )
     diff = command("diff", "two artifacts of a stage", "diff PATH_A PATH_B")
     diff.add_argument("one", type=Path)

@@ -162,7 +162,7 @@ def commit(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
     shards.sync_tree(partial)
     (partial / DONE).unlink(missing_ok=True)  # not before: the manifest now says the same
     for path in [*files.values(), partial / MANIFEST]:
-        path.chmod(0o444)
+        _set_mode(path, 0o444)
     for path in [*(p for p in partial.rglob("*") if p.is_dir()), partial]:
         path.chmod(0o555)
     os.rename(partial, folder)
@@ -255,7 +255,19 @@ def remove(folder: Path) -> None:
 def _make_writable(folder: Path) -> None:
     for path in [folder, *folder.rglob("*")]:
         if not path.is_symlink():
-            path.chmod(path.stat().st_mode | stat.S_IWUSR)
+            _set_mode(path, path.stat().st_mode | stat.S_IWUSR)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    """Change who may write a file, but not where it has other names.
+
+    A mode belongs to the file and not to the name: the other name may be a person's own model, which
+    must not become read-only, or another artifact's, which must stay so. Whoever writes into a
+    working folder again gives the name to a new file first.
+    """
+    facts = path.stat()
+    if stat.S_ISDIR(facts.st_mode) or facts.st_nlink == 1:
+        path.chmod(mode)
 
 
 def disk_sentence(error: OSError, place: Path) -> str:

@@ -188,6 +188,9 @@ def collect_garbage(root: Path, arguments: Any) -> None:
 def current(folder: Path, stage: str) -> list[Path]:
     """The `current` links of a stage; leaves with the nearest name when there are none."""
     found = sorted([*folder.rglob(f"{stage}/current"), *folder.rglob(f"{stage}/*/current")])
+    beside = folder.parent / stage / "current"  # of an artifact that is no set's
+    if not found and beside.is_symlink():
+        return [beside]
     if not found:
         names = {
             part

@@ -10,7 +10,6 @@ again, and the proposals of round 0 are shared by all methods of a seed.
 import json
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import luigi
@@ -19,7 +18,7 @@ from pipeline.data_stages import Download, snake
 from pipeline.evaluation import Evaluate
 from pipeline.methods import NAMES, ZERO_SHOT
 from pipeline.round_stages import last_round
-from pipeline.settings import SettingsError, run
+from pipeline.settings import SettingsError
 from pipeline.stage import Stage, lineage, plain
 
 
@@ -63,12 +62,10 @@ class Compare(Stage):
     def place(self):
         return "compare"
 
-    @cached_property
-    def folder(self) -> Path:
-        """Below the set it compares on; of several sets, beside them."""
-        if len(plain(self.datasets)) < 2:
-            return super().folder
-        return Path(run().artifacts).resolve() / self.place() / self.fingerprint
+    @property
+    def of_a_set(self) -> bool:
+        """Whether it compares on one set; of several it lies beside them."""
+        return len(plain(self.datasets)) < 2
 
     @cached_property
     def names(self) -> list[str]:

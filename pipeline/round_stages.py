@@ -27,6 +27,12 @@ class Round(Stage):
             return BasePolicy(dataset=self.dataset, seed=self.seed)
         return Train(**graph(self, refresh_round=self.refresh_round - 1))
 
+    def requires(self):
+        """Also the base below an adapter: without it there is no policy to ask."""
+        found = super().requires()
+        adapted = [stage for stage in found if isinstance(stage, Train) and stage.lora_rank]
+        return found + [stage.base() for stage in adapted]
+
     def place(self):
         # Before any training every method proposes alike, and shares the artifact.
         method = (

@@ -2,7 +2,7 @@
 
 A stage's result can change with any module that its own one imports, however far down. So the
 manifest keeps a digest of each, and a run says which have changed since. Imports are found in the
-text, those inside functions too: nothing is imported.
+text, those inside functions too: nothing is imported. A package's templates count with it.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("tasks", "training", "data_cards")  # where stages and all they import live
+TEMPLATES = (".jinja", ".css", ".js")
 _NAME = rf"(?:{'|'.join(ROOMS)})(?:\.\w+)*"
 _FROM = re.compile(
     rf"^[ \t]*from[ \t]+({_NAME})[ \t]+import[ \t]+(\([^)]*\)|[^\n#]*)", re.MULTILINE
@@ -21,7 +22,7 @@ _IMPORT = re.compile(rf"^[ \t]*import[ \t]+({_NAME})", re.MULTILINE)
 
 
 def digests(module: str) -> dict[str, str]:
-    """Path below the project -> sha256 (16 hex digits), for a module and all of ours it imports."""
+    """Path below the project -> sha256 (16 hex digits): a module, all of ours it imports, templates."""
     found: dict[str, str] = {}
     waiting = [module]
     while waiting:
@@ -30,6 +31,8 @@ def digests(module: str) -> dict[str, str]:
             continue
         found[name], imported = _read(path)
         waiting += imported
+        for template in _templates(path):
+            found[template.relative_to(ROOT).as_posix()] = _digest(template)
     return found
 
 
@@ -62,6 +65,19 @@ def _read(path: Path) -> tuple[str, tuple[str, ...]]:
         # A name may be a module of the package, or something in it.
         modules += [package, *(f"{package}.{name}" for name in re.findall(r"\w+", names))]
     return hashlib.sha256(data).hexdigest()[:16], tuple(dict.fromkeys(modules))
+
+
+@cache
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+@cache
+def _templates(module: Path) -> list[Path]:
+    """What a package renders pages from; nothing for a module."""
+    if module.name != "__init__.py":
+        return []
+    return sorted(path for path in module.parent.iterdir() if path.suffix in TEMPLATES)
 
 
 @cache

@@ -48,8 +48,13 @@ class Stage(Checked, luigi.Task):
         raise NotImplementedError
 
     def place(self) -> str:
-        """The folder of this stage's artifacts below `artifacts/<dataset>/`."""
+        """The folder of this stage's artifacts below `artifacts/<dataset>/`, or `artifacts/`."""
         raise NotImplementedError
+
+    @property
+    def of_a_set(self) -> bool:
+        """Whether its artifact is a dataset's; others lie beside the datasets' folders."""
+        return True
 
     def extra_identity(self) -> dict[str, Any]:
         """Whatever else shapes the result, for stages that share settings."""
@@ -91,7 +96,8 @@ class Stage(Checked, luigi.Task):
             return
         manifest = {**self.identity, "fingerprint": self.fingerprint}
         manifest["sources"] = source_code.digests(self.module)
-        manifest |= {name: getattr(self, name) for name in GRAPH_ONLY if hasattr(self, name)}
+        if self.of_a_set:
+            manifest |= {name: getattr(self, name) for name in GRAPH_ONLY if hasattr(self, name)}
         environment = {"OMP_NUM_THREADS": str(run().cpu_threads)}
         for name in ("VLLM_LOGGING_LEVEL", "TRANSFORMERS_VERBOSITY"):  # read when they are imported
             environment[name] = os.environ.get(name, "ERROR" if "VLLM" in name else "error")
@@ -162,7 +168,8 @@ class Stage(Checked, luigi.Task):
     def folder(self) -> Path:
         """Where this stage's artifact lies, or will lie."""
         root = Path(run().artifacts).resolve()
-        return root / "+".join(self.names) / self.place() / self.fingerprint
+        of_set = root / "+".join(self.names) if self.of_a_set else root
+        return of_set / self.place() / self.fingerprint
 
     @cached_property
     def names(self) -> list[str]:

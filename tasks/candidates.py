@@ -172,7 +172,7 @@ def merge_all(propose: Path, names: ClassNames, allowed: set[int]) -> dict[str, 
 def merge_images(
     propose: Path, image_ids: Sequence[str], vocabulary: Vocabulary, size: int
 ) -> Iterator[Merged]:
-    """Merged votes of `image_ids`, `size` or a multiple of it at a time, in order."""
+    """Merged votes of `image_ids`, `size` at a time, in order."""
     for block in blocks(propose, image_ids, size):
         yield merge_block(block, vocabulary)
 

@@ -89,8 +89,8 @@ class ServerEngine:
             and Path(root).resolve().name != self._policy.resolve().name
         ):
             raise StageError(
-                f"{url} serves {root}, but the policy to ask is {self._policy}; serve that folder and "
-                "run again"
+                f"{url} serves {root}, but the policy to ask is {self._policy}; serve that folder (of an "
+                "adapter, what training.export makes of it, under the same name) and run again"
             )
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:

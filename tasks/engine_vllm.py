@@ -30,6 +30,8 @@ from tasks.run import StageError
 
 # Errors after which an engine answers nothing any more.
 DEAD = ("EngineDeadError", "OutOfMemoryError")
+# A prompt has one image. Room for videos would be kept, and tried out at the start, otherwise.
+ONE_IMAGE = {"limit_mm_per_prompt": {"image": 1, "video": 0}}
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, that vLLM makes room for
 
 
@@ -63,7 +65,7 @@ def options(policy: Path, settings: dict[str, Any], *, on_gpu: bool) -> dict[str
         "max_num_seqs": settings["max_num_seqs"],
         "tensor_parallel_size": settings["tensor_parallel_size"],
         "enforce_eager": not on_gpu,
-        "limit_mm_per_prompt": {"image": 1},
+        **ONE_IMAGE,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         "seed": 0,
@@ -110,6 +112,7 @@ class _Vllm:
 
     def __init__(self, policy: Path, settings: dict[str, Any]):
         self.prompter = Prompter(policy, settings["max_model_len"])
+        self.decode = self.prompter.decode
         self.settings = settings
         self.counts: Counter[str] = Counter()
         self._adapter: Any = None

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from data_cards import Card
-from tasks import answers, schemas, shards
+from tasks import adapters, answers, schemas, shards
 from tasks.crew import Crew, Inline, Processes
 from tasks.engine import BACKENDS, Sampling, custom
 from tasks.labels import ClassNames
-from tasks.run import StageError, progress, shard_by_shard, stop_if_asked
+from tasks.run import SCRATCH, StageError, progress, shard_by_shard, stop_if_asked
 from tasks.station import REFUSED, Ask, Done, Shard, refusals
 from tasks.waiting import opening
 
@@ -97,10 +97,11 @@ class Sampler:
                     tally.check()
 
             if todo:
-                self._crew = self._crew or open_crew(self.policy, self.settings)
+                policy = self._weights(output)
+                self._crew = self._crew or open_crew(policy, self.settings)
                 probe = _probe(todo, download)
                 ready: list[float] = []
-                with opening(desc, self.policy, self.settings) as opened, shard_by_shard():
+                with opening(desc, policy, self.settings) as opened, shard_by_shard():
 
                     def on_ready() -> None:
                         opened()
@@ -119,6 +120,12 @@ class Sampler:
             counts.update(done.counts)
         busy = sum(done.busy for done in self._stations.values())
         return {"busy_seconds": round(busy, 1), "engines": len(self._stations), **counts}
+
+    def _weights(self, output: Path) -> Path:
+        """The policy with whole weights; a server has its own."""
+        if self.settings["backend"] == "server":
+            return self.policy
+        return adapters.whole(self.policy, output / SCRATCH[-1])
 
     def _sampling(self, shard: int, greedy: bool) -> Sampling:
         return sampling_of(self.settings, self.n, self._seed, shard, greedy)

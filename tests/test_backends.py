@@ -90,7 +90,7 @@ def server(made) -> str:
          "--max-model-len", "512", "--gpu-memory-utilization", "0.2"],
         stdout=log, stderr=log, start_new_session=True,
         env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-             "TORCHDYNAMO_DISABLE": "1"},
+             "TORCHDYNAMO_DISABLE": "1", "VLLM_SERVER_DEV_MODE": "1"},
     )  # fmt: skip
     deadline = time.monotonic() + 240
     while True:
@@ -105,6 +105,22 @@ def server(made) -> str:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     log.close()
+
+
+def test_a_server_forgets_image_embeddings_of_older_weights_or_is_refused(server):
+    """In its development mode, which TRL asks for, too; elsewhere the address is not known."""
+    import requests
+
+    from training import agreement
+
+    root = server.removesuffix("/v1")
+    client = SimpleNamespace(session=requests.Session(), base_url=root)
+    main = SimpleNamespace(is_main_process=True)
+    engine = SimpleNamespace(mode="server", accelerator=main, vllm_client=client)
+    agreement.forgetting(engine)()
+    client.base_url = server
+    with pytest.raises(StageError, match=r"404 .* freeze = vision projector"):
+        agreement.forgetting(engine)
 
 
 def asks(made, count: int = 20) -> list[Ask]:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pipeline import look
-from pipeline.where import WhereError
+from pipeline.condition import ConditionError
 from tasks import report_style, shards
 from tests.conftest import ROOT
 from tests.test_workbench import root, run  # noqa: F401 - a fixture
@@ -64,7 +64,7 @@ def test_rows_without_images_show_those_of_their_ids(root):  # noqa: F811
 
 
 def test_a_filter_that_no_single_table_fits_is_named(root):  # noqa: F811
-    with pytest.raises(WhereError, match="no table has all of"):
+    with pytest.raises(ConditionError, match="no table has all of"):
         look.tables(root / "few/dive_k/round0/build_mcq/m1", 3, "truth_injected and votes == 1")
 
 
@@ -76,7 +76,7 @@ def test_what_only_reads_manifests_imports_nothing_heavy(tmp_path, line):
         "import sys\nfrom pipeline.__main__ import main\n"
         f"sys.argv = ['pipeline', *{line!r}]\n"
         "try:\n    main()\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'pyarrow', 'vllm', 'trl'}\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'pyarrow', 'vllm', 'trl', 'jinja2', 'duckdb'}\n"
         "print('HEAVY', sorted(heavy & set(sys.modules)))"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText
 from trl import GRPOTrainer
 
 from tasks.run import StageError
-from tests import prefix_models
+from tests import prefix_models, stub_vllm
 from tests.prefix_models import (
     GROUP,
     apart,
@@ -25,8 +25,9 @@ from tests.prefix_models import (
     trainer,
     weights,
 )
-from training import first_batch, prefix_attention, prefix_batches, prefix_forward, shared_vision
+from training import first_batch, prefix_attention, prefix_batches, prefix_forward, prompts_once
 from training.prefix_forward import packed, sharing
+from training.rollout_engine import RolloutEngine
 from training.shared_prefix import SharedPrefixTrainer
 
 LOSSES = ["dapo", "grpo", "dr_grpo", "bnpo"]
@@ -258,7 +259,7 @@ class Spy:
         return getattr(self.real, name)
 
     def __call__(self, images, *args, **kwargs):
-        self.seen.update(image.tobytes() for image in shared_vision._flat(images))
+        self.seen.update(image.tobytes() for image in prompts_once._flat(images))
         return self.real(images, *args, **kwargs)
 
 
@@ -323,54 +324,27 @@ def test_old_log_probabilities_take_a_pass_where_weights_change_in_between(polic
 
 @pytest.mark.model
 @pytest.mark.parametrize("mode", ["sequence_mask", "token_truncate"])
-def test_the_correction_for_vllm_is_that_of_trl_without_a_pass_of_its_own(policy, tmp_path, mode):
-    """With log-probabilities as vLLM might have told them; micro-batches, and two iterations."""
-    given = {"max_steps": 4, "rows": 16, "reward": some_dead, "num_iterations": 2}
+def test_the_correction_for_vllm_is_that_of_trl_without_a_pass_of_its_own(
+    policy, tmp_path, monkeypatch, mode
+):
+    """A vLLM whose log-probabilities are a little off; micro-batches, and two iterations."""
+    monkeypatch.setattr(RolloutEngine, "_init_vllm", stub_vllm.start)
+    given = {"max_steps": 4, "rows": 16, "reward": some_dead, "num_iterations": 2, "use_vllm": True}
     given |= {"vllm_importance_sampling_mode": mode, "vllm_importance_sampling_clip_max": 1.2}
     found = []
     for shared in (True, False):
         one = trainer(policy, tmp_path / str(shared), shared=shared, tokens=100, **given)
+        one.vllm_generation.llm.noise = 0.05
         passes = without_gradient(one) if shared else None
-        as_if_by_vllm(one)
         one.train()
         found.append(one)
     ours, stock = found
     assert not passes
     assert told(ours, "reward") == told(stock, "reward")
     assert apart(weights(ours), weights(stock)) < 1e-4
+    assert ours.vllm_generation.llm.loaded > 0
     for figure in ("sampling_logp_difference/mean", "importance_sampling_ratio/max"):
         assert told(ours, f"sampling/{figure}")  # over forwarded tokens, where TRL has all
-
-
-def as_if_by_vllm(trainer):
-    """Generation by transformers, with log-probabilities of its own making."""
-    trainer.vllm_importance_sampling_correction = True
-    trainer._corrects = trainer._spares_old_pass = True
-    generate = trainer._generate_single_turn
-    trainer._last_loaded_step = 0
-
-    def generated(ids, images, fields, count):
-        trainer.use_vllm = False
-        completions, _ = generate(ids, images, fields, count)
-        trainer.use_vllm = True
-        draw = torch.Generator().manual_seed(sum(map(sum, completions)))
-        return completions, [
-            [-6.9 + 0.05 * torch.randn((), generator=draw).item() for _ in own]
-            for own in completions
-        ]
-
-    trainer._generate_single_turn = generated
-    real = trainer._tokenize_prompts
-
-    def tokenized(prompts):
-        trainer.use_vllm = False  # which takes images, where transformers takes pixels
-        try:
-            return real(prompts)
-        finally:
-            trainer.use_vllm = True
-
-    trainer._tokenize_prompts = tokenized
-    trainer.use_vllm = True
 
 
 @pytest.mark.model

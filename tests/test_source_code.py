@@ -73,6 +73,12 @@ def test_what_changed_is_named_and_older_manifests_know_one_module():
     assert source_code.changed({"source_sha256": "0"}, "tasks.split") == ["tasks/split.py"]
 
 
+def test_the_templates_of_a_page_count_with_it():
+    pages = {f"tasks/pages/{name}" for name in ("report.html.jinja", "charts.css", "questions.js")}
+    assert pages <= source_code.digests("tasks.report").keys()
+    assert not pages & source_code.digests("tasks.build_mcq").keys()
+
+
 def test_imports_inside_functions_and_over_several_lines_are_found():
     found = source_code.digests("tasks.engine")
     assert {"tasks/engine_vllm.py", "tasks/engine_server.py"} <= found.keys()  # within a function

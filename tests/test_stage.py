@@ -145,6 +145,54 @@ def test_a_changed_split_file_is_a_changed_split(config, tmp_path):
     assert len(seen) == 2
 
 
+def test_a_published_model_is_one_artifact_for_all_sets_seeds_and_words(config):
+    config.set("BasePolicy", "model", "some/folder")
+    config.set("BasePolicy", "steps", "0")
+
+    def made(dataset: str = "beetles", seed: int = 0) -> tasks.BasePolicy:
+        Register.clear_instance_cache()
+        return tasks.BasePolicy(dataset=dataset, seed=seed)
+
+    first = made()
+    assert first.folder == Path("artifacts/base_policy").resolve() / first.fingerprint
+    assert first.requires() == []
+    assert first.module == "training.adopt"
+    taught = ("seed", "batch_size", "learning_rate", "question_share", "prompt_style")
+    assert not set(first.arguments()) & {*taught, "download", "split", "card"}
+    assert {made("pets").task_id, made("pets+beetles", 3).task_id} == {first.task_id}
+    for section, key, value in (
+        ("engine", "prompt_style", "stepwise"),
+        ("Split", "val_share", "0.3"),
+        ("BasePolicy", "batch_size", "7"),
+    ):
+        config.set(section, key, value)
+        assert made().fingerprint == first.fingerprint, key
+    for key, value in (("model", "other"), ("max_pixels", "9000"), ("dtype", "bfloat16")):
+        config.set("BasePolicy", key, value)
+        assert made().fingerprint != first.fingerprint, key
+    config.set("BasePolicy", "steps", "5")
+    assert made().folder.parent == Path("artifacts/beetles/base_policy").resolve()
+    assert made("pets").fingerprint != made().fingerprint
+
+
+def test_whoever_asks_an_adapter_requires_the_base_below_it(config):
+    def asking() -> dict[str, Stage]:
+        Register.clear_instance_cache()
+        chain = {"dataset": "beetles", "method": "dive_k", "seed": 0}
+        return {
+            "propose": tasks.Propose(refresh_round=1, subset="", **chain),
+            "evaluate": tasks.Evaluate(refresh_round=1, subset="", **chain),
+        }
+
+    for rank, required in (("0", False), ("8", True)):
+        config.set("Train", "lora_rank", rank)
+        base = tasks.BasePolicy(dataset="beetles", seed=0)
+        for name, stage in asking().items():
+            found = {needed.task_id for needed in stage.requires()}
+            assert (base.task_id in found) == required, name
+            assert base.fingerprint not in stage.identity["inputs"].values()
+
+
 def test_no_two_stages_share_a_folder(config):
     report = tasks.Report(dataset="beetles", method="dive_k", seed=0)
     folders = [stage.folder for stage in tasks.lineage(report)]

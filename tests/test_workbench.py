@@ -141,6 +141,21 @@ def test_invalidate_deletes_a_stage_and_if_asked_what_was_made_from_it(root, mon
     assert capsys.readouterr().out.count("deleted") == 3
 
 
+def test_an_artifact_that_is_no_sets_is_found_beside_them(root, tmp_path, monkeypatch, capsys):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "config.json").write_text("{}")
+    shared = commit(root, "base_policy", "b1", "BasePolicy", tmp_path / "made")
+    assert run(monkeypatch, "inspect", "base_policy") == 0
+    assert "BasePolicy b1" in capsys.readouterr().out
+    assert run(monkeypatch, "verify", "base_policy") == 0
+    own = commit(root, "few/base_policy", "b2", "BasePolicy", tmp_path / "made")
+    assert run(monkeypatch, "invalidate", "base_policy") == 0
+    assert shared.exists()
+    assert not own.exists()
+    assert run(monkeypatch, "invalidate", "base_policy") == 0
+    assert not shared.exists()
+
+
 def test_a_misspelt_stage_is_met_with_the_nearest(root, monkeypatch, capsys):
     assert run(monkeypatch, "invalidate", "propos") == 1
     assert "no artifact 'propos'" in (error := capsys.readouterr().err)

@@ -1,7 +1,10 @@
 """[Train] -> TRL's configuration, without a twin of it: whatever TRL knows can be set in `trl`."""
 
 import dataclasses
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +49,7 @@ def grpo_config(output: Path, given: dict[str, Any], total_steps: int) -> GRPOCo
     _check_device(given["trl"])
     batch = given["questions_per_step"] * given["num_generations"]
     options = dict(given["trl"])
-    if options.get("use_vllm") and not torch.cuda.is_available():
+    if options.get("use_vllm") and not vllm_takes_weights():
         print(
             "train: without a GPU vLLM cannot take up weights; transformers generates", flush=True
         )
@@ -170,6 +173,30 @@ def _check_device(trl: dict[str, Any]) -> None:
             "to use the GPU",
             flush=True,
         )
+
+
+def vllm_takes_weights() -> bool:
+    """Whether vLLM can take up new weights here: its CPU build packs those that it has loaded."""
+    return torch.cuda.is_available()
+
+
+@contextmanager
+def of_reference_alone(options: dict[str, Any]) -> Iterator[None]:
+    """Keep TRL from saying that `model_init_kwargs` are ignored, unless the user has set them.
+
+    They are for the reference model, which TRL loads; the policy is loaded already.
+    """
+    ours = "model_init_kwargs" not in options
+    log = logging.getLogger("trl.trainer.grpo_trainer")
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not (ours and "model_init_kwargs" in record.getMessage())
+
+    log.addFilter(wanted)
+    try:
+        yield
+    finally:
+        log.removeFilter(wanted)
 
 
 def _of_reference(dtype: str) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from tasks.run import StageError
 from training import prefix_batches
 from training.prefix_batches import Counters
 from training.prefix_forward import Rows, sharing
-from training.shared_vision import PIXELS, PromptsOnce, take
+from training.prompts_once import PromptsOnce
+from training.shared_vision import PIXELS, take
 
 Batch = dict[str, Any]
 # All that TRL may hand from a batch to the model beside tokens and masks.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from tasks import prompts
 from tasks.run import StageError
 from training import parts
 from training.parts import outside_deepspeed
@@ -136,14 +137,7 @@ def available_memory() -> float:
 
 def longest_prompt(processor: Any, rows: list[dict[str, Any]]) -> int:
     """Tokens of the longest of some prompts, image included."""
-    texts = [
-        processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}],
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        for text in (row["prompt"][0]["content"] for row in rows)
-    ]
+    texts = [prompts.rendered(processor, prompts.chat(row["prompt"][0]["content"])) for row in rows]
     images = [[row["image"]] for row in rows]
     inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
     return int(inputs["input_ids"].shape[1])

@@ -4,7 +4,7 @@ All completions of a GRPO group share one image and one prompt. TRL encodes the 
 them, and takes the prompt through the language model with each of them. `SharedPrefixTrainer`
 takes both through once and lets the completions follow in the same row (`prefix_attention`,
 `prefix_batches`, `prefix_forward`), drops padding, forwards no group whose gradient is zero, and
-processes each image once (`group_trainer`, `shared_vision`). The loss is TRL's own code on tensors
+processes each image once (`group_trainer`, `prompts_once`). The loss is TRL's own code on tensors
 of TRL's shapes, so log-probabilities, loss and gradients are TRL's, up to rounding.
 
 Two ways, chosen by architecture and said in one line: prefix, for Qwen2.5-VL and Qwen2-VL; vision,
@@ -27,6 +27,7 @@ from training import first_batch, prefix_attention, vllm_correction
 from training.group_trainer import GroupTrainer, Scope
 from training.prefix_batches import Stopwatch
 from training.prefix_forward import Found, Rows, base_of, packed, padded, put, sharing
+from training.rollout_engine import by_vllm
 from training.shared_vision import ImagesOnce
 
 Batch = dict[str, Any]
@@ -67,6 +68,7 @@ def make_trainer(
     `mixed` makes the class that is used of that kind.
     """
     kind = trainer_kind(model, shared_prefix, **trl)
+    kind = by_vllm(kind) if trl["args"].use_vllm else kind
     own = {"tokens_per_micro_batch": tokens_per_micro_batch, "check_first_batch": check_first_batch}
     options = own if issubclass(kind, SharedPrefixTrainer) else {}
     return (mixed(kind) if mixed else kind)(model=model, **options, **trl)
