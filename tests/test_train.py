@@ -277,6 +277,41 @@ def test_a_frozen_part_stays_as_it_is(frozen, tmp_path, capsys, changed, moves):
     assert " 0 of " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("method", ["grpo", "sft"])
+def test_adapters_over_quantised_weights_move_at_a_small_rate(
+    frozen, tmp_path, monkeypatch, capsys, method
+):
+    import torch
+    from safetensors.torch import load_file
+
+    from training import loading, parts
+    from training.grpo import grpo
+    from training.sft_baseline import sft_baseline
+
+    def quantised(base, **given):
+        model, adapters = loaded(base, **{**given, "quantize": "none"})
+        model.is_loaded_in_4bit = True  # all that TRL looks at
+        return model, adapters
+
+    def moved(name: str) -> float:
+        """The share of the adapters' first matrices that left bfloat16, where they began."""
+        output = tmp_path / name
+        output.mkdir()
+        {"grpo": grpo, "sft": sft_baseline}[method](output, **given)
+        weights = load_file(output / "adapter" / "adapter_model.safetensors")
+        first = torch.cat([w.flatten() for key, w in weights.items() if "lora_A" in key])
+        return (first.float() != first.bfloat16().float()).float().mean().item()
+
+    loaded = loading.load_model
+    monkeypatch.setattr(loading, "load_model", quantised)
+    given = arguments(frozen, steps=2, lora_rank=4, learning_rate=1e-5, dtype="bfloat16")
+    given |= {"quantize": "nf4"}
+    assert moved("ours") > 0.9
+    assert "full weights made of this policy are the unquantised base" in capsys.readouterr().out
+    monkeypatch.setattr(parts, "hold_in_float32", lambda model: None)
+    assert moved("TRL's") == 0.0
+
+
 def test_the_log_tells_parts_times_and_dead_groups(frozen, tmp_path):
     given = arguments(frozen, rewards={"tests.paid:equal": 0.5, "letter": 1.0}, steps=2)
     folder = trained(tmp_path / "out", given)

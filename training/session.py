@@ -110,9 +110,17 @@ class Session:
 
         `before` is called when the model is in place, and spread over processes, but not yet trained.
         """
+        if self.set.quantize != "none" and not trainer.is_deepspeed_enabled:  # which holds its own
+            parts.hold_in_float32(trainer.model)
         if trainer.accelerator.is_main_process:
             model = trainer.accelerator.unwrap_model(trainer.model)
             print(f"train: {parts.describe(model)}", flush=True)
+            if self.set.quantize != "none":
+                print(
+                    "train: full weights made of this policy are the unquantised base with the "
+                    "adapter, not the 4-bit weights that it is trained on",
+                    flush=True,
+                )
         recorder = kind(
             self.output,
             trainer,
