@@ -27,7 +27,7 @@ from tasks import shards
 EXAMPLE = "such as: truth_share < 0.5 AND NOT truth_injected"
 BATCH_ROWS = 1024
 _ROW = "row of the shard"  # the column beside those of the table
-_CLOSED: dict[str, Any] = {
+_CLOSED: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": False,
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,

@@ -20,16 +20,16 @@ BATCH_ROWS = 256  # in memory at a time, with all their columns
 
 
 def tables(folder: Path, rows: int, where: str = "") -> list[dict[str, Any]]:
-    """Every table of an artifact: name, columns, how many rows there are and fit `where`, and the
-    first `rows` of those. With a condition only the tables that have its columns are told of.
+    """Every table of an artifact: its name and columns, how many rows it has, how many of them fit
+    the condition `where`, and the first `rows` of those. With a condition, tables without its columns are left out.
 
-    Raises ConditionError when the condition cannot be used on any of them.
+    Raises ConditionError for a condition that no table has the columns of, or that does not fit them.
     """
     manifest = artifact.read_manifest(folder)
     condition = Condition(where) if where else None
-    found: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] = []
     known: set[str] = set()
-    lost: list[str] = []
+    missing: list[str] = []
     for name, count in manifest["rows"].items():
         paths = shards.paths(folder, name)
         schema = pq.read_schema(paths[0])
@@ -40,17 +40,17 @@ def tables(folder: Path, rows: int, where: str = "") -> list[dict[str, Any]]:
             try:
                 condition.check(schema)
             except NoColumn as error:
-                lost.append(error.name)
+                missing.append(error.name)
                 continue
             fit, first = _fitting_rows(paths, condition, rows)
         kinds = {field.name: str(field.type) for field in schema}
-        found.append({"table": name, "rows": count, "fit": fit, "columns": kinds, "first": first})
-    if condition and not found:
-        for name in lost:
+        shown.append({"table": name, "rows": count, "fit": fit, "columns": kinds, "first": first})
+    if condition and not shown:
+        for name in missing:
             if name.lower() not in {column.lower() for column in known}:
                 raise ConditionError(condition.unknown(name, sorted(known)))
         raise ConditionError(f"--where: no table has all of {', '.join(condition.columns)}")
-    return found
+    return shown
 
 
 def _first_rows(paths: list[Path], rows: int) -> list[dict[str, Any]]:
@@ -81,20 +81,20 @@ def _rows_at(path: Path, places: list[int]) -> Iterator[dict[str, Any]]:
     """The rows at these places of a file, of which only the row groups that hold them are read."""
     if not places:
         return
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        start = 0
-        for group in range(file.num_row_groups):
-            stop = start + file.metadata.row_group(group).num_rows
-            if any(start <= place < stop for place in places):
-                for batch in file.iter_batches(BATCH_ROWS, [group]):
-                    mine = [p - start for p in places if start <= p < start + batch.num_rows]
-                    yield from batch.take(pa.array(mine, pa.int64())).to_pylist()
-                    start += batch.num_rows
-            start = stop
+    metadata = pq.read_metadata(path)
+    start = 0
+    for group in range(metadata.num_row_groups):
+        stop = start + metadata.row_group(group).num_rows
+        if any(start <= place < stop for place in places):
+            for batch in shards.iter_batches(path, None, BATCH_ROWS, [group]):
+                here = [p - start for p in places if start <= p < start + batch.num_rows]
+                yield from batch.take(pa.array(here, pa.int64())).to_pylist()
+                start += batch.num_rows
+        start = stop
 
 
 def plain(value: Any) -> Any:
-    """A value for JSON or a terminal: an image is told by its size."""
+    """A value for JSON or a terminal; of an image, its size."""
     if isinstance(value, dict) and "bytes" in value:
         return f"<image, {len(value['bytes'] or b'')} bytes>"
     if isinstance(value, bytes):
@@ -117,11 +117,11 @@ def described(folder: Path, rows: int, where: str = "") -> dict[str, Any]:
         "peak_memory_mb",
         "created",
     )
-    told = [
+    shown = [
         {**table, "first": [plain(row) for row in table["first"]]}
         for table in tables(folder, rows, where)
     ]
-    return {"folder": str(folder), **{k: manifest.get(k) for k in kept}, "tables": told}
+    return {"folder": str(folder), **{k: manifest.get(k) for k in kept}, "tables": shown}
 
 
 def page(folder: Path, rows: int, where: str = "") -> str:
@@ -130,7 +130,6 @@ def page(folder: Path, rows: int, where: str = "") -> str:
     Rows of a table without images show those of their image ids, where the images are still there.
     """
     manifest = artifact.read_manifest(folder)
-    found = tables(folder, rows, where)
     store = _store(folder, manifest)
     title = f"{manifest['stage']} {manifest['fingerprint']}"
     facts = {"rows": manifest["rows"], "seconds": manifest.get("seconds"), "created": manifest.get("created"), **manifest.get("stats", {})}  # fmt: skip
@@ -138,7 +137,7 @@ def page(folder: Path, rows: int, where: str = "") -> str:
         "rows.html.jinja",
         title=title,
         facts=[(name, _text(value)) for name, value in facts.items()],
-        tables=[_values(table, store) for table in found],
+        tables=[_values(table, store) for table in tables(folder, rows, where)],
         where=where,
     )
 

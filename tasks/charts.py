@@ -252,8 +252,8 @@ def _line(series: Series, x: Scale, y: Scale) -> Iterator[Mark]:
         yield Curve(style, path)
     for piece in pieces:
         if len(piece) == 1:  # a line of one point would be invisible
-            px, py = piece[0].split()
-            yield Circle(f"s{series.style} dot", px, py, r="3")
+            cx, cy = piece[0].split()
+            yield Circle(f"s{series.style} dot", cx, cy, r="3")
 
 
 def _dot(dot: Dot, row: str, x: Scale, y: float, unit: str, signed: bool) -> Group:

@@ -22,23 +22,24 @@ from tasks.report_figures import axis_of
 from tasks.report_text import label, percent, title_of
 
 
-def compare_page(found: Mapping[str, Any]) -> str:
+def compare_page(comparison: Mapping[str, Any]) -> str:
     """The whole page."""
-    places = ", ".join(set_label(table) for table in found["sets"])
+    places = ", ".join(set_label(table) for table in comparison["sets"])
     return render(
         "compare.html.jinja",
-        title=f"{len(found['rows'])} policies on {places}",
-        seeds=seeds_told(found),
+        title=f"{len(comparison['rows'])} policies on {places}",
+        seeds=seeds_told(comparison),
         over_datasets=[
-            _table(mode, by_row, OVER) for mode, by_row in (found["over_datasets"] or {}).items()
+            _table(mode, by_row, OVER)
+            for mode, by_row in (comparison["over_datasets"] or {}).items()
         ],
-        sets=[_set(found, table, number) for number, table in enumerate(found["sets"])],
+        sets=[_set(comparison, table, number) for number, table in enumerate(comparison["sets"])],
         sure=SURE,
-        budgets=_budgets(found),
+        budgets=_budgets(comparison),
     )
 
 
-def _set(found: Mapping[str, Any], table: Mapping[str, Any], number: int) -> dict[str, Any]:
+def _set(comparison: Mapping[str, Any], table: Mapping[str, Any], number: int) -> dict[str, Any]:
     modes = table["modes"].items()
     return {
         "name": set_label(table),
@@ -54,7 +55,7 @@ def _set(found: Mapping[str, Any], table: Mapping[str, Any], number: int) -> dic
                 "heads": head[1:],
                 "rows": [(row[0], [_pair(text) for text in row[1:]]) for row in body],
             }
-            for mode, (head, *body) in pair_rows(found, table).items()
+            for mode, (head, *body) in pair_rows(comparison, table).items()
         ],
     }
 
@@ -69,8 +70,8 @@ def _chart(key: str, mode: str, by_row: Mapping[str, Mapping[str, Any]]) -> dict
         rows.append(
             (row_label(name), [Dot("", 100 * figures[last]["mean"], 100 * low, 100 * high, style)])
         )
-    told = "; ".join(f"{name}: {dots[0].value:.1f} %" for name, dots in rows)
-    drawn = dot_chart(key, title_of(mode), told, rows, axis_of(ends), left=112)
+    description = "; ".join(f"{name}: {dots[0].value:.1f} %" for name, dots in rows)
+    drawn = dot_chart(key, title_of(mode), description, rows, axis_of(ends), left=112)
     return {"mode": mode, "key": last, "drawn": drawn}
 
 
@@ -86,8 +87,8 @@ def _table(
             {**figures[key], "by_seed": ", ".join(percent(v) for v in figures[key]["by_seed"])}
             for key in present
         ]
-        told = p_told(change) if change else ""
-        rows.append({"name": row_label(name), "figures": cells, "difference": change, "p": told})
+        p = p_told(change) if change else ""
+        rows.append({"name": row_label(name), "figures": cells, "difference": change, "p": p})
     heads = [*(keys[key] for key in present), f"difference in {keys[compared]}", "p"]
     return {"mode": mode, "heads": heads, "rows": rows}
 
@@ -97,9 +98,9 @@ def _pair(text: str) -> tuple[str, bool]:
     return text.strip("*"), text.startswith("**")
 
 
-def _budgets(found: Mapping[str, Any]) -> dict[str, Any]:
+def _budgets(comparison: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "unequal": "; ".join(found["unequal"]),
+        "unequal": "; ".join(comparison["unequal"]),
         "heads": list(BUDGET.values()),
         "rows": [
             {
@@ -107,7 +108,7 @@ def _budgets(found: Mapping[str, Any]) -> dict[str, Any]:
                 "set": place,
                 "amounts": [_amount(spent.get(what, 0)) for what in BUDGET],
             }
-            for place, by_row in found["budgets"].items()
+            for place, by_row in comparison["budgets"].items()
             for name, spent in by_row.items()
         ],
     }

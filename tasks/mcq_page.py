@@ -1,9 +1,9 @@
-"""What BuildMCQ made, to look at: counts, and a page of questions that opens offline.
+"""What BuildMCQ made: its counts, and a page of its questions that opens offline.
 
 The page holds a gallery of questions with image, options, votes and answers as they came, to be
 filtered by class, by where the truth came from, and by difficulty. Filters can be linked to:
-`page.html#class=crow&injected=yes&level=hard`. Whatever a model wrote is escaped; the one script
-is allowed by its digest and no other can run.
+`page.html#class=crow&injected=yes&level=hard`. The template escapes whatever a model wrote; the
+page's content policy allows its one script by digest, and no other can run.
 """
 
 import base64
@@ -33,7 +33,7 @@ def facts(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
     kept = outcomes.pop("kept", 0)
     skipped = ", ".join(f"{count:,} {name}" for name, count in sorted(outcomes.items()))
     sizes = _listed(dict(sorted(stats["option_counts"].items(), key=lambda item: int(item[0]))))
-    told = [
+    counts = [
         ("questions", f"{kept:,} of {stats['images']:,} images"),
         ("skipped", skipped or "none"),
         ("truth injected", _share(stats["injected"], kept)),
@@ -46,17 +46,17 @@ def facts(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     if stats["answer_differs_from_label"]:
         wrong = _share(stats["answer_differs_from_label"], kept)
-        told.append(("answers that differ from the label", wrong))
+        counts.append(("answers that differ from the label", wrong))
     for truth, other, votes in stats["most_confused"][:10]:
-        told.append(("most confused", f"{truth} taken for {other}: {votes:,} votes"))
-    return told
+        counts.append(("most confused", f"{truth} taken for {other}: {votes:,} votes"))
+    return counts
 
 
 def questions_page(folder: Path, stats: Mapping[str, Any], title: str, size: int) -> str:
     """The page as HTML; at most `size` questions of the artifact in `folder`, drawn by a hash of
     their ids."""
     rows, total = _drawn(folder, size)
-    told = _candidates(folder, {row["image_id"] for row in rows})
+    candidates = _candidates(folder, {row["image_id"] for row in rows})
     script = hashlib.sha256(source("questions.js").encode()).digest()
     return render(
         "questions.html.jinja",
@@ -64,13 +64,13 @@ def questions_page(folder: Path, stats: Mapping[str, Any], title: str, size: int
         digest=base64.b64encode(script).decode(),
         facts=facts(stats),
         total=total,
-        levels_told="; ".join(f"{name}: {meaning}" for name, meaning in LEVELS.items()),
+        levels="; ".join(f"{name}: {meaning}" for name, meaning in LEVELS.items()),
         choices=(
             ("class", "right answer", sorted({_truth(row) for row in rows})),
             ("injected", "truth injected", ("yes", "no")),
             ("level", "difficulty", tuple(LEVELS)),
         ),
-        cards=[_card(row, told[row["image_id"]]) for row in rows],
+        cards=[_card(row, candidates[row["image_id"]]) for row in rows],
     )
 
 
@@ -105,10 +105,17 @@ def _candidates(folder: Path, image_ids: set[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _card(row: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+def _card(row: Mapping[str, Any], candidates: Mapping[str, Any]) -> dict[str, Any]:
     columns = (row["options"], row["option_votes"], row["option_sources"])
     options = zip(LETTERS, *columns, strict=False)
-    answers = list(zip(told["answers"], told["answer_votes"], told["answer_steps"], strict=True))
+    answers = list(
+        zip(
+            candidates["answers"],
+            candidates["answer_votes"],
+            candidates["answer_steps"],
+            strict=True,
+        )
+    )
     return {
         "truth": _truth(row),
         "picture": data_uri(row["image"]["bytes"]),
@@ -121,7 +128,7 @@ def _card(row: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
             f"entropy {row['entropy']:.2f}"
         ),
         "options": [(*option, option[0] == row["answer_letter"]) for option in options],
-        "num_rollouts": told["num_rollouts"],
+        "num_rollouts": candidates["num_rollouts"],
         "answers": [(_short(text), votes, step) for text, votes, step in answers[:_ANSWERS]],
         "more_answers": len(answers) - _ANSWERS,
     }

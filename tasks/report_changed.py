@@ -51,34 +51,34 @@ def class_table(
 
 def refresh_changes(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[Any, str]]:
     """Each refresh's round, and what it changed in words; nothing where there is one round."""
-    told = []
+    sentences = []
     for before, after in pairwise(rounds):
         then, now = before["refresh"], after["refresh"]
-        said = []
+        parts = []
         if None not in (then.get("truth_share"), now.get("truth_share")):
-            said.append(
+            parts.append(
                 f"of all rollouts {percent(now['truth_share'])} % name the truth, "
                 f"{_before(percent(then['truth_share']), percent(now['truth_share']))}"
             )
         if None not in (then.get("entropy"), now.get("entropy")):
             was, is_ = f"{then['entropy']:.2f}", f"{now['entropy']:.2f}"
-            said.append(f"the votes’ entropy is {is_} nats, {_before(was, is_)}")
+            parts.append(f"the votes’ entropy is {is_} nats, {_before(was, is_)}")
         if now.get("kept_questions") is not None:
             kept, changed = now["kept_questions"], now["changed_options"]
             gone = then["questions"] - kept
-            said.append(
+            parts.append(
                 f"{gone:,} of {then['questions']:,} images need no question any more, "
                 f"{now['new_questions']:,} have one for the first time, and of the {kept:,} that "
                 f"have one again {changed:,} get other options"
             )
         if then.get("asked"):
-            said.append(
+            parts.append(
                 f"in round {before['round']} {then['solved']:,} of {then['asked']:,} questions asked "
                 "were answered right by all of their last answers"
             )
-        if said:
-            told.append((after["round"], "; ".join(said)))
-    return told
+        if parts:
+            sentences.append((after["round"], "; ".join(parts)))
+    return sentences
 
 
 def _before(then: str, now: str) -> str:

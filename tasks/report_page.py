@@ -47,7 +47,7 @@ def build_page(
         drawn_images=card["source_kind"] == "drawn",
         figures=figures,
         policies=policies(metrics["evaluations"]),
-        images_told=_images(metrics["images"]),
+        images=_images(metrics["images"]),
         results=results_table(metrics),
         judged=judged_table(metrics),
         cross=cross_table(metrics["cross"]),
@@ -120,11 +120,11 @@ def _changes(metrics: Mapping[str, Any], figures: Sequence[Figure]) -> dict[str,
 
 def _footer(metrics: Mapping[str, Any]) -> str:
     card, duplicates = metrics["card"], metrics["images"].get("duplicates", {})
-    told = (
+    sentences = (
         f"Images: data card {card['name']}, version {card['version']}, licence {card['license']}."
     )
     if not card["redistribute"]:
-        told += " They may not be passed on, so keep this page to yourself."
+        sentences += " They may not be passed on, so keep this page to yourself."
     for pair, count in duplicates.items():
-        told += f" {count:,} images: {pair} (duplicates.parquet of Split)."
-    return told
+        sentences += f" {count:,} images: {pair} (duplicates.parquet of Split)."
+    return sentences

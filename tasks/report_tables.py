@@ -56,8 +56,8 @@ def status_list(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
             counts: Counter[str] = Counter()
             for group in metrics["images"]["groups"]:
                 counts.update(figures.get(group, {}).get("status", {}))
-            told = " · ".join(f"{label(s)} {n:,}" for s, n in counts.most_common(12))
-            rows.append((f"{label(evaluation['name'])}, {label(mode)}", told))
+            listed = " · ".join(f"{label(s)} {n:,}" for s, n in counts.most_common(12))
+            rows.append((f"{label(evaluation['name'])}, {label(mode)}", listed))
     return rows
 
 
@@ -220,12 +220,12 @@ def _hosts(stages: Sequence[dict[str, Any]]) -> str:
     for stage in stages:
         host = stage.get("host")
         if isinstance(host, dict) and host:
-            told = [str(host.get("cpu", "unknown processor"))]
-            told += [f"{host['cores']} cores"] if host.get("cores") else []
-            told += [f"{host['memory_gib']:.0f} GiB"] if host.get("memory_gib") else []
+            parts = [str(host.get("cpu", "unknown processor"))]
+            parts += [f"{host['cores']} cores"] if host.get("cores") else []
+            parts += [f"{host['memory_gib']:.0f} GiB"] if host.get("memory_gib") else []
             gpus = Counter(map(str, host.get("gpus") or ()))
-            told += [f"{count} x {name}" for name, count in gpus.items()]
-            hosts[", ".join(told)] = None
+            parts += [f"{count} x {name}" for name, count in gpus.items()]
+            hosts[", ".join(parts)] = None
     return "; ".join(hosts)
 
 

@@ -8,6 +8,7 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
 
 from data_cards import load
+from tasks.pixels import Decoder
 from tasks.run import StageError
 from training import tiny_policy
 from training.context_length import longest, set_context
@@ -44,7 +45,10 @@ def frozen(options: int = 4) -> Questions:
         "answer_letter": text, "truth_share": Value("float64"), "option_class_ids": List(number),
         "image": Image(),
     })  # fmt: skip
-    made.frozen = Dataset.from_list(rows, features=features)
+    whole = Dataset.from_list(rows, features=features)
+    made.encoded = whole.select_columns("image").cast_column("image", Image(decode=False))
+    made.frozen, made.decode = whole.remove_columns("image"), Decoder()
+    made._pictures = {}
     made.cards, made.style, made.seed = {"beetles": CARD}, "brief", 0
     return made
 
@@ -66,7 +70,11 @@ def test_no_prompt_of_the_run_is_longer(processor, told, monkeypatch):
     if not told:
         monkeypatch.delattr(type(processor), "_get_num_multimodal_tokens")
     questions = frozen()
-    rows = [training_row({**row, "epoch": 0}, CARD, "brief", 0) for row in questions.frozen]
+    pictures = questions._read(range(len(SIZES)))
+    rows = [
+        training_row({**row, "image": picture, "epoch": 0}, CARD, "brief", 0)
+        for row, picture in zip(questions.frozen, pictures, strict=True)
+    ]
     each = [
         longest_prompt(processor, [{"prompt": a["prompt"], "image": b["image"]}])
         for a in rows
@@ -79,6 +87,7 @@ def test_no_prompt_of_the_run_is_longer(processor, told, monkeypatch):
 def test_watched_images_count_as_well(processor):
     questions = frozen()
     questions.frozen = questions.frozen.select([0])
+    questions.encoded = questions.encoded.select([0])
     small = longest(questions, None, processor)
     watch = Watch([Sample("x", 0, 0, encoded((252, 84)))], [CARD], "brief", 1, 10)
     assert longest(questions, watch, processor) == small + 27 - 9
