@@ -124,6 +124,7 @@ def arguments(frozen: Path, **changed) -> dict:
         "shared_prefix": True,
         "tokens_per_micro_batch": 0,
         "check_shared_prefix": True,
+        "check_largest_batch": False,
         "micro_batch_size": 4,
         "save_steps": 1,
         "keep_checkpoints": 2,

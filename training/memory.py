@@ -96,7 +96,7 @@ def estimate(
     return Estimate(
         weights=count * (QUANTISED if quantized else held) / shards,
         gradients=trained * 4 / shards,
-        optimizer=trained * _optimizer_bytes(optimizer, 4) / shards,
+        optimizer=trained * optimizer_bytes(optimizer, 4) / shards,
         reference=count * size / shards if reference and not lora_rank else 0.0,
         activations=tokens * text.hidden_size * (text.num_hidden_layers * kept + SAVED) * size,
         generation=tokens * text.num_hidden_layers * 2 * heads * head * size,
@@ -156,7 +156,7 @@ def _adapter_parameters(
     )
 
 
-def _optimizer_bytes(name: str, size: int) -> float:
+def optimizer_bytes(name: str, size: int) -> float:
     """Bytes of state a trained weight has: two numbers for AdamW, one byte each in its 8-bit form."""
     if "8bit" in name:
         return 2.0
