@@ -9,7 +9,10 @@ from tasks.run import StageError
 from tests import prefix_models
 from tests.prefix_models import Largest, apart, told, trainer, weights
 from tests.test_shared_prefix import in_two_processes
+from tests.test_train import arguments, curve, frozen, trained, weights_of
 from training import largest_batch
+
+__all__ = ["frozen"]  # the fixture
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,26 @@ def test_a_run_ends_as_if_the_largest_batch_had_not_been(policy, tmp_path, capsy
     said = capsys.readouterr().out
     assert said.count("train: the largest batch, 8 completions of ") == 1
     assert "10 tokens" in said or "tokens" in given
+
+
+@pytest.mark.model
+def test_the_stage_takes_it_on_request_and_says_what_goes_on(frozen, tmp_path, monkeypatch, capsys):
+    from tasks import bar, shards
+
+    words, say = [], bar.Bar.say
+    monkeypatch.setattr(bar.Bar, "say", lambda self, word: (words.append(word), say(self, word)))
+    given = arguments(frozen, steps=2, dynamic_sampling=1, watch_every=2)
+    plain = trained(tmp_path / "plain", given)
+    assert "the largest batch" not in capsys.readouterr().out
+    tried = trained(tmp_path / "tried", {**given, "check_largest_batch": True})
+    assert "train: the largest batch, 4 completions of 8 tokens" in capsys.readouterr().out
+    assert weights_of(plain) == weights_of(tried)
+    assert curve(plain) == curve(tried)
+    said = [shards.read(folder, "completions").to_pylist() for folder in (plain, tried)]
+    assert said[0] == said[1]
+    assert {"generating", "checking", "rewarding", "updating", "saving", "watching val images"} == {
+        *words
+    }
 
 
 @pytest.mark.model
