@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tasks.run import StageError
-from training import memory, parts
+from training import disk, memory, parts, vllm_memory
+from training.sizes import sizes_of
 
 
 def load_processor(policy: Path) -> Any:
@@ -68,12 +69,35 @@ def load_model(
 
 
 def check_memory(
-    base: Path, processor: Any, rows: list[dict[str, Any]], config: Any, given: dict
+    base: Path, processor: Any, rows: list[dict[str, Any]], config: Any, given: dict, output: Path
 ) -> None:
-    """Estimate what training takes from the longest of some real prompts, and refuse what can't fit."""
-    sharded = any(getattr(config, key, None) for key in ("fsdp", "deepspeed"))
-    generations = given.get("num_generations", 1)
-    needed = memory.estimate(
+    """Say what training takes of memory and of the disk of `output`, and refuse what can't fit."""
+    prompt = memory.longest_prompt(processor, rows)
+    needed = estimate(base, prompt, config, given)
+    available, share = memory.available_memory(), 0.0
+    if getattr(config, "use_vllm", False) and config.vllm_mode == "colocate":
+        total = memory.total_memory()
+        longest = config.vllm_max_model_length or prompt[0] + given["max_completion_length"]
+        engine = vllm_memory.vllm_needs(
+            base,
+            max_length=longest,
+            sequences=generated_at_once(config),
+            dtype=given["dtype"],
+            tensor_parallel=config.vllm_tensor_parallel_size,
+        )
+        key = "vllm_gpu_memory_utilization"
+        share = vllm_memory.check_vllm(engine, config.vllm_gpu_memory_utilization, total, key=key)
+    memory.check(needed, available, share)
+    disk.check(disk_needs(base, config, given), output)
+
+
+def estimate(
+    base: Path, prompt: tuple[int, int], config: Any, given: dict[str, Any]
+) -> memory.Estimate:
+    """What a process of this training takes, for prompts of so many tokens, and so many of the image."""
+    generates = hasattr(config, "steps_per_generation")
+    shards, sharding, offloaded = sharding_of(config)
+    return memory.estimate(
         base,
         dtype=given["dtype"],
         frozen=parts.read_parts(given["freeze"], "freeze"),
@@ -81,27 +105,65 @@ def check_memory(
         lora_targets=parts.read_parts(given["lora_targets"], "lora_targets"),
         quantized=given["quantize"] != "none",
         reference=getattr(config, "beta", 0.0) != 0.0,
-        optimizer=str(getattr(config.optim, "value", config.optim)),
+        optimizer=optimizer_name(config),
         checkpointing=config.gradient_checkpointing,
         sequences=config.per_device_train_batch_size,
-        prompt_tokens=memory.longest_prompt(processor, rows),
-        completion_tokens=given["max_completion_length"] if generations > 1 else 64,
-        shards=config.world_size if sharded or sharded_by_launcher() else 1,
+        prompt_tokens=prompt[0],
+        completion_tokens=given["max_completion_length"] if generates else 64,
+        image_tokens=prompt[1],
+        group=given["num_generations"] if generates else 1,
+        shared=bool(given.get("shared_prefix")) and generates,
+        pass_limit=given.get("tokens_per_micro_batch", 0),
+        generated=generated_at_once(config) if generates and not config.use_vllm else 0,
+        shards=shards,
+        sharding=sharding,
+        offloaded=offloaded,
+        cuda=torch.cuda.is_available(),
     )
-    colocated = getattr(config, "use_vllm", False) and config.vllm_mode == "colocate"
-    memory.check(
-        needed,
-        memory.available_memory(),
-        config.vllm_gpu_memory_utilization if colocated else 0.0,
+
+
+def disk_needs(base: Path, config: Any, given: dict[str, Any]) -> disk.DiskNeeds:
+    """What a round of this training writes."""
+    sizes = sizes_of(base)
+    targets = parts.read_parts(given["lora_targets"], "lora_targets")
+    frozen = parts.read_parts(given["freeze"], "freeze")
+    keys = ("dtype", "steps", "save_steps", "watch_every", "keep_checkpoints", "carry_over")
+    return disk.disk_needs(
+        count=sizes.count,
+        trained=sizes.trained(frozen, given["lora_rank"], targets),
+        optimizer_bytes=memory.optimizer_bytes(optimizer_name(config)),
+        lora=bool(given["lora_rank"]),
+        sharding=sharding_of(config)[1],
+        **{key: given[key] for key in keys},
     )
+
+
+def optimizer_name(config: Any) -> str:
+    """TRL's name of the optimizer."""
+    return str(getattr(config.optim, "value", config.optim))
+
+
+def generated_at_once(config: Any) -> int:
+    """Completions that one process asks for at a time: those of all turns of a batch."""
+    return int(config.per_device_train_batch_size * config.steps_per_generation)
+
+
+def sharding_of(config: Any) -> tuple[int, str, bool]:
+    """Over how many processes weights are spread, by what, and whether states are in main memory."""
+    deepspeed = config.deepspeed or _told("ACCELERATE_USE_DEEPSPEED")
+    if not (deepspeed or getattr(config, "fsdp", None) or _told("ACCELERATE_USE_FSDP")):
+        return 1, "", False
+    offload = os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")
+    return config.world_size, "deepspeed" if deepspeed else "fsdp", offload == "cpu"
 
 
 def sharded_by_launcher() -> bool:
     """Whether accelerate launched this process to share its weights with others."""
-    return any(
-        os.environ.get(name, "false").lower() in ("1", "true")
-        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    )
+    return _told("ACCELERATE_USE_FSDP") or _told("ACCELERATE_USE_DEEPSPEED")
+
+
+def _told(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("1", "true")
 
 
 def _quantization(quantize: str, lora_rank: int, dtype: str) -> Any:
