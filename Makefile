@@ -9,6 +9,9 @@ BIN := .venv/bin
 DEVICE ?= $(if $(wildcard /dev/nvidia0),cuda,cpu)
 READY := .venv/.ready-$(DEVICE)
 
+# What every installation is resolved with.
+RESOLVED = --override requirements/overrides.txt --constraint requirements/$(1).txt
+
 .PHONY: help setup card train test lint audit chaos clean
 
 train: $(READY)
@@ -26,6 +29,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy pipeline tasks training data_cards
+	@for build in cpu cuda; do $(BIN)/python -m tests.pins $$build $(call RESOLVED,$$build) || exit 1; done
 
 # Known vulnerabilities of the pinned versions. What cannot be looked up is an error, not a pass.
 AUDIT := pip-audit==2.10.1 --strict --no-deps --disable-pip --progress-spinner off
@@ -41,15 +45,18 @@ chaos: $(READY)
 setup: $(READY)
 
 $(READY): pyproject.toml requirements/$(DEVICE).txt requirements/overrides.txt
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11, 3.12 or 3.13"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "error: $(PYTHON) is $$($(PYTHON) -V); name another: make PYTHON=python3.11 (or 3.12, 3.13)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+	@$(BIN)/python -m tasks.machine $(DEVICE)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@echo "installing into .venv ($(DEVICE)): about 6 GB, some minutes on a slow line"
 	@# torch first: the CPU build of vLLM pins a torch without torchvision's operators, which the
 	@# overrides replace by the build that works on machines with and without a GPU. Compiled here once:
 	@# each stage is a process, and where PYTHONDONTWRITEBYTECODE is set each would compile all anew.
-	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv --override requirements/overrides.txt \
-	  --constraint requirements/$(DEVICE).txt --editable ".[$(DEVICE),test]"
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv $(call RESOLVED,$(DEVICE)) --editable ".[$(DEVICE),test]"
+	@$(BIN)/python -m tasks.machine torch
 	@rm -f .venv/.ready-*
 	@touch $@
 
@@ -59,7 +66,7 @@ clean:
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
-	@echo "make lint    format, lint and types"
+	@echo "make lint    format, lint and types, and whether the pinned versions fit together"
 	@echo "make audit   known vulnerabilities of the pinned versions"
 	@echo "make chaos   faults done on purpose, and counted  [LONG=1] [FAULTS='kills flips']"
 	@echo "make clean   delete all artifacts"

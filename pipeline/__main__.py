@@ -2,6 +2,7 @@
 
 python -m pipeline status             the graph as a tree: done, partial, stale and why; what a run would do
 python -m pipeline plan               images, rollouts, tokens, steps, hours and memory of a run to come
+python -m pipeline rehearse           what a run would meet first, tried without its GPUs: ready, or what to mend
 python -m pipeline where              the last report's figures, and where everything lies
 python -m pipeline inspect build_mcq  counts, columns and sample rows of a stage's current artifact,
                                       of all or of those that fit --where; with --page as a page with
@@ -32,6 +33,7 @@ from pipeline.commands import (
     places,
     show_differences,
     show_plan,
+    show_rehearsal,
     show_report,
     show_stage,
     show_status,
@@ -40,8 +42,8 @@ from pipeline.commands import (
 from tasks import predict_command
 
 
-def main() -> None:
-    """Parse the command line and print."""
+def parser() -> argparse.ArgumentParser:
+    """The command line: every command with its options and examples."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline",
         description=__doc__,
@@ -97,20 +99,39 @@ def main() -> None:
     )
     plan.add_argument("--chars-per-token", type=float, default=4.0, help="without a tokenizer")
     plan.add_argument("--tokenizer", default="", help="a folder with one")
+    rehearse = command(
+        "rehearse",
+        "try what a run would meet first: settings, lengths, memory, launcher, and one step at the "
+        "model's widths with few layers; on a GPU also a trial of ten images",
+        "rehearse --recipe training/recipes/one_gpu_lora.cfg --dataset cub",
+        "rehearse --recipe training/recipes/paper_7b.cfg --dataset cub --no-step",
+    )  # fmt: skip
+    rehearse.add_argument("--method", help="default: that of luigi.cfg")
+    rehearse.add_argument("--seed", type=int, help="default: that of luigi.cfg")
+    rehearse.add_argument(
+        "--no-step", action="store_true", help="make no model: settings, lengths and memory alone"
+    )
+    rehearse.add_argument(
+        "--trial",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="run the real stages on ten images, with a stop and a resume; auto: where there is a GPU",
+    )
     inspect = command(
         "inspect",
         "counts, columns and sample rows of an artifact",
         "inspect build_mcq",
-        "inspect build_mcq --where 'truth_injected and truth_share < 0.2' --page hard.html",
-        "inspect propose --where 'finish_reason == \"length\"' --rows 10 --json",
+        "inspect build_mcq --where 'truth_injected AND truth_share < 0.2' --page hard.html",
+        "inspect propose --where \"finish_reason = 'length'\" --rows 10 --json",
+        "inspect evaluate --where \"mode = 'two_step' AND NOT correct AND len(options) > 3\"",
     )
     inspect.add_argument("stage", help="a stage's folder name, or a path to an artifact")
     inspect.add_argument("--rows", type=int, help="sample rows a table; default: 3, a page: 100")
     inspect.add_argument(
         "--where",
         default="",
-        metavar="FILTER",
-        help="only rows for which this comparison of columns holds (and, or, not, in, len)",
+        metavar="CONDITION",
+        help="only rows for which this condition in SQL (DuckDB's) holds; texts in single quotes",
     )
     inspect.add_argument("--questions", type=int, default=300, help="questions on the page")
     inspect.add_argument(
@@ -127,7 +148,7 @@ def main() -> None:
     invalidate.add_argument("--downstream", action="store_true", help="and what was made from them")
     gc = command(
         "gc",
-        "artifacts that nothing current refers to, and working folders that no run would go on from",
+        "artifacts that nothing current refers to, and old working folders of runs that were cut off",
         "gc",
         "gc --delete",
         "gc --partial-older-than 0 --delete",
@@ -138,16 +159,23 @@ def main() -> None:
         type=float,
         default=7.0,
         metavar="DAYS",
-        help="a working folder of no stage under these settings stays so long after it was last "
-        "written to, since other settings may want it; default: 7",
+        help="a working folder stays so long after it was last written to, since a run with its "
+        "settings goes on from it; default: 7",
     )
     diff = command("diff", "two artifacts of a stage", "diff PATH_A PATH_B")
     diff.add_argument("one", type=Path)
     diff.add_argument("other", type=Path)
     predict = command("predict", "what a policy says is on images", "predict photo.jpg")
     predict_command.add_arguments(predict)
-    _suggest(sys.argv[1:], list(commands.choices))
-    arguments = parser.parse_args()
+    parser.set_defaults(known=list(commands.choices))
+    return parser
+
+
+def main() -> None:
+    """Parse the command line and print."""
+    commands = parser()
+    _suggest(sys.argv[1:], commands.get_default("known"))
+    arguments = commands.parse_args()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when `head` has seen enough
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that this terminal lacks letters for
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -171,6 +199,8 @@ def _run(arguments: Any) -> int:
         return show_status(arguments)
     if arguments.command == "plan":
         return show_plan(arguments)
+    if arguments.command == "rehearse":
+        return show_rehearsal(arguments)
     if arguments.command == "predict":
         from pipeline.predict import settings
 

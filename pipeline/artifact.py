@@ -20,7 +20,6 @@ import sys
 import time
 from contextlib import suppress
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ def build(
                 return
             before = _prepare(partial, arguments)
             started = time.monotonic()
-            line = [*_starter(launcher), "-m", module, str(partial / RECIPE)]
+            line = [*starter(launcher), "-m", module, str(partial / RECIPE)]
             ended = _run_child(line, partial, ours, manifest, environment or {}, on_progress)
             seconds = before + time.monotonic() - started
             if not ours.still_ours():
@@ -163,7 +162,7 @@ def commit(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
     shards.sync_tree(partial)
     (partial / DONE).unlink(missing_ok=True)  # not before: the manifest now says the same
     for path in [*files.values(), partial / MANIFEST]:
-        path.chmod(0o444)
+        _set_mode(path, 0o444)
     for path in [*(p for p in partial.rglob("*") if p.is_dir()), partial]:
         path.chmod(0o555)
     os.rename(partial, folder)
@@ -256,7 +255,19 @@ def remove(folder: Path) -> None:
 def _make_writable(folder: Path) -> None:
     for path in [folder, *folder.rglob("*")]:
         if not path.is_symlink():
-            path.chmod(path.stat().st_mode | stat.S_IWUSR)
+            _set_mode(path, path.stat().st_mode | stat.S_IWUSR)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    """Change who may write a file, but not where it has other names.
+
+    A mode belongs to the file and not to the name: the other name may be a person's own model, which
+    must not become read-only, or another artifact's, which must stay so. Whoever writes into a
+    working folder again gives the name to a new file first.
+    """
+    facts = path.stat()
+    if stat.S_ISDIR(facts.st_mode) or facts.st_nlink == 1:
+        path.chmod(mode)
 
 
 def disk_sentence(error: OSError, place: Path) -> str:
@@ -268,14 +279,6 @@ def disk_sentence(error: OSError, place: Path) -> str:
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"{where}: {said}; make it writable, or set [run] artifacts to a folder that is"
     return f"{where}: {said}"
-
-
-def source_sha256(module: str) -> str:
-    """Digest of a module's source file, recorded so that a run can say when it has changed."""
-    spec = find_spec(module)
-    return (
-        hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest() if spec and spec.origin else ""
-    )
 
 
 def versions() -> dict[str, str]:
@@ -301,7 +304,7 @@ def host() -> dict[str, Any]:
     }
 
 
-def _starter(launcher: str) -> list[str]:
+def starter(launcher: str) -> list[str]:
     """What a stage is started with; a launcher is looked for beside this Python first."""
     words = shlex.split(launcher)
     if not words:

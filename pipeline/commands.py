@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -56,16 +57,51 @@ def show_plan(arguments: Any) -> int:
     from pipeline import plan
     from pipeline.tasks import TrainDiVE
 
-    given = {
-        name: value
-        for name in ("dataset", "method", "seed")
-        if (value := getattr(arguments, name)) is not None
-    }
-    chosen = TrainDiVE(**given)
+    chosen = _of_run(TrainDiVE, arguments)
     told = {name: getattr(arguments, name) for name in plan.Given.__dataclass_fields__}
     found = plan.plan(chosen.dataset, chosen.method, chosen.seed, plan.Given(**told))
     print(json.dumps(found, indent=1) if arguments.json else "\n".join(plan.lines(found)))
     return 0
+
+
+def show_rehearsal(arguments: Any) -> int:
+    """Print each point of a rehearsal as it is known, and the verdict; 1 if there is one to mend."""
+    from pipeline.rehearse import MEND, OPEN, rehearse
+    from pipeline.tasks import TrainDiVE
+    from pipeline.trial import trial
+    from tasks.machine import gpus
+
+    chosen = _of_run(TrainDiVE, arguments)
+    given = (chosen.dataset, chosen.method, chosen.seed)
+    points = []
+
+    def show(found: Iterable[Any]) -> None:
+        for point in found:
+            points.append(point)
+            if not arguments.json:
+                print(f"{point.state:6} {point.what:18} {point.told}", flush=True)
+
+    show(rehearse(*given, step=not arguments.no_step))
+    mend = [point for point in points if point.state == MEND]
+    wanted = arguments.trial == "yes" or (arguments.trial == "auto" and bool(gpus()))
+    if wanted and not mend:
+        show(trial(*given))
+        mend = [point for point in points if point.state == MEND]
+    if arguments.json:
+        print(json.dumps([point._asdict() for point in points], indent=1))
+        return int(bool(mend))
+    unknown = sum(point.state == OPEN for point in points)
+    left = f"; {unknown} could not be told on this machine" if unknown else ""
+    print(f"\n{f'{len(mend)} to mend' if mend else 'ready'}{left}")
+    for point in mend:
+        print(f"  {point.what}: {point.told}")
+    return int(bool(mend))
+
+
+def _of_run(task: Any, arguments: Any) -> Any:
+    """The task with the dataset, method and seed of the command line, else of luigi.cfg."""
+    names = ("dataset", "method", "seed")
+    return task(**{n: v for n in names if (v := getattr(arguments, n)) is not None})
 
 
 def verify_artifacts(root: Path, folder: Path, arguments: Any) -> int:
@@ -152,6 +188,9 @@ def collect_garbage(root: Path, arguments: Any) -> None:
 def current(folder: Path, stage: str) -> list[Path]:
     """The `current` links of a stage; leaves with the nearest name when there are none."""
     found = sorted([*folder.rglob(f"{stage}/current"), *folder.rglob(f"{stage}/*/current")])
+    beside = folder.parent / stage / "current"  # of an artifact that is no set's
+    if not found and beside.is_symlink():
+        return [beside]
     if not found:
         names = {
             part

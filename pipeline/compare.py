@@ -10,16 +10,16 @@ again, and the proposals of round 0 are shared by all methods of a seed.
 import json
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import luigi
 
-from pipeline import tasks
-from pipeline.settings import SettingsError, run
+from pipeline.data_stages import Download, snake
+from pipeline.evaluation import Evaluate
+from pipeline.methods import NAMES, ZERO_SHOT
+from pipeline.round_stages import last_round
+from pipeline.settings import SettingsError
 from pipeline.stage import Stage, lineage, plain
-
-BASELINE = "zero_shot"
 
 
 class Compare(Stage):
@@ -51,37 +51,33 @@ class Compare(Stage):
             trained_on = "+".join(name for name, _ in sets)
             for seed in plain(self.seeds):
                 for method, round_ in self._rows():
-                    last = tasks.last_round(method) if method != BASELINE else 0
+                    last = last_round(method) if method != ZERO_SHOT else 0
                     for name, subset in sets:
                         policy = {"set": name, "trained_on": trained_on, "method": method}
                         given = {"dataset": dataset, "subset": subset, "seed": seed}
                         refresh_round = last if round_ is None else round_
-                        evaluate = tasks.Evaluate(
-                            method=method, refresh_round=refresh_round, **given
-                        )
+                        evaluate = Evaluate(method=method, refresh_round=refresh_round, **given)
                         yield {**policy, "round": round_, "seed": seed}, evaluate
 
     def place(self):
         return "compare"
 
-    @cached_property
-    def folder(self) -> Path:
-        """Below the set it compares on; of several sets, beside them."""
-        if len(plain(self.datasets)) < 2:
-            return super().folder
-        return Path(run().artifacts).resolve() / self.place() / self.fingerprint
+    @property
+    def of_a_set(self) -> bool:
+        """Whether it compares on one set; of several it lies beside them."""
+        return len(plain(self.datasets)) < 2
 
     @cached_property
     def names(self) -> list[str]:
         """The cards of the one dataset that `datasets` names, else of the dataset of [run]."""
-        return tasks.Download(dataset=(plain(self.datasets) or [self.dataset])[0]).names
+        return Download(dataset=(plain(self.datasets) or [self.dataset])[0]).names
 
     def arguments(self):
         runs = []
         for policy, evaluate in self.runs():
             below = lineage(evaluate)
             folders = {
-                tasks.snake(family): [str(s.folder) for s in below if s.task_family == family]
+                snake(family): [str(s.folder) for s in below if s.task_family == family]
                 for family in ("Propose", "BuildMCQ", "Train")
             }
             split = evaluate.needs()["split"]
@@ -98,19 +94,19 @@ class Compare(Stage):
 
     def _rows(self) -> list[tuple[str, int | None]]:
         """(method, round) in the order of the table; the last round is None."""
-        rows: list[tuple[str, int | None]] = [(BASELINE, None)]
+        rows: list[tuple[str, int | None]] = [(ZERO_SHOT, None)]
         for method in plain(self.methods):
-            if method == BASELINE:
+            if method == ZERO_SHOT:
                 continue
             if method in plain(self.by_rounds):
-                rows += [(method, number) for number in range(tasks.last_round(method))]
+                rows += [(method, number) for number in range(last_round(method))]
             rows.append((method, None))
         return rows
 
     def _check(self) -> None:
-        known = ", ".join(tasks.METHODS)
+        known = ", ".join(NAMES)
         for key in ("methods", "by_rounds"):
-            if unknown := sorted(set(plain(getattr(self, key))) - set(tasks.METHODS)):
+            if unknown := sorted(set(plain(getattr(self, key))) - set(NAMES)):
                 raise SettingsError(
                     f"luigi.cfg: [Compare] {key}: unknown method {unknown[0]!r}; known: {known}"
                 )
@@ -122,5 +118,5 @@ class Compare(Stage):
 
 def sets_of(dataset: str) -> list[tuple[str, str]]:
     """(card, the `subset` of the stages that work on it) for each set of a dataset."""
-    names = tasks.Download(dataset=dataset).names
+    names = Download(dataset=dataset).names
     return [(name, name if len(names) > 1 else "") for name in names]

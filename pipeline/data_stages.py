@@ -95,7 +95,11 @@ class Split(Stage):
 
 
 class BasePolicy(Stage):
-    """The policy that training starts from: the embedded miniature, a folder or a hub id."""
+    """The policy that training starts from: the embedded miniature, a folder or a hub id.
+
+    A published model that is taught nothing depends on no images, so that all datasets and seeds
+    share one artifact, which lies beside their folders.
+    """
 
     seed = luigi.IntParameter()
     model = luigi.Parameter()
@@ -109,21 +113,45 @@ class BasePolicy(Stage):
     blind_share = luigi.FloatParameter(description="share of those with a grey image")
     dtype = luigi.Parameter()
 
-    module = "training.sft"
     has_model = True
 
+    def __init__(self, *arguments: Any, **given: Any):
+        super().__init__(*arguments, **given)
+        if not self.of_a_set:  # one task for all sets and seeds: two would wait for each other
+            self.task_id = f"{self.task_family}_{self.fingerprint}"
+
+    @property
+    def module(self):  # type: ignore[override]
+        """What takes a published model over, or what teaches one."""
+        return "training.sft" if self.of_a_set else "training.adopt"
+
+    @property
+    def of_a_set(self) -> bool:
+        """Whether it is taught on the images of one."""
+        return self.model == "tiny" or self.steps > 0
+
+    def settings(self):
+        chosen = super().settings()
+        if self.of_a_set:
+            return chosen
+        return {name: chosen[name] for name in ("model", "min_pixels", "max_pixels", "dtype")}
+
     def needs(self):
+        if not self.of_a_set:
+            return {}
         return {
             f"{key}/{name}": stage for name in self.names for key, stage in data(self, name).items()
         }
 
     def extra_identity(self):
-        return {"prompt_style": engine().prompt_style}
+        return {"prompt_style": engine().prompt_style} if self.of_a_set else {}
 
     def place(self):
         return "base_policy"
 
     def arguments(self):
+        if not self.of_a_set:
+            return self.settings()
         need = self.needs()
         return {
             "card": "+".join(self.names),

@@ -24,6 +24,11 @@ class engine(Checked, luigi.Config):
     backend = luigi.Parameter(
         significant=False, description="vllm, server, ray, transformers or module:function"
     )
+    seeds = luigi.ChoiceParameter(
+        choices=("request", "engine"),
+        significant=False,
+        description="who holds the seed: each request, or the engine",
+    )
     processes = luigi.IntParameter(significant=False, description="engines; 0: one per device")
     max_model_len = luigi.IntParameter(significant=False)
     max_num_seqs = luigi.IntParameter(significant=False)
@@ -35,7 +40,6 @@ class engine(Checked, luigi.Config):
     server_model = luigi.Parameter(significant=False, description="empty: the policy's folder")
     server_concurrency = luigi.IntParameter(significant=False, description="requests in flight")
     server_timeout = luigi.FloatParameter(significant=False, description="seconds for a request")
-    server_seeds = luigi.BoolParameter(significant=False, description="send a seed with requests")
     ray_address = luigi.Parameter(significant=False, description="empty: a cluster on this machine")
 
     def everything(self) -> dict[str, Any]:

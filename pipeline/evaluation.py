@@ -49,6 +49,9 @@ class Evaluate(OnAnySet):
     num_options = luigi.IntParameter()
     prompt = luigi.Parameter(description="open or closed_list")
     shard_size = luigi.IntParameter()
+    limit = luigi.IntParameter(
+        description="the first n images of each group only, for a trial; 0: all"
+    )
     datasets = luigi.Parameter(significant=False, description="further sets to evaluate on")
     policy = luigi.Parameter(default="", description="a folder or hub id; empty: the graph's")
 
@@ -60,6 +63,8 @@ class Evaluate(OnAnySet):
         """The modes in one order; the policy stands in the identity, by what it is."""
         chosen = super().settings()
         del chosen["policy"]
+        if not chosen["limit"]:  # no trial
+            del chosen["limit"]
         modes = chosen["modes"].split()
         if unknown := [mode for mode in modes if mode not in MODES]:
             raise SettingsError(

@@ -5,6 +5,12 @@ process and the child that inherited it are gone. Some shared file systems keep 
 each machine. So the lock file also names its owner, who touches it every `BEAT` seconds; a lock of
 another machine counts as left behind when nobody has touched it for `STALE` seconds of the
 watcher's own clock. Clocks of different machines are never compared, and may jump.
+
+filelock's SoftFileLease (4.2) does the second half alone. It asks whether the process that took the
+lease lives: when a run is killed, a second one takes the lease within a hundredth of a second, while
+the child of the first still writes into the folder. It also takes the lease of a process on this
+machine that is suspended for longer than the lease. Its kernel lock (FileLock) names no owner and
+hands its descriptor to no child. Hence a lock of our own.
 """
 
 import errno

@@ -1,73 +1,100 @@
 """What an artifact holds: its counts, its tables and some of their rows, as values or as a page."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import artifact, status
-from pipeline.where import WhereError, columns, expression, nearest
+from pipeline.condition import Condition, ConditionError, NoColumn
 from tasks import shards
 from tasks.gallery import data_uri
-from tasks.report_style import page as framed
-from tasks.report_text import esc
+from tasks.pages import render
 
 SHORT = 400  # characters of a value on a page
-_STYLE = """
-table{font-size:.875rem} td{vertical-align:top;max-width:28rem;overflow-wrap:anywhere}
-td img{max-width:8rem;max-height:8rem;display:block}
-"""
+BATCH_ROWS = 256  # in memory at a time, with all their columns
 
 
 def tables(folder: Path, rows: int, where: str = "") -> list[dict[str, Any]]:
-    """Every table of an artifact: name, columns, how many rows there are and fit `where`, and the
-    first `rows` of those. With a filter only the tables that have its columns are told of.
+    """Every table of an artifact: its name and columns, how many rows it has, how many of them fit
+    the condition `where`, and the first `rows` of those. With a condition, tables without its columns are left out.
 
-    Raises WhereError when the filter cannot be used on any of them.
+    Raises ConditionError for a condition that no table has the columns of, or that does not fit them.
     """
     manifest = artifact.read_manifest(folder)
-    wanted = columns(where) if where else []
-    found, known = [], set()
+    condition = Condition(where) if where else None
+    shown: list[dict[str, Any]] = []
+    known: set[str] = set()
+    missing: list[str] = []
     for name, count in manifest["rows"].items():
         paths = shards.paths(folder, name)
         schema = pq.read_schema(paths[0])
         known |= set(schema.names)
-        if not set(wanted) <= set(schema.names):
-            continue
-        chosen = expression(where, schema) if where else None
-        fit = count
-        if chosen is not None:
-            fit = sum(shards.read_file(p, wanted, chosen).num_rows for p in paths)
+        if condition is None:
+            fit, first = count, _first_rows(paths, rows)
+        else:
+            try:
+                condition.check(schema)
+            except NoColumn as error:
+                missing.append(error.name)
+                continue
+            fit, first = _fitting_rows(paths, condition, rows)
         kinds = {field.name: str(field.type) for field in schema}
-        told = list(_first_rows(paths, chosen, rows))
-        found.append({"table": name, "rows": count, "fit": fit, "columns": kinds, "first": told})
-    if where and not found:
-        lost = next((name for name in wanted if name not in known), None)
-        if lost:
-            raise WhereError(f"--where: there is no column {lost!r}{nearest(lost, sorted(known))}")
-        raise WhereError(f"--where: no table has all of {', '.join(wanted)}")
+        shown.append({"table": name, "rows": count, "fit": fit, "columns": kinds, "first": first})
+    if condition and not shown:
+        for name in missing:
+            if name.lower() not in {column.lower() for column in known}:
+                raise ConditionError(condition.unknown(name, sorted(known)))
+        raise ConditionError(f"--where: no table has all of {', '.join(condition.columns)}")
+    return shown
+
+
+def _first_rows(paths: list[Path], rows: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for path in paths:
+        if len(found) < rows:
+            batches = shards.iter_batches(path, None, min(rows, BATCH_ROWS))
+            found += itertools.islice(
+                (row for b in batches for row in b.to_pylist()), rows - len(found)
+            )
     return found
 
 
-def _first_rows(paths: list[Path], chosen: Any, rows: int) -> Iterator[dict[str, Any]]:
-    left = rows
+def _fitting_rows(
+    paths: list[Path], condition: Condition, rows: int
+) -> tuple[int, list[dict[str, Any]]]:
+    """How many rows fit, and the first of them."""
+    fit = 0
+    found: list[dict[str, Any]] = []
     for path in paths:
-        if left <= 0:
-            return
-        if chosen is None:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                batch = next(file.iter_batches(left), None)
-            got = batch.to_pylist() if batch is not None else []
-        else:
-            got = shards.read_file(path, None, chosen).slice(0, left).to_pylist()
-        left -= len(got)
-        yield from got
+        places = condition.rows(path)
+        fit += len(places)
+        found += _rows_at(path, places[: rows - len(found)].tolist())
+    return fit, found
+
+
+def _rows_at(path: Path, places: list[int]) -> Iterator[dict[str, Any]]:
+    """The rows at these places of a file, of which only the row groups that hold them are read."""
+    if not places:
+        return
+    metadata = pq.read_metadata(path)
+    start = 0
+    for group in range(metadata.num_row_groups):
+        stop = start + metadata.row_group(group).num_rows
+        if any(start <= place < stop for place in places):
+            for batch in shards.iter_batches(path, None, BATCH_ROWS, [group]):
+                here = [p - start for p in places if start <= p < start + batch.num_rows]
+                yield from batch.take(pa.array(here, pa.int64())).to_pylist()
+                start += batch.num_rows
+        start = stop
 
 
 def plain(value: Any) -> Any:
-    """A value for JSON or a terminal: an image is told by its size."""
+    """A value for JSON or a terminal; of an image, its size."""
     if isinstance(value, dict) and "bytes" in value:
         return f"<image, {len(value['bytes'] or b'')} bytes>"
     if isinstance(value, bytes):
@@ -90,11 +117,11 @@ def described(folder: Path, rows: int, where: str = "") -> dict[str, Any]:
         "peak_memory_mb",
         "created",
     )
-    told = [
+    shown = [
         {**table, "first": [plain(row) for row in table["first"]]}
         for table in tables(folder, rows, where)
     ]
-    return {"folder": str(folder), **{k: manifest.get(k) for k in kept}, "tables": told}
+    return {"folder": str(folder), **{k: manifest.get(k) for k in kept}, "tables": shown}
 
 
 def page(folder: Path, rows: int, where: str = "") -> str:
@@ -103,51 +130,41 @@ def page(folder: Path, rows: int, where: str = "") -> str:
     Rows of a table without images show those of their image ids, where the images are still there.
     """
     manifest = artifact.read_manifest(folder)
-    found = tables(folder, rows, where)
     store = _store(folder, manifest)
     title = f"{manifest['stage']} {manifest['fingerprint']}"
     facts = {"rows": manifest["rows"], "seconds": manifest.get("seconds"), "created": manifest.get("created"), **manifest.get("stats", {})}  # fmt: skip
-    counts = "".join(
-        f"<tr><th>{esc(k)}</th><td>{esc(_text(v))}</td></tr>" for k, v in facts.items()
+    return render(
+        "rows.html.jinja",
+        title=title,
+        facts=[(name, _text(value)) for name, value in facts.items()],
+        tables=[_values(table, store) for table in tables(folder, rows, where)],
+        where=where,
     )
-    sections = "".join(_section(table, store, where) for table in found)
-    body = (
-        f"<header><h1>{esc(title)}</h1></header><main>"
-        f'<section><h2>Counts</h2><div class="wide"><table><tbody>{counts}</tbody></table></div>'
-        f"</section>{sections}</main>"
-    )
-    return framed(title, body, style=_STYLE)
 
 
-def _section(table: dict[str, Any], store: shards.ImageStore | None, where: str) -> str:
+def _values(table: dict[str, Any], store: shards.ImageStore | None) -> dict[str, Any]:
+    """What the page shows of a table: a cell is a text, or a picture that may not be there ("")."""
     rows = table["first"]
     names = list(table["columns"])
     pictures = _pictures(rows, store) if "image" not in names and "image_id" in names else {}
-    head = "".join(f"<th>{esc(name)}</th>" for name in [*(["image"] if pictures else []), *names])
-    body = []
-    for row in rows:
-        cells = [_cell(row[name]) for name in names]
-        if pictures:
-            cells.insert(0, _image(pictures.get(row["image_id"])))
-        body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    fit = f"; {table['fit']:,} fit {esc(where)}" if where else ""
-    return (
-        f"<section><h2>{esc(table['table'])}</h2><p>{len(rows):,} of {table['rows']:,} rows{fit}.</p>"
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody>'
-        "</table></div></section>"
-    )
+    cells = [[_cell(row[name]) for name in names] for row in rows]
+    if pictures:
+        for row, shown in zip(rows, cells, strict=True):
+            shown.insert(0, {"picture": data_uri(pictures.get(row["image_id"]))})
+    return {
+        "name": table["table"],
+        "total": table["rows"],
+        "fit": table["fit"],
+        "columns": [*(["image"] if pictures else []), *names],
+        "rows": cells,
+    }
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> dict[str, Any]:
     if isinstance(value, dict) and "bytes" in value:
-        return _image(value["bytes"])
+        return {"picture": data_uri(value["bytes"])}
     text = _text(value)
-    return esc(text if len(text) <= SHORT else f"{text[:SHORT]} …")
-
-
-def _image(encoded: bytes | None) -> str:
-    source = data_uri(encoded) if encoded else ""
-    return f'<img src="{source}" alt="">' if source else ""
+    return {"picture": None, "text": text if len(text) <= SHORT else f"{text[:SHORT]} …"}
 
 
 def _text(value: Any) -> str:

@@ -60,6 +60,7 @@ METHODS = {
     ),
 }
 ZERO_SHOT = "zero_shot"  # the base policy, evaluated
+NAMES = (*METHODS, ZERO_SHOT)
 
 
 def method_of(name: str) -> Method:

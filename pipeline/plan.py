@@ -146,15 +146,23 @@ def prompt_lengths(
     def asked(prompt: str, names: list[str]) -> int:
         return count("\n".join(question(card, engine, prompt, names))) + image
 
-    options = propose and tasks.BuildMCQ(**_of(propose)).num_options
-    longest = sorted(card.classes, key=len)[-(options or evaluate.num_options) :]
-    text = prompts.mcq_question(card.noun, card.kind, longest, style=engine["prompt_style"])
     return {
         "image": image,
         "propose": asked(propose.prompt, groups["base"]) if propose else 0,
         "evaluate": max(asked(evaluate.prompt, groups[g]) for g in GROUPS if groups[g]),
-        "question": count(text) + image,
+        "question": count(longest_question(name, stages)) + image,
     }
+
+
+def longest_question(name: str, stages: Sequence[Stage]) -> str:
+    """The multiple-choice question of a set whose options have the longest names."""
+    card = data_cards.load(name)
+    propose = next((s for s in stages if isinstance(s, tasks.Propose)), None)
+    evaluate = next(s for s in stages if isinstance(s, tasks.Evaluate))
+    options = propose and tasks.BuildMCQ(**_of(propose)).num_options
+    longest = sorted(card.classes, key=len)[-(options or evaluate.num_options) :]
+    style = tasks.engine().prompt_style
+    return prompts.mcq_question(card.noun, card.kind, longest, style=style)
 
 
 def memory(stages: Sequence[Stage], prompt_tokens: int) -> dict[str, Any]:

@@ -39,6 +39,8 @@ ABSTRACT = (
     "RoundOfSet",
     "OnAnySet",
 )  # base classes; no task and so no section of their own
+# Keys of former versions, and what took their place.
+RENAMED = {("engine", "server_seeds"): "seeds = request, or engine in place of false"}
 # Travel along the graph; a task that is not told takes them from [run].
 GRAPH = ("dataset", "subset", "method", "refresh_round", "seed")
 # Parameters of one stage run alone, on the command line: in luigi.cfg they would mean a whole run.
@@ -76,7 +78,8 @@ class Checked(luigi.Task):
             ) from error
         except ValueError as error:
             reason = error.__cause__ or error
-            raise SettingsError(f"luigi.cfg: section [{family}]: {reason}") from error
+            key = _refused(family, params)
+            raise SettingsError(f"luigi.cfg: section [{family}]{key}: {reason}") from error
 
 
 def of_dataset(family: str, params: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -141,10 +144,11 @@ def check_configuration() -> None:
                 else f"luigi.cfg: section [{full_name}]: write [{section}:{'+'.join(_sorted(dataset))}]"
             )
         for key in config[full_name]:
-            if key.replace("-", "_") not in known[section]:
-                raise SettingsError(
-                    f"luigi.cfg: section [{full_name}] has no key {key!r}{_nearest(key, known[section])}"
-                )
+            name = key.replace("-", "_")
+            if name not in known[section]:
+                renamed = RENAMED.get((section, name))
+                instead = f"; set {renamed}" if renamed else _nearest(key, known[section])
+                raise SettingsError(f"luigi.cfg: section [{full_name}] has no key {key!r}{instead}")
 
 
 def known_keys() -> dict[str, list[str]]:
@@ -181,6 +185,18 @@ class run(Checked, luigi.Config):
     model_resources = luigi.DictParameter(
         significant=False, description="luigi resources that a stage with a model takes"
     )
+
+
+def _refused(family: str, params: Any) -> str:
+    """The key of a section whose value its parameter does not take; "" where none is found."""
+    config = configuration.get_config()
+    for name, parameter in params:
+        if config.has_option(family, name):
+            try:
+                parameter.parse(config.get(family, name))
+            except ValueError:
+                return f" {name}"
+    return ""
 
 
 def _nearest(name: str, known: list[str]) -> str:

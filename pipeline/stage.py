@@ -17,7 +17,7 @@ from typing import Any
 import luigi
 
 import data_cards
-from pipeline import artifact
+from pipeline import artifact, source_code
 from pipeline.child import LOG
 from pipeline.settings import Checked, SettingsError, run
 
@@ -48,8 +48,13 @@ class Stage(Checked, luigi.Task):
         raise NotImplementedError
 
     def place(self) -> str:
-        """The folder of this stage's artifacts below `artifacts/<dataset>/`."""
+        """The folder of this stage's artifacts below `artifacts/<dataset>/`, or `artifacts/`."""
         raise NotImplementedError
+
+    @property
+    def of_a_set(self) -> bool:
+        """Whether its artifact is a dataset's; others lie beside the datasets' folders."""
+        return True
 
     def extra_identity(self) -> dict[str, Any]:
         """Whatever else shapes the result, for stages that share settings."""
@@ -78,21 +83,21 @@ class Stage(Checked, luigi.Task):
             for folder in {stage.folder for stage in [self, *lineage(self)]}:
                 if folder.is_dir():
                     artifact.point_at(folder)
-        recorded = artifact.read_manifest(self.folder)
-        if recorded.get("source_sha256") != self._source:
+        if changed := source_code.changed(artifact.read_manifest(self.folder), self.module):
             LOGGER.warning(
-                "%s: %s.py changed since this artifact was made but its code_version did not; raise "
-                "code_version if the change affects results",
+                "%s: %s; raise it if the change affects results",
                 self.task_family,
-                self.module.replace(".", "/"),
+                source_code.told(changed),
             )
         return True
 
     def run(self) -> None:
         if self.parts() or self.complete():  # another task of the same identity made it meanwhile
             return
-        manifest = {**self.identity, "fingerprint": self.fingerprint, "source_sha256": self._source}
-        manifest |= {name: getattr(self, name) for name in GRAPH_ONLY if hasattr(self, name)}
+        manifest = {**self.identity, "fingerprint": self.fingerprint}
+        manifest["sources"] = source_code.digests(self.module)
+        if self.of_a_set:
+            manifest |= {name: getattr(self, name) for name in GRAPH_ONLY if hasattr(self, name)}
         environment = {"OMP_NUM_THREADS": str(run().cpu_threads)}
         for name in ("VLLM_LOGGING_LEVEL", "TRANSFORMERS_VERBOSITY"):  # read when they are imported
             environment[name] = os.environ.get(name, "ERROR" if "VLLM" in name else "error")
@@ -163,7 +168,8 @@ class Stage(Checked, luigi.Task):
     def folder(self) -> Path:
         """Where this stage's artifact lies, or will lie."""
         root = Path(run().artifacts).resolve()
-        return root / "+".join(self.names) / self.place() / self.fingerprint
+        of_set = root / "+".join(self.names) if self.of_a_set else root
+        return of_set / self.place() / self.fingerprint
 
     @cached_property
     def names(self) -> list[str]:
@@ -183,10 +189,6 @@ class Stage(Checked, luigi.Task):
             return data_cards.load(self.dataset)
         except data_cards.CardError as error:
             raise SettingsError(str(error)) from error
-
-    @cached_property
-    def _source(self) -> str:
-        return artifact.source_sha256(self.module)
 
 
 def lineage(stage: Stage) -> list[Stage]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifact, child
+from pipeline import artifact, child, source_code
 from pipeline.stage import Stage, lineage
 
 # What of a stage's identity is compared with the version that is there.
@@ -33,8 +33,8 @@ def describe(stage: Stage) -> dict[str, Any]:
         "stage": stage.task_family,
         "round": getattr(stage, "refresh_round", None),
         "method": getattr(stage, "method", ""),
-        "set": getattr(stage, "set_name", stage.dataset),
-        "seed": getattr(stage, "seed", None),
+        "set": getattr(stage, "set_name", stage.dataset) if stage.of_a_set else None,
+        "seed": getattr(stage, "seed", None) if stage.of_a_set else None,
         "fingerprint": stage.fingerprint,
         "requires": [needed.fingerprint for needed in stage.needed.values()],
         "folder": str(stage.folder),
@@ -45,9 +45,8 @@ def describe(stage: Stage) -> dict[str, Any]:
         manifest = artifact.read_manifest(stage.folder)
         facts |= {key: manifest.get(key) for key in ("rows", "seconds", "created")}
         facts["bytes"] = sum(f["bytes"] for f in manifest.get("files", {}).values())
-        changed = manifest.get("source_sha256") != artifact.source_sha256(stage.module)
-        if changed:
-            facts["why"] = ["its source changed, its code_version did not"]
+        if changed := source_code.changed(manifest, stage.module):
+            facts["why"] = [source_code.told(changed)]
         return facts | {"state": "done"}
     if partial.is_dir():
         facts["shards"] = _finished_shards(partial)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tasks import labels
+from tasks import words
 from tasks.prompts import LETTERS
 
 _TAG = re.compile(r"</?(?:think|answer)>")
@@ -104,9 +104,9 @@ def choose(completion: str, options: Sequence[str]) -> Choice:
     parsed = parse(completion)
     if parsed.answer is None:
         return Choice(None, parsed.problem)
-    if len(parsed.answer) > labels.MAX_LENGTH:
+    if len(parsed.answer) > words.MAX_LENGTH:
         return Choice(None, "too_long")
-    return _Reading(labels.words(parsed.answer), _prepare(tuple(options))).choice()
+    return _Reading(words.words(parsed.answer), _prepare(tuple(options))).choice()
 
 
 def _answer(completion: str, tags: list[re.Match[str]], names: list[str]) -> tuple[str | None, str]:
@@ -132,22 +132,22 @@ def _prepare(options: tuple[str, ...]) -> _Options:
     spellings: dict[str, list[tuple[tuple[str, ...], int]]] = {}
     bags: dict[tuple[str, ...], set[int]] = {}
     for index, option in enumerate(options):
-        full = labels.words(option)
-        bare = labels.words(labels.without_remarks(option))
-        for found in (full, labels.without_article(full), bare, labels.without_article(bare)):
+        full = words.words(option)
+        bare = words.words(words.without_remarks(option))
+        for found in (full, words.without_article(full), bare, words.without_article(bare)):
             key = " ".join(word.key for word in found)
             gaps = tuple(word.after.strip() for word in found[:-1])
             spellings.setdefault(key, []).append((gaps, index))
-            if bag := labels.year_bag(key.split()):
+            if bag := words.year_bag(key.split()):
                 bags.setdefault(bag, set()).add(index)
     spellings.pop("", None)
     longest = max((key.count(" ") + 1 for key in spellings), default=0)
     vocabulary = frozenset(word for key in spellings for word in key.split())
-    remarks = any(labels.without_remarks(option) != option for option in options)
+    remarks = any(words.without_remarks(option) != option for option in options)
     return _Options(len(options), spellings, bags, longest, vocabulary, remarks)
 
 
-def _depths(found: list[labels.Word]) -> list[int]:
+def _depths(found: list[words.Word]) -> list[int]:
     """How many parentheses are open at each word."""
     depths, depth = [], 0
     for word in found:
@@ -159,7 +159,7 @@ def _depths(found: list[labels.Word]) -> list[int]:
 class _Reading:
     """An answer's words being read from left to right as claims about the options."""
 
-    def __init__(self, found: list[labels.Word], options: _Options):
+    def __init__(self, found: list[words.Word], options: _Options):
         self.words = found
         self.options = options
         self.letters: list[set[int]] = []
@@ -202,7 +202,7 @@ class _Reading:
                 self.texts.append(named)
                 place += length
                 continue
-            if word.key in labels.HEDGES:
+            if word.key in words.HEDGES:
                 self.hedged = True
             elif len(word.key) == 1 and word.key.upper() in LETTERS:
                 self._read_letter(place)
@@ -239,12 +239,12 @@ class _Reading:
                 return length, named
         rest = [word.key for word in self.words[place:]] if self.options.bags else []
         if len(rest) <= self.options.longest:
-            return len(rest), self.options.bags.get(labels.year_bag(rest), set())
+            return len(rest), self.options.bags.get(words.year_bag(rest), set())
         return 0, set()
 
     def _joined(self, place: int, gaps: tuple[str, ...]) -> bool:
         """Whether the words from `place` hang together as the option's do, not as a list does."""
         return all(
-            labels.hangs_on(word) or (gap != "" and word.after.strip() == gap)
+            words.hangs_on(word) or (gap != "" and word.after.strip() == gap)
             for word, gap in zip(self.words[place:], gaps, strict=False)
         )

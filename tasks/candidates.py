@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks import answers, shards
-from tasks.labels import MAX_LENGTH, ClassNames
+from tasks.labels import ClassNames
 from tasks.rollout_blocks import LOGPROB_UNIT, Block, blocks, logprob_units
+from tasks.words import MAX_LENGTH
 
 VOCABULARIES = ("closed", "open")
 OPEN = -1  # the class id of a name that is no class of the card
@@ -171,7 +172,7 @@ def merge_all(propose: Path, names: ClassNames, allowed: set[int]) -> dict[str, 
 def merge_images(
     propose: Path, image_ids: Sequence[str], vocabulary: Vocabulary, size: int
 ) -> Iterator[Merged]:
-    """Merged votes of `image_ids`, `size` or a multiple of it at a time, in order."""
+    """Merged votes of `image_ids`, `size` at a time, in order."""
     for block in blocks(propose, image_ids, size):
         yield merge_block(block, vocabulary)
 

@@ -1,4 +1,4 @@
-"""Small charts as inline SVG text: lines, and dots with intervals. No script, no library.
+"""Small charts as inline SVG: lines, and dots with intervals. No script, no plotting library.
 
 A chart is drawn about 350 units wide, the width of a phone, and a page lays several side by side:
 so its letters keep their size on a phone and on a desk. Colours, fonts and line styles come from
@@ -7,10 +7,13 @@ need no second drawing. Series differ in dash and marker too, never in colour al
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from tasks.report_text import esc
+from markupsafe import Markup
+
+from tasks.pages import render
 
 WIDTH = 350
 RIGHT = 14
@@ -51,6 +54,50 @@ class Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
+@dataclass(frozen=True)
+class Curve:
+    """A line through points, as an SVG path."""
+
+    kind: ClassVar[str] = "path"
+    style: str
+    d: str
+
+
+@dataclass(frozen=True)
+class Circle:
+    """A filled point."""
+
+    kind: ClassVar[str] = "circle"
+    style: str
+    x: str
+    y: str
+    r: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A word at a place."""
+
+    kind: ClassVar[str] = "text"
+    style: str
+    x: str
+    y: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Marks that a reader meets as one, with the title that a pointer shows."""
+
+    kind: ClassVar[str] = "group"
+    style: str
+    title: str
+    parts: tuple[Curve | Circle | Text, ...]
+
+
+Mark = Curve | Circle | Text | Group
+
+
 def line_chart(
     key: str,
     title: str,
@@ -62,37 +109,38 @@ def line_chart(
     marks: Sequence[tuple[float, str]] = (),
     x_ticks: Sequence[float] | None = None,
     unit: str = "",
-) -> str:
+) -> Markup:
     """Lines over a common x axis; `marks` are vertical rules with a word at the top.
 
     `y_range` holds the axis fixed, else it fits the data. Returns "" when there is nothing to draw.
     """
     points = [(x, y) for s in series for x, y in s.points if y is not None and math.isfinite(y)]
     if not points:
-        return ""
+        return Markup()
     xs = [x for x, _ in points]
     low, high = y_range or _padded([y for _, y in points])
     height, left, top, bottom = 214, 44, 18 if marks else 10, 176
     y_ticks = ticks(low, high, 4)
     x = Scale(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, left, WIDTH - RIGHT)
     y = Scale(min(low, y_ticks[0]), max(high, y_ticks[-1]), bottom, top)
-    parts = [_open(key, title, description, height)]
+    drawn: list[Mark] = []
     for tick in y_ticks:
-        parts.append(_rule(left, y(tick), WIDTH - RIGHT, y(tick), "grid"))
-        parts.append(_text(left - 7, y(tick) + 4, f"{number(tick)}{unit}", "tick end"))
+        drawn.append(_rule(left, y(tick), WIDTH - RIGHT, y(tick), "grid"))
+        drawn.append(_text(left - 7, y(tick) + 4, f"{number(tick)}{unit}", "tick end"))
     shown = x_ticks or [tick for tick in ticks(x.low, x.high, 5) if x.low <= tick <= x.high]
     for tick in shown:
-        parts.append(_text(x(tick), bottom + 17, number(tick), "tick mid"))
-    parts.append(_text((left + WIDTH - RIGHT) / 2, height - 5, x_label, "axis mid"))
+        drawn.append(_text(x(tick), bottom + 17, number(tick), "tick mid"))
+    drawn.append(_text((left + WIDTH - RIGHT) / 2, height - 5, x_label, "axis mid"))
     for place, word in marks:
         place = min(max(place, x.low), x.high)  # what began before the first point stands at it
-        parts.append(_rule(x(place), top, x(place), bottom, "mark"))
+        drawn.append(_rule(x(place), top, x(place), bottom, "mark"))
         near_end = x(place) > WIDTH - 70
-        parts.append(
+        drawn.append(
             _text(x(place) + (-4 if near_end else 4), top - 6, word, f"tick{' end' * near_end}")
         )
-    parts += [_line(s, x, y) for s in series]
-    return "".join([*parts, "</svg>"])
+    for line in series:
+        drawn += _line(line, x, y)
+    return _chart(key, title, description, height, drawn)
 
 
 def dot_chart(
@@ -105,7 +153,7 @@ def dot_chart(
     unit: str = "",
     zero: bool = False,
     left: float = 70,
-) -> str:
+) -> Markup:
     """Dots with intervals, one band a row, one line a dot inside it; `zero` draws a rule at 0.
 
     `left` is the room for the rows' names, of which each wraps at its first space.
@@ -114,24 +162,24 @@ def dot_chart(
     bottom = top + sum(step * len(dots) + gap for _, dots in rows)
     height = bottom + 26
     x = Scale(*limits, left, WIDTH - RIGHT - 30)
-    parts = [_open(key, title, description, height)]
+    drawn: list[Mark] = []
     for tick in ticks(*limits, 6):
         if limits[0] <= tick <= limits[1]:
-            parts.append(_rule(x(tick), top, x(tick), bottom, "grid"))
-            parts.append(_text(x(tick), bottom + 17, f"{number(tick)}{unit}", "tick mid"))
+            drawn.append(_rule(x(tick), top, x(tick), bottom, "grid"))
+            drawn.append(_text(x(tick), bottom + 17, f"{number(tick)}{unit}", "tick mid"))
     if zero:
-        parts.append(_rule(x(0), top, x(0), bottom, "mark"))
+        drawn.append(_rule(x(0), top, x(0), bottom, "mark"))
     y = float(top)
     for name, dots in rows:
         middle = y + gap / 2 + step * len(dots) / 2
         words = name.split(" ", 1)
         for index, word in enumerate(words):
             offset = 4 + (index - (len(words) - 1) / 2) * 14
-            parts.append(_text(left - 10, middle + offset, word, "row end"))
+            drawn.append(_text(left - 10, middle + offset, word, "row end"))
         for index, dot in enumerate(dots):
-            parts.append(_dot(dot, name, x, y + gap / 2 + step * (index + 0.5), unit, zero))
+            drawn.append(_dot(dot, name, x, y + gap / 2 + step * (index + 0.5), unit, zero))
         y += step * len(dots) + gap
-    return "".join([*parts, "</svg>"])
+    return _chart(key, title, description, height, drawn)
 
 
 def smooth(points: Sequence[Point], window: int) -> list[Point]:
@@ -179,14 +227,19 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
     return (0.0, high or 1.0) if low >= 0 else (low, max(high, 0.0))
 
 
-def _open(key: str, title: str, description: str, height: float) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-labelledby="{key}-t {key}-d">'
-        f'<title id="{key}-t">{esc(title)}</title><desc id="{key}-d">{esc(description)}</desc>'
+def _chart(key: str, title: str, description: str, height: float, marks: list[Mark]) -> Markup:
+    return render(
+        "chart.svg.jinja",
+        key=key,
+        title=title,
+        description=description,
+        width=WIDTH,
+        height=f"{height:g}",
+        marks=marks,
     )
 
 
-def _line(series: Series, x: Scale, y: Scale) -> str:
+def _line(series: Series, x: Scale, y: Scale) -> Iterator[Mark]:
     pieces: list[list[str]] = [[]]
     for px, py in series.points:
         if py is None or not math.isfinite(py):
@@ -195,31 +248,34 @@ def _line(series: Series, x: Scale, y: Scale) -> str:
             pieces[-1].append(f"{x(px):.1f} {y(py):.1f}")
     style = f"s{series.style} line{' faint' * series.faint}"
     path = "".join("M" + "L".join(piece) for piece in pieces if len(piece) > 1)
-    drawn = f'<path class="{style}" d="{path}"/>' if path else ""
+    if path:
+        yield Curve(style, path)
     for piece in pieces:
         if len(piece) == 1:  # a line of one point would be invisible
             cx, cy = piece[0].split()
-            drawn += f'<circle class="s{series.style} dot" cx="{cx}" cy="{cy}" r="3"/>'
-    return drawn
+            yield Circle(f"s{series.style} dot", cx, cy, r="3")
 
 
-def _dot(dot: Dot, row: str, x: Scale, y: float, unit: str, signed: bool) -> str:
+def _dot(dot: Dot, row: str, x: Scale, y: float, unit: str, signed: bool) -> Group:
     shown = f"{dot.value:+.1f}" if signed else f"{dot.value:.1f}"
     told = (
         f"{row}, {dot.name}: {dot.value:.1f}{unit} (95 % interval {dot.low:.1f} to {dot.high:.1f})"
     )
     low, high = x(max(dot.low, x.low)), x(min(dot.high, x.high))
-    return (
-        f'<g class="s{dot.style}"><title>{esc(told)}</title>'
-        f'<path class="line whisker" d="M{low:.1f} {y:.1f}H{high:.1f}"/>'
-        f'<circle class="dot" cx="{x(dot.value):.1f}" cy="{y:.1f}" r="4.5"/>'
-        f"{_text(high + 6, y + 4, shown.replace('-', '−'), 'value')}</g>"
+    return Group(
+        f"s{dot.style}",
+        told,
+        (
+            Curve("line whisker", f"M{low:.1f} {y:.1f}H{high:.1f}"),
+            Circle("dot", f"{x(dot.value):.1f}", f"{y:.1f}", r="4.5"),
+            _text(high + 6, y + 4, shown.replace("-", "−"), "value"),
+        ),
     )
 
 
-def _rule(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
-    return f'<path class="{style}" d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}"/>'
+def _rule(x1: float, y1: float, x2: float, y2: float, style: str) -> Curve:
+    return Curve(style, f"M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}")
 
 
-def _text(x: float, y: float, text: str, style: str) -> str:
-    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{esc(text)}</text>'
+def _text(x: float, y: float, text: str, style: str) -> Text:
+    return Text(style, f"{x:.1f}", f"{y:.1f}", text)

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_cards import CardError
-from tasks.engine import BACKENDS, EngineDied, custom, gpus, open_engine
+from tasks.engine import EngineDied, open_engine
+from tasks.machine import gpus
 from tasks.run import StageError, end_with_parent, quiet_libraries, stop_asked
 from tasks.shards import ShardError
 from tasks.station import Done, Shard, Station, halved
@@ -42,21 +43,6 @@ class Crew(Protocol):
     ) -> None: ...
 
     def close(self) -> None: ...
-
-
-def open_crew(policy: Path, settings: dict[str, Any]) -> Crew:
-    """The crew for `[engine] backend`. Your own engines work in this process.
-
-    Unless they have an attribute `isolated`, as an engine should that may die.
-    """
-    backend = settings["backend"]
-    if backend == "ray":
-        from tasks.crew_ray import RayCrew
-
-        return RayCrew(policy, settings)
-    if backend not in BACKENDS and not getattr(custom(backend), "isolated", False):
-        return Inline(policy, settings)
-    return Processes(policy, settings)
 
 
 class Inline:

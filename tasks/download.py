@@ -32,7 +32,8 @@ from tasks.run import (
     shard_by_shard,
     stop_if_asked,
 )
-from tasks.sources import Item, Source, open_source, require_every_class
+from tasks.source import Item, Source
+from tasks.sources import open_source, require_every_class
 
 IMAGES_PER_SHARD = 1000
 UNPACKED = "unpacked"  # below the output; gone when the stage has ended

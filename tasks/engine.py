@@ -9,14 +9,13 @@ settings). How engines are put to work on shards, in processes or on a cluster, 
 import asyncio
 import hashlib
 import importlib
-import io
 import os
 import sys
 import tempfile
 import threading
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +23,9 @@ from typing import Any, Protocol
 from PIL import Image
 
 from tasks import prompts
-from tasks.run import StageError
+from tasks.machine import check_gpu
+from tasks.pixels import Decoder
+from tasks.run import StageError, first_line
 
 BACKENDS = ("vllm", "server", "ray", "transformers")
 
@@ -34,7 +35,8 @@ class Request:
     """One image and one user text; `image` holds encoded bytes (JPEG or PNG).
 
     `before` is text that stands before the image: what all requests share, so that an engine can
-    keep what it computed for it. With `choices` the answer must be one of these texts.
+    keep what it computed for it. With `choices` the answer must be one of these texts. `decode` is
+    the engine's, see Engine.
     """
 
     key: str
@@ -42,12 +44,17 @@ class Request:
     text: str
     before: str = ""
     choices: tuple[str, ...] = ()
+    decode: Callable[[bytes], Image.Image] = field(default=Decoder(), repr=False)
 
     @cached_property
     def picture(self) -> Image.Image:
-        """The decoded RGB picture."""
-        with Image.open(io.BytesIO(self.image)) as image:
-            return image.convert("RGB")
+        """The RGB picture, no larger than the engine's policy can use."""
+        return self.decode(self.image)
+
+    def without_bytes(self) -> "Request":
+        """The same with nothing but its picture, which a photograph's bytes may outweigh."""
+        picture = self.picture
+        return replace(self, image=b"", decode=lambda _: picture)
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,8 @@ class Engine(Protocol):
     An engine may have `slots`, how many shards it takes at once from as many threads (1 without
     it); `counts`, totals by name such as prompt_tokens and cached_tokens; `check(request)`, which
     raises StageError when a prompt cannot work; `pictures`, False if it takes encoded bytes;
+    `decode`, which makes pictures of a request's bytes (at full size without it; with it, a request
+    may come as Request.without_bytes);
     `constrained`, True if it keeps to `Request.choices`; and `close()`.
     """
 
@@ -102,9 +111,12 @@ class EngineDied(Exception):
 def open_engine(policy: Path, settings: dict[str, Any]) -> Engine:
     """The engine that `[engine] backend` names, with the policy loaded.
 
-    Raises StageError when the backend is unknown or the policy's chat template takes no image.
+    Raises StageError when the backend is unknown, the policy's chat template takes no image, or a
+    GPU is there that would not be used.
     """
     backend = settings["backend"]
+    if backend in BACKENDS and backend != "server":
+        check_gpu()
     if backend in ("vllm", "ray"):  # on a cluster, each worker has an engine of its own
         from tasks import engine_vllm
 
@@ -120,15 +132,6 @@ def open_engine(policy: Path, settings: dict[str, Any]) -> Engine:
 
         return TransformersEngine(policy, settings)
     return custom(backend)(policy, settings)
-
-
-def gpus() -> list[str]:
-    """This process's NVIDIA GPUs, as CUDA_VISIBLE_DEVICES names them; found without CUDA."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
-    # Their ordinals begin at 0, whatever the numbers of the devices that a container was given.
-    return [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
 
 def custom(backend: str) -> Any:
@@ -199,6 +202,21 @@ def hushed() -> Iterator[None]:
                 os.close(descriptor)
 
 
+def load_processor(policy: Path | str, **options: Any) -> Any:
+    """A policy's processor, from a folder or the hub.
+
+    Raises StageError where a package is missing that the processor needs.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(policy, **options)
+    except ImportError as error:
+        raise StageError(
+            f"the processor of {policy} cannot be loaded: {first_line(error)}"
+        ) from error
+
+
 class Prompter:
     """Requests to prompt strings by the policy's own chat template.
 
@@ -206,11 +224,10 @@ class Prompter:
     """
 
     def __init__(self, policy: Path, max_model_len: int = 0):
-        from transformers import AutoProcessor
-
         self.policy = policy
         self.max_model_len = max_model_len
-        self.processor = AutoProcessor.from_pretrained(policy)
+        self.processor = load_processor(policy)
+        self.decode = Decoder(self.processor)
         try:
             rendered = self.render("probe")
         except (ValueError, TypeError, AttributeError) as error:
@@ -228,13 +245,17 @@ class Prompter:
 
     def render(self, text: str, before: str = "") -> str:
         """The prompt string with one image placeholder."""
-        return self.processor.apply_chat_template(
-            prompts.chat(text, before), tokenize=False, add_generation_prompt=True
-        )
+        return prompts.rendered(self.processor, prompts.chat(text, before))
 
     def tokens(self, request: Request) -> list[int]:
-        """The prompt's token ids, image tokens included, as the trainer sees them."""
-        made = self.processor(text=[self(request)], images=[[request.picture]])
+        """The prompt's token ids, image tokens included, in the way in which TRL's trainer makes them."""
+        messages = prompts.chat(request.text, request.before)
+        for part in messages[0]["content"]:
+            if part["type"] == "image":
+                part["image"] = request.picture
+        made = self.processor.apply_chat_template(
+            [messages], tokenize=True, add_generation_prompt=True, return_dict=True
+        )
         return [int(token) for token in made["input_ids"][0]]
 
     def spelt(self, choice: str) -> tuple[str, list[int]]:

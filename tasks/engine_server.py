@@ -89,8 +89,8 @@ class ServerEngine:
             and Path(root).resolve().name != self._policy.resolve().name
         ):
             raise StageError(
-                f"{url} serves {root}, but the policy to ask is {self._policy}; serve that folder and "
-                "run again"
+                f"{url} serves {root}, but the policy to ask is {self._policy}; serve that folder (of an "
+                "adapter, what training.export makes of it, under the same name) and run again"
             )
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
@@ -113,7 +113,8 @@ class ServerEngine:
         extra = own if self._is_vllm else {}
         extra |= self._within(request.choices) if request.choices else {}
         # vLLM on a CPU cannot seed a request.
-        seed = {"seed": request_seed(sampling, request)} if self._settings["server_seeds"] else {}
+        own = self._settings["seeds"] == "request"
+        seed = {"seed": request_seed(sampling, request)} if own else {}
         async with self._free:
             try:
                 answer = await self._client.chat.completions.create(

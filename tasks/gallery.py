@@ -22,7 +22,6 @@ from tasks import shards
 from tasks.candidates import merge
 from tasks.labels import ClassNames
 from tasks.prompts import LETTERS
-from tasks.report_text import esc, label
 
 PAIRED = {
     "won": ("Won", "wrong before, right after"),
@@ -81,77 +80,56 @@ def choose(predictions: Sequence[list[dict]], size: int) -> Gallery:
     return Gallery(mode, {kind: counts[kind] for kind in kinds}, len(tables[0]), shown)
 
 
-def gallery_html(
+def gallery_values(
     gallery: Gallery,
     names: Sequence[str],
     images: Mapping[str, bytes],
     votes: Sequence[Mapping[str, Mapping[str, int]]],
     places: Mapping[str, dict],
     classes: Mapping[int, str],
-) -> str:
-    """The gallery as HTML.
+) -> dict[str, Any]:
+    """What the template of the gallery shows.
 
     `names` are the two evaluations'; `images` the encoded bytes and `votes` the votes by class
     name, both by image id; `places` the rows of the split; `classes` the class names by id.
     """
     kinds = PAIRED if len(names) > 1 else ALONE
-    parts = [
-        f"<p>Sorted by what happened to the answer in the mode “{esc(label(gallery.mode))}”, and "
-        "within that by a hash of the image’s id: nobody picked them.</p>",
-        _filters(gallery, places, kinds),
-    ]
+    shown = []
     for kind, (title, meaning) in kinds.items():
-        total = gallery.counts[kind]
         mine = [item for item in gallery.shown if item.kind == kind]
         cards = [
-            _card(
-                item,
-                names,
-                data_uri(images.get(item.image_id)),
-                votes,
-                places,
-                classes,
-                rest=index >= IN_SIGHT,
-            )
+            {
+                "picture": data_uri(images.get(item.image_id)),
+                "rest": index >= IN_SIGHT,
+                **_card(item, names, votes, places[item.image_id], classes),
+            }
             for index, item in enumerate(mine)
         ]
-        told = f"{meaning}; {len(cards)} of them here" if cards else "there are none"
-        hidden = len(cards) - IN_SIGHT
-        more = f'<span class="more">, {hidden} more by “all”</span>' if hidden > 0 else ""
-        parts.append(
-            f'<div data-kind="{kind}"><h3>{title}: {total:,} of {gallery.images:,} images</h3>'
-            f'<p class="quiet">{told}{more}</p>{"".join(cards)}</div>'
+        shown.append(
+            {
+                "key": kind,
+                "title": title,
+                "meaning": meaning,
+                "total": gallery.counts[kind],
+                "cards": cards,
+                "hidden": len(cards) - IN_SIGHT,
+            }
         )
-    return f'<div class="gallery">{"".join(parts)}</div>'
+    filters = _filters([places[item.image_id] for item in gallery.shown], kinds)
+    return {"mode": gallery.mode, "images": gallery.images, "filters": filters, "kinds": shown}
 
 
-def _filters(gallery: Gallery, places: Mapping[str, dict], kinds: Mapping[str, Any]) -> str:
-    """Choices of class, group and kind. The style sheet does the rest, so no script is needed."""
-    shown = [places[item.image_id] for item in gallery.shown]
-    labels = {place["label"]: place["class_name"] for place in shown}
-    groups = dict.fromkeys(sorted(place["group"] for place in shown))
-    choices = {
+def _filters(
+    places: Sequence[Mapping[str, Any]], kinds: Mapping[str, Any]
+) -> dict[str, dict[str, str]]:
+    """Choices of class, group and kind: the values with their names."""
+    labels = {place["label"]: place["class_name"] for place in places}
+    groups = dict.fromkeys(sorted(place["group"] for place in places))
+    return {
         "class": {str(n): labels[n] for n in sorted(labels, key=lambda n: labels[n])},
         "group": {group: f"{group} classes" for group in groups},
         "kind": {kind: title.lower() for kind, (title, _) in kinds.items()},
     }
-    rules, selects = [], []
-    for name, values in choices.items():
-        options = "".join(f'<option value="{esc(v)}">{esc(t)}</option>' for v, t in values.items())
-        selects.append(
-            f'<label>{name}<select name="{name}"><option value="">any</option>{options}</select></label>'
-        )
-        part = "[data-kind]" if name == "kind" else ".shown"
-        rules += [
-            f'.gallery:has([name={name}]>[value="{v}"]:checked) {part}:not([data-{name}="{v}"])'
-            "{display:none}"
-            for v in values
-        ]
-    everything = '<label class="all"><input type="checkbox" name="all">all</label>'
-    return (
-        f"<style>{''.join(rules)}</style>"
-        f'<form autocomplete="off">{"".join(selects)}{everything}</form>'
-    )
 
 
 def sampled_votes(folder: Path, ids: Iterable[str], card: Card) -> dict[str, dict[str, int]]:
@@ -196,76 +174,70 @@ def data_uri(encoded: bytes | None) -> str:
 def _card(
     item: Shown,
     names: Sequence[str],
-    source: str,
     votes: Sequence[Mapping[str, Mapping[str, int]]],
-    places: Mapping[str, dict],
+    place: Mapping[str, Any],
     classes: Mapping[int, str],
-    *,
-    rest: bool,
-) -> str:
-    place = places[item.image_id]
+) -> dict[str, Any]:
     truth = place["class_name"]
-    image = f'<img src="{source}" alt="{esc(truth)}">' if source else "<p>no image</p>"
-    sides = "".join(
-        _side(name, answers, counted.get(item.image_id, {}), truth, classes)
+    sides = [
+        {
+            "name": name,
+            "answers": [
+                _answer(mode, row, counted.get(item.image_id, {}), truth, classes)
+                for mode, row in answers.items()
+            ],
+        }
         for name, answers, counted in zip(names, item.answers, votes, strict=False)
-    )
-    return (
-        f'<article class="shown{" rest" * rest}" data-class="{place["label"]}" '
-        f'data-group="{esc(place["group"])}"><div class="who">{image}<div><p class="truth">{esc(truth)}</p>'
-        f'<p class="quiet">{esc(place["group"])} class<br>{_breakable(item.image_id)}</p>'
-        f"</div></div>{sides}</article>"
-    )
+    ]
+    return {
+        "truth": truth,
+        "label": place["label"],
+        "group": place["group"],
+        "path": re.split(r"(?<=[/_])", item.image_id),  # a line may break after each part
+        "sides": sides,
+    }
 
 
-def _breakable(path: str) -> str:
-    return re.sub(r"([/_])", r"\1<wbr>", esc(path))
-
-
-def _side(
-    name: str, answers: Answers, votes: Mapping[str, int], truth: str, classes: Mapping[int, str]
-) -> str:
-    """What one policy said about one image: each mode's answer, its options, its reasoning."""
-    parts = [f'<div class="side"><h4>{esc(label(name))}</h4>']
-    for mode, row in answers.items():
-        chosen = classes.get(row["class_id"])
-        mark = "right" if row["correct"] else "wrong"
-        said = esc(chosen) if chosen else f"“{esc(_cut(row['answer'], 80))}”"
-        why = "" if chosen else f' <span class="tag">{esc(label(row["status"]))}</span>'
-        parts.append(f'<p class="{mark}">{esc(label(mode))}: {said}{why}</p>')
-        if row["options"]:
-            parts.append(_options(row["options"], chosen, truth, votes))
-        parts.append(_said(row["completion"]))
-    return "".join([*parts, "</div>"])
+def _answer(
+    mode: str,
+    row: Mapping[str, Any],
+    votes: Mapping[str, int],
+    truth: str,
+    classes: Mapping[int, str],
+) -> dict[str, Any]:
+    """What one policy said about one image in one mode: its answer, its options, its reasoning."""
+    chosen = classes.get(row["class_id"])
+    return {
+        "mode": mode,
+        "correct": row["correct"],
+        "chosen": chosen,
+        "text": _cut(row["answer"], 80),
+        "status": row["status"],
+        "options": _options(row["options"] or (), chosen, truth, votes),
+        "completion": _cut(row["completion"], LONG_TEXT),
+        "long": len(row["completion"]) > SHORT_TEXT,
+    }
 
 
 def _options(
     options: Iterable[str], chosen: str | None, truth: str, votes: Mapping[str, int]
-) -> str:
+) -> list[dict[str, Any]]:
     items = []
     for letter, option in zip(LETTERS, options, strict=False):
         tags = [
             word for word, on in (("chosen", option == chosen), ("truth", option == truth)) if on
         ]
-        tag = f' <span class="tag">({", ".join(tags)})</span>' if tags else ""
         count = votes.get(option, 0 if votes else None)
-        vote = "" if count is None else f"{count} vote{'s' * (count != 1)}"
-        picked = ' class="picked"' if option == chosen else ""
         items.append(
-            f"<li{picked}><span>{letter}</span><span>{esc(option)}{tag}</span>"
-            f'<span class="vote">{vote}</span></li>'
+            {
+                "letter": letter,
+                "text": option,
+                "tags": ", ".join(tags),
+                "picked": option == chosen,
+                "votes": "" if count is None else f"{count} vote{'s' * (count != 1)}",
+            }
         )
-    return f'<ul class="options">{"".join(items)}</ul>'
-
-
-def _said(completion: str) -> str:
-    """The completion as it came: in sight when short, to unfold when long."""
-    if not completion:
-        return ""
-    text = f'<pre class="said" tabindex="0">{esc(_cut(completion, LONG_TEXT))}</pre>'
-    if len(completion) <= SHORT_TEXT:
-        return text.replace(' tabindex="0"', "", 1)
-    return f"<details><summary>Reasoning</summary>{text}</details>"
+    return items
 
 
 def _cut(text: str, limit: int) -> str:

@@ -14,7 +14,7 @@ from data_cards import Card
 from tasks.images import Reject
 from tasks.labels import ClassNames
 from tasks.run import StageError, first_line
-from tasks.sources import Item, Source
+from tasks.source import Item, Source
 
 SPLITS = {"train": "train", "test": "test"}
 

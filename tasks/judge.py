@@ -19,7 +19,6 @@ from typing import Any
 
 from data_cards import Card, load
 from tasks import schemas, shards
-from tasks.labels import MAX_LENGTH
 from tasks.run import (
     StageError,
     first_line,
@@ -29,6 +28,7 @@ from tasks.run import (
     shard_by_shard,
     stop_if_asked,
 )
+from tasks.words import MAX_LENGTH
 
 PROMPT_VERSION = 1  # raised whenever the wording below changes, for a verdict rests on it
 MODES = ("one_step",)  # those answered in free text

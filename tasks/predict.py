@@ -12,12 +12,13 @@ of Evaluate; the engine runs in this process, on a GPU or without.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from data_cards import Card
-from tasks import answers, policies, prompts
+from tasks import adapters, answers, policies, prompts
 from tasks.candidates import Votes, merge
 from tasks.engine import Completion, Engine, Request, open_engine
 from tasks.evaluate_modes import (
@@ -32,12 +33,14 @@ from tasks.evaluate_modes import (
 from tasks.images import Picture, Reject
 from tasks.labels import ClassNames
 from tasks.options import Option
+from tasks.pixels import Decoder
 from tasks.predict_inputs import Source, chosen_card, engine_settings, read_image
 from tasks.propose import question
 from tasks.run import StageError
 from tasks.sampler import sampling_of
 from tasks.shards import chunks
 from tasks.station import ask
+from tasks.waiting import opening
 
 MODES = ("two_step", "one_step")
 BATCH = 32  # images asked at a time
@@ -129,6 +132,7 @@ class Predictor:
             raise StageError(f"[engine] {error}") from error
         self._batches = 0
         self._engine: Engine | None = None
+        self._scratch: TemporaryDirectory[str] | None = None  # of an adapter's weights, made whole
 
     def __enter__(self) -> Self:
         return self
@@ -141,6 +145,9 @@ class Predictor:
         if self._engine is not None and hasattr(self._engine, "close"):
             self._engine.close()
         self._engine = None
+        if self._scratch is not None:
+            self._scratch.cleanup()
+        self._scratch = None
 
     def predict(self, images: Sequence[Source]) -> list[Prediction]:
         """One prediction for each image, in order."""
@@ -152,7 +159,7 @@ class Predictor:
             names = [_name(image, number) for number, image in batch]
             read = [read_image(image) for _, image in batch]
             found = {
-                key: Request(str(key), picture.data, self._text, self._before)
+                key: picture.data
                 for key, picture in enumerate(read)
                 if isinstance(picture, Picture)
             }
@@ -163,12 +170,14 @@ class Predictor:
                 else:
                     yield said[key]
 
-    def _answers(self, requests: dict[int, Request], names: list[str]) -> dict[int, Prediction]:
-        first = self._engine is None
+    def _answers(self, images: dict[int, bytes], names: list[str]) -> dict[int, Prediction]:
         if self._engine is None:
-            self._engine = open_engine(self.policy, self.settings)
-        if first and hasattr(self._engine, "check"):
-            self._engine.check(next(iter(requests.values())))
+            policy = self._weights()
+            with opening("predict", policy, self.settings):
+                self._engine = open_engine(policy, self.settings)
+                if hasattr(self._engine, "check"):
+                    self._engine.check(self._requests(images)[min(images)])
+        requests = self._requests(images)
         refused: dict[str, str] = {}
         two = self.mode == "two_step"
         self._batches += 1
@@ -191,7 +200,7 @@ class Predictor:
             for key in requests
         }
         asks = choice_asks(options, self.card, self.settings["prompt_style"])
-        second = [Request(a.image_id, requests[int(a.image_id)].image, a.text) for a in asks]
+        second = [replace(requests[int(a.image_id)], text=a.text, before="") for a in asks]
         chosen = self._ask(second, refused, greedy=True) if second else {}
         return {
             key: self._two_step(
@@ -204,6 +213,19 @@ class Predictor:
             )
             for key in requests
         }
+
+    def _requests(self, images: dict[int, bytes]) -> dict[int, Request]:
+        decode = getattr(self._engine, "decode", Decoder())
+        return {
+            key: Request(str(key), data, self._text, self._before, decode=decode)
+            for key, data in images.items()
+        }
+
+    def _weights(self) -> Path:
+        if self.settings["backend"] == "server" or not adapters.adapted(self.policy):
+            return self.policy
+        self._scratch = TemporaryDirectory(prefix="policy-")
+        return adapters.whole(self.policy, Path(self._scratch.name))
 
     def _ask(
         self, requests: list[Request], refused: dict[str, str], *, greedy: bool

@@ -13,9 +13,9 @@ from PIL import Image
 
 from data_cards import Card, CardError, clean_name, load
 from tasks import policies
-from tasks.engine import gpus
 from tasks.images import Picture, Reject, open_picture
 from tasks.labels import ClassNames
+from tasks.machine import gpus
 from tasks.run import StageError
 
 Source: TypeAlias = str | Path | bytes | Image.Image
@@ -47,7 +47,7 @@ def engine_settings(policy: Path) -> dict[str, Any]:
         "server_model": "",
         "server_concurrency": 64,
         "server_timeout": 600.0,
-        "server_seeds": True,
+        "seeds": "request",
     }
 
 

@@ -12,6 +12,7 @@ reasoning, against answers that skip the image (Visionary-R1, arXiv 2505.14677).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 STYLES = ("brief", "stepwise", "caption")
@@ -80,6 +81,20 @@ def chat(text: str, before: str = "") -> list[dict]:
     return [
         {"role": "user", "content": [*ahead, {"type": "image"}, {"type": "text", "text": text}]}
     ]
+
+
+def rendered(processor: Any, messages: list[dict]) -> str:
+    """A chat as the text that its processor takes, up to where the answer begins.
+
+    Many tokenizers put a token of theirs before every text, and their chat templates write it as
+    well (Gemma, Llama). It is left to the tokenizer, or the policy would be asked with two of them
+    and trained with one.
+    """
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    tokenizer = processor.tokenizer
+    if tokenizer.bos_token and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        text = text.removeprefix(tokenizer.bos_token)
+    return text
 
 
 def completion(thought: str, answer: str) -> str:

@@ -22,7 +22,7 @@ from tasks import report_changes as changes
 from tasks import report_figures as drawn
 from tasks import shards
 from tasks.figures import Figure, write
-from tasks.gallery import choose, gallery_html, sampled_votes
+from tasks.gallery import choose, gallery_values, sampled_votes
 from tasks.report_log import log_figures
 from tasks.report_page import build_page
 from tasks.report_text import in_order, summary
@@ -121,7 +121,7 @@ def report(
     page = build_page(
         found,
         figures,
-        gallery_html(
+        gallery_values(
             gallery,
             names,
             shards.ImageStore(Path(download)).read(ids),

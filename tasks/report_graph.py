@@ -8,12 +8,15 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.report_text import esc, label
+from markupsafe import Markup
+
+from tasks.pages import render
+from tasks.report_text import label
 
 WIDTH, BOX, HIGH, STEP = 350.0, 182.0, 38.0, 62.0
 
 
-def graph_svg(stages: Sequence[Mapping[str, Any]]) -> str:
+def graph_svg(stages: Sequence[Mapping[str, Any]]) -> Markup:
     """The graph as an SVG element; "" when no manifest names its inputs."""
     known = {str(s["fingerprint"]): s for s in stages if s.get("fingerprint")}
     inputs = {
@@ -21,7 +24,7 @@ def graph_svg(stages: Sequence[Mapping[str, Any]]) -> str:
         for mark, stage in known.items()
     }
     if not any(inputs.values()):
-        return ""
+        return Markup()
     depth = _depths(inputs)
     layers: dict[int, list[str]] = defaultdict(list)
     for mark in known:
@@ -34,18 +37,18 @@ def graph_svg(stages: Sequence[Mapping[str, Any]]) -> str:
         for index, mark in enumerate(layer)
     }
     height = 12 + (max(layers) + 1) * STEP - (STEP - HIGH)
-    edges = "".join(
-        _edge(*place[needed], *place[mark])
-        for mark, needs in _shortest(inputs).items()
-        for needed in sorted(needs)
-    )
-    boxes = "".join(_box(*place[mark], stage) for mark, stage in known.items())
-    told = f"{len(known)} artifacts in {len(layers)} layers, each below what it was made from"
-    return (
-        f'<svg class="graph" viewBox="0 0 {width:g} {height:g}" role="img" '
-        f'style="max-width:{width / 16:.1f}rem" aria-labelledby="graph-t graph-d">'
-        f'<title id="graph-t">The graph of artifacts</title><desc id="graph-d">{told}</desc>'
-        f"{edges}{boxes}</svg>"
+    return render(
+        "graph.svg.jinja",
+        width=f"{width:g}",
+        height=f"{height:g}",
+        rem=f"{width / 16:.1f}",
+        description=f"{len(known)} artifacts in {len(layers)} layers, each below what it was made from",
+        edges=[
+            _edge(*place[needed], *place[mark])
+            for mark, needs in _shortest(inputs).items()
+            for needed in sorted(needs)
+        ],
+        boxes=[_box(*place[mark], stage) for mark, stage in known.items()],
     )
 
 
@@ -91,14 +94,18 @@ def _edge(x1: float, y1: float, x2: float, y2: float) -> str:
     start, end = y1 + HIGH, y2
     bend = min(STEP, (end - start) * 0.7)
     curve = f"C{x1:.1f} {start + bend:.1f} {x2:.1f} {end - bend:.1f} {x2:.1f} {end:.1f}"
-    return f'<path class="edge" d="M{x1:.1f} {start:.1f}{curve}"/>'
+    return f"M{x1:.1f} {start:.1f}{curve}"
 
 
-def _box(x: float, y: float, stage: Mapping[str, Any]) -> str:
-    left = x - BOX / 2
-    mark = str(stage.get("fingerprint", ""))[:10]
-    return (
-        f'<rect class="box" x="{left:.1f}" y="{y:.1f}" width="{BOX:g}" height="{HIGH:g}" rx="5"/>'
-        f'<text class="row mid" x="{x:.1f}" y="{y + 16:.1f}">{esc(stage_name(stage)[:30])}</text>'
-        f'<text class="mono mid" x="{x:.1f}" y="{y + 31:.1f}">{esc(mark)}</text>'
-    )
+def _box(x: float, y: float, stage: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "left": f"{x - BOX / 2:.1f}",
+        "top": f"{y:.1f}",
+        "width": f"{BOX:g}",
+        "height": f"{HIGH:g}",
+        "x": f"{x:.1f}",
+        "first_line": f"{y + 16:.1f}",
+        "second_line": f"{y + 31:.1f}",
+        "name": stage_name(stage)[:30],
+        "fingerprint": str(stage.get("fingerprint", ""))[:10],
+    }

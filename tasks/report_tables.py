@@ -1,4 +1,4 @@
-"""The report's tables as HTML: results, how answers were read, rounds, and how it was made."""
+"""The values of the report's tables: results, how answers were read, rounds, how it was made."""
 
 import re
 import shlex
@@ -7,83 +7,64 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tasks.report_graph import stage_name
-from tasks.report_text import esc, label, percent, points, signs, title_of
+from tasks.report_text import label, percent
 
 Row = tuple[str, Callable[[dict[str, Any]], str]]
 
 
-def results_table(metrics: Mapping[str, Any]) -> str:
+def results_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Accuracy of every policy by mode and group, and its paired difference from the first."""
-    first, *others = [esc(label(e["name"])) for e in metrics["evaluations"]]
-    heads = [first, *others]
-    if len(others) == 1:
-        heads.append("difference,<br>image by image")
-    else:
-        heads += [f"{name} −<br>{first}" for name in others]
+    evaluations = metrics["evaluations"]
     keys = (*metrics["images"]["groups"], "harmonic_mean")
-    bodies = []
+    modes = []
     for mode in metrics["modes"]:
-        found = [e["modes"].get(mode, {}) for e in metrics["evaluations"]]
-        rows = [f'<tr><th colspan="{len(heads) + 1}">{esc(title_of(mode))}</th></tr>']
-        for key in (key for key in keys if key in found[0]):
-            cells = [_rate_cell(figures.get(key)) for figures in found]
-            cells += [_change_cell(f.get("difference", {}).get(key)) for f in found[1:]]
-            rows.append(f"<tr><th>{esc(label(key))}</th>{''.join(cells)}</tr>")
-        bodies.append(f'<tbody class="mode">{"".join(rows)}</tbody>')
-    head = "".join(f"<th>{text}</th>" for text in heads)
-    many = " many" if len(others) > 1 else ""
-    return (
-        f'<div class="wide"><table class="results{many}"><thead><tr><th></th>{head}</tr></thead>'
-        f"{''.join(bodies)}</table></div>"
-        '<p class="quiet">Small figures: 95 % intervals, Wilson’s for accuracies, a bootstrap over '
-        "images for differences and harmonic means. They hold for the draw of test images; another "
-        "training seed may move the result further.</p>"
-    )
+        found = [e["modes"].get(mode, {}) for e in evaluations]
+        rows = [
+            {
+                "key": key,
+                "rates": [figures.get(key) for figures in found],
+                "changes": [figures.get("difference", {}).get(key) for figures in found[1:]],
+            }
+            for key in keys
+            if key in found[0]
+        ]
+        modes.append({"name": mode, "rows": rows})
+    return {"names": [e["name"] for e in evaluations], "modes": modes}
 
 
-def judged_table(metrics: Mapping[str, Any]) -> str:
+def judged_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Accuracy with a judge's second opinion, beside that by the card's names alone."""
-    rows = []
-    for evaluation in metrics["evaluations"]:
-        for mode, by_group in (evaluation.get("judged") or {}).items():
-            for group, figures in by_group.items():
-                plain = evaluation["modes"].get(mode, {}).get(group)
-                rows.append(
-                    f"<tr><th>{esc(label(evaluation['name']))}<br>"
-                    f"<small>{esc(label(mode))}, {esc(group)}</small></th>{_rate_cell(plain)}"
-                    f'{_rate_cell(figures)}<td class="n">{figures["undecided"]:,}</td></tr>'
-                )
-    if not rows:
-        return ""
-    return (
-        '<h3>A second opinion</h3><p class="quiet">A language model judged the answers that name no '
-        "class of the card. Where it gave no verdict the answer keeps the first one, and is counted "
-        'in the last column.</p><div class="wide"><table class="results flat"><thead><tr><th></th>'
-        '<th>by the card’s names</th><th>with the judge</th><th class="n">no verdict</th></tr>'
-        f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    return [
+        {
+            "name": evaluation["name"],
+            "mode": mode,
+            "group": group,
+            "plain": evaluation["modes"].get(mode, {}).get(group),
+            "figures": figures,
+        }
+        for evaluation in metrics["evaluations"]
+        for mode, by_group in (evaluation.get("judged") or {}).items()
+        for group, figures in by_group.items()
+    ]
 
 
-def status_list(metrics: Mapping[str, Any]) -> str:
-    """How the answers were read, by policy and mode: a fold-out list."""
+def status_list(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How the answers were read, by policy and mode."""
     rows = []
     for evaluation in metrics["evaluations"]:
         for mode, figures in evaluation["modes"].items():
             counts: Counter[str] = Counter()
             for group in metrics["images"]["groups"]:
                 counts.update(figures.get(group, {}).get("status", {}))
-            told = " · ".join(f"{esc(label(s))} {n:,}" for s, n in counts.most_common(12))
-            name = f"{label(evaluation['name'])}, {label(mode)}"
-            rows.append(f"<dt>{esc(name)}</dt><dd>{told}</dd>")
-    return (
-        f"<details><summary>How the answers were read</summary><dl>{''.join(rows)}</dl></details>"
-    )
+            listed = " · ".join(f"{label(s)} {n:,}" for s, n in counts.most_common(12))
+            rows.append((f"{label(evaluation['name'])}, {label(mode)}", listed))
+    return rows
 
 
-def refresh_table(rounds: Sequence[dict[str, Any]]) -> str:
+def refresh_table(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What each round proposed and kept: one column a round, lines without a figure left out."""
     if not rounds:
-        return ""
+        return {}
     outcomes = Counter(o for entry in rounds for o in entry["build_mcq"].get("outcomes", {}))
     rows: list[Row] = [
         ("train images asked", lambda r: _count(r["build_mcq"].get("images"))),
@@ -111,49 +92,36 @@ def refresh_table(rounds: Sequence[dict[str, Any]]) -> str:
         ("reward, first to last tenth", lambda r: _course(r["train"], "reward")),
         ("KL at the end", lambda r: _decimal(r["train"]["last"].get("kl"))),
     ]
-    head = "".join(f'<th class="n">round {esc(r["round"])}</th>' for r in rounds)
-    lines = []
-    for name, figure in rows:
-        cells = [figure(entry) for entry in rounds]
-        if any(cells):
-            shown = "".join(f'<td class="n">{esc(cell) or "–"}</td>' for cell in cells)
-            lines.append(f"<tr><th>{esc(name)}</th>{shown}</tr>")
-    return (
-        '<h3>What each round saw</h3><p class="quiet">A refresh asks the newly trained policy '
-        "again, so its questions follow what that policy now confuses.</p>"
-        f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
+    lines = [(name, [figure(entry) for entry in rounds]) for name, figure in rows]
+    return {
+        "rounds": [entry["round"] for entry in rounds],
+        "rows": [(name, cells) for name, cells in lines if any(cells)],
+    }
 
 
-def stages_table(stages: Sequence[dict[str, Any]]) -> str:
-    """Every artifact in order: fingerprint, time as a bar, memory; recipe and versions fold out."""
+def stages_table(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Every artifact in order: fingerprint, share of the time, memory, recipe; hosts and versions."""
     if not stages:
-        return ""
+        return {}
     longest = max((stage.get("seconds") or 0 for stage in stages), default=0) or 1
-    lines, recipes = [], []
-    for stage in stages:
-        name, seconds = esc(stage_name(stage)), stage.get("seconds")
-        width = 100 * (seconds or 0) / longest
-        memory = stage.get("peak_memory_mb")
-        told = _counts(_rows(stage.get("rows")), " ")
-        mark = f"<code>{esc(str(stage.get('fingerprint', ''))[:10])}</code>"
-        lines.append(
-            f"<tr><th>{name}<br><small>{esc(told)}</small></th><td>{mark}</td>"
-            f'<td><span class="bar"><i style="width:{width:.1f}%"></i></span></td>'
-            f'<td class="n">{duration(seconds)}</td>'
-            f'<td class="n">{_memory(memory)}</td></tr>'
-        )
-        recipes.append(f"<details><summary>{name} {mark}</summary>{_recipe(stage)}</details>")
-    total = sum(stage.get("seconds") or 0 for stage in stages)
-    return (
-        f"<p>{len(stages)} artifacts, {duration(total)} in all{_hosts(stages)}. A fingerprint "
-        "names an artifact by its settings and by what it was made from: equal fingerprints, equal "
-        'recipes.</p><div class="wide"><table class="stages"><thead><tr><th>stage</th>'
-        '<th>fingerprint</th><th>where the time went</th><th class="n">time</th>'
-        f'<th class="n">peak memory</th></tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-        f"<h3>Settings and commands</h3>{''.join(recipes)}{_versions(stages)}"
-    )
+    return {
+        "rows": [
+            {
+                "name": stage_name(stage),
+                "counts": _counts(_rows(stage.get("rows")), " "),
+                "fingerprint": str(stage.get("fingerprint", ""))[:10],
+                "width": f"{100 * (stage.get('seconds') or 0) / longest:.1f}",
+                "time": duration(stage.get("seconds")),
+                "memory": _memory(stage.get("peak_memory_mb")),
+                "recipe": _recipe(stage),
+                "command": _command(stage),
+            }
+            for stage in stages
+        ],
+        "total": duration(sum(stage.get("seconds") or 0 for stage in stages)),
+        "hosts": _hosts(stages),
+        "versions": _versions(stages),
+    }
 
 
 def duration(seconds: float | None) -> str:
@@ -166,26 +134,6 @@ def duration(seconds: float | None) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _rate_cell(figures: dict[str, Any] | None) -> str:
-    if not figures:
-        return "<td>–</td>"
-    low, high = figures["interval"]
-    value = percent(figures["accuracy"])
-    return f"<td><span>{value}</span><small>{percent(low)}–{percent(high)}</small></td>"
-
-
-def _change_cell(change: dict[str, Any] | None) -> str:
-    if not change:
-        return "<td>–</td>"
-    low, high = change["interval"]
-    style = "sure up" if low > 0 else "sure down" if high < 0 else ""
-    shown = f'<span class="{style}">{points(change["mean"])}</span>'
-    shown += f"<small>{points(low)} to {points(high)}</small>"
-    if "won" in change:
-        shown += f"<small>{change['won']:,} won, {change['lost']:,} lost</small>"
-    return f"<td>{signs(shown)}</td>"
 
 
 def _outcome(name: str) -> Callable[[dict[str, Any]], str]:
@@ -248,16 +196,15 @@ def _rows(rows: Any) -> dict[str, int]:
     return dict(totals)
 
 
-def _recipe(stage: dict[str, Any]) -> str:
-    command = stage.get("command")
-    if isinstance(command, list):
-        command = shlex.join(map(str, command))
+def _recipe(stage: dict[str, Any]) -> dict[str, Any]:
     facts = {"code version": stage.get("code_version"), **(stage.get("settings") or {})}
     facts |= {f"from {name}": str(mark)[:10] for name, mark in (stage.get("inputs") or {}).items()}
-    listed = "".join(
-        f"<dt>{esc(k)}</dt><dd>{esc(v)}</dd>" for k, v in facts.items() if v is not None
-    )
-    return f"<dl>{listed}</dl>" + (f"<pre>{esc(command)}</pre>" if command else "")
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _command(stage: dict[str, Any]) -> str:
+    command = stage.get("command") or ""
+    return shlex.join(map(str, command)) if isinstance(command, list) else str(command)
 
 
 def _versions(stages: Sequence[dict[str, Any]]) -> str:
@@ -265,10 +212,7 @@ def _versions(stages: Sequence[dict[str, Any]]) -> str:
     for stage in stages:
         for name, version in (stage.get("versions") or {}).items():
             found.setdefault(str(name), set()).add(str(version))
-    if not found:
-        return ""
-    told = " · ".join(f"{name} {' and '.join(sorted(found[name]))}" for name in sorted(found))
-    return f'<h3>Versions</h3><p class="quiet">{esc(told)}</p>'
+    return " · ".join(f"{name} {' and '.join(sorted(found[name]))}" for name in sorted(found))
 
 
 def _hosts(stages: Sequence[dict[str, Any]]) -> str:
@@ -276,13 +220,13 @@ def _hosts(stages: Sequence[dict[str, Any]]) -> str:
     for stage in stages:
         host = stage.get("host")
         if isinstance(host, dict) and host:
-            told = [str(host.get("cpu", "unknown processor"))]
-            told += [f"{host['cores']} cores"] if host.get("cores") else []
-            told += [f"{host['memory_gib']:.0f} GiB"] if host.get("memory_gib") else []
+            parts = [str(host.get("cpu", "unknown processor"))]
+            parts += [f"{host['cores']} cores"] if host.get("cores") else []
+            parts += [f"{host['memory_gib']:.0f} GiB"] if host.get("memory_gib") else []
             gpus = Counter(map(str, host.get("gpus") or ()))
-            told += [f"{count} x {name}" for name, count in gpus.items()]
-            hosts[", ".join(told)] = None
-    return f" on {esc('; '.join(hosts))}" if hosts else ""
+            parts += [f"{count} x {name}" for name, count in gpus.items()]
+            hosts[", ".join(parts)] = None
+    return "; ".join(hosts)
 
 
 def _memory(megabytes: float | None) -> str:

@@ -55,7 +55,10 @@ def esc(value: object) -> str:
     Control characters, lone surrogates, noncharacters and marks that reverse the writing direction
     would break the file or disguise a text, so each becomes U+FFFD.
     """
-    text = str(value).replace("\r\n", "\n")
+    text = str(value)
+    if text.isprintable():
+        return html.escape(text, quote=True)
+    text = text.replace("\r\n", "\n")
     shown = (c if c in "\n\t" or not _unprintable(c) else "\ufffd" for c in text)
     return html.escape("".join(shown), quote=True)
 

@@ -1,13 +1,10 @@
-"""Rollouts read image by image, whatever order their shards have them in.
+"""Rollouts read image by image, a block of images in memory at a time.
 
-Shards as Propose writes them hold the images in order and are read once, straight through. Any
-others (shuffled, or an image's rollouts spread over many shards) are first sorted into blocks on
-disk, so that memory never grows with the number of rollouts.
+The shards hold the images in the order of the split, as Propose writes them, and are read straight
+through. The files may have any numbers, and the rows of a block any order.
 """
 
-import contextlib
 import itertools
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +13,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tasks import schemas, shards
+from tasks import shards
 from tasks.answer_column import read_answers
 from tasks.run import StageError
 
 BATCH_ROWS = 16_384
-MAX_BLOCKS = 256  # files open at once while sorting
 COLUMNS = ["image_id", "rollout", "completion", "mean_logprob"]
 # Log-probabilities are added as whole multiples of 2**-36 nats, so that no order of adding shows.
 LOGPROB_UNIT = 2.0**36
@@ -48,18 +44,12 @@ class Block:
 def blocks(folder: Path, image_ids: Sequence[str], size: int) -> Iterator[Block]:
     """The rollouts of `folder`, `size` consecutive images of `image_ids` at a time.
 
-    Rollouts of other images are left out; an image may have none. Raises StageError when a
-    rollout of an image is there twice.
+    Rollouts of other images are left out; an image may have none. Raises StageError when the images
+    are out of order, or a rollout of an image is there twice.
     """
     places = {image_id: place for place, image_id in enumerate(image_ids)}
-    size = max(size, size * -(-len(image_ids) // (size * MAX_BLOCKS)))
-    with contextlib.ExitStack() as stack:
-        paths = _in_order(shards.paths(folder, "rollouts"), places, size)
-        if paths is None:
-            sorted_folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            _sort_into(sorted_folder, shards.paths(folder, "rollouts"), places, size)
-            paths = shards.paths(sorted_folder, "rollouts")
-        yield from _blocks(folder, paths, image_ids, places, size)
+    paths = _in_order(folder, places, size)
+    return _blocks(folder, paths, image_ids, places, size)
 
 
 def logprob_units(values: NDArray) -> NDArray[np.int64]:
@@ -119,10 +109,10 @@ def _blocks(
         pending, number = _Pending(), number + 1
 
 
-def _in_order(paths: list[Path], places: Mapping[str, int], size: int) -> list[Path] | None:
-    """The files in an order in which their blocks never fall back, or None if there is none."""
+def _in_order(folder: Path, places: Mapping[str, int], size: int) -> list[Path]:
+    """The files in the order of their images, of which no block falls back."""
     spans = []
-    for path in paths:
+    for path in shards.paths(folder, "rollouts"):
         first = last = -1
         for batch in shards.iter_batches(path, ["image_id"], BATCH_ROWS):
             where = _places(batch, places)
@@ -130,33 +120,21 @@ def _in_order(paths: list[Path], places: Mapping[str, int], size: int) -> list[P
             if not len(owner):
                 continue
             if owner[0] < last or (np.diff(owner) < 0).any():
-                return None
+                raise _out_of_order(folder, f"within {path.name}")
             first, last = (owner[0] if first < 0 else first), owner[-1]
         spans.append((first, last, path))
     spans.sort()
-    falls = any(b[0] < a[1] for a, b in itertools.pairwise(spans) if b[0] >= 0)
-    return None if falls else [path for *_, path in spans]
+    for before, after in itertools.pairwise(spans):
+        if 0 <= after[0] < before[1]:
+            raise _out_of_order(folder, f"between {before[2].name} and {after[2].name}")
+    return [path for *_, path in spans]
 
 
-def _sort_into(folder: Path, paths: list[Path], places: Mapping[str, int], size: int) -> None:
-    """Write the rows of each block to a shard of its own."""
-    import pyarrow.parquet as pq
-
-    schema = pa.schema([schemas.rollouts().field(name) for name in COLUMNS])
-    with contextlib.ExitStack() as stack:
-        writers: dict[int, pq.ParquetWriter] = {}
-        for path in paths:
-            for batch in shards.iter_batches(path, COLUMNS, BATCH_ROWS * 8):
-                where = _places(batch, places)
-                for block in np.unique(where[where >= 0] // size):
-                    if block not in writers:
-                        name = shards.shard_path(folder, "rollouts", int(block))
-                        writer = pq.ParquetWriter(
-                            name, schema, compression="zstd", write_page_checksum=True
-                        )
-                        writers[block] = stack.enter_context(writer)
-                    part = batch.filter(pa.array((where >= 0) & (where // size == block)))
-                    writers[block].write_table(pa.Table.from_batches([part]).cast(schema))
+def _out_of_order(folder: Path, where: str) -> StageError:
+    return StageError(
+        f"{folder} holds rollouts whose images are not in the order of the split, {where}; sort them "
+        "by it, or delete the folder and re-run Propose"
+    )
 
 
 def _places(batch: pa.RecordBatch, places: Mapping[str, int]) -> NDArray[np.int64]:

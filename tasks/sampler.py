@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from data_cards import Card
-from tasks import answers, schemas, shards
-from tasks.crew import Crew, open_crew
-from tasks.engine import Sampling
+from tasks import adapters, answers, schemas, shards
+from tasks.crew import Crew, Inline, Processes
+from tasks.engine import BACKENDS, Sampling, custom
 from tasks.labels import ClassNames
-from tasks.run import StageError, progress, shard_by_shard, stop_if_asked
+from tasks.run import SCRATCH, StageError, progress, shard_by_shard, stop_if_asked
 from tasks.station import REFUSED, Ask, Done, Shard, refusals
+from tasks.waiting import opening
 
 
 class Sampler:
@@ -96,11 +97,17 @@ class Sampler:
                     tally.check()
 
             if todo:
-                self._crew = self._crew or open_crew(self.policy, self.settings)
+                policy = self._weights(output)
+                self._crew = self._crew or open_crew(policy, self.settings)
                 probe = _probe(todo, download)
                 ready: list[float] = []
-                with shard_by_shard():
-                    self._crew.run(todo, probe, lambda: ready.append(time.monotonic()), on_done)
+                with opening(desc, policy, self.settings) as opened, shard_by_shard():
+
+                    def on_ready() -> None:
+                        opened()
+                        ready.append(time.monotonic())
+
+                    self._crew.run(todo, probe, on_ready, on_done)
                 self.seconds += time.monotonic() - ready[0]
                 if not all(part.path.exists() for part in todo):
                     stop_if_asked()
@@ -113,6 +120,12 @@ class Sampler:
             counts.update(done.counts)
         busy = sum(done.busy for done in self._stations.values())
         return {"busy_seconds": round(busy, 1), "engines": len(self._stations), **counts}
+
+    def _weights(self, output: Path) -> Path:
+        """The policy with whole weights; a server has its own."""
+        if self.settings["backend"] == "server":
+            return self.policy
+        return adapters.whole(self.policy, output / SCRATCH[-1])
 
     def _sampling(self, shard: int, greedy: bool) -> Sampling:
         return sampling_of(self.settings, self.n, self._seed, shard, greedy)
@@ -130,6 +143,21 @@ def sampling_of(
         max_new_tokens=settings["max_new_tokens"],
         seed=int(np.random.default_rng([seed, shard, greedy]).integers(2**31)),
     )
+
+
+def open_crew(policy: Path, settings: dict[str, Any]) -> Crew:
+    """The crew for `[engine] backend`. Your own engines work in this process.
+
+    Unless they have an attribute `isolated`, as an engine should that may die.
+    """
+    backend = settings["backend"]
+    if backend == "ray":
+        from tasks.crew_ray import RayCrew
+
+        return RayCrew(policy, settings)
+    if backend not in BACKENDS and not getattr(custom(backend), "isolated", False):
+        return Inline(policy, settings)
+    return Processes(policy, settings)
 
 
 class Tally:

@@ -214,14 +214,20 @@ def num_rows(path: Path) -> int:
 
 
 def iter_batches(
-    path: Path, columns: Sequence[str] | None, batch_size: int
+    path: Path,
+    columns: Sequence[str] | None,
+    batch_size: int,
+    row_groups: Sequence[int] | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """One shard as record batches, one in memory at a time, page checksums verified."""
+    """One shard, or some of its row groups, as record batches; one is in memory at a time.
+
+    Page checksums are verified. Raises ShardError for a damaged file.
+    """
     try:
         if columns is not None:
             _require(path, columns)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            yield from file.iter_batches(batch_size, columns=columns)
+            yield from file.iter_batches(batch_size, row_groups, columns)
     except (OSError, pa.ArrowInvalid) as error:
         raise _damaged(path, error) from error
 

@@ -6,11 +6,11 @@ characters that need not be inserted or deleted to turn one name into the other.
 
 from collections.abc import Mapping, Sequence
 
-from tasks import labels
+from tasks.words import normalize
 
 
 class FuzzyNames:
-    """Nearly right spellings of class names, as the last step of `labels.ClassNames`.
+    """Nearly right spellings of class names, as the last step of `tasks.labels.ClassNames`.
 
     `spellings` maps normalised names and aliases to class ids. A text means a class when its
     similarity to one of the class's spellings is at least `threshold` and exceeds that to every
@@ -67,9 +67,9 @@ def text_neighbours(names: Sequence[str], class_id: int, among: Sequence[int]) -
     """
     from rapidfuzz import fuzz
 
-    own = labels.normalize(names[class_id])
+    own = normalize(names[class_id])
     scores = {
-        other: fuzz.token_sort_ratio(own, labels.normalize(names[other]))
+        other: fuzz.token_sort_ratio(own, normalize(names[other]))
         for other in among
         if other != class_id
     }

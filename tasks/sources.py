@@ -10,7 +10,6 @@ import json
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,41 +21,17 @@ import xxhash
 
 from data_cards import Card, beetles, clean_name
 from tasks import archives as archive_files
-from tasks import layouts
+from tasks import hub, layouts
 from tasks.duplicates import repeated
 from tasks.images import Reject
 from tasks.labels import ClassNames
 from tasks.run import StageError, first_line
+from tasks.source import Item, Source
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 ROWS = 1 << 14  # of a list, in memory as Python objects at a time
 PACKING = pa.ipc.IpcWriteOptions(compression="zstd")
 LISTED = pa.schema([("path", pa.string()), ("label", pa.int32()), ("split", pa.string())])
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image to ingest: `load` gives its bytes; `official_split` is empty where none is given."""
-
-    path: str
-    label: int
-    official_split: str
-    load: Callable[[], bytes]
-    crop_bottom: int = 0  # pixels of a banner that is not part of the picture
-
-
-@dataclass(frozen=True)
-class Source:
-    """`items(start)` gives the images from number `start` on, in an order that never changes.
-
-    `total` is their number, or None where only reading tells. `revision` is the commit of a hub
-    dataset, else empty; `digest(start, stop)` tells whether a stretch of a list is still the same.
-    """
-
-    total: int | None
-    items: Callable[[int], Iterator[Item]]
-    revision: str = ""
-    digest: Callable[[int, int], str] = lambda start, stop: ""
 
 
 def open_source(card: Card, archives: Path, workplace: Path, mirror: bool = False) -> Source:
@@ -70,8 +45,6 @@ def open_source(card: Card, archives: Path, workplace: Path, mirror: bool = Fals
     if mirror and kind == "archive" and "mirror" not in card.source:
         raise StageError(f"card {card.name} names no mirror; set [Download] mirror = false")
     if kind == "hub" or (mirror and kind == "archive"):
-        from tasks import hub
-
         return hub.open_source(card, card.source if kind == "hub" else card.source["mirror"])
     if kind == "archive":
         return _archive(card, archives, workplace)

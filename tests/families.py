@@ -6,37 +6,51 @@ processor and the config. Their tokenizer is the tiny policy's, with the special
 
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessor,
     Gemma3Processor,
-    GenerationConfig,
-    PreTrainedTokenizerFast,
+    GotOcr2ImageProcessor,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVideoProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
     Qwen2VLImageProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
 )
 
+from tests import real_shape
+from tests.family_parts import (
+    PATCH,
+    SIDE,
+    TEXT,
+    VISION,
+    as_published,
+    make_tokenizer,
+    save,
+    template,
+    text_config,
+    tiled_tokenizer,
+)
 from training import tiny_policy
-
-TEXT = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
-    "bos_token_id": None,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 
 
 def qwen3_vl(folder: Path, words: list[str]) -> Path:
@@ -77,24 +91,23 @@ def qwen3_vl(folder: Path, words: list[str]) -> Path:
         video_processor=Qwen3VLVideoProcessor(size=dict(pixels), patch_size=14),
         chat_template=tiny_policy.CHAT_TEMPLATE,
     )
-    return _save(Qwen3VLForConditionalGeneration, config, processor, folder)
+    return save(Qwen3VLForConditionalGeneration, config, processor, folder)
+
+
+def real_vocabulary(folder: Path, words: list[str]) -> Path:
+    """A narrow Qwen2.5-VL with the published vocabulary and chat template, in bfloat16."""
+    real_shape.write(folder, layers=2, vision_layers=2, narrow=True)
+    return folder
 
 
 def gemma3(folder: Path, words: list[str]) -> Path:
     """A Gemma-3 of 56 x 56 pixels: 16 patches of 14, pooled to 4 image tokens."""
-    tokenizer = tiny_policy.tokenizer(words)
     marks = {
         "boi_token": "<start_of_image>",
         "eoi_token": "<end_of_image>",
         "image_token": "<image_soft_token>",
     }
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        padding_side="left",
-        extra_special_tokens=marks,
-    )
+    tokenizer = make_tokenizer(words, "<bos>", **marks)
     tokenizer.add_tokens(["\n\n", "\n\n\n", "\n\n\n\n"])  # stand around an image in this family
     boi, eoi, soft = tokenizer.convert_tokens_to_ids(list(marks.values()))
     config = Gemma3Config(
@@ -105,14 +118,7 @@ def gemma3(folder: Path, words: list[str]) -> Path:
             "query_pre_attn_scalar": 32,
             "layer_types": ["sliding_attention", "full_attention"],
         },
-        vision_config={
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 56,
-            "patch_size": 14,
-        },
+        vision_config=VISION,
         mm_tokens_per_image=4,
         boi_token_index=boi,
         eoi_token_index=eoi,
@@ -120,30 +126,110 @@ def gemma3(folder: Path, words: list[str]) -> Path:
         eos_token_id=2,
         tie_word_embeddings=True,
     )
-    template = tiny_policy.CHAT_TEMPLATE.replace(
-        "<|vision_start|><|image_pad|><|vision_end|>", "<start_of_image>"
-    )
     processor = Gemma3Processor(
-        image_processor=Gemma3ImageProcessor(size={"height": 56, "width": 56}),
+        image_processor=Gemma3ImageProcessor(size={"height": SIDE, "width": SIDE}),
         tokenizer=tokenizer,
-        chat_template=template,
+        chat_template=template("<start_of_image>", "<bos>"),
         image_seq_length=4,
     )
-    _save(Gemma3ForConditionalGeneration, config, processor, folder)
-    # As the published weights are named, which is what vLLM knows; loading and saving keeps it.
-    path = folder / "model.safetensors"
-    weights = {
-        name.replace("vision_tower.", "vision_tower.vision_model."): weight
-        for name, weight in load_file(path).items()
-    }
-    save_file(weights, path, metadata={"format": "pt"})
-    return folder
+    save(Gemma3ForConditionalGeneration, config, processor, folder)
+    return as_published(folder)
 
 
-def _save(kind, config, processor, folder: Path) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        model = kind(config)
-    model.generation_config = GenerationConfig(do_sample=True, eos_token_id=2, pad_token_id=0)
-    tiny_policy.save(model, processor, folder)
-    return folder
+def idefics3(folder: Path, words: list[str], *, tiles: bool = True) -> Path:
+    """An Idefics3: an image and its tiles, of 56 x 56 pixels and 4 image tokens each."""
+    processor = Idefics3Processor(
+        image_processor=Idefics3ImageProcessor(
+            size={"longest_edge": 2 * SIDE},
+            max_image_size={"longest_edge": SIDE},
+            do_image_splitting=tiles,
+        ),
+        tokenizer=tiled_tokenizer(words, "<|begin_of_text|>"),
+        image_seq_len=4,
+        chat_template=template("<image>", "<|begin_of_text|>"),
+    )
+    config = _idefics_config(Idefics3Config, processor)
+    return save(Idefics3ForConditionalGeneration, config, processor, folder)
+
+
+def idefics3_untiled(folder: Path, words: list[str]) -> Path:
+    """An Idefics3 whose images are not split."""
+    return idefics3(folder, words, tiles=False)
+
+
+def smolvlm(folder: Path, words: list[str]) -> Path:
+    """A SmolVLM: an image and its tiles, as in Idefics3."""
+    sizes = {"size": {"longest_edge": 2 * SIDE}, "max_image_size": {"longest_edge": SIDE}}
+    processor = SmolVLMProcessor(
+        image_processor=SmolVLMImageProcessor(**sizes),
+        tokenizer=tiled_tokenizer(words),
+        video_processor=SmolVLMVideoProcessor(**sizes),
+        image_seq_len=4,
+        chat_template=template("<image>"),
+    )
+    config = _idefics_config(SmolVLMConfig, processor)
+    return save(SmolVLMForConditionalGeneration, config, processor, folder)
+
+
+def llava_onevision(folder: Path, words: list[str]) -> Path:
+    """A LLaVA-OneVision: an image and up to two tiles of 56 x 56 pixels, 16 image tokens each."""
+    tokenizer = make_tokenizer(words, image_token="<image>", video_token="<video>")
+    grids = [[SIDE, SIDE], [SIDE, 2 * SIDE], [2 * SIDE, SIDE]]
+    config = LlavaOnevisionConfig(
+        text_config=text_config(tokenizer, "qwen2"),
+        vision_config={**VISION, "model_type": "siglip_vision_model", "vision_use_head": False},
+        image_token_index=tokenizer.image_token_id,
+        video_token_index=tokenizer.video_token_id,
+        image_grid_pinpoints=grids,
+        tie_word_embeddings=True,
+    )
+    size = {"height": SIDE, "width": SIDE}
+    processor = LlavaOnevisionProcessor(
+        image_processor=LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=grids),
+        tokenizer=tokenizer,
+        video_processor=LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=(SIDE // PATCH) ** 2,
+        vision_feature_select_strategy="full",
+        chat_template=template("<image>"),
+    )
+    save(LlavaOnevisionForConditionalGeneration, config, processor, folder)
+    return as_published(folder)
+
+
+def internvl(folder: Path, words: list[str]) -> Path:
+    """An InternVL: up to two tiles of 56 x 56 pixels with a thumbnail, 4 image tokens each."""
+    tokenizer = make_tokenizer(
+        words,
+        start_image_token="<img>",
+        end_image_token="</img>",
+        context_image_token="<IMG_CONTEXT>",
+        video_token="<video>",
+    )
+    config = InternVLConfig(
+        text_config=text_config(tokenizer, "qwen2"),
+        vision_config=VISION,
+        image_token_id=tokenizer.context_image_token_id,
+        image_seq_length=4,
+        tie_word_embeddings=True,
+    )
+    size = {"height": SIDE, "width": SIDE}
+    processor = InternVLProcessor(
+        image_processor=GotOcr2ImageProcessor(size=size, crop_to_patches=True, max_patches=2),
+        tokenizer=tokenizer,
+        video_processor=InternVLVideoProcessor(size=size),
+        image_seq_length=4,
+        chat_template=template("<IMG_CONTEXT>"),
+    )
+    return save(InternVLForConditionalGeneration, config, processor, folder)
+
+
+def _idefics_config(kind, processor):
+    tokenizer = processor.tokenizer
+    return kind(
+        text_config=text_config(tokenizer, "llama"),
+        vision_config=VISION,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+    )

@@ -1,19 +1,23 @@
 """Random vision-language models of a few thousand weights, and trainers on them.
 
-torchrun --nproc_per_node=2 -m tests.prefix_models POLICY OUTPUT
+torchrun --nproc_per_node=2 -m tests.prefix_models POLICY OUTPUT KIND...
 """
 
 import random
 import sys
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
 from datasets import Dataset
 from PIL import Image
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 from trl import GRPOConfig, GRPOTrainer
 
+from tests.two_processes import Fixed
 from training import tiny_policy
 from training.shared_prefix import make_trainer
 
@@ -21,13 +25,13 @@ NAMES = ("rose gold-belt", "teal coral-belt", "crimson cyan-belt")
 GROUP = 4
 
 
-def write_policy(folder: Path) -> Path:
-    """A Qwen2.5-VL of two narrow layers, with its processor."""
+def write_policy(folder: Path, layers: int = 2) -> Path:
+    """A Qwen2.5-VL of a few narrow layers, with its processor."""
     config = tiny_policy.config()
     text, vision = config.text_config, config.vision_config
-    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 64, 96, 2
+    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 64, 96, layers
     text.num_attention_heads, text.num_key_value_heads = 2, 1
-    text.layer_types, text.initializer_range = ["full_attention"] * 2, 0.1
+    text.layer_types, text.initializer_range = ["full_attention"] * layers, 0.1
     vision.depth, vision.hidden_size, vision.intermediate_size, vision.num_heads = 2, 32, 64, 2
     vision.out_hidden_size, vision.fullatt_block_indexes = 64, [0, 1]
     torch.manual_seed(0)
@@ -139,16 +143,47 @@ def one_alive(completions: list[Any], mcq_id: list[int], **_: Any) -> list[float
     return [r if n % 4 >= 2 or n > 8 else 0.0 for n, r in zip(mcq_id, found, strict=True)]
 
 
+def none_for_the_first(completions: list[Any], mcq_id: list[int], **_: Any) -> list[float]:
+    """No group of the first of two processes ever has an advantage; all of the other's have one."""
+    return [float(place % GROUP) if number % 4 >= 2 else 0.0 for place, number in enumerate(mcq_id)]
+
+
+def shard_out(one: GRPOTrainer) -> None:
+    """Share the weights out over all processes by FSDP2, block by block, as accelerate does on GPUs."""
+    mesh = init_device_mesh("cpu", (one.accelerator.num_processes,))
+    inner = one.model.model
+    for block in [*inner.visual.blocks, *inner.language_model.layers, one.model]:
+        fully_shard(block, mesh=mesh)
+    one.accelerator.prepare_model = lambda model, **_: model
+
+
 def main() -> None:
-    """Train in one of several processes, ours and TRL's; the first writes both weights."""
-    policy, output = Path(sys.argv[1]), Path(sys.argv[2])
-    given: dict[str, Any] = {"reward": one_alive, "rows": 24, "max_steps": 3}
-    given |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
-    for kind in ("shared", "stock"):
-        one = trainer(policy, output / kind, shared=kind == "shared", tokens=80, **given)
+    """Train in one of several processes in the ways named; the first process writes the weights.
+
+    shared and stock are ours and TRL's; sharded is ours with the weights shared out.
+    """
+    policy, output, kinds = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    for kind in kinds:
+        idle = "sharded" in kinds
+        given: dict[str, Any] = {"reward": none_for_the_first if idle else one_alive}
+        given |= {"rows": 24, "max_steps": 3, "per_device_train_batch_size": 8}
+        given |= {"gradient_accumulation_steps": 1 if idle else 2}
+        if idle:  # Adam would blow rounding up to steps of its own
+            given |= {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
+        one = trainer(policy, output / kind, shared=kind != "stock", tokens=80, **given)
+        if idle:  # completions of equal length, since each process takes its own time to sample
+            for name in ("_generate_single_turn", "_drawn"):
+                setattr(one, name, MethodType(getattr(Fixed, name), one))
+        if kind == "sharded":
+            shard_out(one)
         one.train()
+        state = {
+            name.removeprefix("module."): getattr(weight, "full_tensor", lambda w=weight: w)()
+            for name, weight in one.model.state_dict().items()
+        }
         if one.accelerator.is_main_process:
-            torch.save(weights(one), output / f"{kind}.pt")
+            assert not idle or one.counters.lm_tokens == 0
+            torch.save(state, output / f"{kind}.pt")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tasks import labels
+from tasks import words
 from tasks.answers import Choice, choose, parse
 from tasks.prompts import LETTERS, completion
 
@@ -339,8 +339,8 @@ def test_ten_thousand_hostile_strings():
         assert not parsed.well_formed or (parsed.answer is not None and parsed.thought is not None)
         if choice.index is not None:
             answers += 1
-            said = [word.key for word in labels.words(parsed.answer or "")]
-            text_said = labels.normalize(OPTIONS[choice.index]) in " ".join(said)
+            said = [word.key for word in words.words(parsed.answer or "")]
+            text_said = words.normalize(OPTIONS[choice.index]) in " ".join(said)
             assert LETTERS[choice.index].lower() in said or text_said, text
     assert answers > 1000
 

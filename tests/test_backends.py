@@ -41,7 +41,7 @@ SETTINGS = {
     "max_new_tokens": 24, "max_model_len": 768, "max_num_seqs": 64, "max_num_batched_tokens": 0,
     "gpu_memory_utilization": 0.3, "tensor_parallel_size": 1, "cpu_kv_cache_gib": 1,
     "quantization": "", "lora": "", "server_url": "", "server_model": "", "server_concurrency": 16,
-    "server_timeout": 60.0, "server_seeds": False, "ray_address": "",
+    "server_timeout": 60.0, "seeds": "engine", "ray_address": "",
 }  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def server(made) -> str:
          "--max-model-len", "512", "--gpu-memory-utilization", "0.2"],
         stdout=log, stderr=log, start_new_session=True,
         env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-             "TORCHDYNAMO_DISABLE": "1"},
+             "TORCHDYNAMO_DISABLE": "1", "VLLM_SERVER_DEV_MODE": "1"},
     )  # fmt: skip
     deadline = time.monotonic() + 240
     while True:
@@ -105,6 +105,22 @@ def server(made) -> str:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     log.close()
+
+
+def test_a_server_forgets_image_embeddings_of_older_weights_or_is_refused(server):
+    """In its development mode, which TRL asks for, too; elsewhere the address is not known."""
+    import requests
+
+    from training import agreement
+
+    root = server.removesuffix("/v1")
+    client = SimpleNamespace(session=requests.Session(), base_url=root)
+    main = SimpleNamespace(is_main_process=True)
+    engine = SimpleNamespace(mode="server", accelerator=main, vllm_client=client)
+    agreement.forgetting(engine)()
+    client.base_url = server
+    with pytest.raises(StageError, match=r"404 .* freeze = vision projector"):
+        agreement.forgetting(engine)
 
 
 def asks(made, count: int = 20) -> list[Ask]:
@@ -215,6 +231,10 @@ def test_vllm_beside_the_process_takes_shards_from_two_threads_and_agrees(
         for thread in threads:
             thread.join()
         sampled = engine.generate(requests[:2], Sampling(5, 1.0, 1.0, 1.0, 24, 0))
+        seeded = [
+            engine.generate(requests[:1], Sampling(1, 1.0, 1.0, 1.0, 24, seed))[0][0].text
+            for seed in (7, 7, 8, 9, 10)
+        ]
         before = engine.counts["cached_tokens"]
         ahead = prompts.listed(data_cards.load("few").classes * 2)
         for request in requests[:3]:
@@ -226,6 +246,8 @@ def test_vllm_beside_the_process_takes_shards_from_two_threads_and_agrees(
         gc.collect()  # here, and not in another test
     assert [row[0].text for row in answers[0] + answers[1]] == reference
     assert [len(row) for row in sampled] == [5, 5]
+    assert seeded[0] == seeded[1], "the engine is seeded for each batch"
+    assert len(set(seeded)) > 1
     assert all(c.mean_logprob < 0 and c.num_tokens > 0 for row in sampled for c in row)
     assert enforced == letters, "structured output takes the likeliest letter"
     assert len(set(letters)) > 1

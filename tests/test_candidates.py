@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import answers, rollout_blocks, schemas, shards
+from tasks import answers, schemas, shards
 from tasks.answer_column import read_answers
 from tasks.candidates import Vocabulary, merge, merge_all, merge_images
 from tasks.labels import ClassNames
@@ -83,51 +83,48 @@ def write(folder: Path, rows: list[tuple[str, int, str, float]], size: int) -> P
     size=st.integers(1, 9),
     block=st.integers(1, 3),
 )
-def test_images_interleaved_over_shards_change_nothing(tmp_path_factory, rows, rng, size, block):
+def test_the_order_of_rows_within_a_block_and_of_files_changes_nothing(
+    tmp_path_factory, rows, rng, size, block
+):
     numbered = [(image, n, text, value) for n, (image, text, value) in enumerate(rows)]
-    shuffled = rng.sample(numbered, len(numbered))
     root = tmp_path_factory.mktemp("order")
     ids = ["a", "b", "c", "d", "e"]
     vocabulary = Vocabulary(BIRDS, frozenset({0, 3, 4}), open=True)
-    found = []
-    for name, order in (("sorted", sorted(numbered)), ("shuffled", shuffled)):
-        folder = write(root / name, order, size)
-        blocks = merge_images(folder, ids, vocabulary, block)
-        found.append([votes for merged in blocks for votes in merged.images()])
-    assert found[0] == found[1]
-    assert len(found[0]) == len(ids), "an image without rollouts has its row as well"
-    assert [votes.num_rollouts for votes in found[0]] == [
+    # Any order within a block is read; any order at all is read alike or refused.
+    rank = {row: rng.random() for row in numbered}
+    within = sorted(numbered, key=lambda row: (ids.index(row[0]) // block, rank[row]))
+    found = {}
+    for name, order in (("sorted", sorted(numbered)), ("within", within)):
+        blocks = merge_images(write(root / name, order, size), ids, vocabulary, block)
+        found[name] = [votes for merged in blocks for votes in merged.images()]
+    shuffled = write(root / "shuffled", sorted(numbered, key=lambda row: rank[row]), size)
+    try:
+        blocks = list(merge_images(shuffled, ids, vocabulary, block))
+        found["shuffled"] = [votes for merged in blocks for votes in merged.images()]
+    except StageError as error:
+        assert "not in the order of the split" in str(error)  # noqa: PT017
+    assert all(each == found["sorted"] for each in found.values())
+    assert len(found["sorted"]) == len(ids), "an image without rollouts has its row as well"
+    assert [votes.num_rollouts for votes in found["sorted"]] == [
         sum(image == i for image, *_ in numbered) for i in ids
     ]
 
 
-def test_sorted_shards_are_read_straight_through_and_others_sorted_first(tmp_path, monkeypatch):
+def test_shards_in_the_order_of_the_split_are_read_and_others_refused_in_a_sentence(tmp_path):
     rows = [(image, n, "<answer>Crow</answer>", -1.0) for image in "abcdef" for n in range(4)]
-    written = []
-    original = rollout_blocks._sort_into
-    monkeypatch.setattr(
-        rollout_blocks, "_sort_into", lambda *a: (written.append(a[0]), original(*a))
-    )
     vocabulary = Vocabulary(BIRDS, frozenset(ALL))
     ids = list("abcdef")
     for size in (4, 5, 24):
         folder = write(tmp_path / f"sorted{size}", rows, size)
         assert len(list(merge_images(folder, ids, vocabulary, 2))) == 3
-    assert written == []
-    mixed = sorted(rows, key=lambda row: row[1])
-    assert len(list(merge_images(write(tmp_path / "mixed", mixed, 5), ids, vocabulary, 2))) == 3
-    assert len(written) == 1
-    assert not written[0].exists(), "the sorted copy is gone afterwards"
-
-
-def test_many_images_never_open_many_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(rollout_blocks, "MAX_BLOCKS", 3)
-    ids = [f"{i:02d}" for i in range(20)]
-    rows = [(image, n, "<answer>Crow</answer>", -1.0) for n in range(2) for image in ids]
-    folder = write(tmp_path / "mixed", rows, 7)
-    merged = list(merge_images(folder, ids, Vocabulary(BIRDS, frozenset(ALL)), 2))
-    assert len(merged) <= 3
-    assert [m.counts[:, 0].tolist() for m in merged] == [[2] * (m.stop - m.start) for m in merged]
+    turned = write(tmp_path / "turned", rows[12:] + rows[:12], 12)
+    assert len(list(merge_images(turned, ids, vocabulary, 2))) == 3, "files have any numbers"
+    by_rollout = sorted(rows, key=lambda row: row[1])
+    for size, told in ((24, "within rollouts-00000"), (6, "between rollouts-0000")):
+        folder = write(tmp_path / f"mixed{size}", by_rollout, size)
+        with pytest.raises(StageError, match=f"not in the order of the split, {told}") as caught:
+            list(merge_images(folder, ids, vocabulary, 2))
+        assert "re-run Propose" in str(caught.value)
 
 
 def test_a_rollout_that_is_there_twice_is_refused_wherever_it_lies(tmp_path):

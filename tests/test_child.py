@@ -244,9 +244,9 @@ def test_wherever_a_commit_is_cut_off_the_work_is_not_done_again(stage, monkeypa
 
 
 def test_a_launcher_is_looked_for_beside_this_python_and_named_where_there_is_none():
-    started = artifact._starter("accelerate launch --num_processes 2")
+    started = artifact.starter("accelerate launch --num_processes 2")
     assert started[1:] == ["launch", "--num_processes", "2"]
     assert Path(started[0]).parent == Path(sys.executable).parent
-    assert artifact._starter("") == [sys.executable]
+    assert artifact.starter("") == [sys.executable]
     with pytest.raises(artifact.StageFailed, match="no command 'acelerate'"):
-        artifact._starter("acelerate launch")
+        artifact.starter("acelerate launch")

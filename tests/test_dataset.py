@@ -1,5 +1,6 @@
 """What the trainer is shown: letters that cannot be memorised, questions in a reproducible order."""
 
+import io
 from collections import Counter
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from tasks import shards
 from tasks.build_mcq import build_mcq
+from tasks.pixels import Decoder
 from tasks.prompts import LETTERS
 from tasks.run import StageError
 from tests.conftest import mcq_arguments
@@ -116,6 +119,42 @@ def test_rows_hold_what_trainer_and_rewards_need(mcq, rollouts):
         assert row["card"] == "few"
         assert row["image"].size == (84, 84)
     assert len(seen) == count
+
+
+class Counting(Decoder):
+    """Notes what it decodes."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __call__(self, data):
+        self.count += 1
+        return super().__call__(data)
+
+
+def test_the_copies_of_a_group_share_one_picture_that_is_decoded_once(mcq, rollouts):
+    decode = Counting()
+    questions = Questions([mcq], [rollouts.card], "brief", seed=0, decode=decode)
+    rows = questions.rows(6)
+    first, again = (rows.__getitems__([0, 0, 0, 1, 1, 1]) for _ in range(2))
+    assert decode.count == 2, "nor once more when a trainer asks for its batch again"
+    assert len({id(row["image"]) for row in first + again}) == 2
+    assert [row["mcq_id"] for row in first] == [rows[i]["mcq_id"] for i in (0, 0, 0, 1, 1, 1)]
+    frozen = {row["mcq_id"]: row["image"]["bytes"] for row in shards.read(mcq, "mcq").to_pylist()}
+    for row in [*rows, *questions.further(3, 0)]:
+        whole = Image.open(io.BytesIO(frozen[row["mcq_id"]])).convert("RGB")
+        assert row["image"].tobytes() == whole.tobytes(), row["mcq_id"]
+
+
+def test_a_use_of_a_question_takes_no_copy_of_its_image(mcq, rollouts):
+    cache = rollouts.root / "cache"
+    questions = Questions([mcq], [rollouts.card], "brief", seed=0, cache=cache)
+    before = sum(path.stat().st_size for path in cache.rglob("*.arrow"))
+    rows = questions.rows(20 * len(questions.frozen))
+    assert rows[0]["image"].size == (84, 84)
+    after = sum(path.stat().st_size for path in cache.rglob("*.arrow"))
+    assert after < 2 * before
 
 
 def test_further_questions_depend_on_the_occasion_alone(mcq, rollouts):

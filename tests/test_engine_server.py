@@ -61,10 +61,10 @@ def server(monkeypatch):
             engine.close()
 
 
-def opened(server, policy) -> ServerEngine:
+def opened(server, policy, seeds: str = "request") -> ServerEngine:
     settings = {
         "server_url": server.url, "server_model": "m", "server_timeout": 5.0,
-        "server_concurrency": 4, "server_seeds": True, "max_new_tokens": 16,
+        "server_concurrency": 4, "seeds": seeds, "max_new_tokens": 16,
     }  # fmt: skip
     server.engines.append(ServerEngine(policy, settings))
     return server.engines[-1]
@@ -91,6 +91,11 @@ def test_every_request_is_answered_n_times_in_order_with_its_own_seed(server, po
     assert min(b - a for a, b in itertools.pairwise(seeds)) > 20, "no shared draws"
     image = server.asked[0]["messages"][0]["content"][0]["image_url"]["url"]
     assert image.startswith("data:image/jpeg;base64,")
+
+
+def test_where_the_server_holds_the_seed_requests_carry_none(server, policy):
+    opened(server, policy, seeds="engine").generate(requests(2), SAMPLING)
+    assert not any("seed" in body for body in server.asked)
 
 
 def test_a_server_of_vllm_is_told_not_to_use_the_policys_own_sampling(server, policy):

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.labels import MAX_LENGTH, ClassNames, Match, normalize
+from tasks.labels import ClassNames, Match
+from tasks.words import MAX_LENGTH, normalize
 
 # No examples are kept between runs, and the same ones are tried in each.
 SETTLED = settings(deadline=None, derandomize=True, database=None)

@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import look
-from pipeline.where import WhereError
+from pipeline.condition import ConditionError
 from tasks import report_style, shards
 from tests.conftest import ROOT
-from tests.test_workbench import root, run  # noqa: F401 - a fixture
+from tests.test_workbench import root, run, writable  # noqa: F401 - a fixture
 
 
 def test_inspect_shows_the_rows_that_fit(root, monkeypatch, capsys):  # noqa: F811
@@ -63,8 +64,22 @@ def test_rows_without_images_show_those_of_their_ids(root):  # noqa: F811
     assert "<think>" not in text
 
 
+def test_a_damaged_row_is_named_wherever_the_damage_lies(root):  # noqa: F811
+    path = root / "few/round0/propose/p1/rollouts-00000.parquet"
+    group = pq.read_metadata(path).row_group(0)
+    names = [group.column(i).path_in_schema for i in range(group.num_columns)]
+    column = group.column(names.index("completion"))
+    start = column.dictionary_page_offset or column.data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start + column.total_compressed_size - 1] ^= 1
+    writable(path).write_bytes(data)
+    for where in ("", "finish_reason = 'stop'"):
+        with pytest.raises(shards.ShardError, match=r"rollouts-00000\.parquet is damaged"):
+            look.tables(path.parent, 3, where)
+
+
 def test_a_filter_that_no_single_table_fits_is_named(root):  # noqa: F811
-    with pytest.raises(WhereError, match="no table has all of"):
+    with pytest.raises(ConditionError, match="no table has all of"):
         look.tables(root / "few/dive_k/round0/build_mcq/m1", 3, "truth_injected and votes == 1")
 
 
@@ -76,7 +91,7 @@ def test_what_only_reads_manifests_imports_nothing_heavy(tmp_path, line):
         "import sys\nfrom pipeline.__main__ import main\n"
         f"sys.argv = ['pipeline', *{line!r}]\n"
         "try:\n    main()\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'pyarrow', 'vllm', 'trl'}\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'pyarrow', 'vllm', 'trl', 'jinja2', 'duckdb'}\n"
         "print('HEAVY', sorted(heavy & set(sys.modules)))"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

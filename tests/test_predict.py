@@ -102,6 +102,13 @@ def test_two_steps_give_candidates_votes_reasoning_and_confidence(policy):
     assert OPENED[0].closed
 
 
+def test_an_engine_is_shown_pictures_as_it_decodes_them(policy):
+    with predictor(policy) as ours:
+        ours.predict([picture(1)])
+        OPENED[-1].decode = lambda data: Image.new("RGB", (8, 8), (100, 0, 0))
+        assert ours.predict([picture(1)])[0].answer == NAMES[2]
+
+
 def test_where_all_samples_agree_the_likeliest_one_tells_why(policy):
     found = predictor(policy).predict([picture(2)])[0]
     assert (found.answer, found.confidence, found.options) == ("rose beetle", 1.0, [])

@@ -63,3 +63,32 @@ def test_the_launcher_of_a_recipe_can_be_read(recipe, monkeypatch):
     config = load_config_from_file(launcher[launcher.index("--config_file") + 1])
     assert config.num_processes >= 8
     assert config.mixed_precision == "bf16"
+
+
+@pytest.mark.parametrize("size", ["3b", "7b"])
+def test_the_published_runs_go_without_what_trl_has_added_since(size):
+    read = configparser.RawConfigParser()
+    read.read(ROOT / "training" / "recipes" / f"paper_{size}.cfg")
+    trl = json.loads(read["Train"]["trl"])
+    assert trl["use_bias_correction_kl"] is trl["vllm_importance_sampling_correction"] is False
+
+
+def test_the_server_of_several_machines_is_started_as_vllm_and_trl_take_it():
+    """By vLLM's own parser, and with all that TRL's own command sets."""
+    import shlex
+
+    from trl.scripts.vllm_serve import ScriptArguments, build_command
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    text = (ROOT / "training" / "recipes" / "many_nodes.cfg").read_text()
+    start, end = text.index("VLLM_SERVER_DEV_MODE=1"), text.index("#   machine 0:")
+    _, vllm, serve, model, *ours = shlex.split(text[start:end].replace("\\\n#", " "))
+    assert (vllm, serve) == ("vllm", "serve")
+    parser = make_arg_parser(FlexibleArgumentParser())
+    given = parser.parse_args(ours)
+    assert given.limit_mm_per_prompt == {"image": 1, "video": 0}
+    theirs = build_command(ScriptArguments(model=model))
+    wanted = parser.parse_args(theirs[theirs.index(model) + 1 :])
+    for name in ("enable_scale_out", "weight_transfer_config", "max_logprobs", "logprobs_mode"):
+        assert getattr(given, name) == getattr(wanted, name) != parser.get_default(name)

@@ -5,16 +5,17 @@ import re
 from pathlib import Path
 
 import pytest
+from jinja2 import UndefinedError
 
 import data_cards
 from pipeline import tasks
 from pipeline.settings import SettingsError
-from tasks import report_style
+from tasks import pages, report_style
 from tests.conftest import ROOT
 from tests.test_stage import config  # noqa: F401 - a fixture
 
 ROOMS = ("pipeline", "tasks", "training", "data_cards")
-SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).glob("*.py"))]
+SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 
 
 def calls(path: Path):
@@ -23,7 +24,7 @@ def calls(path: Path):
             yield ast.unparse(node.func), node
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_code_of_others_is_run_and_no_pickle_is_read(path):
     for name, call in calls(path):
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
@@ -65,10 +66,46 @@ def test_pages_load_nothing_and_run_nothing_but_their_own():
     assert policy.startswith("default-src 'none'")
     assert "http" not in policy
     assert "script-src" not in policy
-    frames = [path.name for path in SOURCES if "<!doctype html>" in path.read_text()]
-    assert frames == ["report_style.py"], "every page has the one frame, and so the policy"
-    allowed = [a for path in SOURCES for a in re.findall(r'allowed=f?"(.*?)"', path.read_text())]
-    assert allowed == ["; script-src 'sha256-{digest}'"]
+    assert not [path.name for path in SOURCES if "<!doctype html>" in path.read_text()]
+    templates = {path.name: path.read_text() for path in pages.FOLDER.glob("*.jinja")}
+    frames = [name for name, text in templates.items() if "<!doctype html>" in text]
+    assert frames == ["frame.html.jinja"], "every page has the one frame, and so the policy"
+    allowed = [
+        a for text in templates.values() for a in re.findall(r"block allowed %}(.+?){%", text)
+    ]
+    assert allowed == ["; script-src 'sha256-{{ digest }}'"]
+    assert sum(text.count("script-src") for text in templates.values()) == 1
+    assert [name for name, text in templates.items() if "<script" in text] == [
+        "questions.html.jinja"
+    ]
+
+
+def test_nothing_goes_round_the_escaping_of_templates():
+    for path in pages.FOLDER.glob("*.jinja"):
+        assert not re.search(
+            r"\|\s*safe\b|autoescape|\son\w+=|(src|href)=.http", path.read_text()
+        ), path
+    marked = {
+        str(path.relative_to(ROOT)): len(re.findall(r"\bMarkup\(\w", path.read_text()))
+        for path in SOURCES
+    }
+    # Of pages: what a template printed, what is escaped, the policy; of figures: a style sheet and
+    # a chart that a template drew.
+    assert {name: n for name, n in marked.items() if n} == {
+        "tasks/pages/__init__.py": 3,
+        "tasks/figures.py": 2,
+    }
+
+
+def test_a_template_escapes_whatever_it_prints():
+    hostile = "<b>\x1b[31m\u202e\"'&"
+    shown = pages.render(
+        "rows.html.jinja", title=hostile, facts=[(hostile, 1)], tables=[], where=""
+    )
+    assert shown.count("&lt;b&gt;\ufffd[31m\ufffd&quot;&#x27;&amp;") == 3
+    assert hostile[:3] not in shown
+    with pytest.raises(UndefinedError):
+        pages.render("rows.html.jinja", title="", facts=[], where="")
 
 
 def test_a_password_in_an_address_is_refused_for_recipes_would_keep_it(config):  # noqa: F811

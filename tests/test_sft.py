@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import data_cards
 from tasks import run
 from tasks.run import StageError, Stopped
 from training import sft, sft_checkpoint, sft_examples, tiny_policy
@@ -73,3 +74,21 @@ def test_a_checkpoint_of_another_training_is_refused(taught, tmp_path):
     torch.save({"steps": 3, "losses": [], "model": [{}]}, path)
     with pytest.raises(StageError, match="does not fit this training; delete it"):
         taught("other")
+
+
+def test_pictures_are_of_the_size_that_the_policy_takes(drawn_once, tmp_path, monkeypatch):
+    seen = []
+
+    def taken(model, processor, batches, **_):
+        seen.extend(next(batches))
+        return {"final_loss": 0.0}
+
+    monkeypatch.setattr(data_cards, "FOLDER", drawn_once / "cards")
+    monkeypatch.setattr(sft, "train_supervised", taken)
+    sft.base_policy(
+        tmp_path, model="tiny", download=[drawn_once / "download"], split=[drawn_once / "split"],
+        card="few", seed=0, prompt_style="brief", steps=1, batch_size=4, learning_rate=0.01,
+        muon_learning_rate=0.02, question_share=0.5, blind_share=0.5, min_pixels=28**2,
+        max_pixels=56**2, dtype="float32",
+    )  # fmt: skip
+    assert [example.image.size for example in seen] == [(56, 56)] * 4

@@ -12,7 +12,8 @@ import pytest
 from luigi import configuration
 from luigi.task_register import Register
 
-from pipeline import artifact, methods, tasks
+from pipeline import artifact, methods, source_code, tasks
+from pipeline.engine import engine
 from pipeline.settings import GRAPH, OPERANDS, SettingsError, check_configuration
 from pipeline.stage import Stage
 from tasks import evaluate_modes
@@ -77,7 +78,7 @@ OTHER_VALUES = {
     "trl": '{"beta": 0.5}',
     "backend": "transformers",
     "list_position": "before_image",
-    "server_seeds": "false",
+    "seeds": "engine",
     "mirror": "true",
     "carry_over": "false",
     "check_memory": "false",
@@ -142,6 +143,54 @@ def test_a_changed_split_file_is_a_changed_split(config, tmp_path):
         path.write_text(text)
         seen.add(fingerprints()["Split//"])
     assert len(seen) == 2
+
+
+def test_a_published_model_is_one_artifact_for_all_sets_seeds_and_words(config):
+    config.set("BasePolicy", "model", "some/folder")
+    config.set("BasePolicy", "steps", "0")
+
+    def made(dataset: str = "beetles", seed: int = 0) -> tasks.BasePolicy:
+        Register.clear_instance_cache()
+        return tasks.BasePolicy(dataset=dataset, seed=seed)
+
+    first = made()
+    assert first.folder == Path("artifacts/base_policy").resolve() / first.fingerprint
+    assert first.requires() == []
+    assert first.module == "training.adopt"
+    taught = ("seed", "batch_size", "learning_rate", "question_share", "prompt_style")
+    assert not set(first.arguments()) & {*taught, "download", "split", "card"}
+    assert {made("pets").task_id, made("pets+beetles", 3).task_id} == {first.task_id}
+    for section, key, value in (
+        ("engine", "prompt_style", "stepwise"),
+        ("Split", "val_share", "0.3"),
+        ("BasePolicy", "batch_size", "7"),
+    ):
+        config.set(section, key, value)
+        assert made().fingerprint == first.fingerprint, key
+    for key, value in (("model", "other"), ("max_pixels", "9000"), ("dtype", "bfloat16")):
+        config.set("BasePolicy", key, value)
+        assert made().fingerprint != first.fingerprint, key
+    config.set("BasePolicy", "steps", "5")
+    assert made().folder.parent == Path("artifacts/beetles/base_policy").resolve()
+    assert made("pets").fingerprint != made().fingerprint
+
+
+def test_whoever_asks_an_adapter_requires_the_base_below_it(config):
+    def asking() -> dict[str, Stage]:
+        Register.clear_instance_cache()
+        chain = {"dataset": "beetles", "method": "dive_k", "seed": 0}
+        return {
+            "propose": tasks.Propose(refresh_round=1, subset="", **chain),
+            "evaluate": tasks.Evaluate(refresh_round=1, subset="", **chain),
+        }
+
+    for rank, required in (("0", False), ("8", True)):
+        config.set("Train", "lora_rank", rank)
+        base = tasks.BasePolicy(dataset="beetles", seed=0)
+        for name, stage in asking().items():
+            found = {needed.task_id for needed in stage.requires()}
+            assert (base.task_id in found) == required, name
+            assert base.fingerprint not in stage.identity["inputs"].values()
 
 
 def test_no_two_stages_share_a_folder(config):
@@ -355,8 +404,20 @@ def test_a_missing_setting_names_section_and_key(config):
 
 def test_a_value_of_the_wrong_type_names_its_section(config):
     config.set("BuildMCQ", "num_options", "five")
-    with pytest.raises(SettingsError, match=r"\[BuildMCQ\].*five"):
+    with pytest.raises(SettingsError, match=r"\[BuildMCQ\] num_options: .*five"):
         tasks.BuildMCQ()
+
+
+def test_who_holds_the_seed_is_one_of_two_words_and_its_old_key_is_told(config):
+    config.set("engine", "seeds", "requests")
+    with pytest.raises(SettingsError, match=r"\[engine\] seeds: requests is not a valid choice"):
+        engine()
+    config.set("engine", "seeds", "engine")
+    config.set("engine", "server_seeds", "false")
+    with pytest.raises(
+        SettingsError, match="no key 'server_seeds'; set seeds = request, or engine"
+    ):
+        engine()
 
 
 def test_unknown_card_and_method_are_named(config):
@@ -452,10 +513,10 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize(
-    "path", [p for room in ALLOWED for p in (ROOT / room).glob("*.py")], ids=str
+    "path", [p for room in ALLOWED for p in sorted((ROOT / room).rglob("*.py"))], ids=str
 )
 def test_rooms_import_only_what_they_may(path):
-    room = path.parent.name
+    room = path.relative_to(ROOT).parts[0]
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         names = []
@@ -550,11 +611,11 @@ def test_every_stage_names_a_module_that_exists():
         stage = Register.get_task_cls(name)
         assert issubclass(stage, Stage)
         if isinstance(stage.module, str):
-            assert artifact.source_sha256(stage.module), stage.module
+            assert source_code.digests(stage.module), stage.module
     for method in methods.METHODS:  # these choose it by their method
         given = {"dataset": "beetles", "method": method, "refresh_round": 0, "seed": 0}
         for made in (tasks.BuildMCQ(subset="", **given), tasks.Train(**given)):
-            assert artifact.source_sha256(made.module), made.module
+            assert source_code.digests(made.module), made.module
 
 
 def test_names_in_a_prompt_are_not_punished_by_default(config):

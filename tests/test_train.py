@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import data_cards
 from tasks import shards
 from tasks.run import StageError
 from tests.conftest import ROOT, as_config
@@ -33,6 +34,12 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def weights_of(policy: Path) -> str:
+    """The digest of what a policy learned: an adapter, or all weights."""
+    adapter = policy / "adapter" / "adapter_model.safetensors"
+    return digest(adapter if adapter.exists() else policy / "model.safetensors")
+
+
 def write_manifest(mcq: Path) -> None:
     """What Train checks the shards of questions against."""
     files = {p.name: {"sha256": shards.sha256_file(p)} for p in mcq.glob("*.parquet")}
@@ -42,28 +49,42 @@ def write_manifest(mcq: Path) -> None:
 @pytest.fixture(scope="module")
 def frozen(drawn_once, tmp_path_factory):
     """Questions about the `few` card from fake rollouts, with a manifest, and an untrained policy."""
+    root = tmp_path_factory.mktemp("frozen")
+    for name in ("download", "split"):
+        shutil.copytree(drawn_once / name, root / name)
+    with cards_of(drawn_once):
+        freeze(root)
+        yield root
+
+
+@contextlib.contextmanager
+def cards_of(drawn: Path):
+    """The card `few` is found under its name meanwhile."""
+    import data_cards
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_cards, "FOLDER", drawn / "cards")
+        yield
+
+
+def freeze(root: Path) -> None:
+    """Propose, BuildMCQ and a policy beside Download and Split of the `few` card."""
     import data_cards
     from tasks.build_mcq import build_mcq
     from tasks.propose import propose
     from tests.conftest import mcq_arguments, propose_arguments
     from training import tiny_policy
 
-    root = tmp_path_factory.mktemp("frozen")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_cards, "FOLDER", drawn_once / "cards")
-        for name in ("download", "split"):
-            shutil.copytree(drawn_once / name, root / name)
-        place = type("Place", (), {"root": root, "download": root / "download"})()
-        place.split, place.propose = root / "split", root / "propose"
-        for name in ("propose", "mcq"):
-            (root / name).mkdir()
-        propose(root / "propose", **propose_arguments(place))
-        build_mcq(root / "mcq", **mcq_arguments(place))
-        write_manifest(root / "mcq")
-        card = data_cards.load("few")
-        words = tiny_policy.slot_words([card.kind, card.noun, *card.classes])
-        tiny_policy.save(*tiny_policy.build(words, seed=3), root / "policy")
-        yield root
+    place = type("Place", (), {"root": root, "download": root / "download"})()
+    place.split, place.propose = root / "split", root / "propose"
+    for name in ("propose", "mcq"):
+        (root / name).mkdir()
+    propose(root / "propose", **propose_arguments(place))
+    build_mcq(root / "mcq", **mcq_arguments(place))
+    write_manifest(root / "mcq")
+    card = data_cards.load("few")
+    words = tiny_policy.slot_words([card.kind, card.noun, *card.classes])
+    tiny_policy.save(*tiny_policy.build(words, seed=3), root / "policy")
 
 
 def arguments(frozen: Path, **changed) -> dict:
@@ -152,7 +173,7 @@ def test_killed_at_any_checkpoint_a_run_ends_as_if_nothing_had_been(unbroken):
     root, given = unbroken
     whole = root / "unbroken"
     assert len({loss for _, loss, *_ in curve(whole)}) == 4, "something is learned"
-    assert digest(whole / "model.safetensors") != digest(given["base"] / "model.safetensors")
+    assert weights_of(whole) != weights_of(given["base"])
     killed = sorted(root.glob("killed-*"))
     assert [path.name for path in killed] == [f"killed-checkpoint-{n}" for n in (1, 2, 3, 4)]
     for path in killed:
@@ -161,9 +182,37 @@ def test_killed_at_any_checkpoint_a_run_ends_as_if_nothing_had_been(unbroken):
         (torn / "trainer_state.json").write_text('{"global_step": 9')
         trained(path, given)
         assert curve(path) == curve(whole), path.name
-        assert digest(path / "model.safetensors") == digest(whole / "model.safetensors"), path.name
+        assert weights_of(path) == weights_of(whole), path.name
         texts = [shards.read(folder, "completions")["completion"] for folder in (path, whole)]
         assert texts[0] == texts[1]
+
+
+def test_a_batch_decodes_a_picture_once_at_the_size_that_the_policy_takes(
+    frozen, tmp_path, monkeypatch
+):
+    from tasks.pixels import Decoder
+    from training import tiny_policy
+
+    card = data_cards.load("few")
+    words = tiny_policy.slot_words([card.kind, card.noun, *card.classes])
+    small = {"min_pixels": 28**2, "max_pixels": 56**2}
+    tiny_policy.save(*tiny_policy.build(words, seed=3, **small), tmp_path / "policy")
+    made, decode = [], Decoder.__call__
+
+    def noted(self, data):
+        made.append(decode(self, data))
+        return made[-1]
+
+    monkeypatch.setattr(Decoder, "__call__", noted)
+    own = {"base": tmp_path / "policy", "policy": tmp_path / "policy", "watch_every": 3}
+    trl = {"beta": 0.0, "use_cpu": True, "steps_per_generation": 2}
+    given = arguments(frozen, steps=3, watch_images=4, micro_batch_size=4, trl=trl, **own)
+    folder = trained(tmp_path / "out", given)
+    asked = set(shards.read(folder, "completions")["mcq_id"].to_pylist())
+    assert len(asked) == 6
+    # Each was looked at before, to tell what memory it takes; and 4 val images.
+    assert len(made) == 6 + len(asked) + 4
+    assert {picture.size for picture in made} == {(56, 56)}
 
 
 def test_rounds_on_unchanged_shards_are_one_run(frozen, tmp_path, unbroken):
@@ -176,7 +225,7 @@ def test_rounds_on_unchanged_shards_are_one_run(frozen, tmp_path, unbroken):
         {**given, "steps": 2, "rounds": 2, "refresh_round": 1, "policy": first},
     )
     assert curve(first) + curve(second) == curve(one)
-    assert digest(second / "model.safetensors") == digest(one / "model.safetensors")
+    assert weights_of(second) == weights_of(one)
     assert {p.suffix for p in (first / "state").iterdir()} == {".json", ".safetensors"}
     asked = [shards.read(f, "completions")["mcq_id"].to_pylist() for f in (first, second, one)]
     assert asked[0] + asked[1] == asked[2]
@@ -228,29 +277,39 @@ def test_a_frozen_part_stays_as_it_is(frozen, tmp_path, capsys, changed, moves):
     assert " 0 of " in capsys.readouterr().out
 
 
-def test_adapters_come_out_beside_the_merged_policy(frozen, tmp_path):
+@pytest.mark.parametrize("method", ["grpo", "sft"])
+def test_adapters_over_quantised_weights_move_at_a_small_rate(
+    frozen, tmp_path, monkeypatch, capsys, method
+):
     import torch
-    from peft import PeftModel
-    from transformers import AutoModelForImageTextToText
+    from safetensors.torch import load_file
 
-    given = arguments(frozen, steps=2, lora_rank=4, lora_targets="vision projector language")
-    folder = trained(tmp_path / "out", {**given, "learning_rate": 1e-2})
-    base = AutoModelForImageTextToText.from_pretrained(frozen / "policy", dtype=torch.float32)
-    names = {
-        name.split(".lora_")[0]
-        for name, _ in PeftModel.from_pretrained(base, folder / "adapter").named_parameters()
-        if "lora_" in name
-    }
-    assert any("visual" in name for name in names)
-    assert any("merger" in name for name in names)
-    assert any("language_model" in name for name in names)
-    base = AutoModelForImageTextToText.from_pretrained(frozen / "policy", dtype=torch.float32)
-    merged = PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload()
-    saved = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    for (name, one), (_, other) in zip(
-        merged.named_parameters(), saved.named_parameters(), strict=True
-    ):
-        assert torch.equal(one, other), name
+    from training import loading, parts
+    from training.grpo import grpo
+    from training.sft_baseline import sft_baseline
+
+    def quantised(base, **given):
+        model, adapters = loaded(base, **{**given, "quantize": "none"})
+        model.is_loaded_in_4bit = True  # all that TRL looks at
+        return model, adapters
+
+    def moved(name: str) -> float:
+        """The share of the adapters' first matrices that left bfloat16, where they began."""
+        output = tmp_path / name
+        output.mkdir()
+        {"grpo": grpo, "sft": sft_baseline}[method](output, **given)
+        weights = load_file(output / "adapter" / "adapter_model.safetensors")
+        first = torch.cat([w.flatten() for key, w in weights.items() if "lora_A" in key])
+        return (first.float() != first.bfloat16().float()).float().mean().item()
+
+    loaded = loading.load_model
+    monkeypatch.setattr(loading, "load_model", quantised)
+    given = arguments(frozen, steps=2, lora_rank=4, learning_rate=1e-5, dtype="bfloat16")
+    given |= {"quantize": "nf4"}
+    assert moved("ours") > 0.9
+    assert "full weights made of this policy are the unquantised base" in capsys.readouterr().out
+    monkeypatch.setattr(parts, "hold_in_float32", lambda model: None)
+    assert moved("TRL's") == 0.0
 
 
 def test_the_log_tells_parts_times_and_dead_groups(frozen, tmp_path):
@@ -311,8 +370,8 @@ def test_groups_without_a_gradient_are_replaced_by_further_questions(frozen, tmp
 
 def test_looking_for_further_questions_makes_each_image_ready_once(frozen, tmp_path, monkeypatch):
     from training.loading import load_processor
+    from training.prompts_once import _digest, _flat
     from training.sampling import DynamicSampling
-    from training.shared_vision import _digest, _flat
 
     kind = type(load_processor(frozen / "policy").image_processor)
     ready, own, batch = [], kind.__call__, DynamicSampling._with_further

@@ -141,6 +141,21 @@ def test_invalidate_deletes_a_stage_and_if_asked_what_was_made_from_it(root, mon
     assert capsys.readouterr().out.count("deleted") == 3
 
 
+def test_an_artifact_that_is_no_sets_is_found_beside_them(root, tmp_path, monkeypatch, capsys):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "config.json").write_text("{}")
+    shared = commit(root, "base_policy", "b1", "BasePolicy", tmp_path / "made")
+    assert run(monkeypatch, "inspect", "base_policy") == 0
+    assert "BasePolicy b1" in capsys.readouterr().out
+    assert run(monkeypatch, "verify", "base_policy") == 0
+    own = commit(root, "few/base_policy", "b2", "BasePolicy", tmp_path / "made")
+    assert run(monkeypatch, "invalidate", "base_policy") == 0
+    assert shared.exists()
+    assert not own.exists()
+    assert run(monkeypatch, "invalidate", "base_policy") == 0
+    assert not shared.exists()
+
+
 def test_a_misspelt_stage_is_met_with_the_nearest(root, monkeypatch, capsys):
     assert run(monkeypatch, "invalidate", "propos") == 1
     assert "no artifact 'propos'" in (error := capsys.readouterr().err)
@@ -180,7 +195,7 @@ def test_status_tells_done_partial_stale_and_missing(config, tmp_path):  # noqa:
     (partial / "rollouts-00000.parquet").write_text("")
     rows = {f"{r['stage']}{'' if r['round'] is None else r['round']}": r for r in map(status.describe, stages.values())}  # fmt: skip
     assert rows["Download"]["state"] == "done"
-    assert rows["Download"]["why"] == ["its source changed, its code_version did not"]
+    assert rows["Download"]["why"] == ["tasks/download.py changed since, and code_version did not"]
     assert rows["Split"]["state"] == "stale"
     assert rows["Split"]["why"] == ["val_share 0.3 -> 0.1", "input download changed"]
     assert (rows["Propose0"]["state"], rows["Propose0"]["shards"]) == ("partial", 1)

@@ -1,9 +1,10 @@
 """Checkpoints one can go on from: complete, on a boundary, and taken up to the last tensor.
 
-Three things of the libraries are mended here. Their checkpoints are not atomic, and a partial one is
+Four things of the libraries are mended here. Their checkpoints are not atomic, and a partial one is
 taken for the latest: ours carry a mark that is written last. A checkpoint in the middle of a batch
 of generations goes on with other completions: such settings are refused. Full weights are taken up
 by name and non-strictly, so that renamed tensors silently stay as they were: ours are all or none.
+An optimizer's states are pickled in one piece: ours are written once, in the form they are kept in.
 """
 
 import shutil
@@ -15,6 +16,7 @@ from transformers import AutoModelForImageTextToText
 
 from tasks import shards
 from tasks.run import StageError
+from training import state_files
 
 if TYPE_CHECKING:  # what StrictResume is mixed into
     from transformers import Trainer
@@ -96,7 +98,10 @@ def restore_weights(model: torch.nn.Module, checkpoint: Path) -> None:
 
 
 class StrictResume(Trainer):
-    """For trainers: weights are restored as above from `weights`; sharded ones by their own means."""
+    """For trainers: weights are restored as above from `weights`, states written as safetensors.
+
+    What FSDP or DeepSpeed shares out is written and restored by their own means.
+    """
 
     weights: Path
 
@@ -107,7 +112,21 @@ class StrictResume(Trainer):
         target = self.accelerator.unwrap_model(model or self.model)
         restore_weights(target, self.weights)
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            for name, held in self._held():
+                state_files.write(Path(output_dir) / name, held.state_dict())
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.args.device.type == "cpu":  # of several processes it is "cpu:0": torch.load refuses
             self.args.__dict__["_setup_devices"] = torch.device("cpu")
-        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not state_files.files(Path(checkpoint) / "optimizer"):
+            super()._load_optimizer_and_scheduler(checkpoint)  # sharded, or of an earlier version
+            return
+        for name, held in self._held():
+            held.load_state_dict(state_files.read(Path(checkpoint) / name))
+
+    def _held(self) -> tuple[tuple[str, Any], ...]:
+        return ("optimizer", self.optimizer), ("scheduler", self.lr_scheduler)

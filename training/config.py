@@ -1,7 +1,10 @@
 """[Train] -> TRL's configuration, without a twin of it: whatever TRL knows can be set in `trl`."""
 
 import dataclasses
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import torch
 from transformers import TrainingArguments
 from trl import GRPOConfig, SFTConfig
 
+from tasks.machine import check_gpu, gpus
 from tasks.run import StageError
 from training import checkpoints
 
@@ -42,9 +46,10 @@ def grpo_config(output: Path, given: dict[str, Any], total_steps: int) -> GRPOCo
     Raises StageError for options TRL does not have, values it refuses, batches that cannot be
     divided among processes, and checkpoints that would not fall on a boundary.
     """
+    _check_device(given["trl"])
     batch = given["questions_per_step"] * given["num_generations"]
     options = dict(given["trl"])
-    if options.get("use_vllm") and not torch.cuda.is_available():
+    if options.get("use_vllm") and not vllm_takes_weights():
         print(
             "train: without a GPU vLLM cannot take up weights; transformers generates", flush=True
         )
@@ -90,6 +95,7 @@ def grpo_config(output: Path, given: dict[str, Any], total_steps: int) -> GRPOCo
 
 def sft_config(output: Path, given: dict[str, Any], total_steps: int) -> SFTConfig:
     """The supervised baseline's configuration; options that only GRPO has are left out."""
+    _check_device(given["trl"])
     known = set(SFTConfig.__dataclass_fields__)
     grpo = set(GRPOConfig.__dataclass_fields__)
     options = {key: v for key, v in given["trl"].items() if key in known or key not in grpo}
@@ -144,9 +150,53 @@ def _build(
     quiet = {"logging_steps": 1, "remove_unused_columns": False, "disable_tqdm": True}
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(fixed["output_dir"]).parent / "runs"))
     try:
-        return kind(**fixed, **{**quiet, **defaults, **options})
+        made = kind(**fixed, **{**quiet, **defaults, **options})
     except (ValueError, TypeError) as error:
         raise StageError(f"[Train] TRL refuses the settings: {error}") from error
+    if made.n_gpu > 1:  # without a launcher; TRL takes no model spread by torch's DataParallel
+        print(
+            f"train: on the first of {made.n_gpu} GPUs; [Train] launcher puts a process on each, as "
+            "in training/recipes/eight_gpus_fsdp2.cfg",
+            flush=True,
+        )
+        made._n_gpu = 1
+    return made
+
+
+def _check_device(trl: dict[str, Any]) -> None:
+    """Raises StageError when a GPU is there that would not be used unasked; says so where asked."""
+    if not trl.get("use_cpu"):
+        check_gpu()
+    elif gpus() and os.environ.get("RANK", "0") == "0":
+        print(
+            'train: on the CPU beside a GPU, since [Train] trl has "use_cpu": true; set it to false '
+            "to use the GPU",
+            flush=True,
+        )
+
+
+def vllm_takes_weights() -> bool:
+    """Whether vLLM can take up new weights here: its CPU build packs those that it has loaded."""
+    return torch.cuda.is_available()
+
+
+@contextmanager
+def of_reference_alone(options: dict[str, Any]) -> Iterator[None]:
+    """Keep TRL from saying that `model_init_kwargs` are ignored, unless the user has set them.
+
+    They are for the reference model, which TRL loads; the policy is loaded already.
+    """
+    ours = "model_init_kwargs" not in options
+    log = logging.getLogger("trl.trainer.grpo_trainer")
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not (ours and "model_init_kwargs" in record.getMessage())
+
+    log.addFilter(wanted)
+    try:
+        yield
+    finally:
+        log.removeFilter(wanted)
 
 
 def _of_reference(dtype: str) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Image, concatenate_datasets
 from numpy.typing import NDArray
 
 from data_cards import Card
 from tasks import prompts, shards
+from tasks.pixels import Decoder
 from tasks.prompts import LETTERS
 from tasks.run import StageError
 from tasks.seeding import row_generator
@@ -40,7 +41,8 @@ class Questions:
     """The frozen questions of one or several sets, asked in the words of each set's card.
 
     `style` is the wording of multiple-choice questions; with None they are open questions, shown as
-    they were frozen. Images stay on disk, memory-mapped from a copy in the folder `cache`.
+    they were frozen. Images stay on disk, memory-mapped from a copy in the folder `cache`; `decode`
+    makes pictures of them.
     """
 
     def __init__(
@@ -51,11 +53,16 @@ class Questions:
         *,
         seed: int,
         cache: Path | None = None,
+        decode: Decoder = Decoder(),  # noqa: B008
     ):
         files = [path for folder in mcq for path in shards.paths(folder, "mcq")]
-        self.frozen = concatenate_datasets(
+        whole = concatenate_datasets(
             [Dataset.from_parquet(str(f), cache_dir=str(cache) if cache else None) for f in files]
         )
+        self.encoded = whole.select_columns("image").cast_column("image", Image(decode=False))
+        self.frozen = whole.remove_columns("image")
+        self.decode = decode
+        self._pictures: dict[int, Any] = {}  # of the rows read last, by the question's number
         self.cards = {card.name: card for card in cards}
         self.style, self.seed = style, seed
         self.image_ids: list[str] = list(self.frozen["image_id"])
@@ -82,11 +89,13 @@ class Questions:
         uses = [(0, 0)] * skipped + self.uses
         picked = self.frozen.select([question for question, _ in uses]).flatten_indices()
         picked = picked.add_column("epoch", [epoch for _, epoch in uses])
+        picked = picked.add_column("number", [question for question, _ in uses])
 
         def render(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            pictures = self._read(batch["number"])
             rows = [
-                self._row(dict(zip(batch, values, strict=True)))
-                for values in zip(*batch.values(), strict=True)
+                self._row(dict(zip(batch, values, strict=True)), picture)
+                for picture, *values in zip(pictures, *batch.values(), strict=True)
             ]
             rows = [then(row) for row in rows] if then else rows
             return {key: [row[key] for row in rows] for key in rows[0]}
@@ -103,11 +112,28 @@ class Questions:
         generator = np.random.default_rng([self.seed, FURTHER, occasion])
         chosen = generator.choice(len(self.frozen), count, replace=count > len(self.frozen))
         epoch = FURTHER + occasion
-        return [self._row({**self.frozen[int(index)], "epoch": epoch}) for index in chosen]
+        numbers = [int(number) for number in chosen]
+        return [
+            self._row({**self.frozen[number], "epoch": epoch}, picture)
+            for number, picture in zip(numbers, self._read(numbers), strict=True)
+        ]
 
-    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _read(self, numbers: Sequence[int]) -> list[Any]:
+        """The pictures of these questions; of a question that comes again, the same object.
+
+        A trainer asks for a row once a completion, and for a batch once a turn of its loss, so the
+        pictures that were read last are kept.
+        """
+        known = self._pictures
+        self._pictures = {
+            number: known.get(number) or self.decode(self.encoded[number]["image"]["bytes"])
+            for number in {*numbers}
+        }
+        return [self._pictures[number] for number in numbers]
+
+    def _row(self, row: dict[str, Any], picture: Any) -> dict[str, Any]:
         card = self.cards[row["image_id"].split("/")[0]]
-        return training_row(row, card, self.style, self.seed)
+        return training_row({**row, "image": picture}, card, self.style, self.seed)
 
 
 def question_order(

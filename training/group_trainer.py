@@ -19,7 +19,8 @@ from tasks.run import StageError
 from training import prefix_batches
 from training.prefix_batches import Counters
 from training.prefix_forward import Rows, sharing
-from training.shared_vision import PIXELS, PromptsOnce, take
+from training.prompts_once import PromptsOnce
+from training.shared_vision import PIXELS, take
 
 Batch = dict[str, Any]
 # All that TRL may hand from a batch to the model beside tokens and masks.
@@ -66,6 +67,7 @@ class GroupTrainer(GRPOTrainer):
         self.counters = Counters()
         self._scope: Scope | None = None
         self._prompts: PromptsOnce | None = None
+        self.falls_back = False  # to TRL's own pass
         self.way, why = sharing(self.model)
         if self.way == "none":
             raise StageError(f"[Train] shared_prefix: {why}; set shared_prefix = false")
@@ -199,7 +201,7 @@ class GroupTrainer(GRPOTrainer):
             rows.completions,
             self.tokens_per_micro_batch,
             most,
-            shared=rows.per_group,
+            shared=rows.per_group and not self.falls_back,
         )
         count = torch.tensor([max(1, len(found))], device=self.accelerator.device)
         most_found = int(self.accelerator.gather(count).max())

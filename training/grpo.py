@@ -8,7 +8,8 @@ checked against its manifest; the reward is the evaluation's own parser; rounds 
 run; a killed run goes on from its last complete checkpoint as if nothing had been; and what comes
 out is a folder that transformers, vLLM and PEFT load.
 
-    session.py        one round, start to end   agreement.py      vLLM inside the trainer
+    session.py        one round, start to end   rollout_engine.py vLLM inside the trainer
+    agreement.py      is it the same policy?    context_length.py room for its longest prompt
     dataset.py        questions -> rows         reward_choice.py  rewards by name
     config.py         settings -> TRL's         loading.py        the model, frozen parts, adapters
     sampling.py       what is sampled           shared_prefix.py  how it is trained
@@ -22,12 +23,14 @@ from typing import Any
 
 from trl import GRPOTrainer
 
+from tasks import waiting
 from tasks.run import StageError, main
 from training import agreement, checkpoints
-from training.config import grpo_config
+from training.config import grpo_config, of_reference_alone
+from training.context_length import set_context
 from training.recorder import Recorder
 from training.reward_choice import choose_rewards
-from training.sampling import DynamicSampling, Timed, TruthRollout
+from training.sampling import DynamicSampling, KnownFields, Timed, TruthRollout
 from training.session import Session
 from training.shared_prefix import make_trainer
 
@@ -106,25 +109,28 @@ def grpo(
     questions = session.questions(prompt_style if ask == "mcq" else None)
     rows = session.rows(questions)
     some = [rows[i] for i in range(min(8, len(rows)))]
+    set_context(config, questions, session.watch, session.processor)
     model, adapters = session.model(config, some)
-    trainer = make_trainer(
-        model=model,
-        shared_prefix=shared_prefix,
-        tokens_per_micro_batch=tokens_per_micro_batch,
-        check_first_batch=check_shared_prefix,
-        mixed=lambda kind: with_ours(kind, truth_rollout),
-        args=config,
-        processing_class=session.processor,
-        train_dataset=rows,
-        reward_funcs=chosen,
-        peft_config=adapters,
-    )
+    starts = "the trainer and its vLLM start" if config.use_vllm else "the trainer starts"
+    with waiting.loading(f"train: {starts}"), of_reference_alone(trl):
+        trainer = make_trainer(
+            model=model,
+            shared_prefix=shared_prefix,
+            tokens_per_micro_batch=tokens_per_micro_batch,
+            check_first_batch=check_shared_prefix,
+            mixed=lambda kind: with_ours(kind, truth_rollout),
+            args=config,
+            processing_class=session.processor,
+            train_dataset=rows,
+            reward_funcs=chosen,
+            peft_config=adapters,
+        )
     trainer.attempts, trainer.further = dynamic_sampling, questions.further
     recorder = session.train(
         trainer,
         Recorder,
         list(rewards),
-        before=(lambda: agreement.check_vllm(trainer, some[:4])) if config.use_vllm else None,
+        before=(lambda: agreement.check_vllm(trainer, some)) if config.use_vllm else None,
     )
     session.finish(trainer, recorder, figures(recorder.log, config))
     if trainer.accelerator.is_main_process:
@@ -133,7 +139,7 @@ def grpo(
 
 def with_ours(kind: type[GRPOTrainer], truth_rollout: bool) -> type[GRPOTrainer]:
     """A trainer with what is ours mixed in."""
-    kinds: list[type] = [DynamicSampling, Timed, checkpoints.StrictResume, kind]
+    kinds: list[type] = [DynamicSampling, Timed, KnownFields, checkpoints.StrictResume, kind]
     if truth_rollout:
         kinds.insert(1, TruthRollout)
     return type("Trainer", tuple(kinds), {})

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from tasks import prompts
 from tasks.run import StageError
 from training.sizes import Sizes, Tower, sizes_of
 
@@ -255,14 +256,7 @@ def total_memory() -> float:
 
 def longest_prompt(processor: Any, rows: list[dict[str, Any]]) -> tuple[int, int]:
     """Tokens of the longest of some prompts, image included, and how many of them are the image's."""
-    texts = [
-        processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}],
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        for text in (row["prompt"][0]["content"] for row in rows)
-    ]
+    texts = [prompts.rendered(processor, prompts.chat(row["prompt"][0]["content"])) for row in rows]
     images = [[row["image"]] for row in rows]
     inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
     ids = inputs["input_ids"]

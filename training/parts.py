@@ -113,6 +113,17 @@ def describe(model: nn.Module) -> str:
     return f"{trained:,} of {total:,} parameters are trained ({told})"
 
 
+def hold_in_float32(model: nn.Module) -> None:
+    """Hold what is trained in float32, before an optimizer is made of it.
+
+    TRL casts the adapters of a quantised model to bfloat16, in which most of them lose an AdamW step
+    at 1e-5: of bfloat16's eight digits a weight of 0.01 has none that small.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
 def frozen_hash(model: nn.Module) -> str:
     """Digest of every weight that is not trained; of this process's share where they are sharded."""
     digest = xxhash.xxh3_128()

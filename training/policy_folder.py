@@ -1,10 +1,12 @@
 """The policy folder: what transformers, vLLM and PEFT load, and the card that says what it is.
 
-Full weights are always there, in safetensors. A run that trained adapters also leaves them in
-`adapter/`, and merges them into base weights read anew, not into those that training held.
+Weights are safetensors. Where all of them were trained they are all there. Of adapters only these
+are, in `adapter/`, with what they rest on (`tasks/adapters.py`); `export.py` merges them. Config,
+processor, chat template and the base's defaults of decoding are there in either case.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,26 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from data_cards import Card
+from tasks import adapters
+from tasks.links import link, link_tree
 from tasks.run import first_line
+from training import adopt
 from training.parts import outside_deepspeed
 
+WEIGHTS = "model*.safetensors*"  # of a whole model, in a policy or a checkpoint, and their index
 ADAPTER = "adapter"
+EARLIER = "earlier"  # adapters of the rounds before, where each round trains one of its own
 UPLOADED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "README.md")
+LOADING = "## Loading"
+WHOLE = """The weights are whole: `AutoModelForImageTextToText.from_pretrained`, with `AutoProcessor`, or vLLM
+loads this folder.
+"""
 # Beside the policy, and not for the hub: texts of training, settings with paths, states.
 KEPT_HERE = (
     "manifest.json",
     "recipe.json",
     "place.json",
+    adapters.FILE,
     "stats.json",
     "error.txt",
     ".*",
@@ -33,36 +45,57 @@ KEPT_HERE = (
 )
 
 
-def save(output: Path, trainer: Any, processor: Any, base: Path, dtype: str) -> None:
-    """Write the trainer's weights as a policy; every process must call it."""
+def save(output: Path, trainer: Any, processor: Any, origin: Path, dtype: str) -> None:
+    """Write the trainer's weights as a policy; every process must call it.
+
+    `origin` is the policy that the model was loaded from.
+    """
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.accelerator.is_main_process:
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
+    clear(output)
     if hasattr(model, "peft_config"):
         model.save_pretrained(output / ADAPTER, state_dict=state)
-        name_base(output / ADAPTER, base)
-        merged(base, output / ADAPTER, dtype).save_pretrained(output)
+        _rest_on(output, origin, dtype)
     else:
         wanted = getattr(torch, dtype)
         state = {k: v.to(wanted) if v.is_floating_point() else v for k, v in state.items()}
         model.save_pretrained(output, state_dict=state)
-        _say_dtype(output, dtype)
-    processor.save_pretrained(output)
+        _write_config(output, output, dtype)
+    _finish(output, processor, origin)
 
 
-def from_checkpoint(output: Path, checkpoint: Path, processor: Any, base: Path, dtype: str) -> None:
-    """Write the weights of a checkpoint as a policy."""
+def from_checkpoint(
+    output: Path, checkpoint: Path, processor: Any, origin: Path, dtype: str
+) -> None:
+    """Write the weights of a checkpoint as a policy, by links where they are as they shall be."""
+    clear(output)
     if (checkpoint / "adapter_config.json").exists():
-        model = merged(base, checkpoint, dtype)
+        (output / ADAPTER).mkdir(parents=True)
         for name in ("adapter_config.json", "adapter_model.safetensors"):
-            (output / ADAPTER).mkdir(parents=True, exist_ok=True)
-            (output / ADAPTER / name).write_bytes((checkpoint / name).read_bytes())
-        name_base(output / ADAPTER, base)
+            link(checkpoint / name, output / ADAPTER / name)
+        _rest_on(output, origin, dtype)
+    elif all(adopt.is_of(path, adopt.DTYPES[dtype]) for path in checkpoint.glob(WEIGHTS)):
+        output.mkdir(exist_ok=True)
+        for path in checkpoint.glob(WEIGHTS):
+            link(path, output / path.name)
+        _write_config(checkpoint, output, dtype)
     else:
-        model = _whole(checkpoint, dtype)
-    model.save_pretrained(output)
-    processor.save_pretrained(output)
+        with outside_deepspeed():
+            model = AutoModelForImageTextToText.from_pretrained(
+                checkpoint, use_safetensors=True, dtype=getattr(torch, dtype)
+            )
+        model.save_pretrained(output)
+    _finish(output, processor, origin)
+
+
+def clear(output: Path) -> None:
+    """Take away weights of an attempt before: they may be links, which must not be written through."""
+    for path in output.glob(WEIGHTS):
+        path.unlink()
+    for name in (ADAPTER, EARLIER):
+        shutil.rmtree(output / name, ignore_errors=True)
 
 
 def name_base(adapter: Path, base: Path) -> None:
@@ -74,20 +107,25 @@ def name_base(adapter: Path, base: Path) -> None:
     path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def merged(base: Path, adapter: Path, dtype: str) -> torch.nn.Module:
-    """The base model with an adapter merged in, from files alone."""
-    from peft import PeftModel
+def _rest_on(output: Path, origin: Path, dtype: str) -> None:
+    """Say what an adapter rests on, and take along those that were trained before it."""
+    below = adapters.adapted(origin) or adapters.Adapted(origin, (), dtype)
+    earlier = []
+    for number, adapter in enumerate(below.adapters, start=1):
+        earlier.append(output / EARLIER / str(number))
+        link_tree(adapter, earlier[-1])
+    own = output / ADAPTER
+    name_base(own, below.base)
+    adapters.write(output, adapters.Adapted(below.base, (*earlier, own), dtype))
+    _write_config(origin, output, dtype)
 
-    with outside_deepspeed():
-        return PeftModel.from_pretrained(_whole(base, dtype), adapter).merge_and_unload()
 
-
-def _whole(folder: Path, dtype: str) -> Any:
-    """A model's weights in one process."""
-    with outside_deepspeed():
-        return AutoModelForImageTextToText.from_pretrained(
-            folder, use_safetensors=True, dtype=getattr(torch, dtype)
-        )
+def _finish(output: Path, processor: Any, origin: Path) -> None:
+    """What stands beside weights. The trainer fits the defaults of decoding to the tokenizer; a policy
+    keeps those of its base, so that both stop at the same tokens."""
+    if (own := origin / adapters.GENERATION).is_file():
+        (output / adapters.GENERATION).write_bytes(own.read_bytes())
+    processor.save_pretrained(output)
 
 
 def write_card(
@@ -144,12 +182,51 @@ the licence of the base model, `{_base_name(base)}`.
 {listed}
 
 Accuracy on test images is found by the stage Evaluate, not here.
-"""
+
+{_loading(output, base, settings)}"""
     ModelCard(text, ignore_metadata_errors=True).save(output / "README.md")
+
+
+def _loading(output: Path, base: Path, settings: dict[str, Any]) -> str:
+    """How the policy is loaded; of adapters with what they go on."""
+    if not (found := adapters.adapted(output)):
+        return f"{LOADING}\n\n{WHOLE}"
+    added = "".join(
+        f'model = PeftModel.from_pretrained(model, HERE, subfolder="{path.relative_to(output.resolve())}")'
+        ".merge_and_unload()\n"
+        for path in found.adapters
+    )
+    quantised = (
+        "In training the weights below the adapter were quantised (nf4). Merged weights are the "
+        "unquantised base plus the adapter, a sum that training did not see.\n\n"
+    )
+    return f"""{LOADING}
+
+This folder holds LoRA weights, not the whole model; `HERE` is its place or hub id.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("{_base_name(base)}", dtype="{found.dtype}")
+{added}processor = AutoProcessor.from_pretrained(HERE)
+```
+
+{quantised if settings.get("quantize", "none") != "none" else ""}`python -m training.export HERE OUT` writes whole weights, which vLLM loads, too.
+"""
+
+
+def merged_card(text: str) -> str:
+    """The card of an adapted policy for the whole weights that were made of it."""
+    about, _, loading = text.partition(f"{LOADING}\n")
+    nf4 = [part for part in loading.split("\n\n") if part.startswith("In training")]
+    return "\n\n".join([f"{about}{LOADING}", *nf4, WHOLE])
 
 
 def push(output: Path, repository: str) -> None:
     """Upload the policy to a private repository of the hub: weights, processor and card, no data.
+
+    Of adapters these and not the base's weights, which lie on the hub already.
 
     A failure is told and not fatal: the policy lies here, and can be pushed again.
     """
@@ -172,16 +249,18 @@ def push(output: Path, repository: str) -> None:
         print(f"train: {repository} was not uploaded: {first_line(error)}", flush=True)
 
 
-def _say_dtype(output: Path, dtype: str) -> None:
+def _write_config(source: Path, output: Path, dtype: str) -> None:
     """The config tells the precision of the weights beside it, not of those in training."""
-    path = output / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = dtype
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (output / "config.json").write_text(text, encoding="utf-8")
 
 
 def _base_name(base: Path) -> str:
     """The hub id or kind of model that a base policy was made from, as its manifest says."""
+    if found := adapters.adapted(base):
+        base = found.base
     try:
         manifest = json.loads((base / "manifest.json").read_text(encoding="utf-8"))
         return manifest["settings"]["model"]

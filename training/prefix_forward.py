@@ -171,3 +171,8 @@ def padded(stock: Callable[..., Any], rows: Rows, chosen: Sequence[int], entropy
         ids.numel(),
         len(chosen) * keep,
     )
+
+
+def put(values: torch.Tensor, place: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """`values` with `new` at flat indices `place`, differentiable in `new`."""
+    return values.flatten().index_copy(0, place, new.to(values.dtype)).view_as(values)

@@ -14,8 +14,8 @@ from trl.data_utils import prepare_multimodal_messages
 
 from tasks import prompts
 from tasks.prompts import LETTERS
+from training.prompts_once import remembered
 from training.sft_examples import thought
-from training.shared_vision import remembered
 
 if TYPE_CHECKING:  # what these are mixed into
     from trl import GRPOTrainer as Trainer
@@ -23,6 +23,28 @@ else:
     Trainer = object
 
 Row = dict[str, Any]
+
+
+class KnownFields(Trainer):
+    """Mends what TRL hands to its own pass of the model beside tokens, for some families.
+
+    LLaVA-OneVision's number of images in each prompt, which TRL refuses, is left out: the model takes
+    it to be one, as it is here. Token types (Gemma-3) come from a text with two tokens at its
+    beginning where the prompt has one, and would stand one place further on (`tasks.prompts.rendered`).
+    """
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: torch.nn.Module,
+        input_ids: torch.Tensor,
+        *arguments: Any,
+        batch_num_images: Any = None,
+        **named: Any,
+    ) -> tuple:
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            if named.get(name) is not None:
+                named[name] = named[name][:, -input_ids.size(1) :]
+        return super()._get_per_token_logps_and_entropies(model, input_ids, *arguments, **named)
 
 
 class Timed(Trainer):

@@ -9,6 +9,7 @@ import contextlib
 import json
 from argparse import Namespace
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from data_cards import load
-from tasks import schemas, shards
+from tasks import adapters, schemas, shards, waiting
+from tasks.pixels import Decoder
 from tasks.run import StageError, save_stats, shard_by_shard, stop_if_asked
 from training import checkpoints, handover, loading, parts, policy_folder
 from training.dataset import Place, Questions, Then
@@ -62,7 +64,12 @@ class Session:
     def questions(self, style: str | None) -> Questions:
         """The frozen questions, multiple-choice in this style, or open."""
         return Questions(
-            self.set.mcq, self.cards, style, seed=self.set.seed, cache=self.output / CACHE
+            self.set.mcq,
+            self.cards,
+            style,
+            seed=self.set.seed,
+            cache=self.output / CACHE,
+            decode=Decoder(self.processor),
         )
 
     def rows(self, questions: Questions, then: Then | None = None) -> Dataset:
@@ -85,9 +92,12 @@ class Session:
             loading.check_memory(self.origin, self.processor, some, config, self.given, self.output)
         names = ("dtype", "quantize", "freeze")
         lora = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
-        return loading.load_model(
-            self.origin, **{name: self.given[name] for name in (*names, *lora)}
-        )
+        with config.main_process_first(local=False, desc="adapters"), parts.outside_deepspeed():
+            policy = adapters.whole(self.origin, self.output / CACHE)
+        with waiting.loading(f"train: loading {waiting.weights(policy)}"):
+            return loading.load_model(
+                policy, **{name: self.given[name] for name in (*names, *lora)}
+            )
 
     def train(
         self,
@@ -100,9 +110,17 @@ class Session:
 
         `before` is called when the model is in place, and spread over processes, but not yet trained.
         """
+        if self.set.quantize != "none" and not trainer.is_deepspeed_enabled:  # which holds its own
+            parts.hold_in_float32(trainer.model)
         if trainer.accelerator.is_main_process:
             model = trainer.accelerator.unwrap_model(trainer.model)
             print(f"train: {parts.describe(model)}", flush=True)
+            if self.set.quantize != "none":
+                print(
+                    "train: full weights made of this policy are the unquantised base with the "
+                    "adapter, not the 4-bit weights that it is trained on",
+                    flush=True,
+                )
         recorder = kind(
             self.output,
             trainer,
@@ -110,7 +128,7 @@ class Session:
             start=self.start,
             stop=self.stop,
             keep=self.set.keep_checkpoints,
-            watch=self._watch(),
+            watch=self.watch,
         )
         trainer.remove_callback(PrinterCallback)  # the recorder's line replaces its dictionaries
         start = AtStart(trainer, before)
@@ -129,11 +147,11 @@ class Session:
     def finish(self, trainer: Any, recorder: Recorder, stats: dict[str, Any]) -> None:
         """Write the policy, the log, the state for the next round; every process must call it."""
         policy_folder.save(self.output, trainer, self.processor, self.origin, self.set.dtype)
-        if not trainer.accelerator.is_main_process:
-            return
         last = self.output / checkpoints.FOLDER / f"checkpoint-{self.stop}"
         best = recorder.watch.best_step if recorder.watch else None
-        chosen = self._keep_best(last, self.stop if best is None else best)
+        chosen = self._keep_best(trainer, last, self.stop if best is None else best)
+        if not trainer.accelerator.is_main_process:
+            return
         if self.set.carry_over:
             masters = loading.keeps_masters(self.set.dtype, self.set.lora_rank)
             handover.keep(chosen, last, self.output, weights=masters)
@@ -172,12 +190,15 @@ class Session:
             ) from error
         return Place(epoch, image_id)
 
-    def _watch(self) -> Watch | None:
+    @cached_property
+    def watch(self) -> Watch | None:
+        """What asks about val images on the way."""
         if not self.set.watch_every:
             return None
         sample = val_sample(self.set.download, self.set.split, self.set.watch_images, self.set.seed)
         style, longest = self.set.prompt_style, self.set.max_completion_length
-        return Watch(sample, self.cards, style, self.set.watch_every, longest)
+        ends = loading.end_tokens(self.origin)
+        return Watch(sample, self.cards, style, self.set.watch_every, longest, ends)
 
     def _going_on(self, trainer: Any) -> str | None:
         """The checkpoint to take up: this round's last, or what the round before left, or none."""
@@ -194,22 +215,28 @@ class Session:
             trainer.weights = next((p for p in full if p.exists()), self.set.policy)
         return str(checkpoint) if checkpoint else None
 
-    def _keep_best(self, last: Path, best: int) -> Path:
+    def _keep_best(self, trainer: Any, last: Path, best: int) -> Path:
         """Put the best policy by val images beside the last one, or in its place.
 
-        Returns the checkpoint whose weights are the policy.
+        Returns the checkpoint whose weights are the policy; every process must call it.
         """
         chosen = last.with_name(f"checkpoint-{best}")
         if chosen == last or not chosen.exists():
             return last
-        write = policy_folder.from_checkpoint
+        beside, policy = ("best", last) if self.set.keep_policy == "last" else ("last", chosen)
         common = (self.processor, self.origin, self.set.dtype)
-        if self.set.keep_policy == "last":
-            write(self.output / "best", chosen, *common)
-            return last
-        write(self.output / "last", last, *common)
-        write(self.output, chosen, *common)
-        return chosen
+        if trainer.is_fsdp_enabled:  # each process has a share of a checkpoint, and takes it up
+            if policy == chosen:
+                policy_folder.save(self.output / beside, trainer, *common)
+            trainer._load_from_checkpoint(str(chosen), trainer.model_wrapped)
+            place = self.output if policy == chosen else self.output / beside
+            policy_folder.save(place, trainer, *common)
+        elif trainer.accelerator.is_main_process:
+            write = policy_folder.from_checkpoint
+            write(self.output / beside, last if policy == chosen else chosen, *common)
+            if policy == chosen:
+                write(self.output, chosen, *common)
+        return policy
 
 
 class AtStart(TrainerCallback):

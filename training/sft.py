@@ -3,7 +3,7 @@
 `base_policy` resolves the policy that everything starts from. For `tiny` that is an
 untrained model of under two million parameters, taught on the images set aside for pretraining
 (base and novel classes alike, as a real vision-language model has seen birds of all kinds). For
-anything else it is a model of the hub or a folder, taught nothing unless steps are asked for.
+anything else it is a model of the hub or a folder; `adopt.py` takes over one that is taught nothing.
 
     python -m training.sft CONFIG.json
 
@@ -11,7 +11,6 @@ The loss is the cross-entropy of the completion's tokens; prompt and image token
 Stopped or killed, it goes on from its last checkpoint with the very same result.
 """
 
-import io
 import itertools
 import math
 import random
@@ -21,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 import data_cards
-from tasks import prompts, shards
+from tasks import prompts, shards, waiting
+from tasks.machine import check_gpu, gpus
+from tasks.pixels import Decoder
 from tasks.run import (
     StageError,
     first_line,
@@ -37,6 +37,8 @@ from tasks.run import (
     stop_if_asked,
 )
 from training import sft_checkpoint, sft_examples, tiny_policy
+from training.adopt import adopt
+from training.loading import sized_processor
 
 WARMUP_SHARE = 0.1
 MAX_GRAD_NORM = 1.0
@@ -73,30 +75,37 @@ def base_policy(
     area an image is scaled to. `dtype` is the precision of the saved weights.
     """
     disable_progress_bar()  # of the library: one bar a stage is enough
+    if steps:
+        check_gpu()
     cards = [data_cards.load(name) for name in card.split("+")]
     pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    if model != "tiny" and not steps:
+        adopt(output, model=model, dtype=dtype, **pixels)
+        return
     if model == "tiny":
         texts = [text for each in cards for text in (each.kind, each.noun, *each.classes)]
         policy, processor = tiny_policy.build(tiny_policy.slot_words(texts), seed=seed, **pixels)
     else:
         try:
-            policy = AutoModelForImageTextToText.from_pretrained(
-                model, use_safetensors=True, dtype=torch.float32 if steps else dtype
-            )
-            processor = AutoProcessor.from_pretrained(model, **pixels)
+            processor = sized_processor(model, **pixels)
+            with waiting.loading(f"base_policy: loading {waiting.weights(model)}"):
+                policy = AutoModelForImageTextToText.from_pretrained(
+                    model, use_safetensors=True, dtype=torch.float32
+                )
         except (OSError, ValueError) as error:
             raise StageError(
                 f"[BasePolicy] model = {model} cannot be loaded: {first_line(error)}"
             ) from error
-        processor.tokenizer.padding_side = "left"
     if steps:
+        if gpus():  # the first of them: one process teaches
+            policy.to("cuda")
         wording = {each.name: _wording(each, prompt_style) for each in cards}
         names = {each.name: each.classes for each in cards}
         rows = [
             row for places in zip(download, split, strict=True) for row in pretrain_images(*places)
         ]
         batches = _random_batches(
-            rows, names, wording, seed, batch_size, question_share, blind_share
+            rows, Decoder(processor), names, wording, seed, batch_size, question_share, blind_share
         )
         figures = train_supervised(
             policy,
@@ -174,10 +183,7 @@ def train_supervised(
 def collate(processor: Any, batch: list[sft_examples.Example]) -> Any:
     """Model inputs of a batch, padded on the left, with `labels` for the completions' tokens."""
     prompt_texts = [
-        processor.apply_chat_template(
-            prompts.chat(example.question), add_generation_prompt=True, tokenize=False
-        )
-        for example in batch
+        prompts.rendered(processor, prompts.chat(example.question)) for example in batch
     ]
     ends = [example.completion + processor.tokenizer.eos_token for example in batch]
     inputs = processor(
@@ -237,6 +243,7 @@ def _wording(card: data_cards.Card, style: str) -> sft_examples.Wording:
 
 def _random_batches(
     rows: list[tuple[str, str, bytes]],
+    decode: Decoder,
     names: dict[str, tuple[str, ...]],
     wording: dict[str, sft_examples.Wording],
     seed: int,
@@ -249,10 +256,9 @@ def _random_batches(
     batch: list[sft_examples.Example] = []
     while True:
         for card, name, data in rng.sample(rows, len(rows)):
-            image = Image.open(io.BytesIO(data)).convert("RGB")
             batch.append(
                 sft_examples.random_example(
-                    image,
+                    decode(data),
                     name,
                     names[card],
                     rng,

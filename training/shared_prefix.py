@@ -4,7 +4,7 @@ All completions of a GRPO group share one image and one prompt. TRL encodes the 
 them, and takes the prompt through the language model with each of them. `SharedPrefixTrainer`
 takes both through once and lets the completions follow in the same row (`prefix_attention`,
 `prefix_batches`, `prefix_forward`), drops padding, forwards no group whose gradient is zero, and
-processes each image once (`group_trainer`, `shared_vision`). The loss is TRL's own code on tensors
+processes each image once (`group_trainer`, `prompts_once`). The loss is TRL's own code on tensors
 of TRL's shapes, so log-probabilities, loss and gradients are TRL's, up to rounding.
 
 Two ways, chosen by architecture and said in one line: prefix, for Qwen2.5-VL and Qwen2-VL; vision,
@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
-from training import first_batch, prefix_attention, prefix_batches, vllm_correction
+from training import first_batch, prefix_attention, vllm_correction
 from training.group_trainer import GroupTrainer, Scope
 from training.prefix_batches import Stopwatch
-from training.prefix_forward import Found, Rows, base_of, packed, padded, sharing
+from training.prefix_forward import Found, Rows, base_of, packed, padded, put, sharing
+from training.rollout_engine import by_vllm
 from training.shared_vision import ImagesOnce
 
 Batch = dict[str, Any]
@@ -67,6 +68,7 @@ def make_trainer(
     `mixed` makes the class that is used of that kind.
     """
     kind = trainer_kind(model, shared_prefix, **trl)
+    kind = by_vllm(kind) if trl["args"].use_vllm else kind
     own = {"tokens_per_micro_batch": tokens_per_micro_batch, "check_first_batch": check_first_batch}
     options = own if issubclass(kind, SharedPrefixTrainer) else {}
     return (mixed(kind) if mixed else kind)(model=model, **options, **trl)
@@ -77,7 +79,7 @@ class SharedPrefixTrainer(GroupTrainer):
 
     `tokens_per_micro_batch` bounds the tokens of one forward and backward pass (0: the whole of
     `per_device_train_batch_size` at once); the gradient stays that of the undivided batch.
-    `check_first_batch` compares the first batch with TRL's own pass and raises StageError where
+    `check_first_batch` compares the first batch with TRL's own pass and goes on with that where
     they disagree. `counters` tells what this process has computed; each logged step shows what was
     added as `shared/...`.
     """
@@ -91,11 +93,12 @@ class SharedPrefixTrainer(GroupTrainer):
     ):
         super().__init__(*args, tokens_per_micro_batch=tokens_per_micro_batch, **kwargs)
         self._unchecked = check_first_batch
-        self._encoders: dict[int, ImagesOnce] = {}
+        self.falls_back = False  # to TRL's own pass, after the comparison
+        self.encoders: dict[int, ImagesOnce] = {}
         for model in (self.model, self.ref_model):
             if model is not None:
                 base = base_of(model)
-                self._encoders[id(base)] = ImagesOnce(base.base_model)
+                self.encoders[id(base)] = ImagesOnce(base.base_model)
                 if self.way == "prefix":
                     prefix_attention.install(base)
 
@@ -144,11 +147,11 @@ class SharedPrefixTrainer(GroupTrainer):
         for chosen in batches:
             if chosen:
                 found = self._forward(model, stock, rows, chosen, compute_entropy)
-                logps = _put(logps, found.place, found.logps)
+                logps = put(logps, found.place, found.logps)
                 if found.entropies is not None:
-                    entropies = _put(entropies, found.place, found.entropies)
+                    entropies = put(entropies, found.place, found.entropies)
             else:
-                logps = logps + self._nothing(model, input_ids)
+                logps = logps + self._nothing(model, stock, rows)
         if scope.rows is not None:
             scope.logps, scope.entropies = logps.detach(), entropies.detach()
             self._correct(scope)
@@ -157,10 +160,13 @@ class SharedPrefixTrainer(GroupTrainer):
     def _forward(
         self, model: torch.nn.Module, stock: Any, rows: Rows, chosen: list[int], entropy: bool
     ) -> Found:
-        encoder = self._encoders[id(base_of(model))]
+        encoder = self.encoders[id(base_of(model))]
         before = encoder.patches
         with self.accelerator.autocast():
-            if rows.per_group:
+            if self.falls_back:
+                with encoder.off():
+                    found = padded(stock, rows, chosen, entropy)
+            elif rows.per_group:
                 found = packed(model, rows, chosen)
             else:
                 found = padded(stock, rows, chosen, entropy)
@@ -173,25 +179,35 @@ class SharedPrefixTrainer(GroupTrainer):
         counters.completion_tokens_useful += sum(rows.completions[row] for row in chosen)
         return found
 
-    def _nothing(self, model: torch.nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+    def _nothing(self, model: torch.nn.Module, stock: Any, rows: Rows) -> torch.Tensor:
         """A zero with a gradient of zero, where there is nothing to forward.
 
-        Other processes wait for this one's part in a forward and backward pass: two tokens.
+        Other processes wait for this one's part in a forward and backward pass, vision tower
+        included: where weights are shared out, every module's are gathered from all processes. So
+        the shortest of this process's rows goes through, and counts for nothing.
         """
+        device = rows.input_ids.device
         if self.accelerator.num_processes == 1:
-            return torch.zeros((), device=input_ids.device, requires_grad=torch.is_grad_enabled())
-        two = input_ids.new_full((1, 2), self._tokenizer.eos_token_id)
-        outputs = model(
-            input_ids=two, attention_mask=torch.ones_like(two), labels=two, fused_lm_head=True
-        )
-        return 0.0 * outputs.log_probs.sum()
+            return torch.zeros((), device=device, requires_grad=torch.is_grad_enabled())
+        lengths = [
+            (p + c, row)
+            for row, (p, c) in enumerate(zip(rows.prompts, rows.completions, strict=True))
+            if c
+        ]
+        kept = dict(vars(self.counters))
+        found = self._forward(model, stock, rows, [min(lengths)[1]], False)
+        vars(self.counters).update(kept)
+        return 0.0 * found.logps.sum()
 
     # The loss: TRL's, once for each micro-batch.
 
     def _compute_loss(self, model: torch.nn.Module, inputs: Batch) -> torch.Tensor:
         rows = self._rows(inputs, inputs["groups"])
         if self._unchecked and self.model.training:
-            self._check(model, rows)
+            self._unchecked = False
+            self.falls_back = not first_batch.agree(self, model, rows)
+            if self.falls_back:
+                self._split_anew()
         for name, count in inputs["counted"].items():
             setattr(self.counters, name, getattr(self.counters, name) + count)
         # A row that is not forwarded has a ratio of one where there is an old value.
@@ -269,46 +285,12 @@ class SharedPrefixTrainer(GroupTrainer):
             logs |= {f"shared/{name}": value for name, value in self.counters.since_last().items()}
         super().log(logs, start_time)
 
-    def _check(self, model: torch.nn.Module, rows: Rows) -> None:
-        """Compare with TRL's own pass, on a few rows of the first two groups."""
-        self._unchecked = False
-        limit = self.tokens_per_micro_batch
-        each = max(1, limit // (2 * rows.input_ids.size(1))) if limit else len(rows.groups)
-        groups = list(prefix_batches.members(rows.groups).values())[:2]
-        chosen = [row for group in groups for row in group[:each] if rows.completions[row]]
-        if not chosen:
-            return
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        inner = model if sharded else self.accelerator.unwrap_model(model)
-        stock = functools.partial(super()._get_per_token_logps_and_entropies, inner)
-        ids, mask = rows.input_ids[chosen], rows.attention_mask[chosen]
-        counted = mask[:, -rows.keep :]
-
-        def shared() -> tuple[torch.Tensor, torch.Tensor]:
-            with self.accelerator.autocast():
-                found = (
-                    packed(inner, rows, chosen)
-                    if rows.per_group
-                    else padded(stock, rows, chosen, False)
-                )
-            empty = found.logps.new_zeros(len(rows.groups), rows.keep)
-            return _put(empty, found.place, found.logps)[chosen], counted
-
-        def separate() -> tuple[torch.Tensor, torch.Tensor]:
-            with self._encoders[id(base_of(model))].off():
-                return stock(ids, mask, rows.keep, **rows.by_row(chosen))[0], counted
-
-        reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
-        told = first_batch.compare(
-            inner,
-            shared,
-            separate,
-            gradients=not sharded and not reentrant,  # of which neither gives a gradient by itself
-            exact=self.accelerator.mixed_precision == "no"
-            and all(p.dtype == torch.float32 for p in inner.parameters()),
-        )
-        if self.accelerator.is_main_process:
-            print(told)
+    def _split_anew(self) -> None:
+        """Micro-batches of the batches at hand, for the pass that is taken from now on."""
+        for slot in self._buffered_inputs or []:
+            live = [row for rows in slot["micro_batches"] for row in rows]
+            rows = self._rows(slot, slot["groups"])
+            slot["micro_batches"] = self._micro_batches(rows, live)
 
     @contextmanager
     def _unlogged(self) -> Iterator[None]:
@@ -319,8 +301,3 @@ class SharedPrefixTrainer(GroupTrainer):
             yield
         finally:
             self._metrics = metrics
-
-
-def _put(values: torch.Tensor, place: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """`values` with `new` at flat indices `place`, differentiable in `new`."""
-    return values.flatten().index_copy(0, place, new.to(values.dtype)).view_as(values)

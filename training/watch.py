@@ -7,12 +7,12 @@ the checkpoint that answered best is kept beside the last.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from transformers import GenerationConfig
+from trl.data_utils import prepare_multimodal_messages
 from trl.distributed import DistributedBackend
 from trl.models import unwrap_model_for_generation
 
@@ -20,9 +20,10 @@ from data_cards import Card
 from tasks import prompts, shards
 from tasks.answers import parse
 from tasks.labels import ClassNames
+from tasks.pixels import Decoder
 from tasks.seeding import row_generator
 
-BATCH = 32  # images at a time
+BATCH, VLLM_BATCH = 32, 64  # images at a time
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,21 @@ def val_sample(
 
 
 class Watch:
-    """Asks the open question about `samples` every `every` steps and remembers the best step."""
+    """Asks the open question about `samples` every `every` steps and remembers the best step.
+
+    An answer has at most `length` tokens; any of `ends` ends it, and the tokenizer's own.
+    """
 
     def __init__(
-        self, samples: list[Sample], cards: Sequence[Card], style: str, every: int, length: int
+        self,
+        samples: list[Sample],
+        cards: Sequence[Card],
+        style: str,
+        every: int,
+        length: int,
+        ends: Sequence[int] = (),
     ):
-        self.samples, self.every, self.length = samples, every, length
+        self.samples, self.every, self.length, self.ends = samples, every, length, ends
         self.names = [ClassNames(card.classes, card.aliases) for card in cards]
         self.texts = [prompts.open_question(c.noun, c.kind, style=style) for c in cards]
         self.seen: dict[int, float] = {}
@@ -87,27 +97,17 @@ class Watch:
             return {"val_accuracy": self.seen[step]}
         share = self._share(trainer.accelerator.process_index, trainer.accelerator.num_processes)
         counts = torch.zeros(2, device=trainer.accelerator.device)
-        generators = torch.get_rng_state()  # greedy, but what a library draws must not show
-        with (
-            unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model,
-            DistributedBackend(trainer.accelerator).summon_full_params(
-                trainer.model_wrapped, recurse=False
-            ),
-        ):
-            training, _ = model.training, model.eval()
-            for start in range(0, len(share), BATCH):
-                part = share[start : start + BATCH]
-                texts = self._answers(trainer, model, [sample for sample, _ in part])
-                for (sample, counted), text in zip(part, texts, strict=True):
-                    answer = parse(text).answer
-                    right = (
-                        answer is not None
-                        and self.names[sample.card].match(answer).class_id == sample.label
-                    )
-                    if counted:
-                        counts += counts.new_tensor([float(right), float(answer is None)])
-            model.train(training)
-        torch.set_rng_state(generators)
+        asked = [sample for sample, _ in share]
+        by_vllm = getattr(trainer, "use_vllm", False)
+        texts = self._by_vllm(trainer, asked) if by_vllm else self._by_model(trainer, asked)
+        for (sample, counted), text in zip(share, texts, strict=True):
+            answer = parse(text).answer
+            right = (
+                answer is not None
+                and self.names[sample.card].match(answer).class_id == sample.label
+            )
+            if counted:
+                counts += counts.new_tensor([float(right), float(answer is None)])
         right, unreadable = trainer.accelerator.gather(counts).view(-1, 2).sum(0).tolist()
         self.seen[step] = right / len(self.samples)
         return {
@@ -121,18 +121,61 @@ class Watch:
         most = -(-len(self.samples) // processes)
         return [(sample, True) for sample in mine] + [(self.samples[0], False)] * (most - len(mine))
 
+    def _by_vllm(self, trainer: Any, asked: list[Sample]) -> list[str]:
+        texts: list[str] = []
+        decode = Decoder(trainer.processing_class)
+        for start in range(0, len(asked), VLLM_BATCH):
+            part = asked[start : start + VLLM_BATCH]
+            chats = [
+                prepare_multimodal_messages(
+                    [{"role": "user", "content": self.texts[sample.card]}],
+                    images=[decode(sample.image)],
+                )
+                for sample in part
+            ]
+            _, completions, _ = trainer.ask(chats, temperature=0.0, max_tokens=self.length)
+            texts += trainer.processing_class.batch_decode(completions, skip_special_tokens=True)
+        return texts
+
+    def _by_model(self, trainer: Any, asked: list[Sample]) -> list[str]:
+        texts: list[str] = []
+        generators = torch.get_rng_state()  # greedy, but what a library draws must not show
+        with (
+            unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model,
+            DistributedBackend(trainer.accelerator).summon_full_params(
+                trainer.model_wrapped, recurse=False
+            ),
+        ):
+            # In place of the policy's own, from which `generate` takes whatever is not said.
+            own, model.generation_config = model.generation_config, self._greedy(trainer)
+            training, _ = model.training, model.eval()
+            for start in range(0, len(asked), BATCH):
+                texts += self._answers(trainer, model, asked[start : start + BATCH])
+            model.train(training)
+            model.generation_config = own
+        torch.set_rng_state(generators)
+        return texts
+
+    def _greedy(self, trainer: Any) -> GenerationConfig:
+        tokenizer = trainer.processing_class.tokenizer
+        return GenerationConfig(
+            max_new_tokens=self.length,
+            do_sample=False,
+            repetition_penalty=1.0,
+            eos_token_id=sorted({*self.ends, tokenizer.eos_token_id}),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+
     def _answers(self, trainer: Any, model: Any, part: list[Sample]) -> list[str]:
         processor = trainer.processing_class
         texts = [
-            processor.apply_chat_template(
-                prompts.chat(self.texts[sample.card]), add_generation_prompt=True, tokenize=False
-            )
-            for sample in part
+            prompts.rendered(processor, prompts.chat(self.texts[sample.card])) for sample in part
         ]
-        images = [[Image.open(BytesIO(sample.image)).convert("RGB")] for sample in part]
+        decode = Decoder(processor)
+        images = [[decode(sample.image)] for sample in part]
         inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
         inputs = inputs.to(model.device)
         with torch.no_grad():
-            output = model.generate(**inputs, max_new_tokens=self.length, do_sample=False)
+            output = model.generate(**inputs)
         ends = output[:, inputs["input_ids"].shape[1] :]
         return processor.batch_decode(ends, skip_special_tokens=True)

@@ -66,13 +66,11 @@ def main() -> None:
 
 def speed(folder: Path, images: int) -> list[Figure]:
     """Rate, memory, growth with ten times the rollouts, and what reading each text once saves."""
-    one, more, mixed = folder / "one", folder / "more", folder / "mixed"
+    one, more = folder / "one", folder / "more"
     write_rollouts(one, images, ROLLOUTS)
-    write_rollouts(mixed, images, ROLLOUTS, interleaved=True)
-    runs: dict[str, list[dict[str, Any]]] = {"one": [], "mixed": [], "written": []}
+    runs: dict[str, list[dict[str, Any]]] = {"one": [], "written": []}
     for _ in range(REPEATS):
         runs["one"].append(_child(one, images, "memory"))
-        runs["mixed"].append(_child(mixed, images, "memory"))
         runs["written"].append(_child(one, images, "disk"))
     seconds = {name: statistics.median(r["seconds"] for r in done) for name, done in runs.items()}
     peak = {name: max(r["peak_mb"] for r in done) for name, done in runs.items()}
@@ -90,9 +88,7 @@ def speed(folder: Path, images: int) -> list[Figure]:
         _figure(
             "the same, shards written and synced", count / seconds["written"], "-", "rollouts/s"
         ),
-        _figure("the same, images interleaved", count / seconds["mixed"], "-", "rollouts/s"),
         _figure("peak memory", peak["one"], "< 1,024", "MB"),
-        _figure("peak memory, images interleaved", peak["mixed"], "< 1,024", "MB"),
         _figure(
             "time, 10 x the rollouts an image", deeper["seconds"] / seconds["one"], "<= 11", "x"
         ),

@@ -35,22 +35,14 @@ def rows_of(images: int) -> list[dict[str, Any]]:
     return [{"image_id": f"bench/train/{i:07d}.jpg", "label": i * 7 % BASE} for i in range(images)]
 
 
-def write_rollouts(folder: Path, images: int, per_image: int, *, interleaved: bool = False) -> None:
-    """Rollout shards; with `interleaved` each shard holds a few rollouts of every image."""
+def write_rollouts(folder: Path, images: int, per_image: int) -> None:
+    """Rollout shards, images in the order of the split."""
     folder.mkdir(parents=True)
-    rows = rows_of(images)
-    if not interleaved:
-        for index, part in enumerate(shards.chunks(rows, IMAGES_PER_SHARD)):
-            ids = np.repeat([row["image_id"] for row in part], per_image)
-            labels = np.repeat([row["label"] for row in part], per_image)
-            numbers = np.tile(np.arange(per_image, dtype=np.int32), len(part))
-            _write(folder, index, ids, labels, numbers)
-        return
-    order = np.random.default_rng(SEED).permutation(images)
-    ids, labels = np.array([r["image_id"] for r in rows]), np.array([r["label"] for r in rows])
-    for index in range(per_image):
-        numbers = np.full(images, index, np.int32)
-        _write(folder, index, ids[order], labels[order], numbers)
+    for index, part in enumerate(shards.chunks(rows_of(images), IMAGES_PER_SHARD)):
+        ids = np.repeat([row["image_id"] for row in part], per_image)
+        labels = np.repeat([row["label"] for row in part], per_image)
+        numbers = np.tile(np.arange(per_image, dtype=np.int32), len(part))
+        _write(folder, index, ids, labels, numbers)
 
 
 def _write(folder: Path, index: int, ids: Any, labels: Any, numbers: Any) -> None:

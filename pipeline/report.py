@@ -1,0 +1,101 @@
+"""The end of the line: Report, a page a set, and TrainDiVE, which asks for everything."""
+
+import luigi
+
+from pipeline import artifact
+from pipeline.data_stages import data
+from pipeline.evaluation import Evaluate, cross_evaluations, judgements
+from pipeline.methods import method_of
+from pipeline.round_stages import BuildMCQ, Propose, Train, last_round
+from pipeline.settings import Checked
+from pipeline.stage import OfSet, Stage, lineage
+
+
+class Report(OfSet):
+    """Numbers with intervals, and a page to look at."""
+
+    method = luigi.Parameter()
+    seed = luigi.IntParameter()
+
+    module = "tasks.report"
+    code_version = 3
+
+    def needs(self):
+        given = {"dataset": self.dataset, "seed": self.seed}
+        of_set = {"subset": self.subset, **given}
+        needed: dict[str, Stage] = {
+            "zero_shot": Evaluate(method="zero_shot", refresh_round=0, **of_set)
+        }
+        if self.method != "zero_shot":
+            chain = {"method": self.method, **of_set}
+            needed[self.method] = Evaluate(refresh_round=last_round(self.method), **chain)
+            for r in range(last_round(self.method) + 1):
+                needed[f"train{r}"] = Train(refresh_round=r, method=self.method, **given)
+                needed[f"mcq{r}"] = BuildMCQ(refresh_round=r, **chain)
+                if method_of(self.method).refreshes:
+                    needed[f"propose{r}"] = Propose(refresh_round=r, **chain)
+        for name, by_method in cross_evaluations(self).items():
+            needed |= {f"cross/{name}/{method}": stage for method, stage in by_method.items()}
+        needed |= {f"judge/{method}": stage for method, stage in judgements(self).items()}
+        return {**needed, **data(self, self.set_name)}
+
+    def place(self):
+        return "/".join(filter(None, (self.method, "report", self.subset)))
+
+    def arguments(self):
+        need = self.needs()
+        names = ["zero_shot"] if self.method == "zero_shot" else ["zero_shot", self.method]
+        rounds = range(last_round(self.method) + 1) if self.method != "zero_shot" else ()
+        return {
+            "card": self.set_name,
+            "evaluations": [{"name": name, "path": str(need[name].folder)} for name in names],
+            "rounds": [
+                {
+                    "round": r,
+                    "propose": str(need[f"propose{r}"].folder) if f"propose{r}" in need else "",
+                    "build_mcq": str(need[f"mcq{r}"].folder),
+                    "train": str(need[f"train{r}"].folder),
+                }
+                for r in rounds
+            ],
+            "download": str(need["download"].folder),
+            "split": str(need["split"].folder),
+            "manifests": [str(stage.folder / "manifest.json") for stage in lineage(self)],
+            "cross": [
+                {
+                    "trained_on": self.dataset,
+                    "set": key.split("/")[1],
+                    "method": key.split("/")[2],
+                    "path": str(stage.folder),
+                }
+                for key, stage in need.items()
+                if key.startswith("cross/")
+            ],
+            "judged": [
+                {"name": key.split("/")[1], "path": str(stage.folder)}
+                for key, stage in need.items()
+                if key.startswith("judge/")
+            ],
+            "command": f"luigi --module pipeline.tasks TrainDiVE --dataset {self.dataset} "
+            f"--method {self.method} --seed {self.seed}",
+        }
+
+
+class TrainDiVE(Checked, luigi.Task):
+    """Everything: all rounds of propose, build and train, the evaluations and a report a set."""
+
+    dataset = luigi.Parameter(description="a data card's name, or several joined by +")
+    method = luigi.Parameter()
+    seed = luigi.IntParameter()
+
+    def requires(self):
+        report = Report(dataset=self.dataset, subset="", method=self.method, seed=self.seed)
+        return report.parts() or [report]
+
+    def complete(self):
+        return all(report.complete() for report in self.requires())
+
+    def run(self):
+        print(
+            "\n\n".join(artifact.summary(report.folder) for report in self.requires()), flush=True
+        )

@@ -1,0 +1,94 @@
+"""Pages and drawings from templates (Jinja2), which lie in this folder.
+
+Python computes the values, a template holds the markup, and every value that a template prints is
+escaped, whatever a model or a file wrote. Every page is a block of `frame.html.jinja`, which carries
+the content policy.
+
+Line breaks and indentation of a template are for its reader: beside a tag or a block they are left
+out, between words they are one space.
+"""
+
+import re
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2.ext import Extension
+from jinja2.lexer import Token, TokenStream
+from markupsafe import Markup
+
+from tasks import report_style
+from tasks.report_text import esc, label, percent, points, signs, title_of
+
+FOLDER = Path(__file__).parent
+
+
+def render(template: str, **values: Any) -> Markup:
+    """What a template of this folder makes of `values`, as markup: HTML or SVG.
+
+    Raises jinja2.UndefinedError for a value that the template needs and nobody gave.
+    """
+    return Markup(_environment().get_template(template).render(values))
+
+
+def source(name: str) -> str:
+    """The text of a file of this folder."""
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        autoescape=True,
+        finalize=_printed,
+        undefined=StrictUndefined,
+        loader=FileSystemLoader(FOLDER),
+        extensions=[_Lines],
+        keep_trailing_newline=True,
+        auto_reload=False,
+    )
+    environment.filters |= {
+        "label": label,
+        "title_of": title_of,
+        "percent": percent,
+        "points": points,
+        "signs": signs,
+        "count": "{:,}".format,
+    }
+    environment.globals |= {
+        "policy": Markup(report_style.POLICY),
+        "light": report_style.LIGHT,
+        "dark": report_style.DARK,
+    }
+    return environment
+
+
+def _printed(value: Any) -> Markup:
+    """A value as a template prints it; what came out of a template is markup already."""
+    return value if isinstance(value, Markup) else Markup(esc(value))
+
+
+class _Lines(Extension):
+    """Leaves out a template's line breaks and indentation; style sheets and scripts keep theirs."""
+
+    def filter_stream(self, stream: TokenStream) -> Iterable[Token]:
+        tokens = list(stream)
+        keep = (stream.name or "").endswith((".css", ".js"))
+        for index, token in enumerate(tokens):
+            if token.type == "data" and not keep:
+                before = tokens[index - 1].type if index else ""
+                after = tokens[index + 1].type if index + 1 < len(tokens) else ""
+                # At an expression's edge a break is one between words, unless nothing else is there.
+                alone = token.value.isspace()
+                left = "w" if before == "variable_end" and not alone else ">"
+                right = "w" if after == "variable_begin" and not alone else "<"
+                yield Token(token.lineno, "data", _joined(left + token.value + right)[1:-1])
+            else:
+                yield token
+
+
+def _joined(text: str) -> str:
+    text = re.sub(r"(?<=>)\s*\n\s*|\s*\n\s*(?=<)", "", text)
+    return re.sub(r"\s*\n\s*", " ", text)

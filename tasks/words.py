@@ -1,0 +1,110 @@
+"""Words of a free text, as names are compared: the rules below every matching of names.
+
+A name is compared by its words: lower case, one space apart, without accents, apostrophes and
+invisible characters. Model years, hedges and remarks in parentheses are known here, since both the
+matching of class names and the reading of options rest on them.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import NamedTuple
+
+MAX_LENGTH = 500  # characters; a longer text is no name, and Unicode would take quadratic time
+HEDGES = frozenset(
+    """or and nor either neither both any all none not no maybe perhaps possibly probably likely
+    unlikely unsure uncertain versus vs rather alternatively could might unless else
+    """.split()  # noqa: SIM905 - as a list it would take a screen
+)
+
+_YEAR = re.compile(r"(?:19|20)\d\d")
+REMARK = re.compile(r"[(（]([^()（）]*)[)）]")
+# What may stand between two words of one name; anything else may be the comma of a list.
+_WITHIN_NAME = re.compile(r"[ \t]*|[-\u2010-\u2015\u2212_]")
+_ABBREVIATIONS = ("st", "mt", "ft", "dr")
+_WORD = re.compile(r"w[wm]*\+*")  # over the mask: w a letter or digit, m a combining mark
+_ACCENTS = re.compile("[\u0300-\u036f\ufe00-\ufe0f]")  # and what only chooses a glyph
+_MARKUP: dict[str, str | None] = {mark: None for mark in "'`´‘’‛′ʹʻʼʽˈ＇"} | {"&": " and "}
+_REPLACED = str.maketrans(_MARKUP)
+
+
+class Word(NamedTuple):
+    """A word of a text: its `key` for comparison, its own case, and what stands around it."""
+
+    key: str
+    raw: str
+    before: str
+    after: str
+
+
+def words(text: str) -> list[Word]:
+    """The words of `text`: runs of letters, digits and marks, a trailing "+" included.
+
+    Hyphens of every kind, underscores and punctuation separate words; apostrophes and invisible
+    characters vanish; accents of Latin, Greek and Cyrillic letters are dropped.
+    """
+    if len(text) > MAX_LENGTH:
+        return []
+    text = _plain(text)
+    mask = "".join(_kind(char) for char in text)
+    spans = [found.span() for found in _WORD.finditer(mask)]
+    edges = [0, *(edge for span in spans for edge in span), len(text)]
+    gaps = [text[edges[i] : edges[i + 1]] for i in range(0, len(edges), 2)]
+    return [
+        Word(_plain(text[start:end].casefold()), text[start:end], gaps[i], gaps[i + 1])
+        for i, (start, end) in enumerate(spans)
+    ]
+
+
+def hangs_on(word: Word) -> bool:
+    """Whether what follows `word` can be the middle of a name: a space, a hyphen, an "St."."""
+    shortened = word.key in _ABBREVIATIONS and word.after in (".", ". ")
+    return shortened or _WITHIN_NAME.fullmatch(word.after) is not None
+
+
+def without_article(found: list[Word]) -> list[Word]:
+    """Drop leading articles, but keep the "An" of "An-12" and the "A" of "A-10"."""
+    while len(found) > 1 and found[0].key in ("a", "an", "the"):
+        article, following = found[0].key, found[1].key
+        if article != "the" and not (following[0].isalpha() or _YEAR.fullmatch(following)):
+            break
+        found = found[1:]
+    return found
+
+
+def without_remarks(text: str) -> str:
+    """Drop what stands in parentheses, unless there is nothing else."""
+    rest = REMARK.sub(" ", text)
+    return rest if any(char.isalnum() for char in rest) else text
+
+
+def normalize(text: str, *, keep_remarks: bool = False) -> str:
+    """The form in which two names are compared: lower-case words, one space apart.
+
+    Returns "" for a text without a letter or digit, or longer than MAX_LENGTH characters.
+    `keep_remarks` keeps the words that stand in parentheses, which otherwise are dropped.
+    """
+    if len(text) > MAX_LENGTH:
+        return ""
+    found = words(text if keep_remarks else without_remarks(text))
+    return " ".join(word.key for word in without_article(found))
+
+
+def year_bag(keys: Iterable[str]) -> tuple[str, ...]:
+    """The words sorted, if one of them is a model year; else empty: order matters elsewhere."""
+    bag = tuple(sorted(keys))
+    return bag if any(_YEAR.fullmatch(key) for key in bag) else ()
+
+
+def _plain(text: str) -> str:
+    """Compatibility forms resolved, accents, apostrophes and invisible characters dropped."""
+    if text.isascii():
+        return text.translate(_REPLACED)
+    shown = (char for char in text.translate(_REPLACED) if unicodedata.category(char) != "Cf")
+    split = unicodedata.normalize("NFKD", "".join(shown))
+    return unicodedata.normalize("NFKC", _ACCENTS.sub("", split)).translate(_REPLACED)
+
+
+def _kind(char: str) -> str:
+    mark = unicodedata.category(char) in ("Mn", "Mc")
+    return "w" if char.isalnum() else "m" if mark else char

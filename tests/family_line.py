@@ -1,0 +1,71 @@
+"""Several families through BasePolicy, Propose, Train and Evaluate in one process: `FILE.json`.
+
+vLLM takes longer to import than a tiny model to go through the whole line. For each family of the
+file, what went wrong, what was printed and how many seconds each stage took is written beside it.
+"""
+
+import contextlib
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from tasks.engine import open_engine
+from tasks.evaluate import evaluate
+from tasks.propose import propose
+from tests import families
+from training.grpo import grpo
+from training.sft import base_policy
+
+STAGES = (
+    ("base", base_policy),
+    ("propose", propose),
+    ("train", grpo),
+    ("evaluate", evaluate),
+    ("again", evaluate),
+)
+
+
+def engine(policy, settings):
+    """`[engine] backend`, named in `in_process`, in this process and not in one below it."""
+    return open_engine(policy, {**settings, "backend": settings["in_process"]})
+
+
+def paths(given: dict) -> dict:
+    """The arguments of a stage, with folders as paths."""
+    made = dict(given)
+    for key in ("download", "split", "policy", "base", "output", "mcq"):
+        if key in made:
+            value = made[key]
+            made[key] = [Path(each) for each in value] if isinstance(value, list) else Path(value)
+    return made
+
+
+def line(given: dict) -> dict[str, float]:
+    """A family through all stages; seconds of each."""
+    getattr(families, given["family"])(Path(given["base"]["model"]), given["words"])
+    seconds = {}
+    for name, stage in STAGES:
+        started = time.monotonic()
+        Path(given[name]["output"]).mkdir()
+        stage(**paths(given[name]))
+        seconds[name] = round(time.monotonic() - started, 1)
+    return seconds
+
+
+def main(path: Path) -> None:
+    told = {}
+    for given in json.loads(path.read_text()):
+        error, seconds, said = "", {}, path.with_name("said.txt")
+        with said.open("w") as file, contextlib.redirect_stdout(file):
+            try:
+                seconds = line(given)
+            except Exception:
+                error = traceback.format_exc()
+        told[given["family"]] = {"error": error, "said": said.read_text(), "seconds": seconds}
+        path.with_name("told.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,134 @@
+"""What other families' processors give is what engine and trainer use: tokens, tiles, sizes."""
+
+import io
+import subprocess
+import sys
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+from trl import GRPOConfig
+
+from tasks.engine import Prompter, Request
+from tests import families
+from tests.conftest import ROOT
+from tests.test_families import ADAPTED as FAMILIES
+from tests.test_families import SHAPES
+from training.grpo import with_ours
+from training.loading import load_processor
+from training.shared_prefix import make_trainer
+
+pytestmark = pytest.mark.model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_is_the_same_however_it_is_made(family, tmp_path):
+    prompter = Prompter(getattr(families, family)(tmp_path / "policy", ["beetle"]))
+    for shape in SHAPES:
+        made = io.BytesIO()
+        picture(*shape).save(made, "PNG")
+        request = Request("a", made.getvalue(), "What is it?")
+        asked = prompter.processor(text=[prompter(request)], images=[[request.picture]])
+        assert asked["input_ids"][0] == prompter.tokens(request)
+
+
+WITHOUT = """
+import sys
+sys.modules["num2words"] = None  # importing it fails
+from pathlib import Path
+from tasks.engine import Prompter
+from tasks.run import StageError
+from training import loading, sft
+policy = Path(sys.argv[1])
+base = {key: 0 for key in sft.base_policy.__annotations__ if key not in ("output", "return")}
+base |= {"model": str(policy), "card": "beetles"}
+for load in (Prompter, loading.load_processor, lambda policy: sft.base_policy(policy, **base)):
+    try:
+        load(policy)
+    except StageError as error:
+        print(error)
+"""
+
+
+def test_a_package_that_is_missing_is_named(tmp_path):
+    policy = families.smolvlm(tmp_path / "policy", ["beetle"])
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, policy], cwd=ROOT, capture_output=True, text=True
+    )
+    said = done.stdout.splitlines()
+    assert len(said) == 3, done.stderr
+    for line in said:
+        assert line.startswith(f"the processor of {policy} cannot be loaded")
+        assert line.endswith("`pip install num2words`.")
+
+
+# Rows of pixel values of the three images, each encoded once: Idefics3 and LLaVA-OneVision have an
+# image's tiles in one row, InternVL each in its own, with a thumbnail where there are two.
+ROWS = {
+    "gemma3": 3,
+    "idefics3": 3,
+    "idefics3_untiled": 3,
+    "smolvlm": 3,
+    "llava_onevision": 3,
+    "internvl": 1 + 3 + 3,
+}
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_with_shared_images_and_without_a_step_is_the_same(family, tmp_path, monkeypatch):
+    policy = getattr(families, family)(tmp_path / "policy", ["beetle"])
+    kind = type(load_processor(policy).image_processor)
+    process = Mock(side_effect=kind.preprocess)
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "preprocess", lambda *given, **named: process(*given, **named))
+        ours, norm = one_step(policy, tmp_path / "ours", shared=True)
+    assert process.call_count == len(SHAPES)
+    assert one_step(policy, tmp_path / "stock", shared=False)[1] == pytest.approx(norm, rel=1e-4)
+    assert norm > 0
+    assert ours.counters.vision_patches == 2 * ROWS[family]  # the reference's pass, and the loss's
+
+
+def one_step(policy, output, *, shared: bool):
+    """The trainer after a step on an image of each shape, and the norm of its gradient."""
+    processor = load_processor(policy)
+    trainer = make_trainer(
+        model=AutoModelForImageTextToText.from_pretrained(policy),
+        shared_prefix=shared,
+        mixed=lambda kind: with_ours(kind, truth_rollout=False),
+        processing_class=processor,
+        train_dataset=Dataset.from_list(
+            [
+                {"prompt": [{"role": "user", "content": text}], "image": picture(*shape)}
+                for text, shape in zip(("A", "What is it?", "this or that"), SHAPES, strict=True)
+            ]
+        ),
+        reward_funcs=lambda completions, **_: [len(c[-1]["content"]) % 5 for c in completions],
+        args=GRPOConfig(
+            output_dir=str(output),
+            max_steps=1,
+            num_generations=2,
+            max_completion_length=6,
+            per_device_train_batch_size=2 * len(SHAPES),
+            beta=0.05,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=1,
+            remove_unused_columns=False,
+            shuffle_dataset=False,
+            disable_tqdm=True,
+            model_init_kwargs={"dtype": "float32"},  # of the reference
+        ),
+    )
+    trainer.train()
+    return trainer, trainer.state.log_history[0]["grad_norm"]
+
+
+def picture(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(width * height).integers(0, 255, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)

@@ -1,0 +1,114 @@
+"""A published model, or a folder, as base policy where nothing is taught: weights linked, not copied.
+
+    python -m training.adopt CONFIG.json
+
+Where the weights already are safetensors in the wanted precision no model is loaded: their files
+become hard links where they lie on the same file system (the hub's cache often does), and copies
+elsewhere. Config, processor and decoding defaults are written anew, since they hold the image size.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+)
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+from transformers.utils.logging import disable_progress_bar
+
+from tasks import waiting
+from tasks.adapters import FILE, GENERATION
+from tasks.links import link
+from tasks.run import StageError, first_line, main
+from training.loading import sized_processor
+
+# As the header of a safetensors file names them.
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def adopt(output: Path, *, model: str, min_pixels: int, max_pixels: int, dtype: str) -> None:
+    """Write the base policy into the folder `output`.
+
+    `model` is a model id of the hub, or a folder. `min_pixels` and `max_pixels` bound the area an
+    image is scaled to; `dtype` is the precision of the weights. Raises StageError when the model
+    cannot be had.
+    """
+    disable_progress_bar()  # of the library
+    if dtype not in DTYPES:
+        raise StageError(f"[BasePolicy] dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    if (Path(model).expanduser() / FILE).is_file():
+        raise StageError(
+            f"[BasePolicy] model = {model} is an adapter; make whole weights of it first: "
+            f"python -m training.export {model} FOLDER"
+        )
+    model = str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model
+    try:
+        config = AutoConfig.from_pretrained(model)
+        processor = sized_processor(model, min_pixels, max_pixels)
+        if type(config) not in AutoModelForImageTextToText._model_mapping:
+            raise ValueError(f"{config.model_type} is no model that takes images and answers text")
+        files = weight_files(model)
+        if files and all(is_of(path, DTYPES[dtype]) for path in files):
+            linked = sum(link(path, output / path.name) for path in files)
+            config.dtype = dtype
+            config.save_pretrained(output)
+            print(
+                f"base_policy: {len(files)} files of weights taken over as they are, {linked} of them "
+                "as hard links",
+                flush=True,
+            )
+        else:
+            with waiting.loading(f"base_policy: loading {waiting.weights(model)}"):
+                policy = AutoModelForImageTextToText.from_pretrained(
+                    model, use_safetensors=True, dtype=getattr(torch, dtype)
+                )
+            policy.generation_config = GenerationConfig()  # written below as it is, valid or not
+            policy.save_pretrained(output)
+        _write_generation(output, model, config)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise StageError(
+            f"[BasePolicy] model = {model} cannot be loaded: {first_line(error)}"
+        ) from error
+    processor.save_pretrained(output)
+
+
+def weight_files(model: str) -> list[Path]:
+    """The safetensors of a model and, where there are several, their index; empty where it has none.
+
+    Of the hub they are downloaded, or found where they were downloaded to.
+    """
+    if index := _file(model, SAFE_WEIGHTS_INDEX_NAME):
+        shards, _ = get_checkpoint_shard_files(model, index)
+        return [*map(Path, shards), Path(index)]
+    single = _file(model, SAFE_WEIGHTS_NAME)
+    return [Path(single)] if single else []
+
+
+def _file(model: str, name: str) -> str | None:
+    return cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+
+
+def is_of(path: Path, dtype: str) -> bool:
+    """Whether every number with a fraction in a file is of a precision; indices count as of any."""
+    if path.suffix != ".safetensors":
+        return True
+    with safe_open(path, framework="pt") as file:
+        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return {kind for kind in kinds if "F" in kind} <= {dtype}
+
+
+def _write_generation(output: Path, model: str, config: Any) -> None:
+    """The model's own defaults of decoding, every key and end token; of none, what its config says."""
+    if own := _file(model, GENERATION):
+        (output / GENERATION).write_bytes(Path(own).read_bytes())
+    else:
+        GenerationConfig.from_model_config(config).save_pretrained(output)
+
+
+if __name__ == "__main__":
+    main(adopt)

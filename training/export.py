@@ -1,0 +1,46 @@
+"""An adapted policy as one with whole weights, for a server, another program or the hub.
+
+    python -m training.export TRAIN_FOLDER OUT
+
+OUT then loads with `AutoModelForImageTextToText.from_pretrained` and in vLLM by itself.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tasks import adapters
+from tasks.run import StageError, quiet_libraries
+from training.policy_folder import merged_card
+
+
+def export(policy: Path, output: Path) -> None:
+    """Write the policy with its adapters merged into the folder `output`.
+
+    Raises StageError when it is no adapter, when its base is not there, or when `output` is taken.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise StageError(f"{output} is not empty; give a folder that is not there yet")
+    output.mkdir(parents=True, exist_ok=True)
+    adapters.merge(policy, output)
+    card = policy / "README.md"
+    if card.is_file():
+        (output / "README.md").write_text(merged_card(card.read_text("utf-8")), "utf-8")
+
+
+def main() -> None:
+    """Parse the command line and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("policy", type=Path, metavar="TRAIN_FOLDER", help="a trained policy")
+    parser.add_argument("output", type=Path, metavar="OUT", help="a folder for the whole weights")
+    given = parser.parse_args()
+    quiet_libraries()
+    try:
+        export(given.policy, given.output)
+    except (StageError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{given.output} holds the whole weights of {given.policy}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Prompts whose image and text a processor takes in once, however often the trainer asks.
+
+TRL hands a processor each of a group's copies of a prompt, and twice: for the prompts' tokens, and
+for the model's inputs.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from training.prefix_batches import members
+from training.shared_vision import PIXELS
+
+
+class PromptsOnce:
+    """Stands in for the processor while TRL scores a batch: each group is processed once.
+
+    TRL asks twice, for each of a group's copies, first for the prompts' tokens, then for the
+    model's inputs. The second answer is put together from the first. With `per_group`, patches and
+    grids are given once a group instead of once a row.
+    """
+
+    def __init__(self, processor: Any, groups: Sequence[int], per_group: bool):
+        self._processor = processor
+        self._rows = members(groups)
+        order = {group: index for index, group in enumerate(self._rows)}
+        self._group_of = [order[group] for group in groups]
+        self._per_group = per_group
+        self._fields: list[dict[str, Any]] = []
+        self.calls = 0  # of the image processor
+        self.unique_images = 0  # that nobody asked for before
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+    @property
+    def image_processor(self) -> Any:
+        """The processor's own; how many tiles each image has it need not find out anew."""
+        tiles = [len(self._fields[group].get("pixel_values", ())) for group in self._group_of]
+        return TilesKnown(self._processor.image_processor, tiles)
+
+    def tokenize(
+        self, prompts: Sequence[Any], tokenize: Callable[[list[Any]], tuple[list, Any, dict]]
+    ) -> tuple[list[list[int]], list[Any] | None, dict[str, Any]]:
+        """`tokenize` (TRL's `_tokenize_prompts`) on one prompt a group; its answer for all rows."""
+        with remembered(self._processor) as memory:
+            before = memory.calls, len(memory.seen)
+            told = [tokenize([prompts[rows[0]]]) for rows in self._rows.values()]
+            self.calls = memory.calls - before[0]
+            self.unique_images = len(memory.seen) - before[1]
+        self._fields = [fields for _, _, fields in told]
+        ids = [told[group][0][0] for group in self._group_of]
+        has_images = any(images for _, images, _ in told)
+        images = [told[g][1][0] if told[g][1] else None for g in self._group_of]
+        return ids, images if has_images else None, self._merged(self._group_of)
+
+    def __call__(self, **_: Any) -> dict[str, Any]:
+        """The model's inputs as tensors; per-token fields are padded on the left."""
+        merged = self._merged(self._group_of)
+        if self._per_group:
+            once = self._merged(range(len(self._fields)))
+            merged |= {key: once[key] for key in PIXELS if key in once}
+        return {key: _tensor(value) for key, value in merged.items()}
+
+    def _merged(self, groups: Sequence[int]) -> dict[str, Any]:
+        keys = dict.fromkeys(key for fields in self._fields for key in fields)
+        merged = {}
+        for key in keys:
+            values = [self._fields[group][key] for group in groups if key in self._fields[group]]
+            if isinstance(values[0], torch.Tensor):
+                merged[key] = torch.cat(_filled(values))
+                continue
+            merged[key] = [entry for value in values for entry in value]
+            if isinstance(merged[key][0], torch.Tensor):
+                merged[key] = torch.cat(_filled([entry[None] for entry in merged[key]]))
+        return merged
+
+
+@contextmanager
+def remembered(processor: Any) -> Iterator["Remembering"]:
+    """Each picture goes through the image processor once within this; nested, within the outermost."""
+    own = processor.image_processor
+    if isinstance(own, Remembering):
+        yield own
+        return
+    processor.image_processor = memory = Remembering(own)
+    try:
+        yield memory
+    finally:
+        processor.image_processor = own
+
+
+class Remembering:
+    """Stands in for an image processor that is asked for the same picture again."""
+
+    def __init__(self, processor: Any):
+        self._processor = processor
+        self._known: dict[tuple[str, ...], Any] = {}
+        self.seen: set[str] = set()
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
+        digests = tuple(map(_digest, _flat(images)))
+        self.seen |= set(digests)
+        if digests not in self._known:
+            self.calls += 1
+            self._known[digests] = self._processor(images, *args, **kwargs)
+        known = self._known[digests]
+        return type(known)(dict(known))  # whoever asked may take things out
+
+
+class TilesKnown:
+    """Stands in for an image processor that TRL asks for the number of tiles alone (InternVL)."""
+
+    def __init__(self, processor: Any, tiles: list[int]):
+        self._processor, self._tiles = processor, tiles
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        if "crop_to_patches" in options:
+            return {"num_patches": torch.tensor(self._tiles)}
+        return self._processor(*arguments, **options)
+
+
+def _flat(images: Any) -> list[Any]:
+    if isinstance(images, list | tuple):
+        return [image for part in images for image in _flat(part)]
+    return [images]
+
+
+def _digest(image: Any) -> str:
+    shape = (getattr(image, "mode", ""), getattr(image, "size", getattr(image, "shape", "")))
+    content = image.numpy() if isinstance(image, torch.Tensor) else image
+    return hashlib.sha256(repr(shape).encode() + content.tobytes()).hexdigest()
+
+
+def _filled(values: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors with zeros behind, so that they differ in their first size alone.
+
+    A processor does so with the images of one call, where some have more tiles than others.
+    """
+    most = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
+    return [
+        torch.nn.functional.pad(
+            value,
+            [
+                end
+                for have, wanted in zip(value.shape[:0:-1], most[::-1], strict=True)
+                for end in (0, wanted - have)
+            ],
+        )
+        for value in values
+    ]
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value[0], list):
+        width = max(len(row) for row in value)
+        return torch.tensor([[0] * (width - len(row)) + list(row) for row in value])
+    return torch.stack([torch.as_tensor(row) for row in value])

@@ -1,0 +1,265 @@
+"""A real run's first minutes without its weights: settings checked by the libraries, and one step.
+
+    python -m training.rehearsal CONFIG.json
+
+The step is taken at the model's real widths and vocabulary, with few layers and random weights: a
+picture of the largest size that the policy sees, a question of the real length, the options of
+`[Train] trl`, gradient checkpointing, adapters, the comparison of shared and separate passes, a
+checkpoint. Only depth, the number of completions and their length are smaller. `python -m pipeline
+rehearse` runs it.
+"""
+
+import copy
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PretrainedConfig,
+    PrinterCallback,
+)
+
+from tasks import engine_vllm
+from tasks.engine import hushed
+from tasks.memory import own_peak
+from tasks.run import StageError, first_line, main, save_stats
+from training import loading, tiny_policy
+from training.config import grpo_config
+from training.grpo import with_ours
+from training.prefix_forward import PREFIX_MODELS
+from training.shapes import config_of
+from training.shared_prefix import make_trainer
+
+LAYERS, VISION_LAYERS = 1, 2
+COMPLETIONS, TOKENS = 2, 16  # of one question, and of each completion
+
+
+def rehearsal(
+    output: Path,
+    *,
+    model: str,
+    train: dict[str, Any],
+    engine: dict[str, Any],
+    question: str,
+    min_pixels: int,
+    max_pixels: int,
+    processes: int,
+) -> None:
+    """Try what a run with `model` would do first, and write what came of it into `stats.json`.
+
+    `model` is a folder or hub id, of which the config is read, and the processor where it lies here;
+    `train` holds `training.grpo.grpo`'s arguments, `engine` the settings of `[engine]`. `processes`
+    is how many the launcher starts. The stats hold `points`: (what, ready or mend, a sentence).
+    """
+    points: list[tuple[str, str, str]] = []
+    policy = output / "cache" / "policy"
+
+    def point(what: str, work: Callable[[], str]) -> bool:
+        """Do one thing; what goes wrong is a point to mend and no end. Returns whether it went well."""
+        try:
+            points.append((what, "ready", work()))
+        except (StageError, ValueError, TypeError, RuntimeError, OSError, MemoryError) as error:
+            points.append((what, "mend", first_line(error)))
+        print(f"rehearsal: {what}: {points[-1][2]}", flush=True)
+        return points[-1][1] == "ready"
+
+    point("trainer", lambda: check_config(output, train, processes))
+    made = point(
+        "shape", lambda: describe(random_policy(policy, model, min_pixels, max_pixels), model)
+    )
+    if made:
+        point("engine", lambda: check_engine(policy, engine))
+        point("step", lambda: one_step(output, policy, train, question, max_pixels))
+    save_stats(output, {"points": points, "peak_memory_mb": round(own_peak())})
+
+
+def check_config(output: Path, train: dict[str, Any], processes: int) -> str:
+    """Have TRL build its configuration as each of so many processes would."""
+    own = {} if torch.cuda.is_available() else {"use_cpu": True}
+    total = train["rounds"] * train["steps"]
+    kept = os.environ.get("WORLD_SIZE")
+    os.environ["WORLD_SIZE"] = str(processes)
+    try:
+        made = grpo_config(output, {**train, "trl": {**train["trl"], **own}}, total)
+    finally:
+        os.environ.pop("WORLD_SIZE")
+        if kept is not None:
+            os.environ["WORLD_SIZE"] = kept
+    return (
+        f"{processes} x {made.per_device_train_batch_size} completions, "
+        f"{made.gradient_accumulation_steps} times a step; loss {made.loss_type}, beta {made.beta:g}"
+    )
+
+
+def check_engine(policy: Path, engine: dict[str, Any]) -> str:
+    """Have vLLM check its arguments against the model's config; nothing is loaded."""
+    if engine["backend"] not in ("vllm", "ray"):
+        return f"backend {engine['backend']}, which is not vLLM's"
+    from vllm import EngineArgs
+
+    with hushed():
+        arguments = engine_vllm.options(policy, engine, on_gpu=engine_vllm.on_gpu())
+        try:
+            made = EngineArgs(**arguments).create_engine_config()
+        except ValueError as error:  # pydantic's: what is wrong stands on the third line
+            lines = [line.strip() for line in str(error).splitlines() if line.startswith("  ")]
+            raise StageError(
+                f"vLLM refuses [engine]: {(lines or [first_line(error)])[0]}"
+            ) from error
+    return (
+        f"vLLM takes [engine]: {made.model_config.dtype}, {made.model_config.max_model_len:,} tokens "
+        f"at most, {arguments['max_num_seqs']} answers at work"
+    )
+
+
+def one_step(
+    output: Path, policy: Path, train: dict[str, Any], question: str, max_pixels: int
+) -> str:
+    """One optimiser step on one question about a picture of `max_pixels`, and its checkpoint."""
+    given = {**train, **small(train)}
+    config = grpo_config(output, given, 1)
+    model, adapters = loading.load_model(
+        policy, **{k: given[k] for k in ("dtype", "quantize", "freeze")}, **lora(given)
+    )
+    trainer = make_trainer(
+        model=model,
+        shared_prefix=given["shared_prefix"],
+        tokens_per_micro_batch=given["tokens_per_micro_batch"],
+        check_first_batch=given["check_shared_prefix"],
+        mixed=lambda kind: with_ours(kind, False),
+        args=config,
+        processing_class=loading.load_processor(policy),
+        train_dataset=Dataset.from_list(questions(question, max_pixels)),
+        reward_funcs=uneven,
+        peft_config=adapters,
+    )
+    trainer.remove_callback(PrinterCallback)
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started
+    counters = getattr(trainer, "counters", None)
+    tokens = (
+        ""
+        if counters is None
+        else (
+            f", {counters.lm_tokens:,} tokens through the language model where TRL takes "
+            f"{counters.lm_tokens_stock:,}"
+        )
+    )
+    return f"a step of {COMPLETIONS} completions took {seconds:.0f} s{tokens}"
+
+
+def describe(policy: Path, model: str) -> str:
+    """What was made in the place of the model."""
+    size = sum(path.stat().st_size for path in policy.glob("*.safetensors")) / 1e9
+    return (
+        f"{model} with {LAYERS} of its language layers and {VISION_LAYERS} of its vision layers, random "
+        f"weights, {size:.1f} GB"
+    )
+
+
+def random_policy(folder: Path, model: str, min_pixels: int, max_pixels: int) -> Path:
+    """A policy folder of the model's widths with few layers, random weights in bfloat16.
+
+    Its processor is the model's own where that lies on this machine; else, for the Qwen2.5-VL
+    family, that of the tiny policy, whose image tokens are as many. Raises StageError otherwise.
+    """
+    config = shallow(config_of(model))
+    try:
+        processor = AutoProcessor.from_pretrained(
+            model, local_files_only=True, min_pixels=min_pixels, max_pixels=max_pixels
+        )
+    except (OSError, ValueError) as error:
+        if config.model_type not in PREFIX_MODELS:
+            raise StageError(
+                f"the processor of {model} is not on this machine, and a {config.model_type} cannot be "
+                "asked without it; load it once from the hub"
+            ) from error
+        processor = tiny_policy.processor(min_pixels=min_pixels, max_pixels=max_pixels)
+        name_tokens(config, processor.tokenizer)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    tiny_policy.save(made, processor, folder)
+    return folder
+
+
+def shallow(config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration with few layers: LAYERS in the language model, VISION_LAYERS before it."""
+    few = copy.deepcopy(config)
+    text, vision = few.get_text_config(), few.vision_config
+    text.num_hidden_layers = LAYERS
+    for name in ("layer_types", "no_rope_layers"):
+        if getattr(text, name, None):
+            setattr(text, name, list(getattr(text, name))[:LAYERS])
+    depth = "depth" if hasattr(vision, "depth") else "num_hidden_layers"
+    setattr(vision, depth, VISION_LAYERS)
+    if getattr(vision, "fullatt_block_indexes", None):
+        vision.fullatt_block_indexes = [VISION_LAYERS - 1]
+    return few
+
+
+def name_tokens(config: PretrainedConfig, tokenizer: Any) -> None:
+    """Let the configuration name the special tokens as another tokenizer numbers them."""
+    marks = {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    }
+    for key, mark in marks.items():
+        setattr(config, key, tokenizer.convert_tokens_to_ids(mark))
+    text = config.get_text_config()
+    text.eos_token_id, text.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    text.bos_token_id = None
+
+
+def small(train: dict[str, Any]) -> dict[str, Any]:
+    """What is smaller than in the real run: one question, two short completions, one process."""
+    trl = {key: v for key, v in train["trl"].items() if not key.startswith(("vllm", "use_vllm"))}
+    trl = {key: v for key, v in trl.items() if key not in ("steps_per_generation", "fsdp")}
+    if not torch.cuda.is_available():
+        trl["use_cpu"] = True
+    return {
+        "trl": trl,
+        "steps": 1,
+        "save_steps": 1,
+        "watch_every": 0,
+        "dynamic_sampling": 0,
+        "questions_per_step": 1,
+        "num_generations": COMPLETIONS,
+        "micro_batch_size": COMPLETIONS,
+        "max_completion_length": TOKENS,
+        "rewards": {"uneven": 1.0},
+        "report_to": "",
+        "quantize": train["quantize"] if torch.cuda.is_available() else "none",
+    }
+
+
+def lora(given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of adapters among those of Train."""
+    return {key: given[key] for key in ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")}
+
+
+def questions(text: str, pixels: int) -> list[dict[str, Any]]:
+    """One question about a noisy picture of so many pixels, as the trainer reads it."""
+    height = max(1, round((pixels * 3 / 4) ** 0.5))
+    noise = np.random.default_rng(0).integers(0, 256, (height, pixels // height, 3), np.uint8)
+    return [{"prompt": [{"role": "user", "content": text}], "image": Image.fromarray(noise)}]
+
+
+def uneven(completions: list[Any], **_: Any) -> list[float]:
+    """A reward that differs within a group, so that there is a gradient."""
+    return [float(place % 2) for place, _ in enumerate(completions)]
+
+
+if __name__ == "__main__":
+    main(rehearsal)
