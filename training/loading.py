@@ -1,6 +1,5 @@
 """The model that is trained: loaded, in parts frozen or with adapters, and found to fit in memory."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from tasks import engine
 from tasks.run import StageError
-from training import disk, memory, parts, vllm_memory
-from training.sizes import sizes_of
+from training import disk, main_memory, memory, needs, parts, vllm_memory
 
 
 def load_processor(policy: Path | str, **options: Any) -> Any:
@@ -97,99 +95,32 @@ def load_model(
 def check_memory(
     base: Path, processor: Any, rows: list[dict[str, Any]], config: Any, given: dict, output: Path
 ) -> None:
-    """Say what training takes of memory and of the disk of `output`, and refuse what can't fit."""
-    prompt = memory.longest_prompt(processor, rows)
-    needed = estimate(base, prompt, config, given)
-    available, share = memory.available_memory(), 0.0
-    if getattr(config, "use_vllm", False) and config.vllm_mode == "colocate":
-        total = memory.total_memory()
-        longest = config.vllm_max_model_length or prompt[0] + given["max_completion_length"]
-        engine = vllm_memory.vllm_needs(
-            base,
-            max_length=longest,
-            sequences=generated_at_once(config),
-            dtype=given["dtype"],
-            tensor_parallel=config.vllm_tensor_parallel_size,
-        )
-        key = "vllm_gpu_memory_utilization"
-        share = vllm_memory.check_vllm(engine, config.vllm_gpu_memory_utilization, total, key=key)
-    memory.check(needed, available, share)
-    disk.check(disk_needs(base, config, given), output)
+    """Say what training takes of GPU, main memory and disk, and refuse what can't fit.
 
-
-def estimate(
-    base: Path, prompt: tuple[int, int], config: Any, given: dict[str, Any]
-) -> memory.Estimate:
-    """What a process of this training takes, for prompts of so many tokens, and so many of the image."""
-    generates = hasattr(config, "steps_per_generation")
-    shards, sharding, offloaded = sharding_of(config)
-    return memory.estimate(
+    Prompts are as long as the longest of `rows`; the disk is that of the folder `output`.
+    """
+    cuda = torch.cuda.is_available()
+    asked = needs.Asked(
         base,
-        dtype=given["dtype"],
-        frozen=parts.read_parts(given["freeze"], "freeze"),
-        lora_rank=given["lora_rank"],
-        lora_targets=parts.read_parts(given["lora_targets"], "lora_targets"),
-        quantized=given["quantize"] != "none",
-        reference=getattr(config, "beta", 0.0) != 0.0,
-        optimizer=optimizer_name(config),
-        checkpointing=config.gradient_checkpointing,
-        sequences=config.per_device_train_batch_size,
-        prompt_tokens=prompt[0],
-        completion_tokens=given["max_completion_length"] if generates else 64,
-        image_tokens=prompt[1],
-        group=given["num_generations"] if generates else 1,
-        shared=bool(given.get("shared_prefix")) and generates,
-        pass_limit=given.get("tokens_per_micro_batch", 0),
-        generated=generated_at_once(config) if generates and not config.use_vllm else 0,
-        shards=shards,
-        sharding=sharding,
-        offloaded=offloaded,
-        cuda=torch.cuda.is_available(),
+        memory.size_of_prompts(processor, rows),
+        given,
+        needs.Options.of(config),
+        needs.Place.of_process(config, cuda),
+        supervised=not hasattr(config, "num_generations"),
     )
-
-
-def disk_needs(base: Path, config: Any, given: dict[str, Any]) -> disk.DiskNeeds:
-    """What a round of this training writes."""
-    sizes = sizes_of(base)
-    targets = parts.read_parts(given["lora_targets"], "lora_targets")
-    frozen = parts.read_parts(given["freeze"], "freeze")
-    keys = ("dtype", "steps", "save_steps", "watch_every", "keep_checkpoints", "carry_over")
-    return disk.disk_needs(
-        count=sizes.count,
-        trained=sizes.trained(frozen, given["lora_rank"], targets),
-        optimizer_bytes=memory.optimizer_bytes(optimizer_name(config)),
-        lora=bool(given["lora_rank"]),
-        sharding=sharding_of(config)[1],
-        **{key: given[key] for key in keys},
-    )
-
-
-def optimizer_name(config: Any) -> str:
-    """TRL's name of the optimizer."""
-    return str(getattr(config.optim, "value", config.optim))
-
-
-def generated_at_once(config: Any) -> int:
-    """Completions that one process asks for at a time: those of all turns of a batch."""
-    return int(config.per_device_train_batch_size * config.steps_per_generation)
-
-
-def sharding_of(config: Any) -> tuple[int, str, bool]:
-    """Over how many processes weights are spread, by what, and whether states are in main memory."""
-    deepspeed = config.deepspeed or _told("ACCELERATE_USE_DEEPSPEED")
-    if not (deepspeed or getattr(config, "fsdp", None) or _told("ACCELERATE_USE_FSDP")):
-        return 1, "", False
-    offload = os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")
-    return config.world_size, "deepspeed" if deepspeed else "fsdp", offload == "cpu"
+    available, share = memory.available_memory(), 0.0
+    if (engine := needs.of_vllm(asked)) and cuda:
+        given_share, total = asked.options.vllm_gpu_memory_utilization, memory.total_memory()
+        share = vllm_memory.check_vllm(engine, given_share, total)
+    memory.check(needs.of_gpu(asked), available, share, asked.options.vllm_enable_sleep_mode)
+    if cuda:
+        main_memory.check_main(needs.of_main_memory(asked), main_memory.free_main_memory())
+    disk.check(needs.of_disk(asked), output)
 
 
 def sharded_by_launcher() -> bool:
     """Whether accelerate launched this process to share its weights with others."""
-    return _told("ACCELERATE_USE_FSDP") or _told("ACCELERATE_USE_DEEPSPEED")
-
-
-def _told(name: str) -> bool:
-    return os.environ.get(name, "false").lower() in ("1", "true")
+    return needs.told("ACCELERATE_USE_FSDP") or needs.told("ACCELERATE_USE_DEEPSPEED")
 
 
 def _quantization(quantize: str, lora_rank: int, dtype: str) -> Any:

@@ -16,6 +16,7 @@ import torch
 
 from tasks import prompts
 from tasks.run import StageError
+from training.main_memory import free_main_memory
 from training.sizes import Sizes, Tower, sizes_of
 
 GIB = 1 << 30
@@ -217,22 +218,29 @@ def optimizer_bytes(name: str) -> float:
     return 4.0 if name.startswith(("sgd", "lion", "muon")) else 8.0
 
 
-def check(needed: Estimate, available: float, vllm: float = 0.0) -> None:
+def check(needed: Estimate, available: float, vllm: float = 0.0, vllm_sleeps: bool = False) -> None:
     """Say what training will take; `vllm` bytes of what is there are a colocated vLLM's.
 
-    Raises StageError when what is certain exceeds what is there.
+    One that sleeps gives its memory back while weights are updated. Raises StageError when what is
+    certain exceeds what is there.
     """
-    room = available - vllm
-    print(f"train: about {needed.told()} of {room / GIB:.2f} GiB", flush=True)
+    room = available - (0.0 if vllm_sleeps else vllm)
+    beside = f" beside vLLM's {vllm / GIB:.2f}" if vllm else ""
+    print(f"train: about {needed.told()} of {room / GIB:.2f} GiB{beside}", flush=True)
     helps = (
         "LoRA ([Train] lora_rank), a smaller micro_batch_size, gradient_checkpointing in trl, "
         "dtype = bfloat16, or more processes that share the weights (training/recipes)"
     )
-    if needed.certain > room:
-        raise StageError(
-            f"training needs at least {needed.certain / GIB:.2f} GiB a process and there are "
-            f"{room / GIB:.2f} GiB; what helps: {helps}; [Train] check_memory = false tries anyway"
-        )
+    if vllm and not vllm_sleeps:
+        helps += ', or vLLM asleep during updates ("vllm_enable_sleep_mode": true in trl)'
+    awake = needed.weights + needed.optimizer + needed.reference
+    for least, place in ((needed.certain, room), (awake, available - vllm)):
+        if least > place:
+            raise StageError(
+                f"training needs at least {least / GIB:.2f} GiB a process and there are "
+                f"{place / GIB:.2f} GiB{beside}; what helps: {helps}; [Train] check_memory = false "
+                "tries anyway"
+            )
     if needed.total > 0.9 * room:
         print(f"train: that may be too much; what helps: {helps}", flush=True)
 
@@ -241,12 +249,7 @@ def available_memory() -> float:
     """Bytes a process may take, with what it has already: of its GPU, else of the machine."""
     if torch.cuda.is_available():
         return float(torch.cuda.mem_get_info()[0])
-    free = meminfo("MemAvailable")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    used = Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
-        free = min(free, float(limit.read_text()) - float(used.read_text()))
-    return free / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + PROCESS
+    return free_main_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + PROCESS
 
 
 def total_memory() -> float:
@@ -254,21 +257,16 @@ def total_memory() -> float:
     return float(torch.cuda.mem_get_info()[1])
 
 
-def longest_prompt(processor: Any, rows: list[dict[str, Any]]) -> tuple[int, int]:
-    """Tokens of the longest of some prompts, image included, and how many of them are the image's."""
+def longest_prompt(processor: Any, rows: list[dict[str, Any]]) -> int:
+    """Tokens of the longest of some prompts, image included."""
+    return size_of_prompts(processor, rows)[0]
+
+
+def size_of_prompts(processor: Any, rows: list[dict[str, Any]]) -> tuple[int, int]:
+    """Tokens of the longest of some prompts, and how many of one are its image's at most."""
     texts = [prompts.rendered(processor, prompts.chat(row["prompt"][0]["content"])) for row in rows]
     images = [[row["image"]] for row in rows]
-    inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
-    ids = inputs["input_ids"]
+    ids = processor(text=texts, images=images, padding=True, return_tensors="pt")["input_ids"]
     token = getattr(processor, "image_token_id", None)
     of_image = int((ids == token).sum(1).max()) if token is not None else 0
     return int(ids.shape[1]), of_image
-
-
-def meminfo(key: str) -> float:
-    """Bytes that the system tells under this name; infinity where it tells nothing."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(key))
-    except (OSError, StopIteration):
-        return float("inf")

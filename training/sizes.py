@@ -31,6 +31,7 @@ class Sizes:
     keeps of a token, in all layers. `tied`: the output layer is the embedding. `merged` is how many patches of the vision tower make one token.
     """
 
+    kind: str  # transformers' model_type
     parameters: dict[str, int]
     adapted: dict[str, int]
     edges: dict[str, int]
@@ -78,6 +79,7 @@ def sizes_of(model: str | Path) -> Sizes:
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Sizes(
+        config.model_type,
         parameters,
         adapted,
         edges,

@@ -14,6 +14,7 @@ from training.sizes import sizes_of
 
 GIB = 1 << 30
 ENGINE = 1.0 * GIB  # activations of its largest batch, and CUDA graphs
+KEY = "vllm_gpu_memory_utilization"
 BLOCK = 16  # positions that vLLM hands out at a time
 
 
@@ -68,7 +69,7 @@ def vllm_needs(
     return VllmNeeds(sizes.count * size / tensor_parallel, one, max(1, sequences) * one)
 
 
-def check_vllm(needed: VllmNeeds, share: float, total: float, *, key: str) -> float:
+def check_vllm(needed: VllmNeeds, share: float, total: float, key: str = KEY) -> float:
     """Say how much vLLM gets and needs; returns the bytes of its share of `total`.
 
     `key` names the setting of the share. Raises StageError where vLLM would not start.

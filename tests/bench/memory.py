@@ -124,7 +124,7 @@ def measure(
     from PIL import Image
     from trl import GRPOConfig
 
-    from training import first_batch, loading, memory
+    from training import first_batch, loading, memory, needs
     from training.config import _of_reference
     from training.shared_prefix import make_trainer
 
@@ -143,7 +143,8 @@ def measure(
     given = {
         "dtype": dtype, "quantize": "none", "freeze": "none", "lora_rank": lora,
         "lora_targets": "language", "num_generations": group, "max_completion_length": completion,
-        "shared_prefix": shared, "tokens_per_micro_batch": 0, "check_shared_prefix": True,
+        "shared_prefix": shared, "tokens_per_micro_batch": 0, "questions_per_step": questions,
+        "micro_batch_size": questions * group,
     }  # fmt: skip
     config = GRPOConfig(
         output_dir=str(Path(folder) / "out"),
@@ -168,8 +169,9 @@ def measure(
     processor = loading.load_processor(policy)
     clock = Phases()
     with contextlib.redirect_stdout(sys.stderr):
-        prompt = memory.longest_prompt(processor, rows[:2])
-        needed = loading.estimate(policy, prompt, config, given)
+        prompt = memory.size_of_prompts(processor, rows[:2])
+        options, place = needs.Options.of(config), needs.Place(cuda=False)
+        needed = needs.of_gpu(needs.Asked(policy, prompt, given, options, place))
         clock.start()
         model, adapters = loading.load_model(
             policy, dtype=dtype, quantize="none", freeze="none", lora_rank=lora, lora_alpha=16,
