@@ -6,10 +6,12 @@ end keeps one for the next round (`handover`), linked and not copied where the f
 """
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.run import StageError
+from training.main_memory import told
 
 GB = 1e9  # as disks are sold
 
@@ -55,13 +57,14 @@ def disk_needs(
     keep_checkpoints: int,
     carry_over: bool,
     sharding: str = "",
+    full: bool = False,
 ) -> DiskNeeds:
     """What a round of `steps` steps writes.
 
     `count` are the model's weights, `trained` those that are trained, each with `optimizer_bytes` of
-    states. `sharding` is "", "fsdp" or "deepspeed": the first's full states hold the weights twice,
-    once for the optimizer's side and once as safetensors; the second's hold masters, their states,
-    and the weights rounded twice.
+    states. `sharding` is "", "fsdp" or "deepspeed". FSDP's `full` states hold the weights twice, in a
+    form of their own and as safetensors; DeepSpeed's hold exact ones beside the optimizer's states,
+    and rounded ones twice. Adapters are a policy by themselves.
     """
     size = 4 if dtype == "float32" else 2
     if lora:
@@ -69,23 +72,28 @@ def disk_needs(
     elif sharding == "deepspeed":
         checkpoint = count * 2 * size + trained * (4 + optimizer_bytes)
     else:
-        checkpoint = count * 4 * (2 if sharding == "fsdp" else 1) + trained * optimizer_bytes
+        checkpoint = count * 4 * (2 if full else 1) + trained * optimizer_bytes
     times = [every for every in (save_steps, watch_every) if every]
     written = {s for every in times for s in range(every, steps + 1, every)} | {steps}
     most = max(1, keep_checkpoints) + 1 + bool(watch_every)  # the newest, the next, the best
     return DiskNeeds(
         checkpoint=checkpoint,
         kept=min(len(written), most),
-        policy=count * size,
+        policy=trained * 4 if lora else count * size,
         policies=2 if watch_every else 1,
         carried=carry_over,
     )
 
 
-def check(needed: DiskNeeds, folder: Path, free: float | None = None) -> None:
-    """Say what a round will write, and raise StageError where it does not fit beside `folder`."""
+def check(
+    needed: DiskNeeds,
+    folder: Path,
+    free: float | None = None,
+    say: Callable[[str], None] = told,
+) -> None:
+    """`say` what a round will write, and raise StageError where it does not fit beside `folder`."""
     room = float(shutil.disk_usage(folder).free) if free is None else free
-    print(f"train: on disk {needed.told()}, {room / GB:.1f} GB are free", flush=True)
+    say(f"on disk {needed.told()}, {room / GB:.1f} GB are free")
     if needed.peak > room:
         raise StageError(
             f"training writes up to {needed.peak / GB:.1f} GB ({needed.kept} checkpoints of "

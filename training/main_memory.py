@@ -1,5 +1,6 @@
 """How much main memory the processes of a training take on one machine, beside their GPUs."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -67,9 +68,14 @@ def main_memory(
     )
 
 
-def check_main(needed: MainMemory, free: float) -> None:
-    """Say what a machine's processes take of its main memory; StageError where it is not there."""
-    print(f"train: about {needed.told()}, {free / GIB:.1f} GiB are free", flush=True)
+def told(sentence: str) -> None:
+    """Print it as a line of training's."""
+    print(f"train: {sentence}", flush=True)
+
+
+def check_main(needed: MainMemory, free: float, say: Callable[[str], None] = told) -> None:
+    """`say` what a machine's processes take of its main memory; StageError where it is not there."""
+    say(f"about {needed.told()}, {free / GIB:.1f} GiB are free")
     if needed.total > free:
         raise StageError(
             f"training needs about {needed.told()} and {free / GIB:.1f} GiB are free; what helps: "

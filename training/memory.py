@@ -8,6 +8,7 @@ what would help. Whether a colocated vLLM fits beside it is asked in `training.v
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 
 from tasks import prompts
 from tasks.run import StageError
-from training.main_memory import free_main_memory
+from training.main_memory import free_main_memory, told
 from training.sizes import Sizes, Tower, sizes_of
 
 GIB = 1 << 30
@@ -218,15 +219,21 @@ def optimizer_bytes(name: str) -> float:
     return 4.0 if name.startswith(("sgd", "lion", "muon")) else 8.0
 
 
-def check(needed: Estimate, available: float, vllm: float = 0.0, vllm_sleeps: bool = False) -> None:
-    """Say what training will take; `vllm` bytes of what is there are a colocated vLLM's.
+def check(
+    needed: Estimate,
+    available: float,
+    vllm: float = 0.0,
+    vllm_sleeps: bool = False,
+    say: Callable[[str], None] = told,
+) -> None:
+    """`say` what training will take; `vllm` bytes of what is there are a colocated vLLM's.
 
     One that sleeps gives its memory back while weights are updated. Raises StageError when what is
     certain exceeds what is there.
     """
     room = available - (0.0 if vllm_sleeps else vllm)
     beside = f" beside vLLM's {vllm / GIB:.2f}" if vllm else ""
-    print(f"train: about {needed.told()} of {room / GIB:.2f} GiB{beside}", flush=True)
+    say(f"about {needed.told()} of {room / GIB:.2f} GiB{beside}")
     helps = (
         "LoRA ([Train] lora_rank), a smaller micro_batch_size, gradient_checkpointing in trl, "
         "dtype = bfloat16, or more processes that share the weights (training/recipes)"
@@ -242,7 +249,7 @@ def check(needed: Estimate, available: float, vllm: float = 0.0, vllm_sleeps: bo
                 "tries anyway"
             )
     if needed.total > 0.9 * room:
-        print(f"train: that may be too much; what helps: {helps}", flush=True)
+        say(f"that may be too much; what helps: {helps}")
 
 
 def available_memory() -> float:

@@ -199,6 +199,7 @@ def of_disk(asked: Asked) -> disk.DiskNeeds:
         optimizer_bytes=memory.optimizer_bytes(asked.options.optim),
         lora=bool(asked.given["lora_rank"]),
         sharding=asked.place.sharding,
+        full=asked.place.full,
         **{key: asked.given[key] for key in keys},
     )
 
