@@ -1,78 +1,97 @@
-"""Training with weights and states shared out by FSDP2 over processes without GPUs: `torchrun ... FILE`.
+"""Weights and states shared out by FSDP2 over processes without GPUs: `torchrun ... POLICY OUTPUT`.
 
 accelerate shares out on GPUs alone. Told otherwise it does the same over gloo, so that what is saved
-and taken up again can be tried anywhere. FILE has the keyword arguments of several rounds, in order,
-and folders to copy before them.
+and taken up again can be tried anywhere: two steps of an optimizer with a checkpoint after each, the
+end of a round whose first step was the best, and the next round's start from there.
 """
 
-import json
-import os
-import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_type_hints
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
-from tasks.run import _as_path
-from training import grpo as module
-from training.sampling import Timed
+from training import checkpoints, handover, policy_folder
+from training.loading import load_processor
 from training.session import Session
 
 
-class Sharded:
-    """Mixed into the trainer: FSDP2 as a launcher's environment describes it."""
+class Sharded(checkpoints.StrictResume, Trainer):
+    """A trainer whose launcher's environment describes FSDP2."""
 
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
-        self.share_out()
-
-    def train(self, *arguments, **given):
-        self.share_out()  # again: what accelerate found out by itself has been set meanwhile
-        return super().train(*arguments, **given)
-
-    def share_out(self):
-        state = self.accelerator.state
-        state.fsdp_plugin = FullyShardedDataParallelPlugin()
-        state.distributed_type = DistributedType.FSDP
+        # In both states: what accelerate found out by itself is else copied over it later on.
+        for state in (PartialState(), self.accelerator.state):
+            state.distributed_type = DistributedType.FSDP
+        self.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
         self.is_fsdp_enabled = True
 
 
-class ShardedTimed(Timed, Sharded):
-    """Takes the place of Timed, which stands right before TRL's own trainer."""
+def opened(policy: Path, output: Path) -> Trainer:
+    """A trainer at its first step."""
+    model = AutoModelForImageTextToText.from_pretrained(policy)
+    settings = TrainingArguments(str(output), use_cpu=True, report_to="none", learning_rate=1e-3)
+    trainer = Sharded(model=model, args=settings)
+    trainer.create_optimizer_and_scheduler(10)
+    made = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+    trainer.model, trainer.optimizer = made
+    trainer.model_wrapped = trainer.model
+    return trainer
 
 
-class Judged(Session):
-    """A round of which one step was the best."""
+def step(trainer: Trainer, folder: Path) -> None:
+    """A step of the optimizer, and a checkpoint."""
+    for number, parameter in enumerate(trainer.model.parameters()):
+        parameter.grad = torch.ones_like(parameter) * (number % 5 - 2)
+    trainer.optimizer.step()
+    trainer.lr_scheduler.step()
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer._save_optimizer_and_scheduler(str(folder))
+    trainer._save_rng_state(str(folder))
+    if trainer.accelerator.is_main_process:
+        trainer.state.save_to_json(str(folder / handover.TRAINER))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.accelerator.is_main_process:
+        checkpoints.mark_complete(folder)
 
-    best = 0
 
-    def finish(self, trainer, recorder, stats):
-        recorder.watch = SimpleNamespace(best_step=self.best)
-        super().finish(trainer, recorder, stats)
+def ended(policy: Path, output: Path, keep_policy: str) -> None:
+    """A round of two steps to its end."""
+    trainer = opened(policy, output)
+    places = [output / checkpoints.FOLDER / f"checkpoint-{number}" for number in (1, 2)]
+    for place in places:
+        step(trainer, place)
+    session = Session.__new__(Session)
+    session.output, session.origin = output, policy
+    session.processor = load_processor(policy)
+    session.set = SimpleNamespace(keep_policy=keep_policy, dtype="float32")
+    policy_folder.save(output, trainer, session.processor, policy, "float32")
+    chosen = session._keep_best(trainer, places[1], 1)
+    if trainer.accelerator.is_main_process:
+        handover.keep(chosen, places[1], output)
+    trainer.accelerator.wait_for_everyone()
 
 
-def main(path: Path) -> None:
-    """Train every round of the file."""
-    module.Timed = ShardedTimed  # type: ignore[misc]
-    hints = get_type_hints(module.grpo)
-    for part in json.loads(path.read_text()):
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
-        if os.environ["RANK"] == "0":
-            for source, target in part.pop("copy", {}).items():
-                shutil.copytree(source, target)
-        part.pop("copy", None)
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
-        best = part.pop("best", None)  # step of the best val images, where they are not looked at
-        module.Session = type("Session", (Judged,), {"best": best}) if best else Session
-        given = {name: _as_path(value, hints[name]) for name, value in part.items()}
-        given["output"].mkdir(exist_ok=True)
-        module.grpo(**given)
+def gone_on(policy: Path, before: Path, output: Path) -> None:
+    """One step from what the round `before` left."""
+    trainer = opened(policy, output)
+    if trainer.accelerator.is_main_process:
+        handover.resume(before, output / checkpoints.FOLDER, 1)
+    trainer.accelerator.wait_for_everyone()
+    taken = output / checkpoints.FOLDER / "checkpoint-1"
+    trainer._load_from_checkpoint(str(taken), trainer.model_wrapped)
+    trainer._load_optimizer_and_scheduler(str(taken))
+    step(trainer, output / checkpoints.FOLDER / "checkpoint-2")
+    policy_folder.save(output, trainer, load_processor(policy), policy, "float32")
+    trainer.accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    policy, output = map(Path, sys.argv[1:])
+    for kept in ("last", "best"):
+        ended(policy, output / kept, kept)
+    gone_on(policy, output / "best", output / "next")

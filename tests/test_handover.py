@@ -73,6 +73,18 @@ def test_training_state_goes_over_without_a_pickle_and_comes_back_the_same(tmp_p
     assert trainer_state == {"global_step": 7, "log_history": []}
 
 
+def test_beside_sharded_states_the_libraries_find_their_own_schedule(tmp_path):
+    checkpoint, _ = finished_checkpoint(tmp_path, as_before)
+    (checkpoint / "optimizer.pt").unlink()
+    (checkpoint / "optimizer_0").mkdir()
+    (checkpoint / "optimizer_0" / "__0_0.distcp").write_bytes(b"of a process")
+    handover.keep(checkpoint, checkpoint, tmp_path / "policy")
+    again = handover.resume(tmp_path / "policy", tmp_path / "next", 7)
+    found = torch.load(again / "scheduler.pt", weights_only=True)
+    assert found == {"last_epoch": 7, "_last_lr": [0.1]}
+    assert (again / "optimizer_0" / "__0_0.distcp").read_bytes() == b"of a process"
+
+
 def test_what_is_large_is_written_once_and_handed_over_under_further_names(tmp_path):
     checkpoint, _ = finished_checkpoint(tmp_path, as_now)
     large = {p.stat().st_ino for p in checkpoint.glob("optimizer*")}

@@ -1,16 +1,15 @@
-"""Checkpoints of weights and states that are shared out: going on after a kill, and in the next round."""
+"""What processes share out is saved by each, taken up again exactly, and whole in the policy."""
 
-import json
 import os
 import subprocess
 
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_train import TWO_PROCESSES, arguments, curve, digest, frozen
+from tests.test_train import TWO_PROCESSES, digest
+from training import tiny_policy
 
 pytestmark = [pytest.mark.model, pytest.mark.process]
-__all__ = ["frozen"]  # the fixture
 # As `accelerate launch` with a configuration of training/recipes sets them.
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
@@ -22,51 +21,36 @@ FSDP = {
 }
 
 
-def test_sharded_states_go_on_after_a_kill_and_in_the_next_round(frozen, tmp_path, drawn_once):
-    import shutil
-
+def test_sharded_states_are_handed_over_and_policies_hold_whole_weights(tmp_path):
     from transformers import AutoModelForImageTextToText
 
-    shutil.copytree(drawn_once / "cards", tmp_path / "cards")
-    given = arguments(frozen, trl={"beta": 0.0, "use_cpu": True}, check_shared_prefix=False)
-    given |= {"keep_checkpoints": 9, "micro_batch_size": 4}
-    whole, killed, first, second = (
-        tmp_path / name for name in ("whole", "killed", "first", "second")
-    )
-    rounds = {**given, "steps": 2, "rounds": 2}
-    parts = [
-        {**given, "output": whole, "best": 2},
-        {
-            **given,
-            "output": killed,
-            "keep_policy": "best",
-            "best": 3,
-            "copy": {f"{whole}/checkpoints/checkpoint-2": f"{killed}/checkpoints/checkpoint-2"},
-        },
-        {**rounds, "output": first},
-        {**rounds, "output": second, "refresh_round": 1, "policy": first},
-    ]
-    (tmp_path / "given.json").write_text(json.dumps(parts, default=str))
+    policy = tmp_path / "policy"
+    tiny_policy.save(*tiny_policy.build(["beetle"], seed=3), policy)
     done = subprocess.run(
-        [*TWO_PROCESSES, "-m", "tests.sharded", str(tmp_path / "given.json")],
+        [*TWO_PROCESSES, "-m", "tests.sharded", str(policy), str(tmp_path)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), **FSDP},
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-6000:]
-    checkpoint = whole / "checkpoints" / "checkpoint-4"
-    assert len(list((checkpoint / "optimizer_0").glob("*.distcp"))) == 2, "one of each process"
-    assert not (checkpoint / "optimizer.bin").exists()
-    assert curve(killed) == curve(whole)
-    last = (whole, killed / "last", second)
-    weights = [digest(folder / "model.safetensors") for folder in last]
-    assert weights[0] == weights[1] == weights[2] != digest(frozen / "policy" / "model.safetensors")
-    assert curve(first) + curve(second) == curve(whole)
-    weights = [digest(folder / "model.safetensors") for folder in (whole / "best", first, killed)]
-    assert weights[0] == weights[1] != weights[2]
-    assert AutoModelForImageTextToText.from_pretrained(whole)
-    for path in (first / "state").rglob("*.distcp"):
-        place = path.relative_to(first / "state")
-        assert path.samefile(first / "checkpoints" / "checkpoint-2" / place)
-        assert path.samefile(second / "checkpoints" / "checkpoint-2" / place)
+    last, best, after = (tmp_path / name for name in ("last", "best", "next"))
+    checkpoint = best / "checkpoints" / "checkpoint-1"
+    for name in ("optimizer_0", "pytorch_model_fsdp_0"):
+        written = list((checkpoint / name).glob("*.distcp"))
+        assert len(written) == 2, "one of each process"
+        for path in written:
+            assert path.samefile(best / "state" / name / path.name)
+            assert path.samefile(after / "checkpoints" / "checkpoint-1" / name / path.name)
+    weights = {
+        "first step": [last / "best", best],
+        "second step": [last, best / "last", after],
+    }
+    found = {
+        name: {digest(folder / "model.safetensors") for folder in folders}
+        for name, folders in weights.items()
+    }
+    assert all(len(digests) == 1 for digests in found.values()), found
+    assert len({digest(policy / "model.safetensors"), *(d for f in found.values() for d in f)}) == 3
+    assert AutoModelForImageTextToText.from_pretrained(best)

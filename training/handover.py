@@ -86,6 +86,9 @@ def resume(policy: Path, checkpoints: Path, step: int) -> Path:
                 link(path, folder / path.name)
         elif path.suffix == ".json":
             torch.save(state_files.read(path.with_suffix("")), folder / f"{path.stem}.pth")
+    if (state / f"{SCHEDULER}.json").exists() and not state_files.files(state / OPTIMIZER):
+        # Sharded states are taken up by the libraries, and only where they find their own schedule.
+        torch.save(state_files.read(state / SCHEDULER), folder / f"{SCHEDULER}.pt")
     return folder
 
 
