@@ -119,6 +119,16 @@ def needs(found: dict[str, Any]) -> Iterator[Point]:
         )
     elif memory:
         yield Point("memory", OPEN, memory["how"])
+    states = {True: READY, False: MEND, None: OPEN}
+    for one in found["fits"]:
+        yield Point(one["stage"], states[one["fits"]], one["told"])
+    disk = found["disk"]
+    total, free = disk["gb"]["total"], disk["free_gb"]
+    told = f"{total:.1f} GB at most, {free:.1f} GB are free"
+    if total > free:
+        yield Point("disk", MEND, f"{told}; set [run] artifacts, or a smaller keep_checkpoints")
+    else:
+        yield Point("disk", READY, told)
 
 
 def launcher(line: str) -> tuple[int, Point]:
