@@ -99,6 +99,8 @@ def parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--chars-per-token", type=float, default=4.0, help="without a tokenizer")
     plan.add_argument("--tokenizer", default="", help="a folder with one")
+    plan.add_argument("--gpus", type=int, default=0, help="of the machine; default: the recipe's")
+    plan.add_argument("--gpu-gb", type=float, default=0, help="memory of each; the same")
     rehearse = command(
         "rehearse",
         "try what a run would meet first: settings, lengths, memory, launcher, and one step at the "

@@ -8,14 +8,13 @@ prompts are counted in its tokens, else by characters. What is an estimate says 
 """
 
 import contextlib
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import data_cards
-from pipeline import status, tasks
+from pipeline import fits, status, tasks
 from pipeline.image_counts import images_of
 from pipeline.settings import SettingsError, recipes, run
 from pipeline.stage import Stage, plain
@@ -25,16 +24,8 @@ from tasks.schemas import GROUPS
 from tasks.split import base_count
 
 PATCH = 28  # pixels: the side of a merged vision token of the Qwen2-VL family; others differ
-GIB = 1 << 30
 # Epochs of the published runs (arXiv 2511.18305, its training scripts).
 PUBLISHED_EPOCHS = {"cub": 1.5, "flowers": 3.2, "pets": 4.1, "cars": 1.1, "aircraft": 1.9}
-# Weights in billions, as their model cards give them.
-WEIGHTS = {
-    "Qwen/Qwen2.5-VL-3B-Instruct": 3.75,
-    "Qwen/Qwen2.5-VL-7B-Instruct": 8.29,
-    "google/gemma-3-4b-it": 4.3,
-    "google/gemma-3-12b-it": 12.2,
-}
 
 
 @dataclass
@@ -54,13 +45,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Given:
-    """What the command line says; a throughput of 0 leaves the hours out."""
+    """What the command line says; 0 leaves hours out, and the machine to the recipe."""
 
     tokens_per_second: float = 0
     update_tokens_per_second: float = 0
     answer_tokens: int = 0
     chars_per_token: float = 4.0
     tokenizer: str = ""
+    gpus: int = 0
+    gpu_gb: float = 0
 
 
 def plan(dataset: str, method: str, seed: int, given: Given) -> dict[str, Any]:
@@ -88,6 +81,10 @@ def plan(dataset: str, method: str, seed: int, given: Given) -> dict[str, Any]:
             with contextlib.suppress(OSError):
                 made.done = stage.folder.is_dir()
             work.append(made)
+    train = next((s for s in stages if isinstance(s, tasks.Train)), None)
+    longest = max(lengths.values(), key=lambda each: each["question"])
+    prompt = longest["question"], longest["image"]
+    machine = fits.machine_of(recipes(), given.gpus, given.gpu_gb)
     limits = [t for name in counts for t in _too_long(name, lengths[name])]
     return {
         "dataset": dataset,
@@ -102,7 +99,10 @@ def plan(dataset: str, method: str, seed: int, given: Given) -> dict[str, Any]:
         "answer_tokens": answer,
         "work": [asdict(one) for one in work],
         "hours": sum(one.hours or 0 for one in work) if given.tokens_per_second else None,
-        "memory": memory(stages, max(v["question"] for v in lengths.values())),
+        "memory": fits.memory(train, prompt),
+        "machine": asdict(machine) if machine else None,
+        "fits": [asdict(one) for one in fits.fits(stages, train, prompt, machine)],
+        "disk": fits.disk(stages, prompt, work),
         "warnings": limits,
     }
 
@@ -165,32 +165,6 @@ def longest_question(name: str, stages: Sequence[Stage]) -> str:
     return prompts.mcq_question(card.noun, card.kind, longest, style=style)
 
 
-def memory(stages: Sequence[Stage], prompt_tokens: int) -> dict[str, Any]:
-    """What a process of Train must hold: from the model's config where it lies here, else a rule."""
-    train = next((s for s in stages if isinstance(s, tasks.Train)), None)
-    if train is None:
-        return {}
-    options = plain(train.trl)
-    base = _base(stages)
-    place = base.folder if base.folder.is_dir() else base.model
-    if hasattr(train, "lora_rank") and (Path(place).is_dir() or _cached(str(place), "config.json")):
-        with contextlib.suppress(ImportError, OSError, ValueError):
-            return _memory_from_config(train, place, prompt_tokens, options)
-    weights = WEIGHTS.get(base.model)
-    if weights is None:
-        return {"how": f"unknown: no config of {base.model} here"}
-    size = 4 if train.dtype == "float32" else 2
-    parts = {  # all weights are trained: held in float32, computed in the dtype
-        "weights": weights * 4,
-        "gradients": weights * 4,
-        "optimizer": weights * 8,
-        "reference": weights * size if options.get("beta", 0.0) else 0.0,
-    }
-    told = {name: amount * 1e9 / GIB for name, amount in parts.items()}
-    how = f"{weights:g} billion weights, full fine-tuning, AdamW; activations come on top"
-    return {"gib": {**told, "total": sum(told.values())}, "how": how}
-
-
 def lines(found: dict[str, Any]) -> list[str]:
     """The plan for a terminal."""
     read = f"; over luigi.cfg: {', '.join(found['recipes'])}" if found["recipes"] else ""
@@ -226,13 +200,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         told.append("for hours give --tokens-per-second, what the engine writes in all")
     else:
         told.append(f"{found['hours']:.1f} hours in all, without loading, Download and Split")
-    if gib := found["memory"].get("gib"):
-        parts = ", ".join(f"{k} {v:.1f}" for k, v in gib.items() if v and k != "total")
-        told.append(
-            f"memory of training: {gib['total']:.1f} GiB ({parts}); {found['memory']['how']}"
-        )
-    elif found["memory"]:
-        told.append(f"memory of training: {found['memory']['how']}")
+    told += fits.lines(found)
     return [*told, *(f"warning: {line}" for line in found["warnings"])]
 
 
@@ -295,30 +263,6 @@ def _too_long(name: str, lengths: dict[str, int]) -> list[str]:
         f"{name}: a prompt of {longest:,} tokens and an answer of {engine.max_new_tokens:,} exceed "
         f"[engine] max_model_len = {engine.max_model_len:,}"
     ]
-
-
-def _memory_from_config(
-    train: Any, place: Any, prompt_tokens: int, options: dict[str, Any]
-) -> dict[str, Any]:
-    memory = importlib.import_module("training.memory")
-    parts = importlib.import_module("training.parts")
-    needed = memory.estimate(
-        place,
-        dtype=train.dtype,
-        frozen=parts.read_parts(train.freeze, "freeze"),
-        lora_rank=train.lora_rank,
-        lora_targets=parts.read_parts(train.lora_targets, "lora_targets"),
-        quantized=train.quantize != "none",
-        reference=options.get("beta", 0.0) != 0.0,
-        optimizer=str(options.get("optim", "adamw_torch")),
-        checkpointing=bool(options.get("gradient_checkpointing", False)),
-        sequences=train.micro_batch_size,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=train.max_completion_length,
-    )
-    told = {name: amount / GIB for name, amount in asdict(needed).items()}
-    how = "from the model's config, for a process of its own"
-    return {"gib": {**told, "total": needed.total / GIB}, "how": how}
 
 
 def _base(stages: Sequence[Stage]) -> Any:

@@ -111,7 +111,10 @@ def test_the_memory_of_weights_and_states_is_exact(policy):
     assert full.optimizer == 8 * count
     assert estimate(policy, dtype="float32").certain == 20 * count
     assert estimate(policy, optimizer="adamw_8bit").optimizer == 2 * count
-    assert estimate(policy, shards=4).certain == full.certain / 4
+    quarter = estimate(policy, shards=4)
+    for part in ("weights", "gradients", "optimizer", "reference"):
+        assert getattr(quarter, part) == getattr(full, part) / 4
+    assert full.copies == 2 * count, "autocast rounds every weight for the length of a pass"
     assert estimate(policy, reference=False).reference == 0
     lora = estimate(policy, lora_rank=4)
     from peft import get_peft_model
@@ -119,12 +122,18 @@ def test_the_memory_of_weights_and_states_is_exact(policy):
     config = parts.lora_config(new_model(0), rank=4, alpha=8, dropout=0, targets=("language",))
     adapted = get_peft_model(new_model(0), config)
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    assert lora.weights == 2 * count
+    assert lora.weights == 2 * count + 4 * trained
+    assert lora.copies == 0
     assert lora.gradients == 4 * trained
     assert lora.reference == 0
     language = estimate(policy, frozen=("vision", "projector"))
     assert language.gradients < full.gradients
-    assert estimate(policy, checkpointing=False).activations > 3 * full.activations
+    assert estimate(policy, checkpointing=False).activations > 2 * full.activations
+    known = (
+        "Qwen/Qwen2.5-VL-3B-Instruct"  # of 36 layers, where that one of four is recomputed above
+    )
+    whole, recomputed = (estimate(known, checkpointing=c).activations for c in (False, True))
+    assert whole > 5 * recomputed
 
 
 def test_what_cannot_fit_is_refused_with_what_helps_and_what_may_not_is_told(policy, capsys):
@@ -132,7 +141,7 @@ def test_what_cannot_fit_is_refused_with_what_helps_and_what_may_not_is_told(pol
     with pytest.raises(StageError, match=r"needs at least .* GiB a process .* LoRA"):
         memory.check(needed, needed.certain * 0.9)
     capsys.readouterr()
-    memory.check(needed, needed.certain * 1.01)
+    memory.check(needed, needed.total)
     assert "may be too much" in capsys.readouterr().out
     memory.check(needed, 100 * GIB)
     assert "may be too much" not in capsys.readouterr().out

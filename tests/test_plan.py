@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import luigi
@@ -134,17 +135,26 @@ def test_prompts_that_cannot_fit_are_told(recipe):
 
 def test_the_plan_as_a_command(recipe, monkeypatch, capsys, tmp_path):
     (tmp_path / "luigi.cfg").write_text((ROOT / "luigi.cfg").read_text())
+    shutil.copytree(RECIPES, tmp_path / "training" / "recipes")  # launchers' files
     recipe("")  # the command sets the variable that this sets back
     line = ["pipeline", "plan", "--recipe", str(RECIPES / "paper_7b.cfg"), "--dataset", "cub"]
     monkeypatch.setattr(sys, "argv", [*line, "--json"])
     command()
     found = json.loads(capsys.readouterr().out)
     assert found["model"] == "Qwen/Qwen2.5-VL-7B-Instruct"
-    # Four bytes a weight, four a gradient, eight for AdamW's states, two for the reference model.
-    assert found["memory"]["gib"]["total"] == pytest.approx(8.29e9 * 18 / 2**30)
+    # Four bytes a weight, four a gradient, eight for AdamW's states, two for the reference model, on
+    # six GPUs.
+    gib = found["memory"]["gib"]
+    exact = sum(gib[part] for part in ("weights", "gradients", "optimizer", "reference"))
+    assert exact == pytest.approx(8.29e9 * 18 / 6 / 2**30, rel=0.001)
+    assert exact < gib["total"]
+    assert found["machine"]["gpus"] == 6
+    assert all(one["fits"] for one in found["fits"])
     Register.clear_instance_cache()
     monkeypatch.setattr(sys, "argv", [*line, "--tokens-per-second", "5000"])
     command()
     told = capsys.readouterr().out
     assert "hours in all" in told
+    assert "Train fits: " in told
+    assert "checkpoints of 132.7" in told
     assert "600 steps of 6 questions: 1.50 epochs of 2,397 images" in told

@@ -31,11 +31,12 @@ def test_trl_takes_a_recipes_options_and_its_checkpoints_fall_on_boundaries(
     import torch
 
     from training import config as config_module
+    from training.needs import Place
 
     read = configparser.RawConfigParser()
     read.read([ROOT / "luigi.cfg", recipe])
     train = read["Train"]
-    processes = {"eight_gpus_fsdp2": 8, "zero3": 8, "many_nodes": 16}.get(recipe.stem, 1)
+    processes = Place.of_launcher(train["launcher"], ROOT).processes
     monkeypatch.setattr(config_module, "_world_size", lambda: processes)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     given = {key: json.loads(train[key]) for key in ("trl", "rewards", "dynamic_sampling")}

@@ -132,7 +132,10 @@ def _sentence(agreed: bool, told: str) -> str:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that a tensor could not be allocated, on a GPU or in main memory."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or (
+        "out of memory" in said or "not enough memory" in said
+    )
 
 
 def compare(

@@ -172,7 +172,7 @@ def _states(trainer: Any) -> Iterator[None]:
     """Hold as much memory as the optimizer's states will, where they are not there yet."""
     size = 0.0
     if not trainer.optimizer.state:
-        each = optimizer_bytes(str(getattr(trainer.args.optim, "value", trainer.args.optim)), 4)
+        each = optimizer_bytes(str(getattr(trainer.args.optim, "value", trainer.args.optim)))
         for weight in trainer.model_wrapped.parameters():
             own = weight.to_local() if hasattr(weight, "to_local") else weight
             if own.requires_grad and own.device.type == trainer.accelerator.device.type:

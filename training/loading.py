@@ -1,6 +1,5 @@
 """The model that is trained: loaded, in parts frozen or with adapters, and found to fit in memory."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from tasks import engine
 from tasks.run import StageError
-from training import memory, parts
+from training import disk, main_memory, memory, needs, parts, vllm_memory
 
 
 def load_processor(policy: Path | str, **options: Any) -> Any:
@@ -94,40 +93,34 @@ def load_model(
 
 
 def check_memory(
-    base: Path, processor: Any, rows: list[dict[str, Any]], config: Any, given: dict
+    base: Path, processor: Any, rows: list[dict[str, Any]], config: Any, given: dict, output: Path
 ) -> None:
-    """Estimate what training takes from the longest of some real prompts, and refuse what can't fit."""
-    sharded = any(getattr(config, key, None) for key in ("fsdp", "deepspeed"))
-    generations = given.get("num_generations", 1)
-    needed = memory.estimate(
+    """Say what training takes of GPU, main memory and disk, and refuse what can't fit.
+
+    Prompts are as long as the longest of `rows`; the disk is that of the folder `output`.
+    """
+    cuda = torch.cuda.is_available()
+    asked = needs.Asked(
         base,
-        dtype=given["dtype"],
-        frozen=parts.read_parts(given["freeze"], "freeze"),
-        lora_rank=given["lora_rank"],
-        lora_targets=parts.read_parts(given["lora_targets"], "lora_targets"),
-        quantized=given["quantize"] != "none",
-        reference=getattr(config, "beta", 0.0) != 0.0,
-        optimizer=str(getattr(config.optim, "value", config.optim)),
-        checkpointing=config.gradient_checkpointing,
-        sequences=config.per_device_train_batch_size,
-        prompt_tokens=memory.longest_prompt(processor, rows),
-        completion_tokens=given["max_completion_length"] if generations > 1 else 64,
-        shards=config.world_size if sharded or sharded_by_launcher() else 1,
+        memory.size_of_prompts(processor, rows),
+        given,
+        needs.Options.of(config),
+        needs.Place.of_process(config, cuda),
+        supervised=not hasattr(config, "num_generations"),
     )
-    colocated = getattr(config, "use_vllm", False) and config.vllm_mode == "colocate"
-    memory.check(
-        needed,
-        memory.available_memory(),
-        config.vllm_gpu_memory_utilization if colocated else 0.0,
-    )
+    available, share = memory.available_memory(), 0.0
+    if (engine := needs.of_vllm(asked)) and cuda:
+        given_share, total = asked.options.vllm_gpu_memory_utilization, memory.total_memory()
+        share = vllm_memory.check_vllm(engine, given_share, total)
+    memory.check(needs.of_gpu(asked), available, share, asked.options.vllm_enable_sleep_mode)
+    if cuda:
+        main_memory.check_main(needs.of_main_memory(asked), main_memory.free_main_memory())
+    disk.check(needs.of_disk(asked), output)
 
 
 def sharded_by_launcher() -> bool:
     """Whether accelerate launched this process to share its weights with others."""
-    return any(
-        os.environ.get(name, "false").lower() in ("1", "true")
-        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    )
+    return needs.told("ACCELERATE_USE_FSDP") or needs.told("ACCELERATE_USE_DEEPSPEED")
 
 
 def _quantization(quantize: str, lora_rank: int, dtype: str) -> Any:

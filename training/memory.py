@@ -1,29 +1,41 @@
 """How much memory training will take, from the model's config, before a weight is loaded.
 
-What is certain (weights, gradients, optimizer states, the reference model) is counted exactly;
-activations and the cache of generation are estimated from the longest of some real prompts. A run
-whose certain part does not fit is refused; one that may not fit is told what would help.
+Weights, gradients, optimizer states and the reference model are counted exactly. What comes and goes
+in a step (copies of weights, activations, the key-value cache of generation) is estimated from the
+longest of some real prompts, by what a forward and backward pass keeps; `tests/bench/memory.py`
+compares it with what a step takes. A run that cannot fit is refused; one that may not fit is told
+what would help. Whether a colocated vLLM fits beside it is asked in `training.vllm_memory`.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
 
 from tasks import prompts
 from tasks.run import StageError
-from training import parts
-from training.parts import outside_deepspeed
+from training.main_memory import free_main_memory, told
+from training.sizes import Sizes, Tower, sizes_of
 
 GIB = 1 << 30
 QUANTISED = 0.57  # bytes a weight of NF4 with its scales takes (Dettmers et al. 2023, section 3)
-# Kept for the backward pass, in hidden states a token and layer: what a transformer layer saves
-# without recomputation (34 bytes at two bytes a number, Korthikanti et al. 2022, section 4.1), and
-# the one state at its entrance with it.
-SAVED, CHECKPOINTED = 17, 1
+# On a GPU: the driver's context, loaded kernels, and workspaces of cuBLAS and NCCL. On a CPU: Python
+# with its libraries.
+PROCESS = 1.0 * GIB
+# Numbers kept of a token for the backward pass of one layer, as multiples of the layer's widths
+# (hidden, inner), and as many again while that layer's gradients come and go.
+KEPT, PASSING = (14, 4), (8, 3)
+# Tiles of TRL's fused head: tokens and words at a time (trl.kernels.chunked_logprob). Triton folds a
+# tile where it lies; without it there are as many float32 tiles beside it.
+TILE, BESIDE = (4096, 32768), 6
+# The first batch is compared on so many rows of so many groups (training.shared_prefix).
+COMPARED = (2, 2)
+LIVE = (
+    2e9  # weights that ZeRO-3 has gathered or is about to (its stage3_max_live_parameters, twice)
+)
 
 
 @dataclass(frozen=True)
@@ -34,17 +46,22 @@ class Estimate:
     gradients: float
     optimizer: float
     reference: float
+    copies: (
+        float  # of weights, for the length of a pass: rounded by autocast, or gathered from shards
+    )
     activations: float
     generation: float
+    process: float
 
     @property
     def certain(self) -> float:
         """What must be there whatever is generated."""
-        return self.weights + self.gradients + self.optimizer + self.reference
+        return self.weights + self.gradients + self.optimizer + self.reference + self.copies
 
     @property
     def total(self) -> float:
-        return self.certain + self.activations + self.generation
+        """The most at any time: completions are generated before anything is kept of a pass."""
+        return self.certain + max(self.activations, self.generation) + self.process
 
     def told(self) -> str:
         """One line: the parts in GiB, and their sum."""
@@ -66,108 +83,197 @@ def estimate(
     sequences: int,
     prompt_tokens: int,
     completion_tokens: int,
+    image_tokens: int = 0,
+    group: int = 1,
+    shared: bool = False,
+    pass_limit: int = 0,
+    generated: int | None = None,
     shards: int = 1,
+    sharding: str = "fsdp",
+    offloaded: bool = False,
+    cuda: bool = True,
 ) -> Estimate:
     """What a process needs for micro-batches of `sequences` prompts with their completions.
 
-    `policy` is a folder or hub id, of which only the config is read. `shards` is over how many
-    processes weights and states are spread (FSDP, ZeRO-3). `optimizer` is TRL's name for it.
+    `policy` is a folder or hub id, of which only the config is read. `prompt_tokens` include the
+    `image_tokens`. With `shared` a `group` of completions has its prompt and image once, in passes of
+    at most `pass_limit` tokens (0: no limit). `generated` completions are sampled at a time by this
+    process itself (default: `sequences`; 0 where vLLM does). `shards` is over how many processes
+    weights and states are spread, by `sharding` (fsdp or deepspeed), `offloaded` whether the
+    optimizer's states lie in main memory. `optimizer` is TRL's name for it. Raises StageError where
+    no config is known.
     """
-    config = AutoConfig.from_pretrained(policy)
-    with torch.device("meta"), outside_deepspeed():
-        model = AutoModelForImageTextToText.from_config(config)
-    belongs = parts.part_of(model)
-    size = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
+    sizes = sizes_of(policy)
+    size = 4 if dtype == "float32" else 2
+    deepspeed = shards > 1 and sharding == "deepspeed"
+    trained = sizes.trained(frozen, lora_rank, lora_targets)
     # All of the weights are trained: held in float32, with gradients and states, whatever they are
-    # computed in. A pass's own copies in bfloat16 come and go.
-    held = size if lora_rank else 4
-    count = sum(p.numel() for p in model.parameters())
-    if lora_rank:
-        trained = _adapter_parameters(model, belongs, lora_rank, lora_targets)
-    else:
-        trained = sum(
-            p.numel() for name, p in model.named_parameters() if belongs[name] not in frozen
-        )
-    text = config.get_text_config()
-    tokens = sequences * (prompt_tokens + completion_tokens)
-    kept = CHECKPOINTED if checkpointing else SAVED
-    heads = getattr(text, "num_key_value_heads", text.num_attention_heads)
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    # computed in. DeepSpeed holds them rounded, and the exact ones beside the optimizer's states.
+    held = size if lora_rank or deepspeed else 4
+    masters = 4 if deepspeed and size < 4 else 0
+    weights = sizes.count * (QUANTISED if quantized else held) + 4 * trained * bool(lora_rank)
+    states = trained * (masters + optimizer_bytes(optimizer))
+    whole = not lora_rank and "language" not in frozen
+    passes = _Passes(
+        sizes, size, held, checkpointing, whole, cuda,
+        sees=bool(trained) and ("vision" not in frozen if not lora_rank else checkpointing or "vision" in lora_targets),
+    )  # fmt: skip
+    one = prompt_tokens + completion_tokens
+    groups = -(-sequences // group) if shared else sequences
+    tokens = groups * prompt_tokens + sequences * completion_tokens
+    if pass_limit:
+        tokens = min(tokens, max(pass_limit, one))
+    asked = [(tokens, min(sequences, -(-tokens // one) * group) * completion_tokens, groups)]
+    if shared:
+        rows = min(sequences, COMPARED[0] * min(COMPARED[1], group))
+        asked.append((rows * one, rows * completion_tokens, rows))
     return Estimate(
-        weights=count * (QUANTISED if quantized else held) / shards,
-        gradients=trained * 4 / shards,
-        optimizer=trained * optimizer_bytes(optimizer, 4) / shards,
-        reference=count * size / shards if reference and not lora_rank else 0.0,
-        activations=tokens * text.hidden_size * (text.num_hidden_layers * kept + SAVED) * size,
-        generation=tokens * text.num_hidden_layers * 2 * heads * head * size,
-    )
-
-
-def check(needed: Estimate, available: float, vllm_share: float = 0.0) -> None:
-    """Say what training will take; `vllm_share` of the memory is a colocated vLLM's.
-
-    Raises StageError when what is certain exceeds what is there.
-    """
-    room = available * (1 - vllm_share)
-    print(f"train: about {needed.told()} of {room / GIB:.2f} GiB", flush=True)
-    helps = (
-        "LoRA ([Train] lora_rank), a smaller micro_batch_size, gradient_checkpointing in trl, "
-        "dtype = bfloat16, or more processes that share the weights (training/recipes)"
-    )
-    if needed.certain > room:
-        raise StageError(
-            f"training needs at least {needed.certain / GIB:.2f} GiB a process and there are "
-            f"{room / GIB:.2f} GiB; what helps: {helps}; [Train] check_memory = false tries anyway"
+        weights=weights / shards,
+        gradients=trained * (held if deepspeed else 4) / shards,
+        optimizer=0.0 if offloaded else states / shards,
+        reference=sizes.count * size / shards if reference and not lora_rank else 0.0,
+        copies=_copies(sizes, size, held, trained, shards, deepspeed),
+        activations=max(passes.bytes(t, s, i * image_tokens) for t, s, i in asked),
+        generation=_generation(
+            sizes, size, sequences if generated is None else generated, prompt_tokens, completion_tokens
         )
-    if needed.total > 0.9 * room:
-        print(f"train: that may be too much; what helps: {helps}", flush=True)
+        + (sizes.count * size if deepspeed and generated != 0 else 0.0),
+        process=PROCESS,
+    )  # fmt: skip
 
 
-def available_memory() -> float:
-    """Bytes a process may take: of its GPU, else of the machine or its container."""
-    if torch.cuda.is_available():
-        return float(torch.cuda.mem_get_info()[0])
-    free = _meminfo("MemAvailable")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    used = Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
-        free = min(free, float(limit.read_text()) - float(used.read_text()))
-    return free / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+@dataclass(frozen=True)
+class _Passes:
+    """What a forward and backward pass keeps, and for a moment holds beside it."""
+
+    sizes: Sizes
+    size: int  # bytes of a number that is computed
+    held: int  # bytes of a weight, and of the state between layers
+    checkpointing: bool
+    whole: bool  # the language model's own weights are trained
+    cuda: bool
+    sees: bool  # gradients go through the vision tower
+
+    def bytes(self, tokens: int, scored: int, image_tokens: int) -> float:
+        """Of a pass over `tokens`, of which the head scores `scored` on a GPU, elsewhere all."""
+        patches = image_tokens * self.sizes.merged
+        language = self._kept(self.sizes.language, tokens)
+        vision = self._kept(self.sizes.vision, patches) if self.sees else 0.0
+        moments = (
+            self._head(scored if self.cuda else tokens),
+            self._passing(self.sizes.language, tokens),
+            self._passing(self.sizes.vision, patches) - (language if self.sees else 0.0),
+        )
+        return language + vision + max(moments)
+
+    def _kept(self, tower: Tower, tokens: int) -> float:
+        if self.checkpointing:
+            return float(tokens) * tower.layers * tower.hidden * self.held
+        return float(tokens) * tower.layers * self.size * _layer(tower, KEPT)
+
+    def _passing(self, tower: Tower, tokens: int) -> float:
+        numbers = _layer(tower, PASSING) + (_layer(tower, KEPT) if self.checkpointing else 0)
+        return float(tokens) * self.size * numbers
+
+    def _head(self, scored: int) -> float:
+        """Of the fused head: a tile of logits, hidden states, and the head's own gradient."""
+        words = min(self.sizes.vocabulary, TILE[1])
+        hidden = self.sizes.language.hidden
+        tile = min(scored, TILE[0]) * words * (self.size + (0 if self.cuda else 4 * BESIDE))
+        cast = words * hidden * (self.size + (0 if self.cuda else 4))
+        gradient = self.sizes.vocabulary * hidden * 4 * (1 + self.sizes.tied) * self.whole
+        return float(tile + cast + scored * hidden * (4 + self.size) + gradient)
 
 
-def longest_prompt(processor: Any, rows: list[dict[str, Any]]) -> int:
-    """Tokens of the longest of some prompts, image included."""
-    texts = [prompts.rendered(processor, prompts.chat(row["prompt"][0]["content"])) for row in rows]
-    images = [[row["image"]] for row in rows]
-    inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
-    return int(inputs["input_ids"].shape[1])
+def _layer(tower: Tower, times: tuple[int, int]) -> int:
+    return times[0] * tower.hidden + times[1] * tower.inner
 
 
-def _adapter_parameters(
-    model: torch.nn.Module, belongs: dict[str, str], rank: int, targets: tuple[str, ...]
-) -> int:
-    output = model.get_output_embeddings()  # type: ignore[operator]
-    return sum(
-        rank * (module.in_features + module.out_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and module is not output
-        and belongs[f"{name}.weight"] in targets
-    )
+def _copies(
+    sizes: Sizes, size: int, held: int, trained: int, shards: int, deepspeed: bool
+) -> float:
+    """Weights for the length of a pass: autocast's, or those gathered from other processes."""
+    head = sizes.vocabulary * sizes.language.hidden
+    if deepspeed:
+        return min(float(sizes.count), LIVE) * size
+    if shards > 1:  # two layers, in the precision of the pass, and the head as it is held
+        layer = sizes.parameters["language"] / max(1, sizes.language.layers)
+        return 2 * layer * size + head * held
+    return float(trained * size) if held > size else 0.0
 
 
-def optimizer_bytes(name: str, size: int) -> float:
+def _generation(sizes: Sizes, size: int, rows: int, prompt: int, completion: int) -> float:
+    """The cache of `rows` sequences, one layer of it twice, and a layer's pass over all prompts."""
+    cache = rows * (prompt + completion) * sizes.cache * size
+    passing = rows * prompt * size * _layer(sizes.language, (6, 2))
+    logits = 3 * 4 * rows * sizes.vocabulary
+    return float(cache * (1 + 1 / max(1, sizes.language.layers)) + max(passing, logits))
+
+
+def optimizer_bytes(name: str) -> float:
     """Bytes of state a trained weight has: two numbers for AdamW, one byte each in its 8-bit form."""
     if "8bit" in name:
         return 2.0
     if "adafactor" in name:
-        return 0.01 * size
-    return 1.0 * size if name.startswith(("sgd", "lion", "muon")) else 2.0 * size
+        return 0.04
+    return 4.0 if name.startswith(("sgd", "lion", "muon")) else 8.0
 
 
-def _meminfo(key: str) -> float:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(key))
-    except (OSError, StopIteration):
-        return float("inf")
+def check(
+    needed: Estimate,
+    available: float,
+    vllm: float = 0.0,
+    vllm_sleeps: bool = False,
+    say: Callable[[str], None] = told,
+) -> None:
+    """`say` what training will take; `vllm` bytes of what is there are a colocated vLLM's.
+
+    One that sleeps gives its memory back while weights are updated. Raises StageError when what is
+    certain exceeds what is there.
+    """
+    room = available - (0.0 if vllm_sleeps else vllm)
+    beside = f" beside vLLM's {vllm / GIB:.2f}" if vllm else ""
+    say(f"about {needed.told()} of {room / GIB:.2f} GiB{beside}")
+    helps = (
+        "LoRA ([Train] lora_rank), a smaller micro_batch_size, gradient_checkpointing in trl, "
+        "dtype = bfloat16, or more processes that share the weights (training/recipes)"
+    )
+    if vllm and not vllm_sleeps:
+        helps += ', or vLLM asleep during updates ("vllm_enable_sleep_mode": true in trl)'
+    awake = needed.weights + needed.optimizer + needed.reference
+    for least, place in ((needed.certain, room), (awake, available - vllm)):
+        if least > place:
+            raise StageError(
+                f"training needs at least {least / GIB:.2f} GiB a process and there are "
+                f"{place / GIB:.2f} GiB{beside}; what helps: {helps}; [Train] check_memory = false "
+                "tries anyway"
+            )
+    if needed.total > 0.9 * room:
+        say(f"that may be too much; what helps: {helps}")
+
+
+def available_memory() -> float:
+    """Bytes a process may take, with what it has already: of its GPU, else of the machine."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.mem_get_info()[0])
+    return free_main_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + PROCESS
+
+
+def total_memory() -> float:
+    """Bytes of this process's GPU, taken or not."""
+    return float(torch.cuda.mem_get_info()[1])
+
+
+def longest_prompt(processor: Any, rows: list[dict[str, Any]]) -> int:
+    """Tokens of the longest of some prompts, image included."""
+    return size_of_prompts(processor, rows)[0]
+
+
+def size_of_prompts(processor: Any, rows: list[dict[str, Any]]) -> tuple[int, int]:
+    """Tokens of the longest of some prompts, and how many of one are its image's at most."""
+    texts = [prompts.rendered(processor, prompts.chat(row["prompt"][0]["content"])) for row in rows]
+    images = [[row["image"]] for row in rows]
+    ids = processor(text=texts, images=images, padding=True, return_tensors="pt")["input_ids"]
+    token = getattr(processor, "image_token_id", None)
+    of_image = int((ids == token).sum(1).max()) if token is not None else 0
+    return int(ids.shape[1]), of_image

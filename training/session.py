@@ -89,7 +89,7 @@ class Session:
     def model(self, config: Any, some: list[dict[str, Any]]) -> tuple[Any, Any]:
         """The model and PEFT's configuration or None; `some` rows tell what memory it will take."""
         if self.set.check_memory:
-            loading.check_memory(self.origin, self.processor, some, config, self.given)
+            loading.check_memory(self.origin, self.processor, some, config, self.given, self.output)
         names = ("dtype", "quantize", "freeze")
         lora = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
         with config.main_process_first(local=False, desc="adapters"), parts.outside_deepspeed():

@@ -1,0 +1,103 @@
+"""How much disk training takes, before its first step: numbers only, nothing is loaded.
+
+A checkpoint holds the weights that are trained and the optimizer's states; of full fine-tuning in
+bfloat16 both in float32. Some are kept, one more is there while the next is written, and the round's
+end keeps one for the next round (`handover`), linked and not copied where the file system can.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.run import StageError
+from training.main_memory import told
+
+GB = 1e9  # as disks are sold
+
+
+@dataclass(frozen=True)
+class DiskNeeds:
+    """Bytes that one round of Train writes: `kept` checkpoints at most at a time, and policies."""
+
+    checkpoint: float
+    kept: int
+    policy: float
+    policies: int
+    carried: bool
+
+    @property
+    def peak(self) -> float:
+        """The most that lies there at a time."""
+        return self.kept * self.checkpoint + self.policies * self.policy
+
+    @property
+    def left(self) -> float:
+        """What remains of the round: policies, and one checkpoint's states for the next round."""
+        return self.policies * self.policy + self.carried * self.checkpoint
+
+    def told(self) -> str:
+        """One line in GB."""
+        return (
+            f"{self.peak / GB:.1f} GB at most ({self.kept} checkpoints of {self.checkpoint / GB:.1f}, "
+            f"{self.policies} policies of {self.policy / GB:.1f}), {self.left / GB:.1f} GB of it stay"
+        )
+
+
+def disk_needs(
+    *,
+    count: int,
+    trained: int,
+    optimizer_bytes: float,
+    dtype: str,
+    lora: bool,
+    steps: int,
+    save_steps: int,
+    watch_every: int,
+    keep_checkpoints: int,
+    carry_over: bool,
+    sharding: str = "",
+    full: bool = False,
+) -> DiskNeeds:
+    """What a round of `steps` steps writes.
+
+    `count` are the model's weights, `trained` those that are trained, each with `optimizer_bytes` of
+    states. `sharding` is "", "fsdp" or "deepspeed". FSDP's `full` states hold the weights twice, in a
+    form of their own and as safetensors; DeepSpeed's hold exact ones beside the optimizer's states,
+    and rounded ones twice. Adapters are a policy by themselves.
+    """
+    size = 4 if dtype == "float32" else 2
+    if lora:
+        checkpoint = trained * (4 + optimizer_bytes)
+    elif sharding == "deepspeed":
+        checkpoint = count * 2 * size + trained * (4 + optimizer_bytes)
+    else:
+        checkpoint = count * 4 * (2 if full else 1) + trained * optimizer_bytes
+    times = [every for every in (save_steps, watch_every) if every]
+    written = {s for every in times for s in range(every, steps + 1, every)} | {steps}
+    most = max(1, keep_checkpoints) + 1 + bool(watch_every)  # the newest, the next, the best
+    return DiskNeeds(
+        checkpoint=checkpoint,
+        kept=min(len(written), most),
+        policy=trained * 4 if lora else count * size,
+        policies=2 if watch_every else 1,
+        carried=carry_over,
+    )
+
+
+def check(
+    needed: DiskNeeds,
+    folder: Path,
+    free: float | None = None,
+    say: Callable[[str], None] = told,
+) -> None:
+    """`say` what a round will write, and raise StageError where it does not fit beside `folder`."""
+    room = float(shutil.disk_usage(folder).free) if free is None else free
+    say(f"on disk {needed.told()}, {room / GB:.1f} GB are free")
+    if needed.peak > room:
+        raise StageError(
+            f"training writes up to {needed.peak / GB:.1f} GB ({needed.kept} checkpoints of "
+            f"{needed.checkpoint / GB:.1f} GB) and {room / GB:.1f} GB are free below {folder}; what "
+            "helps: a smaller [Train] keep_checkpoints, LoRA (lora_rank), or [run] artifacts on "
+            "another disk; [Train] check_memory = false tries anyway"
+        )

@@ -1,0 +1,103 @@
+"""How much main memory the processes of a training take on one machine, beside their GPUs."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tasks.run import StageError
+
+GIB = 1 << 30
+HOST = 2.0 * GIB  # a process with its libraries and a GPU's driver, and as much its vLLM
+SHARD = 5e9  # bytes of one file of weights, of which DeepSpeed's processes read one at a time
+# Bytes a weight of states in main memory: DeepSpeed's own rule (its docs, "Memory requirements"), 16
+# with room for buffers of 1.5.
+STATES = 16 * 1.5
+
+
+@dataclass(frozen=True)
+class MainMemory:
+    """Bytes that the processes of one machine need of its main memory, beside their GPUs."""
+
+    processes: float
+    states: float  # the optimizer's, where they are kept off the GPU
+    base: float  # weights below adapters, kept exact (training.parts.BaseKeeper)
+    loading: float  # the model on its way to the GPUs
+    saving: float  # a checkpoint that one process gathers
+
+    @property
+    def total(self) -> float:
+        """The most at any time: nothing is loaded while something is saved."""
+        return self.processes + self.states + self.base + max(self.loading, self.saving)
+
+    def told(self) -> str:
+        """One line: the parts in GiB, and their sum."""
+        listed = [f"{name} {size / GIB:.1f}" for name, size in asdict(self).items() if size]
+        return f"{self.total / GIB:.1f} GiB of main memory ({', '.join(listed)})"
+
+
+def main_memory(
+    *,
+    count: int,
+    trained: int,
+    size: int,
+    lora: bool,
+    kept: int,
+    optimizer_bytes: float,
+    local: int,
+    machines: int,
+    sharding: str,
+    offloaded: bool,
+    full: bool,
+    vllm: bool,
+) -> MainMemory:
+    """What `local` processes on each of `machines` take for a model of `count` weights.
+
+    `kept` weights lie below adapters that a vLLM is handed merged; `size` is the bytes of a number
+    that is computed. FSDP has one process a machine load the whole model, and with `full` states one
+    process gather it; otherwise each process loads it by itself.
+    """
+    held = size if lora else 4
+    loading = {"fsdp": count * held, "deepspeed": local * min(count * size, SHARD)}
+    saving = max(count * held, trained * optimizer_bytes) if full else 0.0
+    return MainMemory(
+        processes=local * (HOST + vllm * HOST),
+        states=STATES * trained / machines if offloaded else 0.0,
+        base=float(local * kept * size),
+        loading=float(loading.get(sharding, local * count * held)),
+        saving=float(saving),
+    )
+
+
+def told(sentence: str) -> None:
+    """Print it as a line of training's."""
+    print(f"train: {sentence}", flush=True)
+
+
+def check_main(needed: MainMemory, free: float, say: Callable[[str], None] = told) -> None:
+    """`say` what a machine's processes take of its main memory; StageError where it is not there."""
+    say(f"about {needed.told()}, {free / GIB:.1f} GiB are free")
+    if needed.total > free:
+        raise StageError(
+            f"training needs about {needed.told()} and {free / GIB:.1f} GiB are free; what helps: "
+            "fewer processes a machine, LoRA ([Train] lora_rank), or states that stay on the GPUs "
+            "(training/recipes); [Train] check_memory = false tries anyway"
+        )
+
+
+def free_main_memory() -> float:
+    """Bytes of main memory that are free on this machine, or in its container."""
+    free = meminfo("MemAvailable")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    used = Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        free = min(free, float(limit.read_text()) - float(used.read_text()))
+    return free
+
+
+def meminfo(key: str) -> float:
+    """Bytes that the system tells under this name; infinity where it tells nothing."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+    except (OSError, StopIteration):
+        return float("inf")

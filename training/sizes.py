@@ -1,0 +1,112 @@
+"""What of a model decides how much memory and disk training takes: counts and widths, no weights."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText
+
+from training import parts
+from training.shapes import config_of
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A stack of transformer layers: their number and their widths."""
+
+    layers: int
+    hidden: int
+    inner: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A model in numbers.
+
+    `parameters`, `adapted` and `edges` are by part (`parts.PARTS`): all weights, those of linear
+    layers that adapters can lie beside, and the sum of these layers' inputs and outputs, so that
+    adapters of rank r have r times as many weights. `cache` is the numbers that the key-value cache
+    keeps of a token, in all layers. `tied`: the output layer is the embedding. `merged` is how many patches of the vision tower make one token.
+    """
+
+    kind: str  # transformers' model_type
+    parameters: dict[str, int]
+    adapted: dict[str, int]
+    edges: dict[str, int]
+    language: Tower
+    vision: Tower
+    vocabulary: int
+    tied: bool
+    cache: int
+    merged: int
+
+    @property
+    def count(self) -> int:
+        """All weights; tied ones once."""
+        return sum(self.parameters.values())
+
+    def trained(
+        self, frozen: tuple[str, ...], lora_rank: int, lora_targets: tuple[str, ...]
+    ) -> int:
+        """The weights that are trained: adapters, or all but the frozen parts."""
+        if lora_rank:
+            return lora_rank * sum(self.edges[part] for part in lora_targets)
+        return sum(count for part, count in self.parameters.items() if part not in frozen)
+
+
+@lru_cache(maxsize=8)
+def sizes_of(model: str | Path) -> Sizes:
+    """The sizes of a folder's or a hub id's model; of its files only the config is read.
+
+    Raises StageError where no config is known.
+    """
+    config = config_of(model)
+    with torch.device("meta"), parts.outside_deepspeed():
+        made = AutoModelForImageTextToText.from_config(config)
+    belongs = parts.part_of(made)
+    parameters, adapted, edges = ({part: 0 for part in parts.PARTS} for _ in range(3))
+    for name, parameter in made.named_parameters():
+        parameters[belongs[name]] += parameter.numel()
+    output = made.get_output_embeddings()
+    for name, module in made.named_modules():
+        if isinstance(module, torch.nn.Linear) and module is not output:
+            part = belongs[f"{name}.weight"]
+            adapted[part] += module.weight.numel()
+            edges[part] += module.in_features + module.out_features
+    text, vision = config.get_text_config(), config.vision_config
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Sizes(
+        config.model_type,
+        parameters,
+        adapted,
+        edges,
+        _tower(text),
+        _tower(vision),
+        text.vocab_size,
+        output.weight is made.get_input_embeddings().weight,
+        text.num_hidden_layers * 2 * heads * size,
+        _merged(config, vision),
+    )
+
+
+def _tower(config: Any) -> Tower:
+    def first(*names: str) -> int:
+        return next((int(v) for n in names if (v := getattr(config, n, None)) is not None), 0)
+
+    hidden = first("hidden_size", "embed_dim")
+    inner = first("intermediate_size", "ffn_dim") or 4 * hidden
+    return Tower(first("num_hidden_layers", "depth"), hidden, inner)
+
+
+def _merged(config: Any, vision: Any) -> int:
+    """Patches that make one token of the language model, as each family's config says it."""
+    if side := getattr(vision, "spatial_merge_size", None):
+        return int(side) ** 2
+    if scale := getattr(config, "scale_factor", None):
+        return int(scale) ** 2
+    if tokens := getattr(config, "mm_tokens_per_image", None):
+        return int((vision.image_size // vision.patch_size) ** 2 // tokens)
+    return 1
