@@ -126,7 +126,8 @@ def needs(found: dict[str, Any]) -> Iterator[Point]:
     total, free = disk["gb"]["total"], disk["free_gb"]
     told = f"{total:.1f} GB at most, {free:.1f} GB are free"
     if total > free:
-        yield Point("disk", MEND, f"{told}; set [run] artifacts, or a smaller keep_checkpoints")
+        state = MEND if gpus() else OPEN  # a machine without a GPU is not the run's
+        yield Point("disk", state, f"{told}; set [run] artifacts, or a smaller keep_checkpoints")
     else:
         yield Point("disk", READY, told)
 
