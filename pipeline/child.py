@@ -23,7 +23,7 @@ from typing import IO, Any
 from tasks.memory import Watch, megabytes
 
 LOG = "run.log"
-PROGRESS = ".progress.json"  # what the child's progress bar stands at: see tasks/run.py
+PROGRESS = ".progress.json"  # what the child's progress bar stands at: see tasks/bar.py
 STOPPED = 130  # exit code of a child that was asked to stop, and did
 SECRET = ("TOKEN", "API_KEY", "SECRET", "PASSWORD", "ACCESS_KEY")  # ends of variables' names
 LAST_LINES = 12
@@ -213,7 +213,7 @@ def _unheard() -> Iterator[None]:
 def _interruptible(child: subprocess.Popen, direct: bool) -> Iterator[list[int]]:
     """The child finishes what it is at on the first Ctrl-C and ends on the second; yields the presses.
 
-    What it is at (a shard, a step, a short stage) the child itself knows and says: see tasks/run.py.
+    What it is at (a shard, a step, a short stage) the child itself knows and says: see tasks/bar.py.
 
     Only the main thread hears of Ctrl-C; elsewhere the child is left to itself.
     """

@@ -111,25 +111,18 @@ def lengths(found: dict[str, Any]) -> Iterator[Point]:
 
 
 def needs(found: dict[str, Any]) -> Iterator[Point]:
-    """What the run takes of memory and disk."""
-    memory = found["memory"]
-    if gib := memory.get("gib"):
-        yield Point(
-            "memory", READY, f"Train takes {gib['total']:.1f} GiB a process, {memory['how']}"
-        )
-    elif memory:
-        yield Point("memory", OPEN, memory["how"])
-    states = {True: READY, False: MEND, None: OPEN}
+    """Whether each stage fits the machine that the recipe names, or this one, and what it writes."""
     for one in found["fits"]:
-        yield Point(one["stage"], states[one["fits"]], one["told"])
+        state = {True: READY, False: MEND}.get(one["fits"], OPEN)
+        yield Point(f"memory: {one['stage']}", state, one["told"])
     disk = found["disk"]
     total, free = disk["gb"]["total"], disk["free_gb"]
-    told = f"{total:.1f} GB at most, {free:.1f} GB are free"
-    if total > free:
-        state = MEND if gpus() else OPEN  # a machine without a GPU is not the run's
-        yield Point("disk", state, f"{told}; set [run] artifacts, or a smaller keep_checkpoints")
-    else:
-        yield Point("disk", READY, told)
+    told = (
+        f"{total:.1f} GB at most, and {free:.1f} are free here; a round of Train: {disk['train']}"
+    )
+    # Where no GPU is, the machine of the run is another one.
+    short = MEND if gpus() else OPEN
+    yield Point("disk", READY if total <= free else short, told)
 
 
 def launcher(line: str) -> tuple[int, Point]:

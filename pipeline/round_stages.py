@@ -199,6 +199,11 @@ class Train(Round):
         significant=False,
         description="compare the first batch with TRL's own pass",
     )
+    check_largest_batch = luigi.BoolParameter(
+        parsing=luigi.BoolParameter.EXPLICIT_PARSING,
+        significant=False,
+        description="take the largest batch that the run can have before its first step",
+    )
     micro_batch_size = luigi.IntParameter(significant=False)
     save_steps = luigi.IntParameter(significant=False)
     keep_checkpoints = luigi.IntParameter(significant=False, description="complete ones kept")

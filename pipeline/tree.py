@@ -156,6 +156,8 @@ def _facts(row: Row, runs: bool) -> str:
         of, progress = f" of {row['of']:,}" if row.get("of") else "", row.get("progress") or {}
         if progress.get("unit") == "steps":
             told = [f"{progress['done']:,} of {progress['total']:,} steps"]
+            if row.get("held_by") and progress.get("now"):
+                told[0] += f", {progress['now']}"
         elif row["shards"] or of:
             # Of "evaluate: majority", one of four parts, what stands behind the colon.
             _, _, part = progress.get("what", "").partition(": ")

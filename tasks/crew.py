@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_cards import CardError
-from tasks.engine import EngineDied, open_engine
+from tasks.backends import open_engine
+from tasks.engine import EngineDied
 from tasks.machine import gpus
 from tasks.run import StageError, end_with_parent, quiet_libraries, stop_asked
 from tasks.shards import ShardError

@@ -1,14 +1,12 @@
-"""Who generates text: one small interface, and the one place that knows every backend.
+"""Who generates text: the interface of an engine, and what engines share.
 
-An engine answers requests (an image and a user text) with `n` completions each. `vllm` is the
-offline engine; `server` any OpenAI-compatible endpoint; `transformers` the slow cross-check, for
-models that vLLM does not support; a `module:function` names your own, called with (policy,
-settings). How engines are put to work on shards, in processes or on a cluster, is `tasks/crew.py`.
+An engine answers requests (an image and a user text) with `n` completions each. Which one `[engine]
+backend` names is `tasks/backends.py`; how engines are put to work on shards, in processes or on a
+cluster, is `tasks/crew.py`.
 """
 
 import asyncio
 import hashlib
-import importlib
 import os
 import sys
 import tempfile
@@ -23,11 +21,8 @@ from typing import Any, Protocol
 from PIL import Image
 
 from tasks import prompts
-from tasks.machine import check_gpu
 from tasks.pixels import Decoder
 from tasks.run import StageError, first_line
-
-BACKENDS = ("vllm", "server", "ray", "transformers")
 
 
 @dataclass(frozen=True)
@@ -106,45 +101,6 @@ class Engine(Protocol):
 
 class EngineDied(Exception):
     """The engine is beyond repair; its process has to end. Nothing is wrong with a request."""
-
-
-def open_engine(policy: Path, settings: dict[str, Any]) -> Engine:
-    """The engine that `[engine] backend` names, with the policy loaded.
-
-    Raises StageError when the backend is unknown, the policy's chat template takes no image, or a
-    GPU is there that would not be used.
-    """
-    backend = settings["backend"]
-    if backend in BACKENDS and backend != "server":
-        check_gpu()
-    if backend in ("vllm", "ray"):  # on a cluster, each worker has an engine of its own
-        from tasks import engine_vllm
-
-        on_gpu = engine_vllm.on_gpu()
-        kind = engine_vllm.AsyncVllmEngine if on_gpu else engine_vllm.VllmEngine
-        return kind(policy, settings)
-    if backend == "server":
-        from tasks.engine_server import ServerEngine
-
-        return ServerEngine(policy, settings)
-    if backend == "transformers":
-        from tasks.engine_transformers import TransformersEngine
-
-        return TransformersEngine(policy, settings)
-    return custom(backend)(policy, settings)
-
-
-def custom(backend: str) -> Any:
-    """The function that a `module:function` backend names."""
-    module, colon, name = backend.partition(":")
-    if not colon:
-        raise StageError(
-            f"[engine] backend = {backend!r} is unknown; use {', '.join(BACKENDS)} or module:function"
-        )
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise StageError(f"[engine] backend = {backend!r} cannot be imported: {error}") from error
 
 
 class Background:

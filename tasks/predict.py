@@ -19,8 +19,9 @@ from typing import Any, Self
 
 from data_cards import Card
 from tasks import adapters, answers, policies, prompts
+from tasks.backends import open_engine
 from tasks.candidates import Votes, merge
-from tasks.engine import Completion, Engine, Request, open_engine
+from tasks.engine import Completion, Engine, Request
 from tasks.evaluate_modes import (
     Reading,
     choice_asks,

@@ -15,14 +15,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
-from tqdm import tqdm
-
 from data_cards import CardError
+from tasks.bar import PROGRESS_FILE, Bar
+from tasks.bar import progress as progress
 from tasks.memory import Watch, own_peak
 from tasks.shards import ShardError, sync_tree, write_text
 
@@ -30,7 +30,6 @@ ERROR_FILE = "error.txt"
 STATS_FILE = "stats.json"
 SCRATCH = ("checkpoints", "cache")  # folders that only going on after a kill needs
 DONE_FILE = ".done"  # the function has ended well, and all it wrote is on disk
-PROGRESS_FILE = ".progress.json"  # what the bar stands at, for whoever started this process
 STOPPED = 130  # exit code of a stage that was asked to stop, and did
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -66,7 +65,7 @@ def main(function: Callable[..., None], short: bool = False) -> None:
         output: Path = arguments["output"]
         output.mkdir(parents=True, exist_ok=True)
         (output / ERROR_FILE).unlink(missing_ok=True)
-        _Bar.file = output / PROGRESS_FILE
+        Bar.file = output / PROGRESS_FILE
         gc.freeze()  # what is imported by now stays: the collector need not walk it again and again
         with shard_by_shard("stage") if short else nullcontext(), Watch(os.getpid()) as memory:
             function(**arguments)
@@ -197,69 +196,6 @@ def first_line(error: BaseException) -> str:
 def save_stats(output: Path, stats: dict[str, Any]) -> None:
     """Write a stage's counts, `stats.json`; they go into its manifest as well."""
     write_text(output / STATS_FILE, json.dumps(stats, indent=1))
-
-
-class _Bar(tqdm):
-    """A progress bar that also leaves its figures in a file, for `status` and the scheduler."""
-
-    file: Path | None = None
-    told = -1e9
-    shard = 0
-
-    def update(self, n: float | None = 1) -> bool | None:
-        shown = super().update(n)
-        self._leave_word()
-        return shown
-
-    def __iter__(self) -> Iterator[Any]:
-        for item in super().__iter__():
-            yield item
-            self._leave_word(self.n + 1)
-
-    def _leave_word(self, done: float | None = None) -> None:
-        now = time.monotonic()
-        if _Bar.file is None or now - _Bar.told < 0.5:
-            return
-        _Bar.told = now
-        told = {
-            "what": self.desc,
-            "done": self.n if done is None else done,
-            "total": self.total,
-            "unit": str(self.unit).strip(),
-            **({"shard": self.shard} if self.shard else {}),
-        }
-        fresh = _Bar.file.with_suffix(".tmp")
-        with suppress(OSError):
-            fresh.write_text(json.dumps(told), encoding="utf-8")
-            os.replace(fresh, _Bar.file)
-
-
-def progress(
-    items: Iterable[Any] | None,
-    *,
-    desc: str,
-    total: int | None,
-    unit: str,
-    done: int = 0,
-    shard: int = 0,
-) -> tqdm:
-    """The one progress bar: rate and time left on a terminal, a line every 15 s in a log file.
-
-    `shard` is how many units a shard holds, for a stage that has no setting `shard_size`.
-    """
-    terminal = sys.stderr.isatty() or bool(os.environ.get("DIVE_TERMINAL"))
-    bar = _Bar(
-        items,
-        desc=desc,
-        total=total,
-        initial=done,
-        unit=f" {unit}",
-        mininterval=0.2 if terminal else 15,
-        dynamic_ncols=True,
-        smoothing=0.1,
-    )
-    bar.shard = shard
-    return bar
 
 
 def end_with_parent(group: bool = False) -> None:

@@ -16,8 +16,9 @@ import numpy as np
 
 from data_cards import Card
 from tasks import adapters, answers, schemas, shards
+from tasks.backends import BACKENDS, custom
 from tasks.crew import Crew, Inline, Processes
-from tasks.engine import BACKENDS, Sampling, custom
+from tasks.engine import Sampling
 from tasks.labels import ClassNames
 from tasks.run import SCRATCH, StageError, progress, shard_by_shard, stop_if_asked
 from tasks.station import REFUSED, Ask, Done, Shard, refusals

@@ -14,11 +14,13 @@ from datasets import Dataset
 from PIL import Image
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from tests.two_processes import Fixed
 from training import tiny_policy
+from training.largest_batch import try_largest
+from training.memory import longest_prompt
 from training.shared_prefix import make_trainer
 
 NAMES = ("rose gold-belt", "teal coral-belt", "crimson cyan-belt")
@@ -157,10 +159,22 @@ def shard_out(one: GRPOTrainer) -> None:
     one.accelerator.prepare_model = lambda model, **_: model
 
 
+class Largest(TrainerCallback):
+    """Takes the largest batch when training begins, as `training.grpo` does on request."""
+
+    def __init__(self, one: GRPOTrainer):
+        self.one = one
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        row = questions(6)[5]  # of three names, with the larger image
+        try_largest(self.one, row, longest_prompt(self.one.processing_class, [row]))
+
+
 def main() -> None:
     """Train in one of several processes in the ways named; the first process writes the weights.
 
-    shared and stock are ours and TRL's; sharded is ours with the weights shared out.
+    shared and stock are ours and TRL's; sharded is ours with the weights shared out; tried is ours, and
+    triedstock TRL's, after the largest batch.
     """
     policy, output, kinds = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     for kind in kinds:
@@ -170,12 +184,14 @@ def main() -> None:
         given |= {"gradient_accumulation_steps": 1 if idle else 2}
         if idle:  # Adam would blow rounding up to steps of its own
             given |= {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
-        one = trainer(policy, output / kind, shared=kind != "stock", tokens=80, **given)
+        one = trainer(policy, output / kind, shared="stock" not in kind, tokens=80, **given)
         if idle:  # completions of equal length, since each process takes its own time to sample
             for name in ("_generate_single_turn", "_drawn"):
                 setattr(one, name, MethodType(getattr(Fixed, name), one))
         if kind == "sharded":
             shard_out(one)
+        if "tried" in kind:
+            one.add_callback(Largest(one))
         one.train()
         state = {
             name.removeprefix("module."): getattr(weight, "full_tensor", lambda w=weight: w)()

@@ -27,6 +27,13 @@ class Sharded:
 
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
+        self.share_out()
+
+    def train(self, *arguments, **given):
+        self.share_out()  # again: what accelerate found out by itself has been set meanwhile
+        return super().train(*arguments, **given)
+
+    def share_out(self):
         state = self.accelerator.state
         state.fsdp_plugin = FullyShardedDataParallelPlugin()
         state.distributed_type = DistributedType.FSDP

@@ -104,15 +104,36 @@ def test_progress_is_told_on_the_way(stage, monkeypatch):
 
 
 def test_the_bar_leaves_its_figures_in_a_file(tmp_path, monkeypatch):
-    from tasks import run
+    from tasks import bar as module
 
-    monkeypatch.setattr(run._Bar, "file", tmp_path / run.PROGRESS_FILE)
-    monkeypatch.setattr(run._Bar, "told", -1e9)
-    with run.progress(None, desc="propose", total=10, unit="images", done=2) as bar:
+    monkeypatch.setattr(module.Bar, "file", tmp_path / module.PROGRESS_FILE)
+    monkeypatch.setattr(module.Bar, "told", -1e9)
+    with module.progress(None, desc="propose", total=10, unit="images", done=2) as bar:
         bar.update(3)
-    told = json.loads((tmp_path / run.PROGRESS_FILE).read_text())
+    told = json.loads((tmp_path / module.PROGRESS_FILE).read_text())
     assert told == {"what": "propose", "done": 5, "total": 10, "unit": "images"}
     assert child.progress(tmp_path) == told
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_word_beside_the_bar_says_what_goes_on(tmp_path, monkeypatch, capfd, terminal):
+    from tasks import bar as module
+
+    monkeypatch.setattr(module.Bar, "file", tmp_path / module.PROGRESS_FILE)
+    monkeypatch.setenv("DIVE_TERMINAL", "1" if terminal else "")
+    module.doing("generating")  # without a bar nothing is said
+    with module.progress(None, desc="train", total=10, unit="steps") as bar:
+        bar.set_postfix_str("reward 0.5", refresh=False)
+        before = capfd.readouterr().err
+        for word in ("generating", "updating"):
+            module.doing(word)
+            assert child.progress(tmp_path)["now"] == word
+        shown = capfd.readouterr().err
+    assert "generating" not in before
+    assert [f"{word}, reward 0.5" in shown for word in ("generating", "updating")] == [terminal] * 2
+    assert shown == "" or terminal  # a log file has no line more
+    module.doing("generating")
+    assert child.progress(tmp_path)["now"] == "updating"  # its bar is closed
 
 
 SHARDS = """

@@ -130,7 +130,7 @@ def test_a_short_stage_ends_at_once_when_pressed_twice_and_is_done_again(place, 
 def test_the_base_policy_stops_after_its_step_with_a_checkpoint(place, split_set):
     """That the next run goes on from it, to the very same weights, is shown in test_sft.py."""
     arguments = POLICY | {"download": [split_set.download], "split": [split_set.split]}
-    told = interrupt(1, "training.sft tasks.run _Bar.update", arguments, "step")
+    told = interrupt(1, "training.sft tasks.bar Bar.update", arguments, "step")
     assert "base_policy: stopped; the same command goes on from here" in told
     assert not Path("made/abc").exists()
     assert Path("made/abc.partial/checkpoints/supervised.pt").exists()

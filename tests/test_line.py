@@ -244,7 +244,8 @@ ASK = """
 import json, os, sys
 from pathlib import Path
 from tasks import prompts, shards
-from tasks.engine import Request, Sampling, open_engine
+from tasks.backends import open_engine
+from tasks.engine import Request, Sampling
 policy, download, backend = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 engine = open_engine(policy, {"backend": backend, "dtype": "float32", "max_model_len": 512,
     "max_num_seqs": 64, "gpu_memory_utilization": 0.5, "tensor_parallel_size": 1,

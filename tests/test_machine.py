@@ -186,7 +186,7 @@ def test_a_gpu_that_is_listed_but_cannot_be_used_is_not_seen(monkeypatch):
 
 @pytest.mark.parametrize("backend", ["vllm", "ray", "transformers"])
 def test_no_engine_falls_back_to_the_cpu(unseen_gpu, tmp_path, backend):
-    from tasks.engine import open_engine
+    from tasks.backends import open_engine
 
     with pytest.raises(StageError, match="torch does not see the GPU of this machine"):
         open_engine(tmp_path, settings(backend))

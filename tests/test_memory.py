@@ -104,7 +104,7 @@ def test_the_word_a_stage_leaves_counts_what_it_started(tmp_path, monkeypatch):
     for name in ("end_with_parent", "_stop_when_asked", "quiet_libraries"):
         monkeypatch.setattr(run, name, lambda: None)
     monkeypatch.setattr(run.gc, "freeze", lambda: None)
-    monkeypatch.setattr(run._Bar, "file", None)
+    monkeypatch.setattr(run.Bar, "file", None)
     config = as_config(tmp_path / "c.json", {"output": tmp_path / "o"})
     monkeypatch.setattr(sys, "argv", ["stage", str(config)])
     run.main(stage)

@@ -84,6 +84,7 @@ OTHER_VALUES = {
     "check_memory": "false",
     "shared_prefix": "false",
     "check_shared_prefix": "false",
+    "check_largest_batch": "true",
     "refresh": "unsolved",
     "solved": "retire",
     "train_caps": '{"*": 7}',

@@ -80,6 +80,7 @@ def test_a_run_does_not_look_beyond_what_is_complete():
         ({"state": "partial", "shards": 5, "of": 8, "seconds": 61.0}, "5 of 8 shards finished; 61.0 s spent; a run goes on from there"),
         ({"state": "partial", "shards": 3, "held_by": "process 7 on b"}, "3 shards finished; process 7 on b is at work on it"),
         ({"state": "partial", "shards": 12, "progress": {"unit": "steps", "done": 12, "total": 20}}, "partial  12 of 20 steps; a run goes on"),
+        ({"state": "partial", "shards": 12, "held_by": "process 7", "progress": {"unit": "steps", "done": 12, "total": 20, "now": "generating"}}, "partial  12 of 20 steps, generating; process 7 is at work"),
         ({"state": "partial", "shards": 1, "of": 3, "progress": {"what": "evaluate: majority", "unit": "images"}}, "partial  majority: 1 of 3 shards finished; a run"),
         ({"state": "stale", "why": ["val_share 0.3 -> 0.1"]}, "stale    a run makes it anew"),
         ({"state": "missing"}, "missing  a run makes it"),

@@ -42,7 +42,14 @@ def set_context(config: Any, questions: Questions, watch: Watch | None, processo
 
 
 def longest(questions: Questions, watch: Watch | None, processor: Any) -> int:
-    """Tokens of a prompt of the longest text and the image of most tokens, of all that are asked.
+    """Tokens of the prompt that `longest_row` finds."""
+    return longest_row(questions, watch, processor)[1]
+
+
+def longest_row(
+    questions: Questions, watch: Watch | None, processor: Any
+) -> tuple[dict[str, Any], int]:
+    """A row of the longest text and the image of most tokens, of all that are asked, and its tokens.
 
     Of every question and of the val images that are watched; no image is decoded but the few that
     may be the largest.
@@ -57,7 +64,8 @@ def longest(questions: Questions, watch: Watch | None, processor: Any) -> int:
         {"prompt": [{"role": "user", "content": text}], "image": _image(questions, places[size])}
         for size in _largest(places, processor)
     ]
-    return max(longest_prompt(processor, [row]) for row in rows)
+    counts = [longest_prompt(processor, [row]) for row in rows]
+    return rows[counts.index(max(counts))], max(counts)
 
 
 def _texts(questions: Questions) -> Iterator[str]:

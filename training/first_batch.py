@@ -16,6 +16,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from trl import GRPOTrainer
 
+from tasks.bar import doing
 from training import prefix_batches
 from training.prefix_forward import Found, Rows, base_of, packed, padded, put
 
@@ -91,6 +92,7 @@ def agree(trainer: Any, model: torch.nn.Module, rows: Rows) -> bool:
     places = list(range(len(chosen)))
     again = [places[::-1]] if sharded else [[place] for place in places]
     reentrant = (trainer.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
+    doing("checking")
     try:
         verdict = compare(
             inner,
@@ -108,6 +110,7 @@ def agree(trainer: Any, model: torch.nn.Module, rows: Rows) -> bool:
         torch.cuda.empty_cache()
         verdict = Verdict(True, "")
     disagrees = torch.tensor([int(not verdict.agrees)], device=trainer.accelerator.device)
+    doing("updating")
     agreed = not bool(trainer.accelerator.gather(disagrees).any())
     if trainer.accelerator.is_main_process:
         print(f"train: {_sentence(agreed, verdict.told)}", flush=True)
@@ -129,7 +132,10 @@ def _sentence(agreed: bool, told: str) -> str:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that a tensor could not be allocated, on a GPU or in main memory."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or (
+        "out of memory" in said or "not enough memory" in said
+    )
 
 
 def compare(

@@ -15,7 +15,8 @@ out is a folder that transformers, vLLM and PEFT load.
     sampling.py       what is sampled           shared_prefix.py  how it is trained
     recorder.py       what is logged            watch.py          val images on the way
     checkpoints.py    going on after a kill     handover.py       going on in the next round
-    policy_folder.py  what comes out            memory.py         whether it fits
+    policy_folder.py  what comes out            memory.py         whether it will fit
+    largest_batch.py  whether it does
 """
 
 from pathlib import Path
@@ -27,7 +28,8 @@ from tasks import waiting
 from tasks.run import StageError, main
 from training import agreement, checkpoints
 from training.config import grpo_config, of_reference_alone
-from training.context_length import set_context
+from training.context_length import longest_row, set_context
+from training.largest_batch import try_largest
 from training.recorder import Recorder
 from training.reward_choice import choose_rewards
 from training.sampling import DynamicSampling, KnownFields, Timed, TruthRollout
@@ -72,6 +74,7 @@ def grpo(
     shared_prefix: bool,
     tokens_per_micro_batch: int,
     check_shared_prefix: bool,
+    check_largest_batch: bool,
     micro_batch_size: int,
     save_steps: int,
     keep_checkpoints: int,
@@ -92,6 +95,7 @@ def grpo(
     With `carry_over` a round goes on from the last one's training state. `keep_policy` is last, or
     best by val images. `shared_prefix` computes each group's image and prompt once, in passes of at
     most `tokens_per_micro_batch` tokens, and `check_shared_prefix` compares with TRL's own pass once.
+    `check_largest_batch` takes the largest batch that this run can have before its first step.
 
     Writes the policy folder, `train_log.parquet` and `completions-*.parquet`. Raises StageError for
     a damaged shard, an unknown option, a batch that cannot be divided, or memory that is not there.
@@ -126,12 +130,14 @@ def grpo(
             peft_config=adapters,
         )
     trainer.attempts, trainer.further = dynamic_sampling, questions.further
-    recorder = session.train(
-        trainer,
-        Recorder,
-        list(rewards),
-        before=(lambda: agreement.check_vllm(trainer, some)) if config.use_vllm else None,
-    )
+
+    def before() -> None:
+        if config.use_vllm:
+            agreement.check_vllm(trainer, some)
+        if check_largest_batch and trainer.state.global_step < session.stop:
+            try_largest(trainer, *longest_row(questions, None, session.processor))
+
+    recorder = session.train(trainer, Recorder, list(rewards), before)
     session.finish(trainer, recorder, figures(recorder.log, config))
     if trainer.accelerator.is_main_process:
         print(f"train: first and last steps: {told(recorder.log, list(rewards))}")

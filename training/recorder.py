@@ -8,7 +8,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from tasks import schemas, shards
-from tasks.run import progress, stop_asked
+from tasks.bar import doing, progress
+from tasks.run import stop_asked
 from training import checkpoints, health
 from training.watch import Watch
 
@@ -90,6 +91,9 @@ class Recorder(TrainerCallback):
                 self.bar.write(f"train: step {row['step']}: {sentence}", file=sys.stderr)
                 self.told.add(kind)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        doing("updating")
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.bar is not None:
             self.bar.update(1)
@@ -100,12 +104,15 @@ class Recorder(TrainerCallback):
             control.should_save = control.should_training_stop = True
         if self.watch and self.watch.due(state.global_step, self.stop):
             control.should_save = True
+        if control.should_save:
+            doing("saving")
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After the trainer wrote a checkpoint: watch, mark it, and delete what is not needed."""
         step = state.global_step
         folder = Path(args.output_dir) / f"checkpoint-{step}"
         if self.watch and self.watch.due(step, self.stop):
+            doing("watching val images")
             found = self.watch.look(self.trainer, step)
             for rows in (state.log_history, self.log):
                 if rows and rows[-1].get("step") == step:

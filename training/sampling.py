@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from trl.data_utils import prepare_multimodal_messages
 
 from tasks import prompts
+from tasks.bar import doing
 from tasks.prompts import LETTERS
 from training.prompts_once import remembered
 from training.sft_examples import thought
@@ -51,9 +52,11 @@ class Timed(Trainer):
     """Logs the seconds of generating, rewarding and updating, and tokens generated a second."""
 
     def _generate(self, prompts: list) -> tuple:
+        doing("generating")
         started = time.perf_counter()
         result = super()._generate(prompts)
         spent = time.perf_counter() - started
+        doing("checking")  # what the reference and the policy before make of it
         tokens = sum(len(ids) for ids in result[1])
         self._spent("generation", spent)
         self._metrics["train"]["tokens_per_second"].append(
@@ -62,8 +65,10 @@ class Timed(Trainer):
         return result
 
     def _calculate_rewards(self, *arguments: Any) -> torch.Tensor:
+        doing("rewarding")
         started = time.perf_counter()
         result = super()._calculate_rewards(*arguments)
+        doing("updating")
         self._spent("reward", time.perf_counter() - started)
         self._metrics["train"]["dead_groups"][:] = [
             equal_groups(self, result).float().mean().item()

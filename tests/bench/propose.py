@@ -85,7 +85,7 @@ def settings(given: argparse.Namespace) -> dict[str, Any]:
 
 def contender(kind: str, link: Any, policy: Path, given: argparse.Namespace) -> None:
     """A process: load, then answer each list of shards; replies with seconds, and with its memory."""
-    from tasks.engine import open_engine
+    from tasks.backends import open_engine
 
     station = Station(lambda: open_engine(policy, settings(given)))
     if kind != "ours":

@@ -11,6 +11,7 @@ reads proposals that are made up. Half of the photographs have 12 megapixels, ha
 """
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -80,6 +81,7 @@ def run(root: Path, given: argparse.Namespace) -> list[Figure]:
     started = time.monotonic()
     shape = {"layers": given.layers, "vision_layers": given.vision_layers, "narrow": given.narrow}
     weights = real_shape.write(root / "model", **shape)
+    gc.collect()  # the model, which has references in circles
     figures = [
         _figure("weights", weights / 1e9, "billions"),
         _figure("drawing and writing them", time.monotonic() - started, "s"),

@@ -1,0 +1,110 @@
+"""The progress bar of a stage: its figures, and a word for what goes on now."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tqdm import tqdm
+
+PROGRESS_FILE = ".progress.json"  # what the bar stands at, for whoever started this process
+
+
+class Bar(tqdm):
+    """A progress bar that also leaves its figures in a file, for `status` and the scheduler."""
+
+    file: Path | None = None
+    shown: ClassVar["Bar | None"] = None  # the one that is shown at present
+    told = -1e9
+    shard = 0
+    now = ""  # what goes on, in a word
+    terminal = False
+
+    def say(self, word: str) -> None:
+        """Stand beside the bar, and in the file, until the next word."""
+        if word == self.now:
+            return
+        self.now = word
+        Bar.told = -1e9  # what it says may go on for long
+        self._leave_word()
+        if self.terminal:  # in a log file the next line has it
+            self.refresh()
+
+    @property
+    def format_dict(self) -> Any:
+        found = super().format_dict
+        beside = [part for part in (self.now, found.get("postfix")) if part]
+        return found | {"postfix": ", ".join(beside)}
+
+    def close(self) -> None:
+        self.now = ""
+        if Bar.shown is self:
+            Bar.shown = None
+        super().close()
+
+    def update(self, n: float | None = 1) -> bool | None:
+        shown = super().update(n)
+        self._leave_word()
+        return shown
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in super().__iter__():
+            yield item
+            self._leave_word(self.n + 1)
+
+    def _leave_word(self, done: float | None = None) -> None:
+        now = time.monotonic()
+        if Bar.file is None or now - Bar.told < 0.5:
+            return
+        Bar.told = now
+        told = {
+            "what": self.desc,
+            "done": self.n if done is None else done,
+            "total": self.total,
+            "unit": str(self.unit).strip(),
+            **({"shard": self.shard} if self.shard else {}),
+            **({"now": self.now} if self.now else {}),
+        }
+        fresh = Bar.file.with_suffix(".tmp")
+        with suppress(OSError):
+            fresh.write_text(json.dumps(told), encoding="utf-8")
+            os.replace(fresh, Bar.file)
+
+
+def progress(
+    items: Iterable[Any] | None,
+    *,
+    desc: str,
+    total: int | None,
+    unit: str,
+    done: int = 0,
+    shard: int = 0,
+) -> tqdm:
+    """The one progress bar: rate and time left on a terminal, a line every 15 s in a log file.
+
+    `shard` is how many units a shard holds, for a stage that has no setting `shard_size`.
+    """
+    terminal = sys.stderr.isatty() or bool(os.environ.get("DIVE_TERMINAL"))
+    bar = Bar(
+        items,
+        desc=desc,
+        total=total,
+        initial=done,
+        unit=f" {unit}",
+        mininterval=0.2 if terminal else 15,
+        dynamic_ncols=True,
+        smoothing=0.1,
+    )
+    bar.shard, bar.terminal = shard, terminal
+    Bar.shown = bar
+    return bar
+
+
+def doing(word: str) -> None:
+    """Say beside this process's progress bar, where it shows one, what goes on from now on."""
+    if Bar.shown is not None:
+        Bar.shown.say(word)

@@ -1,0 +1,184 @@
+"""The largest batch of a run, taken once before its first step: memory that will not do shows at once.
+
+Completions grow while a policy learns to reason, so that memory may run out after hours. On request
+the trainer's own code takes a turn at the longest prompt and completions of the full length, with the
+gradients of another turn and the optimizer's states beside it. Nothing of it is kept.
+"""
+
+import copy
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tasks.memory import own_peak
+from tasks.run import StageError
+from training import prefix_batches
+from training.first_batch import out_of_memory
+from training.memory import GIB, optimizer_bytes
+
+# What a turn changes in place; whatever else it sets anew is put back with the attribute.
+CHANGED = ("_metrics", "_logs", "_pending_metrics", "_pending_extra_logs", "state", "counters")
+Row = dict[str, Any]
+
+
+def try_largest(trainer: Any, row: Row, prompt: int) -> None:
+    """Take the largest batch of a run and say what it took; every process must call it.
+
+    `row` (`prompt` and `image`) is the longest question, of `prompt` tokens. The trainer, its model's
+    weights and all generators of random numbers are left as they were. Raises StageError when memory
+    runs out.
+    """
+    if trainer.is_deepspeed_enabled:
+        if trainer.accelerator.is_main_process:
+            print("train: the largest batch is not tried: DeepSpeed would take a step", flush=True)
+        return
+    length = fullest(trainer, prompt)
+    rows = trainer.args.per_device_train_batch_size
+    what = f"{rows} completions of {length:,} tokens after a prompt of {prompt:,}"
+    model, on_gpu = trainer.model_wrapped, trainer.accelerator.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    try:
+        with _as_it_was(trainer), _generators(), _states(trainer):
+            _prepare(trainer, row, length)
+            batch = _batch(trainer, row)
+            turns = min(2, trainer.args.gradient_accumulation_steps)
+            for turn in range(turns):  # the second with the first one's gradients beside it
+                last = turn == turns - 1
+                with nullcontext() if last else trainer.accelerator.no_sync(model):
+                    trainer.training_step(model, batch, None)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise StageError(
+            f"there is not enough memory for the largest batch of this run, {what}; what helps: a "
+            "smaller [Train] micro_batch_size, tokens_per_micro_batch, gradient_checkpointing in trl, "
+            "or LoRA (lora_rank)"
+        ) from error
+    finally:
+        model.zero_grad(set_to_none=True)
+    seconds = time.perf_counter() - started
+    peak = torch.cuda.max_memory_allocated() / GIB if on_gpu else own_peak() / 1024
+    if on_gpu:
+        torch.cuda.empty_cache()
+    if trainer.accelerator.is_main_process:
+        print(
+            f"train: the largest batch, {what}, took {seconds:.1f} s and {peak:.2f} GiB at its peak",
+            flush=True,
+        )
+
+
+def fullest(trainer: Any, prompt: int) -> int:
+    """The completions' length in tokens with which a micro-batch takes most memory.
+
+    The full length, unless a bound in tokens is better filled by shorter ones. Where prompts are not
+    shared, logits are kept of every completion token and outweigh the rest.
+    """
+    longest: int = trainer.max_completion_length
+    limit = getattr(trainer, "tokens_per_micro_batch", 0)
+    if not limit:
+        return longest
+    rows = range(trainer.args.per_device_train_batch_size)
+    groups = [row // trainer.num_generations for row in rows]
+    shared = trainer.way == "prefix"
+
+    def most(length: int) -> int:
+        prompts, completions = [prompt] * len(rows), [length] * len(rows)
+        batches = prefix_batches.split(groups, rows, prompts, completions, limit, shared=shared)
+        return max(
+            len(batch) * length + shared * prompt * len({groups[row] for row in batch})
+            for batch in batches
+        )
+
+    return max(range(longest, 0, -1), key=most)
+
+
+def _prepare(trainer: Any, row: Row, length: int) -> None:
+    """Let the trainer make such completions, pay every other of them, and compare nothing."""
+    text = row["prompt"][-1]["content"]
+    ids = trainer._tokenizer(text, add_special_tokens=False)["input_ids"]
+    completion = [ids[place % len(ids)] for place in range(length - 1)] + [trainer.eos_token_ids[0]]
+
+    def generate(prompt_ids: list, *_: Any, **__: Any) -> tuple:
+        logps = [[0.0] * length for _ in prompt_ids] if trainer.use_vllm else None
+        return [list(completion) for _ in prompt_ids], logps
+
+    def pay(inputs: list[Row], *_: Any) -> torch.Tensor:
+        count = len(inputs) * trainer.accelerator.num_processes
+        paid = torch.arange(count, device=trainer.accelerator.device) % 2
+        return paid.float()[:, None].expand(-1, len(trainer.reward_funcs)).clone()
+
+    trainer._generate_single_turn, trainer._calculate_rewards = generate, pay
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    trainer._step, trainer._buffered_inputs = 0, None
+    trainer._unchecked, trainer.attempts = False, 0
+
+
+def _batch(trainer: Any, row: Row) -> list[Row]:
+    """A process's rows of one generation: the same question, each group with an image of its own."""
+    args, size = trainer.args, row["image"].size
+    count = args.per_device_train_batch_size * args.steps_per_generation
+    first = trainer.accelerator.process_index * count
+    groups = [(first + place) // trainer.num_generations for place in range(count)]
+    images = {group: _noise(size, group) for group in groups}
+    return [{**row, "image": images[group]} for group in groups]
+
+
+def _noise(size: tuple[int, int], seed: int) -> Image.Image:
+    """A picture unlike any other, since equal ones would be encoded once."""
+    shape = (size[1], size[0], 3)
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, np.uint8))
+
+
+@contextmanager
+def _as_it_was(trainer: Any) -> Iterator[None]:
+    """Leave the trainer and its reports to outside as they were."""
+    kept, reports = dict(vars(trainer)), trainer.args.report_to
+    for name in CHANGED:
+        if name in kept:
+            setattr(trainer, name, copy.deepcopy(kept[name]))
+    trainer.args.report_to = []
+    try:
+        yield
+    finally:
+        vars(trainer).clear()
+        vars(trainer).update(kept)
+        trainer.args.report_to = reports
+
+
+@contextmanager
+def _generators() -> Iterator[None]:
+    """Leave all generators of random numbers as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(
+            [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        ):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextmanager
+def _states(trainer: Any) -> Iterator[None]:
+    """Hold as much memory as the optimizer's states will, where they are not there yet."""
+    size = 0.0
+    if not trainer.optimizer.state:
+        each = optimizer_bytes(str(getattr(trainer.args.optim, "value", trainer.args.optim)))
+        for weight in trainer.model_wrapped.parameters():
+            own = weight.to_local() if hasattr(weight, "to_local") else weight
+            if own.requires_grad and own.device.type == trainer.accelerator.device.type:
+                size += own.numel() * each
+    held = torch.empty(int(size), dtype=torch.uint8, device=trainer.accelerator.device)
+    try:
+        yield
+    finally:
+        del held
