@@ -371,7 +371,7 @@ def test_groups_without_a_gradient_are_replaced_by_further_questions(frozen, tmp
 
 
 def test_looking_for_further_questions_makes_each_image_ready_once(frozen, tmp_path, monkeypatch):
-    from training.loading import load_processor
+    from training.processors import load_processor
     from training.prompts_once import _digest, _flat
     from training.sampling import DynamicSampling
 
