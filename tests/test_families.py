@@ -89,7 +89,8 @@ def of_family(name: str, made, folder) -> dict:
     engine = {
         **ENGINE,
         "backend": "tests.family_line:engine",
-        "in_process": "vllm",
+        # Whose start takes long with so many pieces; the bench of the real shape has it run there.
+        "in_process": "transformers" if name == "real_vocabulary" else "vllm",
         "processes": 1,
         "max_new_tokens": 8,
         "max_model_len": 512,
@@ -117,7 +118,14 @@ def of_family(name: str, made, folder) -> dict:
         "shard_size": 100,
         "seed": 0,
     }
+    again = {
+        **evaluated,
+        "output": folder / "again",
+        "engine": {**engine, "in_process": "transformers"},
+        "modes": ["one_step"],
+    }
     return {
+        **({} if name == "real_vocabulary" else {"again": again}),
         "family": name,
         "words": ["beetle", "species"],
         "base": {
@@ -154,12 +162,6 @@ def of_family(name: str, made, folder) -> dict:
             save_steps=2,
         ),
         "evaluate": {**evaluated, "output": folder / "evaluate"},
-        "again": {
-            **evaluated,
-            "output": folder / "again",
-            "engine": {**engine, "in_process": "transformers"},
-            "modes": ["one_step"],
-        },
     }
 
 
@@ -183,6 +185,8 @@ def test_a_family_goes_through_the_whole_line(family, told):
     assert fixed == (family not in ("qwen3_vl", "real_vocabulary"))
     predictions = shards.read(folder / "evaluate", "predictions")
     assert set(predictions["mode"].to_pylist()) >= {"one_step", "majority", "two_step"}
+    if family == "real_vocabulary":
+        return
     # By vLLM and by the trainer's own library: the very answers, with the same probability.
     by_vllm, by_transformers = (
         shards.read(folder / name, "one_step").to_pylist() for name in ("evaluate", "again")

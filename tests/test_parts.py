@@ -287,3 +287,18 @@ def test_what_goes_to_the_hub_is_private_and_holds_no_data(tmp_path, monkeypatch
     monkeypatch.setattr(huggingface_hub, "HfApi", Down)
     policy_folder.push(tmp_path, "me/policy")
     assert "was not uploaded: no network" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a CPU's matrix product")
+def test_last_hidden_states_reach_the_output_layer_in_one_piece(policy):
+    """Else torch copies the layer's weights once a row, which adapters leave without a gradient."""
+    model, _ = loading.load_model(
+        policy, dtype="float32", quantize="none", freeze="none", lora_rank=4, lora_alpha=8.0,
+        lora_dropout=0.0, lora_targets="language",
+    )  # fmt: skip
+    seen = []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].is_contiguous()))
+    ids = torch.ones(3, 5, dtype=torch.long)
+    model(input_ids=ids, logits_to_keep=1)
+    assert seen == [True]

@@ -30,7 +30,7 @@ PROCESS = 1.0 * GIB
 KEPT, PASSING = (14, 4), (8, 3)
 # Tiles of TRL's fused head: tokens and words at a time (trl.kernels.chunked_logprob). Triton folds a
 # tile where it lies; without it there are as many float32 tiles beside it.
-TILE, BESIDE = (4096, 32768), 6
+TILE, BESIDE = (4096, 32768), 8
 # The first batch is compared on so many rows of so many groups (training.shared_prefix).
 COMPARED = (2, 2)
 LIVE = (
