@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
 from training import checkpoints, handover, policy_folder
-from training.loading import load_processor
+from training.processors import load_processor
 from training.session import Session
 
 
