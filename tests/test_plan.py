@@ -156,5 +156,5 @@ def test_the_plan_as_a_command(recipe, monkeypatch, capsys, tmp_path):
     told = capsys.readouterr().out
     assert "hours in all" in told
     assert "Train fits: " in told
-    assert "checkpoints of 132.7" in told
+    assert "checkpoints of 99.5" in told
     assert "600 steps of 6 questions: 1.50 epochs of 2,397 images" in told
