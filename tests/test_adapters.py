@@ -98,7 +98,7 @@ def test_a_policy_stops_where_its_base_does(adapted, frozen, tmp_path, monkeypat
     for policy in (full, root / "train"):
         assert json.loads((policy / "generation_config.json").read_text()) == told
     from training import policy_folder
-    from training.loading import load_processor
+    from training.processors import load_processor
 
     checkpoint = full / "checkpoints" / "checkpoint-1"
     common = (checkpoint, load_processor(root / "base"), root / "base", "float32")

@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from tests.test_families import ADAPTED as FAMILIES
 from tests.test_families import SHAPES
 from training.grpo import with_ours
-from training.loading import load_processor
+from training.processors import load_processor
 from training.shared_prefix import make_trainer
 
 pytestmark = pytest.mark.model
@@ -41,11 +41,11 @@ sys.modules["num2words"] = None  # importing it fails
 from pathlib import Path
 from tasks.engine import Prompter
 from tasks.run import StageError
-from training import loading, sft
+from training import processors, sft
 policy = Path(sys.argv[1])
 base = {key: 0 for key in sft.base_policy.__annotations__ if key not in ("output", "return")}
-base |= {"model": str(policy), "card": "beetles"}
-for load in (Prompter, loading.load_processor, lambda policy: sft.base_policy(policy, **base)):
+base |= {"model": str(policy), "card": "beetles", "dtype": "float32"}
+for load in (Prompter, processors.load_processor, lambda policy: sft.base_policy(policy, **base)):
     try:
         load(policy)
     except StageError as error:

@@ -12,7 +12,7 @@ from pipeline import fits, plan
 from tasks.run import StageError
 from tests.conftest import ROOT
 from tests.test_plan import config, recipe  # noqa: F401  fixtures
-from training import disk, loading, main_memory, memory, needs, vllm_memory
+from training import disk, loading, main_memory, memory, needs, processors, vllm_memory
 from training.sizes import sizes_of
 from training.tiny_policy import new_model, processor, save
 
@@ -159,7 +159,7 @@ def test_the_check_before_training_asks_for_memory_and_disk(tmp_path, monkeypatc
                      per_device_train_batch_size=4)  # fmt: skip
     rows = [{"prompt": [{"role": "user", "content": "What?"}], "image": Image.new("RGB", (84, 84))}]
     given = {**GIVEN, "dtype": "float32", "num_generations": 2, "micro_batch_size": 4}
-    ready = loading.load_processor(tmp_path / "policy")
+    ready = processors.load_processor(tmp_path / "policy")
     loading.check_memory(tmp_path / "policy", ready, rows, trl, given, tmp_path)
     told = capsys.readouterr().out
     assert re.search(r"train: about [\d.]+ GiB \(weights .*, process 1\.00\) of", told)

@@ -292,7 +292,7 @@ def test_adapters_over_quantised_weights_move_at_a_small_rate(
     def quantised(base, **given):
         model, adapters = loaded(base, **{**given, "quantize": "none"})
         model.is_loaded_in_4bit = True  # all that TRL looks at
-        model.floating_point_ops = lambda *_, **__: 0  # for which bitsandbytes would be asked
+        model.num_parameters = lambda **_: 0  # for which bitsandbytes would be asked
         return model, adapters
 
     def moved(name: str) -> float:
@@ -371,7 +371,7 @@ def test_groups_without_a_gradient_are_replaced_by_further_questions(frozen, tmp
 
 
 def test_looking_for_further_questions_makes_each_image_ready_once(frozen, tmp_path, monkeypatch):
-    from training.loading import load_processor
+    from training.processors import load_processor
     from training.prompts_once import _digest, _flat
     from training.sampling import DynamicSampling
 

@@ -25,7 +25,7 @@ from tasks import waiting
 from tasks.adapters import FILE, GENERATION
 from tasks.links import link
 from tasks.run import StageError, first_line, main
-from training.loading import sized_processor
+from training.processors import sized_processor
 
 # As the header of a safetensors file names them.
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}

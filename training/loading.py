@@ -4,46 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, GenerationConfig
+from transformers import AutoModelForImageTextToText
 
-from tasks import engine
 from tasks.run import StageError
 from training import disk, main_memory, memory, needs, parts, vllm_memory
-
-
-def load_processor(policy: Path | str, **options: Any) -> Any:
-    """The policy's processor, padding on the left.
-
-    Prompts of different lengths with images break the 3-D rotary index when padded on the right.
-    """
-    processor = engine.load_processor(policy, **options)
-    processor.tokenizer.padding_side = "left"
-    return processor
-
-
-def sized_processor(model: str, min_pixels: int, max_pixels: int) -> Any:
-    """The processor of a model, scaling images to an area between two bounds in pixels.
-
-    Says so where the model has an image size of its own and takes up neither.
-    """
-    processor = load_processor(model, min_pixels=min_pixels, max_pixels=max_pixels)
-    size = getattr(processor.image_processor, "size", None) or {}
-    if (size.get("shortest_edge"), size.get("longest_edge")) != (min_pixels, max_pixels):
-        print(
-            f"base_policy: {model} has an image size of its own; [BasePolicy] min_pixels and "
-            "max_pixels do nothing",
-            flush=True,
-        )
-    return processor
-
-
-def end_tokens(policy: Path) -> list[int]:
-    """Every token that ends the policy's answers, by its generation configuration; may be none."""
-    try:
-        ends = GenerationConfig.from_pretrained(policy).eos_token_id
-    except OSError:  # the folder has none
-        return []
-    return [ends] if isinstance(ends, int) else list(ends or [])
 
 
 def keeps_masters(dtype: str, lora_rank: int) -> bool:

@@ -31,7 +31,7 @@ from tasks import engine_vllm
 from tasks.engine import hushed
 from tasks.memory import own_peak
 from tasks.run import StageError, first_line, main, save_stats
-from training import loading, tiny_policy
+from training import loading, processors, tiny_policy
 from training.config import grpo_config
 from training.grpo import with_ours
 from training.prefix_forward import PREFIX_MODELS
@@ -136,7 +136,7 @@ def one_step(
         check_first_batch=given["check_shared_prefix"],
         mixed=lambda kind: with_ours(kind, False),
         args=config,
-        processing_class=loading.load_processor(policy),
+        processing_class=processors.load_processor(policy),
         train_dataset=Dataset.from_list(questions(question, max_pixels)),
         reward_funcs=uneven,
         peft_config=adapters,

@@ -21,7 +21,7 @@ from data_cards import load
 from tasks import adapters, schemas, shards, waiting
 from tasks.pixels import Decoder
 from tasks.run import StageError, save_stats, shard_by_shard, stop_if_asked
-from training import checkpoints, handover, loading, parts, policy_folder
+from training import checkpoints, handover, loading, parts, policy_folder, processors
 from training.dataset import Place, Questions, Then
 from training.recorder import Finished, Recorder
 from training.watch import Watch, val_sample
@@ -59,7 +59,7 @@ class Session:
         self.stop = self.start + self.set.steps
         self.total = self.set.rounds * self.set.steps if carried else self.set.steps
         self.origin = self.set.base if carried else self.set.policy
-        self.processor = loading.load_processor(self.origin)
+        self.processor = processors.load_processor(self.origin)
 
     def questions(self, style: str | None) -> Questions:
         """The frozen questions, multiple-choice in this style, or open."""
@@ -197,7 +197,7 @@ class Session:
             return None
         sample = val_sample(self.set.download, self.set.split, self.set.watch_images, self.set.seed)
         style, longest = self.set.prompt_style, self.set.max_completion_length
-        ends = loading.end_tokens(self.origin)
+        ends = processors.end_tokens(self.origin)
         return Watch(sample, self.cards, style, self.set.watch_every, longest, ends)
 
     def _going_on(self, trainer: Any) -> str | None:

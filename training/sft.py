@@ -38,7 +38,7 @@ from tasks.run import (
 )
 from training import sft_checkpoint, sft_examples, tiny_policy
 from training.adopt import adopt
-from training.loading import sized_processor
+from training.processors import sized_processor
 
 WARMUP_SHARE = 0.1
 MAX_GRAD_NORM = 1.0

@@ -11,16 +11,13 @@ from typing import Any
 from transformers import AutoConfig, Gemma3Config, PretrainedConfig, Qwen2_5_VLConfig
 
 from tasks.run import StageError
-from training import tiny_policy
 
 
 def config_of(model: str | Path) -> PretrainedConfig:
-    """The configuration of a folder, of a hub id, or of `tiny`, the embedded policy; without the network.
+    """The configuration of a folder or of a hub id, without the network.
 
     Raises StageError where this machine holds none and the shape is not one of those known here.
     """
-    if str(model) == "tiny":
-        return tiny_policy.config()
     try:
         return AutoConfig.from_pretrained(model, local_files_only=True)
     except (OSError, ValueError) as error:

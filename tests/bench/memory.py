@@ -127,7 +127,7 @@ def measure(
     from PIL import Image
     from trl import GRPOConfig
 
-    from training import first_batch, loading, memory, needs
+    from training import first_batch, loading, memory, needs, processors
     from training.config import _of_reference
     from training.shared_prefix import make_trainer
 
@@ -170,7 +170,7 @@ def measure(
         seed=0,
         **_of_reference(dtype),
     )
-    processor = loading.load_processor(policy)
+    processor = processors.load_processor(policy)
     clock = Phases()
     with contextlib.redirect_stdout(sys.stderr):
         prompt = memory.size_of_prompts(processor, rows[:2])
