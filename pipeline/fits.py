@@ -238,7 +238,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     """What fits, and the disk, for a terminal."""
     machine = found["machine"]
     told = (
-        f"machine: {machine['gpus']} GPUs of {machine['gpu'] / GB:.0f} GB"
+        f"machine: {machine['gpus']} GPU{'s' * (machine['gpus'] > 1)} of {machine['gpu'] / GB:.0f} GB"
         if machine
         else "machine: not known; --gpus and --gpu-gb say it, or a recipe"
     )

@@ -102,6 +102,9 @@ def test_checkpoints_are_counted_by_what_is_written():
 def test_a_disk_without_room_for_the_checkpoints_is_refused(tmp_path, capsys):
     needed = needs.of_disk(asked(LARGE))
     disk.check(needed, tmp_path, needed.peak)
+    disk.check(needed, tmp_path / "not" / "yet", float("inf"))
+    adapters = needs.of_disk(asked(lora_rank=1, steps=1))
+    disk.check(adapters, tmp_path / "not" / "yet")
     assert "4 checkpoints of 99.5" in capsys.readouterr().out
     with pytest.raises(StageError, match=r"keep_checkpoints, LoRA .*, or \[run\] artifacts"):
         disk.check(needed, tmp_path, needed.peak - 1)

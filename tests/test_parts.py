@@ -115,6 +115,7 @@ def test_the_memory_of_weights_and_states_is_exact(policy):
     for part in ("weights", "gradients", "optimizer", "reference"):
         assert getattr(quarter, part) == getattr(full, part) / 4
     assert full.copies == 2 * count, "autocast rounds every weight for the length of a pass"
+    assert estimate(policy, turns=1).copies == 0, "gradients come where they were"
     assert estimate(policy, reference=False).reference == 0
     lora = estimate(policy, lora_rank=4)
     from peft import get_peft_model

@@ -92,6 +92,8 @@ def check(
     say: Callable[[str], None] = told,
 ) -> None:
     """`say` what a round will write, and raise StageError where it does not fit beside `folder`."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
     room = float(shutil.disk_usage(folder).free) if free is None else free
     say(f"on disk {needed.told()}, {room / GB:.1f} GB are free")
     if needed.peak > room:

@@ -33,9 +33,10 @@ KEPT, PASSING = (14, 4), (8, 3)
 TILE, BESIDE = (4096, 32768), 8
 # The first batch is compared on so many rows of so many groups (training.shared_prefix).
 COMPARED = (2, 2)
-LIVE = (
-    2e9  # weights that ZeRO-3 has gathered or is about to (its stage3_max_live_parameters, twice)
-)
+# Weights that ZeRO-3 has gathered or is about to: its stage3_max_live_parameters, twice.
+LIVE = 2e9
+# What an allocator holds beyond what is asked of it, measured (tests/bench/memory.py).
+SLACK = 1.25
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,7 @@ class Estimate:
     gradients: float
     optimizer: float
     reference: float
-    copies: (
-        float  # of weights, for the length of a pass: rounded by autocast, or gathered from shards
-    )
+    copies: float  # of weights, while a pass lasts: rounded by autocast, or gathered from shards
     activations: float
     generation: float
     process: float
@@ -88,6 +87,7 @@ def estimate(
     shared: bool = False,
     pass_limit: int = 0,
     generated: int | None = None,
+    turns: int = 2,
     shards: int = 1,
     sharding: str = "fsdp",
     offloaded: bool = False,
@@ -98,7 +98,8 @@ def estimate(
     `policy` is a folder or hub id, of which only the config is read. `prompt_tokens` include the
     `image_tokens`. With `shared` a `group` of completions has its prompt and image once, in passes of
     at most `pass_limit` tokens (0: no limit). `generated` completions are sampled at a time by this
-    process itself (default: `sequences`; 0 where vLLM does). `shards` is over how many processes
+    process itself (default: `sequences`; 0 where vLLM does). A step has so many `turns`: with one,
+    gradients come where autocast's copies were. `shards` is over how many processes
     weights and states are spread, by `sharding` (fsdp or deepspeed), `offloaded` whether the
     optimizer's states lie in main memory. `optimizer` is TRL's name for it. Raises StageError where
     no config is known.
@@ -113,9 +114,12 @@ def estimate(
     masters = 4 if deepspeed and size < 4 else 0
     weights = sizes.count * (QUANTISED if quantized else held) + 4 * trained * bool(lora_rank)
     states = trained * (masters + optimizer_bytes(optimizer))
-    whole = not lora_rank and "language" not in frozen
+    # Gradients of the output layer and of the embedding come whole, before they are added to what is
+    # kept; of tied ones the first waits for the second, at the pass's end.
+    trains_words = not lora_rank and "language" not in frozen
+    words = 4 * sizes.vocabulary * sizes.language.hidden * trains_words
     passes = _Passes(
-        sizes, size, held, checkpointing, whole, cuda,
+        sizes, size, held, checkpointing, cuda,
         sees=bool(trained) and ("vision" not in frozen if not lora_rank else checkpointing or "vision" in lora_targets),
     )  # fmt: skip
     one = prompt_tokens + completion_tokens
@@ -132,8 +136,12 @@ def estimate(
         gradients=trained * (held if deepspeed else 4) / shards,
         optimizer=0.0 if offloaded else states / shards,
         reference=sizes.count * size / shards if reference and not lora_rank else 0.0,
-        copies=_copies(sizes, size, held, trained, shards, deepspeed),
-        activations=max(passes.bytes(t, s, i * image_tokens) for t, s, i in asked),
+        copies=_copies(sizes, size, held, trained, shards, deepspeed) * (shards > 1 or turns > 1),
+        activations=max(
+            SLACK * max(passes.bytes(t, s, i * image_tokens) for t, s, i in asked)
+            + words * (turns > 1),
+            words * (sizes.tied + (turns > 1)),
+        ),
         generation=_generation(
             sizes, size, sequences if generated is None else generated, prompt_tokens, completion_tokens
         )
@@ -150,7 +158,6 @@ class _Passes:
     size: int  # bytes of a number that is computed
     held: int  # bytes of a weight, and of the state between layers
     checkpointing: bool
-    whole: bool  # the language model's own weights are trained
     cuda: bool
     sees: bool  # gradients go through the vision tower
 
@@ -176,13 +183,12 @@ class _Passes:
         return float(tokens) * self.size * numbers
 
     def _head(self, scored: int) -> float:
-        """Of the fused head: a tile of logits, hidden states, and the head's own gradient."""
+        """Of the fused head: a tile of logits, weights of it, hidden states and their gradients."""
         words = min(self.sizes.vocabulary, TILE[1])
         hidden = self.sizes.language.hidden
         tile = min(scored, TILE[0]) * words * (self.size + (0 if self.cuda else 4 * BESIDE))
         cast = words * hidden * (self.size + (0 if self.cuda else 4))
-        gradient = self.sizes.vocabulary * hidden * 4 * (1 + self.sizes.tied) * self.whole
-        return float(tile + cast + scored * hidden * (4 + self.size) + gradient)
+        return float(tile + cast + scored * hidden * (4 + self.size))
 
 
 def _layer(tower: Tower, times: tuple[int, int]) -> int:

@@ -124,12 +124,16 @@ class Asked:
     supervised: bool = False
 
     @property
+    def turns(self) -> int:
+        """Micro-batches of a process that make a step."""
+        each = 1 if self.supervised else self.given["num_generations"]
+        batch = self.given["questions_per_step"] * each
+        return max(1, batch // (self.given["micro_batch_size"] * self.place.processes))
+
+    @property
     def at_once(self) -> int:
         """Completions that one process asks for at a time: those of all turns of a batch."""
-        given, world = self.given, self.place.processes
-        micro = given["micro_batch_size"]
-        batch = given["questions_per_step"] * given["num_generations"]
-        return micro * (self.options.steps_per_generation or max(1, batch // (micro * world)))
+        return self.given["micro_batch_size"] * (self.options.steps_per_generation or self.turns)
 
     @property
     def trained(self) -> int:
@@ -168,6 +172,7 @@ def of_gpu(asked: Asked) -> memory.Estimate:
         shared=given["shared_prefix"] and sizes_of(asked.policy).kind in PREFIX_MODELS,
         pass_limit=given["tokens_per_micro_batch"] if given["shared_prefix"] else 0,
         generated=asked.at_once if samples and not options.use_vllm else 0,
+        turns=asked.turns + bool(given["tokens_per_micro_batch"] and given["shared_prefix"]),
         shards=place.shards,
         sharding=place.sharding,
         offloaded=place.offloaded,

@@ -30,6 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lora, 4 layers, long": {"layers": 4, "vision": 4, "lora": 8, "completion": 96, "group": 4},
     "lora, 4 layers, nothing recomputed": {"layers": 4, "vision": 4, "lora": 8, "checkpointing": False},
     "full, 2 layers": {"layers": 2, "vision": 4},
+    "full, 2 layers, a step of two turns": {"layers": 2, "vision": 2, "turns": 2},
     "full, 4 layers": {"layers": 4, "vision": 2},
     "full, 2 layers, reference": {"layers": 2, "vision": 2, "beta": 0.04},
     "full in float32, 2 layers": {"layers": 2, "vision": 2, "dtype": "float32"},
@@ -42,6 +43,7 @@ DEFAULTS = {
     "completion": 16,
     "group": 2,
     "questions": 2,
+    "turns": 1,
     "side": 448,
     "shared": True,
 }
@@ -113,6 +115,7 @@ def measure(
     completion: int,
     group: int,
     questions: int,
+    turns: int,
     side: int,
     shared: bool,
 ) -> dict[str, Any]:
@@ -138,12 +141,12 @@ def measure(
     noise = Image.effect_noise((side, side), 60).convert("RGB")
     rows = [
         {"prompt": [{"role": "user", "content": f"What is this {n}?"}], "image": noise}
-        for n in range(2 * questions)
+        for n in range(2 * questions * turns)
     ]
     given = {
         "dtype": dtype, "quantize": "none", "freeze": "none", "lora_rank": lora,
         "lora_targets": "language", "num_generations": group, "max_completion_length": completion,
-        "shared_prefix": shared, "tokens_per_micro_batch": 0, "questions_per_step": questions,
+        "shared_prefix": shared, "tokens_per_micro_batch": 0, "questions_per_step": questions * turns,
         "micro_batch_size": questions * group,
     }  # fmt: skip
     config = GRPOConfig(
@@ -153,6 +156,7 @@ def measure(
         num_generations=group,
         max_completion_length=completion,
         per_device_train_batch_size=questions * group,
+        gradient_accumulation_steps=turns,
         beta=beta,
         use_cpu=True,
         bf16=dtype == "bfloat16",
