@@ -8,10 +8,8 @@ settings, and takes one training step at the model's real widths. Where a GPU is
 for, a trial follows (`pipeline.trial`): the real stages on ten images.
 """
 
-import itertools
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -127,27 +125,16 @@ def needs(found: dict[str, Any]) -> Iterator[Point]:
 
 def launcher(line: str) -> tuple[int, Point]:
     """How many processes a launcher starts, 0 where it cannot be used, and the point."""
-    words = shlex.split(line)
-    if not words:
+    from training.needs import Place
+
+    if not line.strip():
         return 1, Point("launcher", READY, "none: one process")
     try:
         artifact.starter(line)
-        processes = _processes(words)
+        processes = Place.of_launcher(line).processes
     except (artifact.StageFailed, OSError, ValueError) as error:
         return 0, Point("launcher", MEND, f"[Train] launcher = {line}: {error}")
-    return processes, Point("launcher", READY, f"{words[0]} starts {processes} processes")
-
-
-def _processes(words: list[str]) -> int:
-    options = dict(itertools.pairwise(words))
-    for key, value in [*options.items(), *(word.split("=", 1) for word in words if "=" in word)]:
-        if key in ("--nproc_per_node", "--nproc-per-node", "--num_processes"):
-            return int(value)
-    if file := options.get("--config_file"):
-        from accelerate.commands.config.config_args import load_config_from_file
-
-        return int(load_config_from_file(file).num_processes)
-    return 1
+    return processes, Point("launcher", READY, f"{line.split()[0]} starts {processes} processes")
 
 
 def first_minutes(train: Any, stages: list[Any], processes: int) -> Iterator[Point]:
