@@ -229,7 +229,7 @@ class Prompter:
             raise StageError(
                 f"the longest prompt has {count} tokens ({request.key}), and with [engine] "
                 f"max_new_tokens = {max_new_tokens} needs {count + max_new_tokens}; [engine] "
-                f"max_model_len is {self.max_model_len}: raise it, or lower [BasePolicy] max_pixels"
+                f"max_model_len is {self.max_model_len}: raise it, or give smaller images ([BasePolicy] max_pixels, where the model scales by it)"
             )
         return tokens
 

@@ -3,22 +3,27 @@
 torchrun --nproc_per_node=2 -m tests.prefix_models POLICY OUTPUT KIND...
 """
 
+import os
 import random
 import sys
 from pathlib import Path
 from types import MethodType
 from typing import Any
+from unittest import mock
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from datasets import Dataset
 from PIL import Image
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from tests.two_processes import Fixed
 from training import tiny_policy
+from training.config import of_sharding
 from training.largest_batch import try_largest
 from training.memory import longest_prompt
 from training.shared_prefix import make_trainer
@@ -147,16 +152,34 @@ def one_alive(completions: list[Any], mcq_id: list[int], **_: Any) -> list[float
 
 def none_for_the_first(completions: list[Any], mcq_id: list[int], **_: Any) -> list[float]:
     """No group of the first of two processes ever has an advantage; all of the other's have one."""
-    return [float(place % GROUP) if number % 4 >= 2 else 0.0 for place, number in enumerate(mcq_id)]
+    return [float(place % GROUP) if number % 8 >= 4 else 0.0 for place, number in enumerate(mcq_id)]
 
 
 def shard_out(one: GRPOTrainer) -> None:
-    """Share the weights out over all processes by FSDP2, block by block, as accelerate does on GPUs."""
+    """Share the weights out over all processes by FSDP2, block by block, as accelerate does on GPUs.
+
+    After every backward pass each process holds gradients of its own share alone.
+    """
+    for state in (PartialState(), one.accelerator.state):
+        state.distributed_type = DistributedType.FSDP
+    one.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    assert one.accelerator.is_fsdp2
     mesh = init_device_mesh("cpu", (one.accelerator.num_processes,))
     inner = one.model.model
     for block in [*inner.visual.blocks, *inner.language_model.layers, one.model]:
         fully_shard(block, mesh=mesh)
     one.accelerator.prepare_model = lambda model, **_: model
+    sharded = [module for module in one.model.modules() if isinstance(module, FSDPModule)]
+    backward = one.accelerator.backward
+
+    def reduced(*args: Any, **kwargs: Any) -> None:
+        backward(*args, **kwargs)
+        for module in sharded:
+            group = module._get_fsdp_state()._fsdp_param_group
+            for weight in group.fsdp_params if group else []:
+                assert weight._unsharded_param.grad is None, "whole gradients are held"
+
+    one.accelerator.backward = reduced
 
 
 class Largest(TrainerCallback):
@@ -181,9 +204,12 @@ def main() -> None:
         idle = "sharded" in kinds
         given: dict[str, Any] = {"reward": none_for_the_first if idle else one_alive}
         given |= {"rows": 24, "max_steps": 3, "per_device_train_batch_size": 8}
-        given |= {"gradient_accumulation_steps": 1 if idle else 2}
+        given |= {"gradient_accumulation_steps": 2}
         if idle:  # Adam would blow rounding up to steps of its own
             given |= {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
+        if kind == "sharded":
+            with mock.patch.dict(os.environ, {"ACCELERATE_USE_FSDP": "true"}):
+                given |= of_sharding()
         one = trainer(policy, output / kind, shared="stock" not in kind, tokens=80, **given)
         if idle:  # completions of equal length, since each process takes its own time to sample
             for name in ("_generate_single_turn", "_drawn"):

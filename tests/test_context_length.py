@@ -11,7 +11,7 @@ from data_cards import load
 from tasks.pixels import Decoder
 from tasks.run import StageError
 from training import tiny_policy
-from training.context_length import longest, set_context
+from training.context_length import longest_row, set_context
 from training.dataset import Questions, training_row
 from training.memory import longest_prompt
 from training.watch import Sample, Watch
@@ -80,7 +80,7 @@ def test_no_prompt_of_the_run_is_longer(processor, told, monkeypatch):
         for a in rows
         for b in rows
     ]
-    assert longest(questions, None, processor) == max(each)
+    assert longest_row(questions, None, processor)[1] == max(each)
     assert max(each) > max(longest_prompt(processor, [row]) for row in rows)
 
 
@@ -88,24 +88,24 @@ def test_watched_images_count_as_well(processor):
     questions = frozen()
     questions.frozen = questions.frozen.select([0])
     questions.encoded = questions.encoded.select([0])
-    small = longest(questions, None, processor)
+    small = longest_row(questions, None, processor)[1]
     watch = Watch([Sample("x", 0, 0, encoded((252, 84)))], [CARD], "brief", 1, 10)
-    assert longest(questions, watch, processor) == small + 27 - 9
+    assert longest_row(questions, watch, processor)[1] == small + 27 - 9
 
 
 def test_the_context_is_set_where_the_user_has_not_and_is_refused_where_it_is_too_short(processor):
     questions = frozen()
-    needed = longest(questions, None, processor) + 200
+    needed = longest_row(questions, None, processor)[1] + 200
     given = config()
-    set_context(given, questions, None, processor)
+    set_context(given, needed - 200)
     assert needed + 32 <= given.vllm_max_model_length < needed + 32 + 128
     given = config(vllm_max_model_length=needed)
-    set_context(given, questions, None, processor)
+    set_context(given, needed - 200)
     assert given.vllm_max_model_length == needed
     with pytest.raises(
         StageError, match=f"vllm_max_model_length = {needed - 1} .* set it to {needed}"
     ):
-        set_context(config(vllm_max_model_length=needed - 1), questions, None, processor)
+        set_context(config(vllm_max_model_length=needed - 1), needed - 200)
     for other in ({"use_vllm": False}, {"vllm_mode": "server"}):
-        set_context(given := config(**other), questions, None, processor)
+        set_context(given := config(**other), needed - 200)
         assert given.vllm_max_model_length is None

@@ -160,16 +160,16 @@ def test_the_check_before_training_asks_for_memory_and_disk(tmp_path, monkeypatc
     save(new_model(0), processor(), tmp_path / "policy")
     trl = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, num_generations=2,
                      per_device_train_batch_size=4)  # fmt: skip
-    rows = [{"prompt": [{"role": "user", "content": "What?"}], "image": Image.new("RGB", (84, 84))}]
+    row = {"prompt": [{"role": "user", "content": "What?"}], "image": Image.new("RGB", (84, 84))}
     given = {**GIVEN, "dtype": "float32", "num_generations": 2, "micro_batch_size": 4}
     ready = processors.load_processor(tmp_path / "policy")
-    loading.check_memory(tmp_path / "policy", ready, rows, trl, given, tmp_path)
+    loading.check_memory(tmp_path / "policy", ready, row, trl, given, tmp_path)
     told = capsys.readouterr().out
     assert re.search(r"train: about [\d.]+ GiB \(weights .*, process 1\.00\) of", told)
     assert "train: on disk" in told
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(StageError, match="training writes up to"):
-        loading.check_memory(tmp_path / "policy", ready, rows, trl, given, tmp_path)
+        loading.check_memory(tmp_path / "policy", ready, row, trl, given, tmp_path)
 
 
 # Recipes and examples.

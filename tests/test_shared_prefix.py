@@ -449,7 +449,7 @@ def test_a_fault_of_the_shared_pass_is_told_and_training_goes_on_with_trls(
     policy, tmp_path, monkeypatch, capsys, fault, bf16
 ):
     fault(monkeypatch)
-    given = {"bf16": bf16, "tokens": 60, "max_steps": 2}
+    given = {"bf16": bf16, "tokens": 60, "max_steps": 2, "num_iterations": 2, "beta": 0.3}
     ours = trainer(policy, tmp_path / "wrong", **given)
     ours.train()
     assert "warning: shared and separate forward passes disagree" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from trl import GRPOConfig, SFTConfig
 
 from tasks.machine import check_gpu, gpus
 from tasks.run import StageError
-from training import checkpoints
+from training import checkpoints, needs
 
 OURS = {
     "output_dir",
@@ -147,7 +147,12 @@ def _build(
         raise StageError(f"[Train] trl: {clash[0]!r} is set by another key of [Train]")
     if unknown := sorted(set(options) - {field.name for field in dataclasses.fields(kind)}):
         raise StageError(f"[Train] trl: TRL's {kind.__name__} has no option {unknown[0]!r}")
-    quiet = {"logging_steps": 1, "remove_unused_columns": False, "disable_tqdm": True}
+    quiet = {
+        "logging_steps": 1,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        **of_sharding(),
+    }
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(fixed["output_dir"]).parent / "runs"))
     try:
         made = kind(**fixed, **{**quiet, **defaults, **options})
@@ -202,6 +207,17 @@ def of_reference_alone(options: dict[str, Any]) -> Iterator[None]:
 def _of_reference(dtype: str) -> dict[str, Any]:
     """How TRL loads the reference model; in float32 unless told otherwise."""
     return {} if dtype == "float32" else {"model_init_kwargs": {"dtype": dtype}}
+
+
+def of_sharding() -> dict[str, Any]:
+    """Under FSDP gradients are reduced after every micro-batch.
+
+    Unreduced, each process would hold those of the whole model until the last one: 33 GB for a 7B in
+    float32.
+    """
+    if not needs.told("ACCELERATE_USE_FSDP"):
+        return {}
+    return {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
 
 
 def _world_size() -> int:

@@ -21,14 +21,14 @@ SPARE, MULTIPLE = 32, 128
 Size = tuple[int, int]
 
 
-def set_context(config: Any, questions: Questions, watch: Watch | None, processor: Any) -> None:
+def set_context(config: Any, prompt: int) -> None:
     """Set `vllm_max_model_length` of a colocated vLLM, where the user did not.
 
-    Raises StageError when what the user set does not hold the longest prompt and a completion.
+    `prompt` is the longest one's number of tokens. Raises StageError when what the user set does not
+    hold it and a completion.
     """
     if not config.use_vllm or config.vllm_mode != "colocate":
         return
-    prompt = longest(questions, watch, processor)
     needed = prompt + config.max_completion_length
     given = config.vllm_max_model_length
     if given is None:
@@ -39,11 +39,6 @@ def set_context(config: Any, questions: Questions, watch: Watch | None, processo
             f"{prompt} tokens and a completion of {config.max_completion_length}; set it to "
             f"{needed} or more, or leave it out"
         )
-
-
-def longest(questions: Questions, watch: Watch | None, processor: Any) -> int:
-    """Tokens of the prompt that `longest_row` finds."""
-    return longest_row(questions, watch, processor)[1]
 
 
 def longest_row(

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 from trl import GRPOTrainer
+from trl.trainer.utils import use_adapter
 
 from tasks.bar import doing
-from training import prefix_batches
+from training import prefix_batches, vllm_correction
 from training.prefix_forward import Found, Rows, base_of, packed, padded, put
 
 MOST_WEIGHTS = 20_000_000  # of those trained, so many are compared: smallest tensors first
@@ -115,6 +116,37 @@ def agree(trainer: Any, model: torch.nn.Module, rows: Rows) -> bool:
     if trainer.accelerator.is_main_process:
         print(f"train: {_sentence(agreed, verdict.told)}", flush=True)
     return agreed
+
+
+@torch.no_grad()
+def rescore(trainer: Any, batch: dict[str, Any], rows: Rows) -> None:
+    """Take the log-probabilities that a batch already holds anew, after the passes disagreed."""
+
+    def logps(model: torch.nn.Module) -> torch.Tensor:
+        found: torch.Tensor = trainer._get_per_token_logps_and_entropies(
+            model,
+            rows.input_ids,
+            rows.attention_mask,
+            rows.keep,
+            batch_size=trainer.args.per_device_train_batch_size,
+            **rows.images,
+        )[0]
+        return found
+
+    if "old_per_token_logps" in batch:
+        batch["old_per_token_logps"] = old = logps(trainer.model)
+        if "importance_sampling_ratio" in batch:
+            counted = batch["completion_mask"] * batch.get("tool_mask", 1)
+            batch["importance_sampling_ratio"] = vllm_correction.ratio(
+                trainer, old, batch["sampling_per_token_logps"], counted
+            )
+    if "ref_per_token_logps" in batch:
+        if trainer.ref_model is not None:
+            batch["ref_per_token_logps"] = logps(trainer.ref_model)
+        else:
+            inner = trainer.accelerator.unwrap_model(trainer.model)
+            with use_adapter(inner, "ref" if "ref" in inner.peft_config else None):
+                batch["ref_per_token_logps"] = logps(trainer.model)
 
 
 def _sentence(agreed: bool, told: str) -> str:

@@ -113,8 +113,9 @@ def grpo(
     questions = session.questions(prompt_style if ask == "mcq" else None)
     rows = session.rows(questions)
     some = [rows[i] for i in range(min(8, len(rows)))]
-    set_context(config, questions, session.watch, session.processor)
-    model, adapters = session.model(config, some)
+    largest, prompt = longest_row(questions, session.watch, session.processor)
+    set_context(config, prompt)
+    model, adapters = session.model(config, largest)
     starts = "the trainer and its vLLM start" if config.use_vllm else "the trainer starts"
     with waiting.loading(f"train: {starts}"), of_reference_alone(trl):
         trainer = make_trainer(
@@ -135,7 +136,7 @@ def grpo(
         if config.use_vllm:
             agreement.check_vllm(trainer, some)
         if check_largest_batch and trainer.state.global_step < session.stop:
-            try_largest(trainer, *longest_row(questions, None, session.processor))
+            try_largest(trainer, largest, prompt)
 
     recorder = session.train(trainer, Recorder, list(rewards), before)
     session.finish(trainer, recorder, figures(recorder.log, config))

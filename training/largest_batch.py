@@ -18,7 +18,7 @@ from PIL import Image
 
 from tasks.memory import own_peak
 from tasks.run import StageError
-from training import prefix_batches
+from training import parts, prefix_batches
 from training.first_batch import out_of_memory
 from training.memory import GIB, optimizer_bytes
 
@@ -52,7 +52,7 @@ def try_largest(trainer: Any, row: Row, prompt: int) -> None:
             turns = min(2, trainer.args.gradient_accumulation_steps)
             for turn in range(turns):  # the second with the first one's gradients beside it
                 last = turn == turns - 1
-                with nullcontext() if last else trainer.accelerator.no_sync(model):
+                with nullcontext() if last else parts.unreduced(trainer, model):
                     trainer.training_step(model, batch, None)
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not out_of_memory(error):

@@ -67,16 +67,16 @@ def _contiguous(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.
 
 
 def check_memory(
-    base: Path, processor: Any, rows: list[dict[str, Any]], config: Any, given: dict, output: Path
+    base: Path, processor: Any, row: dict[str, Any], config: Any, given: dict, output: Path
 ) -> None:
     """Say what training takes of GPU, main memory and disk, and refuse what can't fit.
 
-    Prompts are as long as the longest of `rows`; the disk is that of the folder `output`.
+    Prompts are as long as that of `row`; the disk is that of the folder `output`.
     """
     cuda = torch.cuda.is_available()
     asked = needs.Asked(
         base,
-        memory.size_of_prompts(processor, rows),
+        memory.size_of_prompts(processor, [row]),
         given,
         needs.Options.of(config),
         needs.Place.of_process(config, cuda),

@@ -7,7 +7,7 @@ no entry here.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -135,6 +135,14 @@ def frozen_hash(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
     return digest.hexdigest()
+
+
+def unreduced(trainer: Any, model: nn.Module) -> AbstractContextManager[Any]:
+    """Gradients stay on their process meanwhile, unless they are to be reduced every time."""
+    accelerator = trainer.accelerator
+    if accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False):
+        return nullcontext()
+    return accelerator.no_sync(model)  # type: ignore[no-any-return]
 
 
 @contextmanager

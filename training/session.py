@@ -86,10 +86,12 @@ class Session:
         self.place = questions.place(self.set.steps * each)
         return rows
 
-    def model(self, config: Any, some: list[dict[str, Any]]) -> tuple[Any, Any]:
-        """The model and PEFT's configuration or None; `some` rows tell what memory it will take."""
+    def model(self, config: Any, largest: dict[str, Any]) -> tuple[Any, Any]:
+        """The model and PEFT's configuration or None; the `largest` row tells what memory it takes."""
         if self.set.check_memory:
-            loading.check_memory(self.origin, self.processor, some, config, self.given, self.output)
+            loading.check_memory(
+                self.origin, self.processor, largest, config, self.given, self.output
+            )
         names = ("dtype", "quantize", "freeze")
         lora = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
         with config.main_process_first(local=False, desc="adapters"), parts.outside_deepspeed():

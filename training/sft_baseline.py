@@ -20,6 +20,7 @@ from tasks.prompts import LETTERS
 from tasks.run import main
 from training import checkpoints
 from training.config import sft_config
+from training.context_length import longest_row
 from training.grpo import grpo
 from training.recorder import SupervisedRecorder
 from training.session import Session
@@ -41,9 +42,10 @@ def sft_baseline(output: Path, **given: Any) -> None:
     """
     session = Session(output, {"output": output, **given})
     config = sft_config(output, session.given, session.total)
-    rows = session.rows(session.questions(None), then=example)
-    few = [rows[i] for i in range(min(8, len(rows)))]
-    model, adapters = session.model(config, few)
+    questions = session.questions(None)
+    rows = session.rows(questions, then=example)
+    largest, _ = longest_row(questions, None, session.processor)
+    model, adapters = session.model(config, largest)
     trainer = Supervised(
         model=model,
         args=config,

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
-from training import first_batch, prefix_attention, vllm_correction
+from training import first_batch, parts, prefix_attention, vllm_correction
 from training.group_trainer import GroupTrainer, Scope
 from training.prefix_batches import Stopwatch
 from training.prefix_forward import Found, Rows, base_of, packed, padded, put, sharing
@@ -207,7 +207,7 @@ class SharedPrefixTrainer(GroupTrainer):
             self._unchecked = False
             self.falls_back = not first_batch.agree(self, model, rows)
             if self.falls_back:
-                self._split_anew()
+                self._start_anew()
         for name, count in inputs["counted"].items():
             setattr(self.counters, name, getattr(self.counters, name) + count)
         # A row that is not forwarded has a ratio of one where there is an old value.
@@ -219,7 +219,7 @@ class SharedPrefixTrainer(GroupTrainer):
         last = scope.rows
         with self._about(scope):
             for scope.rows in others:
-                with self.accelerator.no_sync(model), self._unlogged():
+                with parts.unreduced(self, model), self._unlogged():
                     part = super()._compute_loss(model, inputs)
                     if torch.is_grad_enabled():
                         self.accelerator.backward(part)
@@ -285,12 +285,14 @@ class SharedPrefixTrainer(GroupTrainer):
             logs |= {f"shared/{name}": value for name, value in self.counters.since_last().items()}
         super().log(logs, start_time)
 
-    def _split_anew(self) -> None:
-        """Micro-batches of the batches at hand, for the pass that is taken from now on."""
+    def _start_anew(self) -> None:
+        """Micro-batches and log-probabilities of the batches at hand, for TRL's own pass."""
         for slot in self._buffered_inputs or []:
             live = [row for rows in slot["micro_batches"] for row in rows]
             rows = self._rows(slot, slot["groups"])
             slot["micro_batches"] = self._micro_batches(rows, live)
+            with self._about(Scope(rows.groups)):
+                first_batch.rescore(self, slot, rows)
 
     @contextmanager
     def _unlogged(self) -> Iterator[None]:
