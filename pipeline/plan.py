@@ -19,9 +19,8 @@ from pipeline.image_counts import images_of
 from pipeline.settings import SettingsError, recipes, run
 from pipeline.stage import Stage, plain
 from tasks import prompts
-from tasks.propose import question
 from tasks.schemas import GROUPS
-from tasks.split import base_count
+from tasks.split_table import base_count
 
 PATCH = 28  # pixels: the side of a merged vision token of the Qwen2-VL family; others differ
 # Epochs of the published runs (arXiv 2511.18305, its training scripts).
@@ -144,7 +143,7 @@ def prompt_lengths(
     evaluate = next(s for s in stages if isinstance(s, tasks.Evaluate))
 
     def asked(prompt: str, names: list[str]) -> int:
-        return count("\n".join(question(card, engine, prompt, names))) + image
+        return count("\n".join(prompts.card_question(card, engine, prompt, names))) + image
 
     return {
         "image": image,

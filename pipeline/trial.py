@@ -28,7 +28,7 @@ from pipeline.rehearse import MEND, READY, Point
 from pipeline.settings import recipes
 from pipeline.stage import Stage
 from tasks import shards
-from tasks.split import base_count
+from tasks.split_table import base_count
 
 IMAGES = 10
 POLL = 0.2

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks import shards
-from tasks.run import StageError
+from tasks.errors import StageError
 
 FILE = "adapted.json"
 MERGED = "policy"  # the folder of whole weights, in one that is given

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tasks.run import StageError, first_line
+from tasks.errors import StageError, first_line
 
 ATTEMPTS = 5
 PARALLEL = 4

@@ -13,8 +13,8 @@ from tasks import engine_vllm
 from tasks.engine import Engine
 from tasks.engine_server import ServerEngine
 from tasks.engine_transformers import TransformersEngine
+from tasks.errors import StageError
 from tasks.machine import check_gpu
-from tasks.run import StageError
 
 BACKENDS = ("vllm", "server", "ray", "transformers")
 

@@ -11,8 +11,6 @@ from typing import Any, ClassVar
 
 from tqdm import tqdm
 
-PROGRESS_FILE = ".progress.json"  # what the bar stands at, for whoever started this process
-
 
 class Bar(tqdm):
     """A progress bar that also leaves its figures in a file, for `status` and the scheduler."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.run import StageError
+from tasks.errors import StageError
 
 SUPERVISED = ("sft",)  # methods that learn from given answers, so that they sample no completions
 EQUAL = ("rollouts", "optimiser_steps", "completions")

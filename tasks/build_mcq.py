@@ -21,8 +21,11 @@ import numpy as np
 import pyarrow as pa
 
 from data_cards import Card, load
-from tasks import labels, prompts, schemas, shards
+from tasks import labels, prompts, schemas, shards, split_table
+from tasks.bar import progress
 from tasks.candidates import BLOCK_ROLLOUTS, Candidate, Merged, Vocabulary, merge_images
+from tasks.errors import StageError
+from tasks.interrupts import shard_by_shard, stop_if_asked
 from tasks.mcq_stats import count, empty_stats, most_confused
 from tasks.mcq_tables import candidate_table, difficulties
 from tasks.options import (
@@ -36,9 +39,9 @@ from tasks.options import (
     shuffle_options,
 )
 from tasks.prompts import LETTERS
-from tasks.propose import select
+from tasks.protocol import save_stats
 from tasks.refresh import retired
-from tasks.run import StageError, main, progress, save_stats, shard_by_shard, stop_if_asked
+from tasks.run import main
 from tasks.seeding import row_generator, row_generators
 
 Row = dict[str, Any]
@@ -91,7 +94,9 @@ def build_mcq(
     )
     builder = Builder(load(card), rules, prompt_style, shard_size, seed)
     gone = retired(propose)
-    rows = [row for row in select(split, "train", ("base",)) if row["image_id"] not in gone]
+    rows = [
+        row for row in split_table.select(split, "train", ("base",)) if row["image_id"] not in gone
+    ]
     bar = partial(progress, desc="build_mcq", total=-(-len(rows) // shard_size), unit="shards")
     finished = partial(_finished, output, builder.schema)
     built = builder.shards(rows, propose, shards.ImageStore(download).read, finished)

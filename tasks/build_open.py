@@ -10,10 +10,13 @@ everything downstream, checks included, reads them alike.
 from pathlib import Path
 
 from data_cards import load
-from tasks import prompts, schemas, shards
+from tasks import prompts, schemas, shards, split_table
+from tasks.bar import progress
+from tasks.errors import StageError
+from tasks.interrupts import shard_by_shard, stop_if_asked
 from tasks.options import mcq_id
-from tasks.propose import select
-from tasks.run import StageError, main, progress, save_stats, shard_by_shard, stop_if_asked
+from tasks.protocol import save_stats
+from tasks.run import main
 
 
 def build_open(
@@ -33,7 +36,7 @@ def build_open(
     question and are counted. Raises StageError when none has one.
     """
     data_card = load(card)
-    rows = select(split, "train", ("base",))
+    rows = split_table.select(split, "train", ("base",))
     asked = [row for row in rows if row["label"] is not None and row["label"] >= 0]
     if not asked:
         raise StageError(f"{split}: no train image has a label to learn from")

@@ -20,9 +20,10 @@ from tasks.budgets import budgets, unequal
 from tasks.compare_page import compare_page
 from tasks.compare_tables import csv_table, latex, markdown
 from tasks.comparison import Figure
+from tasks.errors import StageError
 from tasks.metrics import holm
 from tasks.report_text import in_order
-from tasks.run import StageError, main
+from tasks.run import main
 from tasks.schemas import GROUPS
 
 BASELINE = "zero_shot"

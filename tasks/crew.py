@@ -22,8 +22,10 @@ from typing import Any, Protocol
 from data_cards import CardError
 from tasks.backends import open_engine
 from tasks.engine import EngineDied
+from tasks.errors import StageError
+from tasks.interrupts import end_with_parent, stop_asked
 from tasks.machine import gpus
-from tasks.run import StageError, end_with_parent, quiet_libraries, stop_asked
+from tasks.run import quiet_libraries
 from tasks.shards import ShardError
 from tasks.station import Done, Shard, Station, halved
 

@@ -14,7 +14,7 @@ from data_cards import CardError
 from tasks.backends import open_engine
 from tasks.crew import ATTEMPTS, DIED, OnDone, Ready
 from tasks.engine import EngineDied
-from tasks.run import StageError, first_line
+from tasks.errors import StageError, first_line
 from tasks.shards import ShardError
 from tasks.station import Done, Shard, Station
 

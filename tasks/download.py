@@ -8,7 +8,6 @@ opened and decoded in full; `tasks/images.py` says what is kept as it came. Imag
 after another by a few threads, and written as they come: memory does not grow with their number.
 """
 
-import hashlib
 import itertools
 import json
 import os
@@ -21,17 +20,13 @@ from typing import Any
 
 from data_cards import Card, load
 from tasks import schemas, shards
-from tasks.images import Picture, Reject, open_picture
+from tasks.bar import progress
+from tasks.errors import StageError
+from tasks.images import Picture, Reject, image_row, open_picture
+from tasks.interrupts import shard_by_shard, stop_if_asked
 from tasks.labels import ClassNames
-from tasks.run import (
-    STATS_FILE,
-    StageError,
-    main,
-    progress,
-    save_stats,
-    shard_by_shard,
-    stop_if_asked,
-)
+from tasks.protocol import STATS_FILE, save_stats
+from tasks.run import main
 from tasks.source import Item, Source
 from tasks.sources import open_source, require_every_class
 
@@ -176,23 +171,6 @@ def _write_shard(
 
 def _note(output: Path, index: int) -> Path:
     return output / f"part-{index:05d}.json"
-
-
-def image_row(
-    image_id: str, path: str, label: int, official_split: str, picture: Picture
-) -> dict[str, Any]:
-    """A picture as a row of the images table."""
-    return {
-        "image_id": image_id,
-        "image": {"bytes": picture.data, "path": path},
-        "sha256": hashlib.sha256(picture.data).hexdigest(),
-        "pixels": picture.pixels,
-        "dhash": picture.dhash,
-        "width": picture.width,
-        "height": picture.height,
-        "label": label,
-        "official_split": official_split,
-    }
 
 
 def _check_rejects(

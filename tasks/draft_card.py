@@ -21,9 +21,10 @@ from pathlib import Path
 import yaml
 
 from data_cards import FOLDER, clean_name
+from tasks.bar import progress
 from tasks.duplicates import twins
+from tasks.errors import StageError
 from tasks.images import Picture, Reject, open_picture
-from tasks.run import StageError, progress
 from tasks.sources import class_folders, files_below, reader
 
 NEAR = 6  # bits of 64 in which the difference hashes of near duplicates differ at most

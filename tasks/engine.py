@@ -21,8 +21,8 @@ from typing import Any, Protocol
 from PIL import Image
 
 from tasks import prompts
+from tasks.errors import StageError, first_line
 from tasks.pixels import Decoder
-from tasks.run import StageError, first_line
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from tasks.engine import (
     all_of,
     request_seed,
 )
-from tasks.run import StageError, first_line
+from tasks.errors import StageError, first_line
 
 CHOSEN = "option"  # the key of an answer that a JSON schema keeps to given texts
 ATTEMPTS = 6  # of one request, with exponential backoff between them (the client's own)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.engine import Completion, EngineDied, Prompter, Request, Sampling
-from tasks.run import StageError
+from tasks.errors import StageError
 
 BATCH = 32  # images at a time, where memory allows
 LOGITS = 2 << 30  # bytes of logits kept at a time, of which the log-probabilities are read

@@ -25,8 +25,8 @@ from tasks.engine import (
     hushed,
     request_seed,
 )
+from tasks.errors import StageError
 from tasks.machine import gpus
-from tasks.run import StageError
 
 # Errors after which an engine answers nothing any more.
 DEAD = ("EngineDeadError", "OutOfMemoryError")

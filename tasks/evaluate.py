@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_cards import Card, load
-from tasks import schemas, shards
+from tasks import prompts, schemas, shards, split_table
 from tasks.candidates import Votes, merge_all
 from tasks.evaluate_modes import (
     OF_QUESTIONS,
@@ -35,8 +35,8 @@ from tasks.labels import ClassNames
 from tasks.metrics import pass_at_k
 from tasks.options import Option
 from tasks.policies import local
-from tasks.propose import question, select
-from tasks.run import main, save_stats
+from tasks.protocol import save_stats
+from tasks.run import main
 from tasks.sampler import Sampler, Tally, throughput
 from tasks.schemas import GROUPS
 from tasks.station import Ask
@@ -74,13 +74,13 @@ def evaluate(
     data_card = load(card)
     names = ClassNames(data_card.classes, data_card.aliases)
     style = engine["prompt_style"]
-    rows = select(split, part, GROUPS)
+    rows = split_table.select(split, part, GROUPS)
     if limit:
         rows = [row for g in GROUPS for row in [r for r in rows if r["group"] == g][:limit]]
     labels = {row["image_id"]: row["label"] for row in rows}
     allowed = {group: _allowed(rows, group, prompt, data_card) for group in GROUPS}
     texts = {
-        group: question(
+        group: prompts.card_question(
             data_card, engine, prompt, [data_card.classes[i] for i in sorted(allowed[group])]
         )
         for group in GROUPS

@@ -19,10 +19,10 @@ import numpy as np
 from data_cards import Card
 from tasks import answers, prompts
 from tasks.candidates import Votes
+from tasks.errors import StageError
 from tasks.labels import ClassNames
 from tasks.options import Option, balanced_letters, choose_options, shuffle_options
 from tasks.prompts import LETTERS
-from tasks.run import StageError
 from tasks.seeding import row_generator
 from tasks.station import Ask
 

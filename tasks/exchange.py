@@ -25,10 +25,9 @@ from datasets import Features, Image, List, Value
 
 from data_cards import Card, CardError, load
 from tasks import prompts, schemas, shards
-from tasks.download import image_row
-from tasks.images import Reject, normalise_image
+from tasks.errors import StageError
+from tasks.images import Reject, image_row, normalise_image
 from tasks.labels import ClassNames
-from tasks.run import StageError
 
 STR = Value("string")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_cards import Card
+from tasks.errors import StageError, first_line
 from tasks.images import Reject
 from tasks.labels import ClassNames
-from tasks.run import StageError, first_line
 from tasks.source import Item, Source
 
 SPLITS = {"train": "train", "test": "test"}

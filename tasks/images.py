@@ -5,11 +5,12 @@ Anything else becomes a PNG, without loss, of what a person sees: rotated by EXI
 8-bit RGB, first frame.
 """
 
+import hashlib
 import io
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import xxhash
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -75,6 +76,23 @@ def open_picture(load: Callable[[], bytes], crop_bottom: int = 0) -> Picture | R
         return normalise_image(load(), crop_bottom)
     except Reject as reason:
         return reason
+
+
+def image_row(
+    image_id: str, path: str, label: int, official_split: str, picture: Picture
+) -> dict[str, Any]:
+    """A picture as a row of the images table."""
+    return {
+        "image_id": image_id,
+        "image": {"bytes": picture.data, "path": path},
+        "sha256": hashlib.sha256(picture.data).hexdigest(),
+        "pixels": picture.pixels,
+        "dhash": picture.dhash,
+        "width": picture.width,
+        "height": picture.height,
+        "label": label,
+        "official_split": official_split,
+    }
 
 
 def difference_hash(rgb: Image.Image) -> int:

@@ -19,15 +19,11 @@ from typing import Any
 
 from data_cards import Card, load
 from tasks import schemas, shards
-from tasks.run import (
-    StageError,
-    first_line,
-    main,
-    progress,
-    save_stats,
-    shard_by_shard,
-    stop_if_asked,
-)
+from tasks.bar import progress
+from tasks.errors import StageError, first_line
+from tasks.interrupts import shard_by_shard, stop_if_asked
+from tasks.protocol import save_stats
+from tasks.run import main
 from tasks.words import MAX_LENGTH
 
 PROMPT_VERSION = 1  # raised whenever the wording below changes, for a verdict rests on it

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tasks.run import StageError
+from tasks.errors import StageError
 
 
 class Entry(NamedTuple):

@@ -176,7 +176,7 @@ def unseen() -> str:
 
 def check_gpu() -> None:
     """Raises StageError when there is a GPU and torch does not see it: the CPU is never a surprise."""
-    from tasks.run import StageError
+    from tasks.errors import StageError
 
     if why := unseen():
         raise StageError(

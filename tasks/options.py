@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tasks.candidates import VOCABULARIES, Candidate, Merged
+from tasks.errors import StageError
 from tasks.prompts import LETTERS
-from tasks.run import StageError
 from tasks.similarity import text_neighbours
 
 TOP_UPS = ("confusion", "text", "random", "none")

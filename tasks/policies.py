@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tasks.run import StageError, first_line
+from tasks.errors import StageError, first_line
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _WHOLE = 1 << 20  # bytes; of a larger file only samples are read

@@ -22,6 +22,7 @@ from tasks import adapters, answers, policies, prompts
 from tasks.backends import open_engine
 from tasks.candidates import Votes, merge
 from tasks.engine import Completion, Engine, Request
+from tasks.errors import StageError
 from tasks.evaluate_modes import (
     Reading,
     choice_asks,
@@ -36,8 +37,6 @@ from tasks.labels import ClassNames
 from tasks.options import Option
 from tasks.pixels import Decoder
 from tasks.predict_inputs import Source, chosen_card, engine_settings, read_image
-from tasks.propose import question
-from tasks.run import StageError
 from tasks.sampler import sampling_of
 from tasks.shards import chunks
 from tasks.station import ask
@@ -128,7 +127,9 @@ class Predictor:
         self._names = ClassNames(self.card.classes, self.card.aliases)
         names = list(self.card.classes)
         try:
-            self._before, self._text = question(self.card, self.settings, prompt, names)
+            self._before, self._text = prompts.card_question(
+                self.card, self.settings, prompt, names
+            )
         except ValueError as error:  # a style of prompts that there is not
             raise StageError(f"[engine] {error}") from error
         self._batches = 0

@@ -47,7 +47,8 @@ def predict(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
 
     Returns 0, or 1 when an image could not be read or asked about.
     """
-    from tasks.run import StageError, quiet_libraries
+    from tasks.errors import StageError
+    from tasks.run import quiet_libraries
 
     quiet_libraries()
     from tasks.predict import Predictor

@@ -13,10 +13,10 @@ from PIL import Image
 
 from data_cards import Card, CardError, clean_name, load
 from tasks import policies
+from tasks.errors import StageError
 from tasks.images import Picture, Reject, open_picture
 from tasks.labels import ClassNames
 from tasks.machine import gpus
-from tasks.run import StageError
 
 Source: TypeAlias = str | Path | bytes | Image.Image
 

@@ -14,6 +14,9 @@ reasoning, against answers that skip the image (Visionary-R1, arXiv 2505.14677).
 from collections.abc import Sequence
 from typing import Any
 
+from data_cards import Card
+from tasks.errors import StageError
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 STYLES = ("brief", "stepwise", "caption")
 
@@ -70,6 +73,29 @@ def mcq_question(noun: str, kind: str, options: Sequence[str], *, style: str = "
 def listed(names: Sequence[str]) -> str:
     """The names that an answer may be, as one sentence."""
     return "It is one of these: " + "; ".join(names) + "."
+
+
+def card_question(
+    card: Card, engine: dict[str, Any], prompt: str, names: list[str]
+) -> tuple[str, str]:
+    """What stands before the image, and the open question of a card after it.
+
+    With `prompt = closed_list` the allowed names are shown: in the question, or before the image
+    (`[engine] list_position = before_image`), where an engine computes them once for all images.
+    """
+    if prompt not in ("open", "closed_list"):
+        raise StageError(f"prompt must be open or closed_list; got {prompt!r}")
+    position = engine["list_position"]
+    if position not in ("in_question", "before_image"):
+        raise StageError(
+            f"[engine] list_position must be in_question or before_image; got {position!r}"
+        )
+    allowed = names if prompt == "closed_list" else None
+    ahead = allowed is not None and position == "before_image"
+    text = open_question(
+        card.noun, card.kind, style=engine["prompt_style"], names=None if ahead else allowed
+    )
+    return listed(names) if ahead else "", text
 
 
 def chat(text: str, before: str = "") -> list[dict]:

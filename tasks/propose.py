@@ -11,9 +11,11 @@ only tell early that a prompt is bad.
 from pathlib import Path
 from typing import Any
 
-from data_cards import Card, load
-from tasks import prompts, refresh, shards
-from tasks.run import StageError, main, save_stats
+from data_cards import load
+from tasks import prompts, refresh, split_table
+from tasks.errors import StageError
+from tasks.protocol import save_stats
+from tasks.run import main
 from tasks.sampler import Sampler, Tally, refused_first, throughput
 from tasks.station import Ask
 
@@ -51,9 +53,9 @@ def propose(
     the first two shards), or when more than `max_lost_share` of the images are refused.
     """
     data_card = load(card)
-    rows = select(split, "train", ("base",))[: limit or None]
+    rows = split_table.select(split, "train", ("base",))[: limit or None]
     names = [data_card.classes[label] for label in sorted({row["label"] for row in rows})]
-    before, text = question(data_card, engine, prompt, names)
+    before, text = prompts.card_question(data_card, engine, prompt, names)
     order = [row["image_id"] for row in rows]
     chosen = refresh.plan(
         order,
@@ -99,39 +101,6 @@ def propose(
     if refreshed != "all" and previous is not None:
         told.append(f"{stats['kept']} images keep their rollouts, {stats['retired']} are retired")
     print(f"propose: {', '.join(told)}")
-
-
-def select(split: Path, part: str, groups: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Rows of the split table in one part and some groups, ordered by image id."""
-    rows = [
-        row
-        for row in shards.read(split, "split").to_pylist()
-        if row["split"] == part and row["group"] in groups
-    ]
-    if not rows:
-        raise StageError(f"{split} holds no {part} image of {' or '.join(groups)} classes")
-    return sorted(rows, key=lambda row: row["image_id"])
-
-
-def question(card: Card, engine: dict[str, Any], prompt: str, names: list[str]) -> tuple[str, str]:
-    """What stands before the image, and the open question of a card after it.
-
-    With `prompt = closed_list` the allowed names are shown: in the question, or before the image
-    (`[engine] list_position = before_image`), where an engine computes them once for all images.
-    """
-    if prompt not in ("open", "closed_list"):
-        raise StageError(f"prompt must be open or closed_list; got {prompt!r}")
-    position = engine["list_position"]
-    if position not in ("in_question", "before_image"):
-        raise StageError(
-            f"[engine] list_position must be in_question or before_image; got {position!r}"
-        )
-    listed = names if prompt == "closed_list" else None
-    ahead = listed is not None and position == "before_image"
-    text = prompts.open_question(
-        card.noun, card.kind, style=engine["prompt_style"], names=None if ahead else listed
-    )
-    return prompts.listed(names) if ahead else "", text
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from tasks import schemas, shards
-from tasks.run import StageError
+from tasks.errors import StageError
 
 HOW = ("all", "unsolved", "sample")
 SOLVED = ("keep", "retire")

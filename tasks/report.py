@@ -21,12 +21,13 @@ from tasks import metrics as statistics
 from tasks import report_changes as changes
 from tasks import report_figures as drawn
 from tasks import shards
+from tasks.errors import StageError
 from tasks.figures import Figure, write
 from tasks.gallery import choose, gallery_values, sampled_votes
 from tasks.report_log import log_figures
 from tasks.report_page import build_page
 from tasks.report_text import in_order, summary
-from tasks.run import StageError, main
+from tasks.run import main
 from tasks.schemas import GROUPS
 
 __all__ = ["compare", "report", "summary"]

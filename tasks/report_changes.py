@@ -13,8 +13,8 @@ import numpy as np
 
 from tasks import diagnostics, refresh, shards
 from tasks.diagnostics import Confusion
+from tasks.errors import StageError
 from tasks.metrics import wilson
-from tasks.run import StageError
 from tasks.schemas import GROUPS
 
 LETTER_MODES = ("mcq", "two_step")  # the first that is there shows letter bias

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tasks import shards
 from tasks.answer_column import read_answers
-from tasks.run import StageError
+from tasks.errors import StageError
 
 BATCH_ROWS = 16_384
 COLUMNS = ["image_id", "rollout", "completion", "mean_logprob"]

@@ -5,42 +5,23 @@ keeps the one it was made from, so that a stage can be run again by hand.
 """
 
 import argparse
-import errno
 import gc
 import inspect
 import json
 import os
 import shutil
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, get_type_hints
 
-from data_cards import CardError
-from tasks.bar import PROGRESS_FILE, Bar
-from tasks.bar import progress as progress
+from tasks.bar import Bar
+from tasks.errors import TOLD, StageError, Stopped, sentence
+from tasks.interrupts import end_with_parent, shard_by_shard, stop_when_asked
 from tasks.memory import Watch, own_peak
-from tasks.shards import ShardError, sync_tree, write_text
-
-ERROR_FILE = "error.txt"
-STATS_FILE = "stats.json"
-SCRATCH = ("checkpoints", "cache")  # folders that only going on after a kill needs
-DONE_FILE = ".done"  # the function has ended well, and all it wrote is on disk
-STOPPED = 130  # exit code of a stage that was asked to stop, and did
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
-
-
-class StageError(Exception):
-    """A stage cannot go on; the message is one sentence: what, where, how to mend it."""
-
-
-class Stopped(Exception):
-    """The stage was asked to stop, and has finished the shard it was at."""
+from tasks.protocol import DONE_FILE, ERROR_FILE, PROGRESS_FILE, SCRATCH, STOPPED
+from tasks.shards import sync_tree, write_text
 
 
 def main(function: Callable[..., None], short: bool = False) -> None:
@@ -57,7 +38,7 @@ def main(function: Callable[..., None], short: bool = False) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG.json", help="keyword arguments, JSON")
     path = parser.parse_args().config
     end_with_parent()
-    _stop_when_asked()
+    stop_when_asked()
     quiet_libraries()
     name = function.__name__
     try:
@@ -77,13 +58,13 @@ def main(function: Callable[..., None], short: bool = False) -> None:
         print(f"{name}: stopped; the same command goes on from here", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(STOPPED)  # without waiting for threads that are at work
-    except (StageError, CardError, ShardError, OSError, MemoryError) as error:
-        sentence = _sentence(error)
-        if sentence is None:
+    except TOLD as error:
+        said = sentence(error)
+        if said is None:
             raise
         with suppress(OSError, NameError):  # where the disk is full the words below must do
-            (output / ERROR_FILE).write_text(f"{sentence}\n", encoding="utf-8")
-        sys.exit(f"{name}: {sentence}")
+            (output / ERROR_FILE).write_text(f"{said}\n", encoding="utf-8")
+        sys.exit(f"{name}: {said}")
 
 
 def _mark_done(output: Path, memory: float) -> None:
@@ -99,70 +80,6 @@ def remove_scratch(output: Path) -> None:
     """Delete what nobody needs once the word is left that all is there."""
     for name in SCRATCH:
         shutil.rmtree(output / name, ignore_errors=True)
-
-
-def _sentence(error: BaseException) -> str | None:
-    """What a person can do about an error; None for a bug."""
-    if isinstance(error, MemoryError):
-        return "there is not enough memory; run it where there is more, or lower its batch"
-    if not isinstance(error, OSError):
-        return str(error)
-    said = f"{error.filename}: {error.strerror}" if error.filename else first_line(error)
-    if error.errno in FULL:
-        return f"{said}; make room and run again, finished shards are kept"
-    return f"{said}; make it accessible and run again" if error.errno in FORBIDDEN else None
-
-
-class _Stop:
-    """Whether this process was asked to stop, and what it is in the middle of, outermost first."""
-
-    asked = False
-    units: ClassVar[list[str]] = []
-
-
-def _stop_when_asked() -> None:
-    """Once: at the end of the shard, where the work is done in shards. Twice: at once.
-
-    A person presses Ctrl-C; whoever started this process hears it too, and says so by SIGUSR1.
-    Where nothing is begun that could be finished, as while a model is loaded, once is enough.
-    """
-
-    def ask(*_: Any) -> None:
-        if _Stop.asked:
-            os._exit(STOPPED)  # engines in processes of their own see it and end themselves
-        _Stop.asked = True
-        if not _Stop.units:
-            raise KeyboardInterrupt
-        # Not by print: the signal may come in the middle of one.
-        os.write(2, f"stopping after this {_Stop.units[-1]}\n".encode())
-
-    started_by_hand = "DIVE_PARENT" not in os.environ
-    signal.signal(signal.SIGINT, ask if started_by_hand else signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, ask)
-
-
-@contextmanager
-def shard_by_shard(unit: str = "shard") -> Iterator[None]:
-    """Work that looks at `stop_asked` after each shard, or calls `stop_if_asked`.
-
-    `unit` is what a shard is called here: a step of training, or the whole of a short stage.
-    """
-    _Stop.units.append(unit)
-    try:
-        yield
-    finally:
-        _Stop.units.pop()
-
-
-def stop_asked() -> bool:
-    """Whether to begin no further shard."""
-    return _Stop.asked
-
-
-def stop_if_asked() -> None:
-    """Raises Stopped, after a shard is on disk, if the run was asked to stop."""
-    if _Stop.asked:
-        raise Stopped
 
 
 def load_arguments(function: Callable[..., None], path: Path) -> dict[str, Any]:
@@ -185,47 +102,6 @@ def _as_path(value: Any, kind: Any) -> Any:
     if kind == list[Path]:
         return [Path(item) for item in value]
     return Path(value) if kind in (Path, Path | None) and value is not None else value
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, on one line and not too long; its kind where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
-
-
-def save_stats(output: Path, stats: dict[str, Any]) -> None:
-    """Write a stage's counts, `stats.json`; they go into its manifest as well."""
-    write_text(output / STATS_FILE, json.dumps(stats, indent=1))
-
-
-def end_with_parent(group: bool = False) -> None:
-    """End when the run that started this process is gone: a killed run must not go on working.
-
-    With `group` the whole process group ends, which must then be this process's own.
-    """
-    if "DIVE_PARENT" not in os.environ:
-        return  # started by hand
-    parent, starter = int(os.environ["DIVE_PARENT"]), os.getppid()
-
-    def lives() -> bool:
-        if os.getppid() != starter:
-            return False
-        try:  # below a launcher, which may outlive the run that started it
-            os.kill(parent, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        return True
-
-    def watch() -> None:
-        while lives():
-            time.sleep(0.5)
-        if group:
-            os.killpg(0, signal.SIGKILL)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def quiet_libraries() -> None:

@@ -17,10 +17,13 @@ import numpy as np
 from data_cards import Card
 from tasks import adapters, answers, schemas, shards
 from tasks.backends import BACKENDS, custom
+from tasks.bar import progress
 from tasks.crew import Crew, Inline, Processes
 from tasks.engine import Sampling
+from tasks.errors import StageError
+from tasks.interrupts import shard_by_shard, stop_if_asked
 from tasks.labels import ClassNames
-from tasks.run import SCRATCH, StageError, progress, shard_by_shard, stop_if_asked
+from tasks.protocol import SCRATCH
 from tasks.station import REFUSED, Ask, Done, Shard, refusals
 from tasks.waiting import opening
 

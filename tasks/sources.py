@@ -23,9 +23,9 @@ from data_cards import Card, beetles, clean_name
 from tasks import archives as archive_files
 from tasks import hub, layouts
 from tasks.duplicates import repeated
+from tasks.errors import StageError, first_line
 from tasks.images import Reject
 from tasks.labels import ClassNames
-from tasks.run import StageError, first_line
 from tasks.source import Item, Source
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}

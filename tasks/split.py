@@ -21,10 +21,13 @@ import pyarrow as pa
 
 from data_cards import load
 from tasks import duplicates, schemas, shards
-from tasks.run import StageError, main, save_stats
-from tasks.split_draws import assign, base_count, cap
+from tasks.errors import StageError
+from tasks.protocol import save_stats
+from tasks.run import main
+from tasks.split_draws import assign, cap
 from tasks.split_files import follow
 from tasks.split_images import Images, read_images
+from tasks.split_table import base_count
 
 PROTOCOLS = ("base_to_novel", "all")
 SPLIT_ORDER = ("pretrain", "train", "val", "test")

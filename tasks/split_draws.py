@@ -18,11 +18,6 @@ from tasks.split_images import Images
 MAX_VAL_SHOTS = 4  # as many as CoOp keeps for validation
 
 
-def base_count(num_classes: int, protocol: str) -> int:
-    """How many classes, by ascending id, are base."""
-    return math.ceil(num_classes / 2) if protocol == "base_to_novel" else num_classes
-
-
 def assign(
     images: Images,
     num_base: int,

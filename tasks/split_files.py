@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data_cards import Card
+from tasks.errors import StageError
 from tasks.labels import ClassNames
-from tasks.run import StageError
 from tasks.split_images import Images
 
 PARTS = ("train", "val", "test")

@@ -28,8 +28,8 @@ from tasks.engine import (
     as_rollout,
     storable,
 )
+from tasks.errors import StageError, first_line
 from tasks.pixels import Decoder
-from tasks.run import StageError, first_line
 
 AHEAD = 2  # shards whose images are ready while the engine works on another
 # Pixels of a shard decoded ahead, at 3 bytes each: 250 pictures of the 0.4 megapixels that a policy

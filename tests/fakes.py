@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.engine import Completion, EngineDied, Request, Sampling
-from tasks.run import StageError
+from tasks.errors import StageError
 
 SPELLINGS = (str, str.upper, lambda name: name.replace("-", " "), lambda name: f"the {name}.")
 

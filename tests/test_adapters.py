@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from tasks import shards
-from tasks.run import StageError
+from tasks.errors import StageError
 from tests.test_train import arguments, curve, digest, frozen, trained, weights_of
 
 pytestmark = pytest.mark.model

@@ -13,7 +13,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 from data_cards import load
 from tasks import shards
-from tasks.run import StageError
+from tasks.errors import StageError
 from tests import prefix_models, stub_vllm
 from tests.conftest import ROOT
 from tests.test_train import arguments, frozen

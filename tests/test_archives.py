@@ -13,7 +13,7 @@ import pytest
 
 from tasks import archives
 from tasks.archives import fetch, unpack, unpacked
-from tasks.run import StageError
+from tasks.errors import StageError
 from tests.stub_server import Handler, serving
 
 PAYLOAD = bytes(range(256)) * 4000  # a megabyte

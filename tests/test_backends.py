@@ -24,11 +24,12 @@ from tasks.download import download
 from tasks.engine import Request, Sampling
 from tasks.engine_server import ServerEngine
 from tasks.engine_vllm import AsyncVllmEngine
+from tasks.errors import StageError
 from tasks.memory import below
-from tasks.propose import propose, select
-from tasks.run import StageError
+from tasks.propose import propose
 from tasks.sampler import Sampler
 from tasks.split import split
+from tasks.split_table import select
 from tasks.station import Ask
 from tests.conftest import write_few_card
 from tests.test_crew import every_image_once

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tasks import schemas, shards
 from tasks.build_mcq import build_mcq
 from tasks.candidates import Candidate, merge
+from tasks.errors import StageError
 from tasks.labels import ClassNames
 from tasks.options import balanced_letters, choose_options, mcq_id, shuffle_options
 from tasks.prompts import LETTERS
-from tasks.run import StageError
 from tasks.seeding import row_generator
 from tests.conftest import mcq_arguments, write_rollouts
 

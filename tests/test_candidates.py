@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tasks import answers, schemas, shards
 from tasks.answer_column import read_answers
 from tasks.candidates import Vocabulary, merge, merge_all, merge_images
+from tasks.errors import StageError
 from tasks.labels import ClassNames
-from tasks.run import StageError
 
 SETTLED = settings(deadline=None, derandomize=True, database=None)
 NAMES = ("Black footed Albatross", "Laysan Albatross", "Sooty Albatross", "Crow", "Gull")

@@ -13,9 +13,9 @@ import data_cards
 import tasks.hub
 from tasks import shards, sources
 from tasks.download import download
+from tasks.errors import StageError
 from tasks.labels import ClassNames
-from tasks.run import StageError
-from tasks.split import base_count
+from tasks.split_table import base_count
 
 # Card: classes, base, last base class and first novel class (CoOp's protocol).
 BENCHMARKS = {

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import artifact, child
+from tasks.protocol import PROGRESS_FILE
 from tests.conftest import ROOT
 
 TOKEN = "hf_canaryCanaryCanary0123456789"
@@ -106,11 +107,11 @@ def test_progress_is_told_on_the_way(stage, monkeypatch):
 def test_the_bar_leaves_its_figures_in_a_file(tmp_path, monkeypatch):
     from tasks import bar as module
 
-    monkeypatch.setattr(module.Bar, "file", tmp_path / module.PROGRESS_FILE)
+    monkeypatch.setattr(module.Bar, "file", tmp_path / PROGRESS_FILE)
     monkeypatch.setattr(module.Bar, "told", -1e9)
     with module.progress(None, desc="propose", total=10, unit="images", done=2) as bar:
         bar.update(3)
-    told = json.loads((tmp_path / module.PROGRESS_FILE).read_text())
+    told = json.loads((tmp_path / PROGRESS_FILE).read_text())
     assert told == {"what": "propose", "done": 5, "total": 10, "unit": "images"}
     assert child.progress(tmp_path) == told
 
@@ -119,7 +120,7 @@ def test_the_bar_leaves_its_figures_in_a_file(tmp_path, monkeypatch):
 def test_a_word_beside_the_bar_says_what_goes_on(tmp_path, monkeypatch, capfd, terminal):
     from tasks import bar as module
 
-    monkeypatch.setattr(module.Bar, "file", tmp_path / module.PROGRESS_FILE)
+    monkeypatch.setattr(module.Bar, "file", tmp_path / PROGRESS_FILE)
     monkeypatch.setenv("DIVE_TERMINAL", "1" if terminal else "")
     module.doing("generating")  # without a bar nothing is said
     with module.progress(None, desc="train", total=10, unit="steps") as bar:
@@ -211,9 +212,9 @@ def wait_for_text(path: Path, text: str, process: subprocess.Popen) -> None:
     ],
 )  # fmt: skip
 def test_what_a_person_can_mend_is_one_sentence_and_a_bug_is_not(error, told):
-    from tasks.run import _sentence
+    from tasks import errors
 
-    sentence = _sentence(error)
+    sentence = errors.sentence(error)
     assert sentence is None if told is None else told in sentence
 
 

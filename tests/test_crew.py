@@ -8,9 +8,10 @@ import pytest
 from tasks import sampler, schemas, shards
 from tasks.crew import devices
 from tasks.engine import Sampling
+from tasks.errors import StageError
 from tasks.evaluate import evaluate
-from tasks.propose import propose, select
-from tasks.run import StageError
+from tasks.propose import propose
+from tasks.split_table import select
 from tasks.station import REFUSED, BusyClock, Shard, refusals
 from tests.conftest import ENGINE, propose_arguments
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from tasks import shards
 from tasks.build_mcq import build_mcq
+from tasks.errors import StageError
 from tasks.pixels import Decoder
 from tasks.prompts import LETTERS
-from tasks.run import StageError
 from tests.conftest import mcq_arguments
 from training.dataset import Questions, permute, question_order
 

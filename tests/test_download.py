@@ -9,7 +9,7 @@ import data_cards
 import tasks.images
 from tasks import shards
 from tasks.download import download
-from tasks.run import StageError
+from tasks.errors import StageError
 from tests.test_images import encoded, picture
 
 

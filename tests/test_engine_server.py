@@ -8,7 +8,7 @@ import pytest
 
 from tasks.engine import EngineDied, Request, Sampling
 from tasks.engine_server import ServerEngine
-from tasks.run import StageError
+from tasks.errors import StageError
 from tasks.station import REFUSED, ask
 from tests.stub_server import Handler, serving
 from tests.test_images import encoded, photograph

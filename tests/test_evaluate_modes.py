@@ -8,12 +8,12 @@ import pytest
 
 from tasks import policies, shards
 from tasks.candidates import Candidate, Votes, merge_all
+from tasks.errors import StageError
 from tasks.evaluate import evaluate
 from tasks.evaluate_modes import MODES, injected_options, read_choice, vote_share
 from tasks.labels import ClassNames
 from tasks.options import Option
-from tasks.propose import select
-from tasks.run import StageError
+from tasks.split_table import select
 from tests.conftest import ENGINE, propose_arguments
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from tasks import exchange, shards
 from tasks.build_mcq import build_mcq
-from tasks.run import StageError, load_arguments
+from tasks.errors import StageError
+from tasks.run import load_arguments
 from tests.conftest import ROOT, mcq_arguments
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tasks.run import StageError
+from tasks.errors import StageError
 from tests import prefix_models
 from tests.prefix_models import Largest, apart, told, trainer, weights
 from tests.test_shared_prefix import in_two_processes

@@ -14,7 +14,7 @@ from scipy.io import savemat
 import data_cards
 from tasks import layouts, shards
 from tasks.download import download
-from tasks.run import StageError
+from tasks.errors import StageError
 from tasks.split import split
 
 

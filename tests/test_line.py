@@ -278,7 +278,7 @@ def test_transformers_and_vllm_answer_alike_from_the_trained_folder(line):
 def test_train_refuses_a_shard_that_is_not_the_frozen_one(line, tmp_path):
     import shutil
 
-    from tasks.run import StageError
+    from tasks.errors import StageError
     from training.session import verify
 
     copied = tmp_path / "mcq"

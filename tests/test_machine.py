@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks import machine
-from tasks.run import StageError
+from tasks.errors import StageError
 
 NVRM = (
     "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.10  Release Build\n"

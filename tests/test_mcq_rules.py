@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from data_cards import Card
 from tasks.build_mcq import Builder
 from tasks.candidates import Candidate
+from tasks.errors import StageError
 from tasks.options import Neighbours, Rules, choose_options
 from tasks.prompts import LETTERS
-from tasks.run import StageError
 from tasks.seeding import row_generator
 from tasks.similarity import text_neighbours
 from tests.conftest import write_rollouts

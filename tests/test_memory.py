@@ -101,7 +101,7 @@ def test_the_word_a_stage_leaves_counts_what_it_started(tmp_path, monkeypatch):
 
     watches: list[Watch] = []
     monkeypatch.setattr(run, "Watch", watch)
-    for name in ("end_with_parent", "_stop_when_asked", "quiet_libraries"):
+    for name in ("end_with_parent", "stop_when_asked", "quiet_libraries"):
         monkeypatch.setattr(run, name, lambda: None)
     monkeypatch.setattr(run.gc, "freeze", lambda: None)
     monkeypatch.setattr(run.Bar, "file", None)

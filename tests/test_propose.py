@@ -14,10 +14,11 @@ import pytest
 
 from tasks import shards
 from tasks.candidates import merge_all
+from tasks.errors import StageError
 from tasks.evaluate import evaluate
 from tasks.labels import ClassNames
-from tasks.propose import propose, select
-from tasks.run import StageError
+from tasks.propose import propose
+from tasks.split_table import select
 from tests.conftest import ENGINE, as_config, propose_arguments
 from tests.fakes import FakeEngine
 

@@ -7,8 +7,9 @@ import pytest
 from tasks import refresh, schemas, shards
 from tasks.build_mcq import build_mcq
 from tasks.build_open import build_open
-from tasks.propose import propose, select
-from tasks.run import StageError
+from tasks.errors import StageError
+from tasks.propose import propose
+from tasks.split_table import select
 from tests.conftest import mcq_arguments, propose_arguments
 
 

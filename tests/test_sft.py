@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 import data_cards
-from tasks import run
-from tasks.run import StageError, Stopped
+from tasks import interrupts
+from tasks.errors import StageError, Stopped
 from training import sft, sft_checkpoint, sft_examples, tiny_policy
 
 pytestmark = pytest.mark.model
@@ -31,7 +31,7 @@ def taught(tmp_path):
             rng = random.Random(0)
             while True:
                 made.drawn += 1
-                run._Stop.asked = run._Stop.asked or made.drawn == stop
+                interrupts._Stop.asked = interrupts._Stop.asked or made.drawn == stop
                 if made.drawn == kill:
                     raise ZeroDivisionError
                 image = Image.new("RGB", (84, 84), tuple(rng.randbytes(3)))
@@ -56,7 +56,7 @@ def test_wherever_it_is_cut_off_it_ends_with_the_same_weights(taught, tmp_path, 
         ("stopped at the end", {"stop": STEPS}),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(run._Stop, "asked", False)
+            patch.setattr(interrupts._Stop, "asked", False)
             with pytest.raises((Stopped, ZeroDivisionError)):
                 taught(name, **cut)
         saved = torch.load(sft_checkpoint.place(tmp_path / name), weights_only=True)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tasks import sources
-from tasks.run import StageError
+from tasks.errors import StageError
 
 
 @pytest.fixture

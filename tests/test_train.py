@@ -20,7 +20,7 @@ import pytest
 
 import data_cards
 from tasks import shards
-from tasks.run import StageError
+from tasks.errors import StageError
 from tests.conftest import ROOT, as_config
 
 pytestmark = pytest.mark.model

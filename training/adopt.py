@@ -23,8 +23,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from tasks import waiting
 from tasks.adapters import FILE, GENERATION
+from tasks.errors import StageError, first_line
 from tasks.links import link
-from tasks.run import StageError, first_line, main
+from tasks.run import main
 from training.processors import sized_processor
 
 # As the header of a safetensors file names them.

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from tasks import shards
-from tasks.run import StageError
+from tasks.errors import StageError
 from training import state_files
 
 if TYPE_CHECKING:  # what StrictResume is mixed into

@@ -12,8 +12,8 @@ import torch
 from transformers import TrainingArguments
 from trl import GRPOConfig, SFTConfig
 
+from tasks.errors import StageError
 from tasks.machine import check_gpu, gpus
-from tasks.run import StageError
 from training import checkpoints, needs
 
 OURS = {

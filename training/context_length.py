@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from tasks import prompts
-from tasks.run import StageError
+from tasks.errors import StageError
 from training.dataset import Questions
 from training.memory import longest_prompt
 from training.watch import Sample, Watch

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from data_cards import Card
 from tasks import prompts, shards
+from tasks.errors import StageError
 from tasks.pixels import Decoder
 from tasks.prompts import LETTERS
-from tasks.run import StageError
 from tasks.seeding import row_generator
 
 ORDERS = ("shuffled", "curriculum")

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from tasks import adapters
-from tasks.run import StageError, quiet_libraries
+from tasks.errors import StageError
+from tasks.run import quiet_libraries
 from training.policy_folder import merged_card
 
 

@@ -25,7 +25,8 @@ from typing import Any
 from trl import GRPOTrainer
 
 from tasks import waiting
-from tasks.run import StageError, main
+from tasks.errors import StageError
+from tasks.run import main
 from training import agreement, checkpoints
 from training.config import grpo_config, of_reference_alone
 from training.context_length import longest_row, set_context

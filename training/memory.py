@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tasks import prompts
-from tasks.run import StageError
+from tasks.errors import StageError
 from training.main_memory import free_main_memory, told
 from training.sizes import Sizes, Tower, sizes_of
 

@@ -15,8 +15,8 @@ from transformers import AutoModelForImageTextToText
 
 from data_cards import Card
 from tasks import adapters
+from tasks.errors import first_line
 from tasks.links import link, link_tree
-from tasks.run import first_line
 from training import adopt
 from training.parts import outside_deepspeed
 

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from tasks import schemas, shards
 from tasks.bar import doing, progress
-from tasks.run import stop_asked
+from tasks.interrupts import stop_asked
 from training import checkpoints, health
 from training.watch import Watch
 

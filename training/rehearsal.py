@@ -29,8 +29,10 @@ from transformers import (
 
 from tasks import engine_vllm
 from tasks.engine import hushed
+from tasks.errors import StageError, first_line
 from tasks.memory import own_peak
-from tasks.run import StageError, first_line, main, save_stats
+from tasks.protocol import save_stats
+from tasks.run import main
 from training import loading, processors, tiny_policy
 from training.config import grpo_config
 from training.grpo import with_ours

@@ -19,8 +19,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from data_cards import load
 from tasks import adapters, schemas, shards, waiting
+from tasks.errors import StageError
+from tasks.interrupts import shard_by_shard, stop_if_asked
 from tasks.pixels import Decoder
-from tasks.run import StageError, save_stats, shard_by_shard, stop_if_asked
+from tasks.protocol import save_stats
 from training import checkpoints, handover, loading, parts, policy_folder, processors
 from training.dataset import Place, Questions, Then
 from training.recorder import Finished, Recorder

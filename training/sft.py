@@ -25,17 +25,12 @@ from transformers.utils.logging import disable_progress_bar
 
 import data_cards
 from tasks import prompts, shards, waiting
+from tasks.bar import progress
+from tasks.errors import StageError, first_line
+from tasks.interrupts import shard_by_shard, stop_asked, stop_if_asked
 from tasks.machine import check_gpu, gpus
 from tasks.pixels import Decoder
-from tasks.run import (
-    StageError,
-    first_line,
-    main,
-    progress,
-    shard_by_shard,
-    stop_asked,
-    stop_if_asked,
-)
+from tasks.run import main
 from training import sft_checkpoint, sft_examples, tiny_policy
 from training.adopt import adopt
 from training.processors import sized_processor

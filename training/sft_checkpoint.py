@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tasks import shards
-from tasks.run import StageError
+from tasks.errors import StageError
 from training.checkpoints import FOLDER
 
 FILE = "supervised.pt"

@@ -109,7 +109,7 @@ def engines(root: Path, long: bool) -> list[Figure]:
 def _propose(output: Path, made: dict, ails: dict) -> tuple[int, Counter[str], int]:
     """Distinct rollouts of a Propose whose engine ails, shards by how often they were asked."""
     from tasks import shards
-    from tasks.propose import select
+    from tasks.split_table import select
 
     arguments = made["Propose"].arguments() | {
         "output": str(output),
