@@ -49,14 +49,14 @@ $(READY): pyproject.toml requirements/$(DEVICE).txt requirements/overrides.txt
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 	  echo "error: $(PYTHON) is $$($(PYTHON) -V); name another: make PYTHON=python3.11 (or 3.12, 3.13)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
-	@$(BIN)/python -m tasks.machine $(DEVICE)
+	@$(BIN)/python -m tasks.runtime.machine $(DEVICE)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@echo "installing into .venv ($(DEVICE)): about 6 GB, some minutes on a slow line"
 	@# torch first: the CPU build of vLLM pins a torch without torchvision's operators, which the
 	@# overrides replace by the build that works on machines with and without a GPU. Compiled here once:
 	@# each stage is a process, and where PYTHONDONTWRITEBYTECODE is set each would compile all anew.
 	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv $(call RESOLVED,$(DEVICE)) --editable ".[$(DEVICE),test]"
-	@$(BIN)/python -m tasks.machine torch
+	@$(BIN)/python -m tasks.runtime.machine torch
 	@rm -f .venv/.ready-*
 	@touch $@
 

@@ -41,7 +41,7 @@ class Card:
     """A dataset as the pipeline sees it.
 
     `classes` are the names by class id; `aliases` maps a class name to further spellings of it.
-    `source` always holds `kind`; its other keys belong to that kind (see `tasks/sources.py`).
+    `source` always holds `kind`; its other keys belong to that kind (see `tasks/ingest/sources.py`).
     `official_splits` are the image counts of the official split, where there is one.
     """
 

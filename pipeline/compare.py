@@ -86,7 +86,7 @@ class Compare(Stage):
         return {"runs": runs}
 
     def run(self) -> None:
-        from tasks.compare_tables import summary
+        from tasks.pages.compare_tables import summary
 
         super().run()
         found = json.loads((self.folder / "compare.json").read_text(encoding="utf-8"))

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tasks import shards
+from tasks.tables import shards
 
 EXAMPLE = "such as: truth_share < 0.5 AND NOT truth_injected"
 BATCH_ROWS = 1024

@@ -81,7 +81,7 @@ class Split(Stage):
     def extra_identity(self):
         if not self.split_file:
             return {}
-        from tasks.split_files import sources
+        from tasks.ingest.split_files import sources
 
         files = sources(Path(self.split_file).expanduser())
         contents = b"".join(path.read_bytes() for path in files)

@@ -175,7 +175,7 @@ def _last_rounds(method: str) -> dict[str, int]:
 
 def _published(policy: str) -> dict[str, str]:
     """What tells a policy that is not the graph's from others, its name, and where it lies."""
-    from tasks import policies
+    from tasks.engines import policies
 
     try:
         told = policies.identity(policy)

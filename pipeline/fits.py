@@ -60,7 +60,7 @@ def asked_of(train: Any, prompt: tuple[int, int]) -> Any:
 
     Raises StageError where its launcher's file cannot be read.
     """
-    from tasks.errors import StageError
+    from tasks.runtime.errors import StageError
     from training import needs
 
     try:
@@ -75,7 +75,7 @@ def asked_of(train: Any, prompt: tuple[int, int]) -> Any:
 
 def memory(train: Any | None, prompt: tuple[int, int]) -> dict[str, Any]:
     """What a process of Train must hold, in GiB by part; how, where that is not known."""
-    from tasks.errors import StageError
+    from tasks.runtime.errors import StageError
     from training import needs
 
     if train is None:
@@ -93,7 +93,7 @@ def fits(
     stages: Sequence[Stage], train: Any | None, prompt: tuple[int, int], machine: Machine | None
 ) -> list[Fit]:
     """Propose, Train and Evaluate on the machine; of an unknown one only what they need is told."""
-    from tasks.errors import StageError
+    from tasks.runtime.errors import StageError
     from training.sizes import sizes_of
 
     found, unknown = [], ""
@@ -151,7 +151,7 @@ def _engine(stages: Sequence[Stage], machine: Machine | None) -> str:
 
 def _train(asked: Any, machine: Machine | None) -> str:
     """Train's processes with their vLLM; raises StageError where they do not fit."""
-    from tasks.errors import StageError
+    from tasks.runtime.errors import StageError
     from training import main_memory, memory, needs, vllm_memory
 
     needed, engine, main = needs.of_gpu(asked), needs.of_vllm(asked), needs.of_main_memory(asked)
@@ -184,7 +184,7 @@ def disk(stages: Sequence[Stage], prompt: tuple[int, int], work: Sequence[Any]) 
 
     `work` are the plan's. Of rounds before the last what remains, of the last one the most.
     """
-    from tasks.errors import StageError
+    from tasks.runtime.errors import StageError
     from training import needs
     from training.sizes import sizes_of
 

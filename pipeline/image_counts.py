@@ -6,9 +6,9 @@ from typing import Any
 
 from pipeline.settings import SettingsError
 from pipeline.stage import Stage
-from tasks import shards
-from tasks.schemas import GROUPS
-from tasks.split_table import base_count
+from tasks.tables import shards
+from tasks.tables.schemas import GROUPS
+from tasks.tables.split_table import base_count
 
 # Images of CoOp's split files, train and test, all classes (arXiv 2109.01134, its dataset table).
 COOP = {"flowers": (4093, 2463), "pets": (2944, 3669), "cars": (6509, 8041)}

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from pipeline import artifact, status
 from pipeline.condition import Condition, ConditionError, NoColumn
-from tasks import shards
-from tasks.gallery import data_uri
 from tasks.pages import render
+from tasks.pages.gallery import data_uri
+from tasks.tables import shards
 
 SHORT = 400  # characters of a value on a page
 BATCH_ROWS = 256  # in memory at a time, with all their columns

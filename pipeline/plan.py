@@ -18,9 +18,9 @@ from pipeline import fits, status, tasks
 from pipeline.image_counts import images_of
 from pipeline.settings import SettingsError, recipes, run
 from pipeline.stage import Stage, plain
-from tasks import prompts
-from tasks.schemas import GROUPS
-from tasks.split_table import base_count
+from tasks.language import prompts
+from tasks.tables.schemas import GROUPS
+from tasks.tables.split_table import base_count
 
 PATCH = 28  # pixels: the side of a merged vision token of the Qwen2-VL family; others differ
 # Epochs of the published runs (arXiv 2511.18305, its training scripts).

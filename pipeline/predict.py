@@ -12,7 +12,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
     Without a luigi.cfg in this folder a policy must be named, and says itself how it was trained.
     """
-    from tasks.policies import recipe
+    from tasks.engines.policies import recipe
 
     told: dict[str, Any] = {"engine": {}, "card": arguments.card, "policy": arguments.policy}
     if Path("luigi.cfg").is_file():

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 from pipeline import artifact, plan, status, tasks
 from pipeline.settings import SettingsError, run
-from tasks import engine_vllm
-from tasks.machine import gpus, unseen
+from tasks.engines import vllm
+from tasks.runtime.machine import gpus, unseen
 
 READY, MEND, OPEN = "ready", "mend", "open"
 MODULE = "training.rehearsal"
@@ -83,7 +83,7 @@ def installed() -> Iterator[Point]:
         have = artifact.versions()
         yield Point("packages", READY, ", ".join(f"{n} {have[n]}" for n in names if n in have))
     seen = gpus()
-    if seen and not engine_vllm.on_gpu():
+    if seen and not vllm.on_gpu():
         yield Point(
             "gpu", MEND, "there is a GPU, and vLLM's CPU build is installed: make DEVICE=cuda"
         )

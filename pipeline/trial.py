@@ -27,8 +27,8 @@ from pipeline import artifact, tasks
 from pipeline.rehearse import MEND, READY, Point
 from pipeline.settings import recipes
 from pipeline.stage import Stage
-from tasks import shards
-from tasks.split_table import base_count
+from tasks.tables import shards
+from tasks.tables.split_table import base_count
 
 IMAGES = 10
 POLL = 0.2

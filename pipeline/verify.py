@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline import artifact
 from pipeline.status import artifacts
-from tasks import schemas, shards
+from tasks.tables import schemas, shards
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MEND = "delete the folder, and a run makes it again: python -m pipeline invalidate"

@@ -2,8 +2,8 @@
 
     python -m tasks.build_mcq CONFIG.json
 
-Cheap and pure: the same rollouts and settings give the same bytes. `tasks.candidates` merges votes,
-`tasks.options` chooses who stands beside the truth; two-step inference uses the same functions.
+Cheap and pure: the same rollouts and settings give the same bytes. `tasks.questions.candidates` merges votes,
+`tasks.questions.options` chooses who stands beside the truth; two-step inference uses the same functions.
 Rollouts from elsewhere come in, and questions go out to other trainers, by `tasks.exchange`.
 """
 
@@ -21,14 +21,16 @@ import numpy as np
 import pyarrow as pa
 
 from data_cards import Card, load
-from tasks import labels, prompts, schemas, shards, split_table
-from tasks.bar import progress
-from tasks.candidates import BLOCK_ROLLOUTS, Candidate, Merged, Vocabulary, merge_images
-from tasks.errors import StageError
-from tasks.interrupts import shard_by_shard, stop_if_asked
-from tasks.mcq_stats import count, empty_stats, most_confused
-from tasks.mcq_tables import candidate_table, difficulties
-from tasks.options import (
+from tasks.language import class_names, prompts
+from tasks.language.prompts import LETTERS
+from tasks.questions.candidates import (
+    BLOCK_ROLLOUTS,
+    Candidate,
+    Merged,
+    Vocabulary,
+    merge_images,
+)
+from tasks.questions.options import (
     Neighbours,
     Option,
     Rules,
@@ -38,11 +40,16 @@ from tasks.options import (
     mcq_id,
     shuffle_options,
 )
-from tasks.prompts import LETTERS
-from tasks.protocol import save_stats
-from tasks.refresh import retired
-from tasks.run import main
-from tasks.seeding import row_generator, row_generators
+from tasks.questions.refresh import retired
+from tasks.questions.stats import count, empty_stats, most_confused
+from tasks.questions.tables import candidate_table, difficulties
+from tasks.runtime.command import main
+from tasks.runtime.errors import StageError
+from tasks.runtime.interrupts import shard_by_shard, stop_if_asked
+from tasks.runtime.progress import progress
+from tasks.runtime.protocol import save_stats
+from tasks.tables import schemas, shards, split_table
+from tasks.tables.seeding import row_generator, row_generators
 
 Row = dict[str, Any]
 Asked = tuple[Row, list[Option], int, int]  # the split's row, options, truth, image in its block
@@ -210,7 +217,7 @@ class Builder:
         """Merge all votes into `file`, block by block, for what they say of the whole set must be
         known before the first question; returns each image's truth, and the classes' neighbours."""
         rules, card = self.rules, self.card
-        names = labels.ClassNames(
+        names = class_names.ClassNames(
             card.classes,
             card.aliases,
             fuzzy_threshold=rules.fuzzy_threshold,

@@ -10,13 +10,14 @@ everything downstream, checks included, reads them alike.
 from pathlib import Path
 
 from data_cards import load
-from tasks import prompts, schemas, shards, split_table
-from tasks.bar import progress
-from tasks.errors import StageError
-from tasks.interrupts import shard_by_shard, stop_if_asked
-from tasks.options import mcq_id
-from tasks.protocol import save_stats
-from tasks.run import main
+from tasks.language import prompts
+from tasks.questions.options import mcq_id
+from tasks.runtime.command import main
+from tasks.runtime.errors import StageError
+from tasks.runtime.interrupts import shard_by_shard, stop_if_asked
+from tasks.runtime.progress import progress
+from tasks.runtime.protocol import save_stats
+from tasks.tables import schemas, shards, split_table
 
 
 def build_open(

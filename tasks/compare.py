@@ -15,16 +15,17 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from tasks import comparison, shards
-from tasks.budgets import budgets, unequal
-from tasks.compare_page import compare_page
-from tasks.compare_tables import csv_table, latex, markdown
-from tasks.comparison import Figure
-from tasks.errors import StageError
-from tasks.metrics import holm
-from tasks.report_text import in_order
-from tasks.run import main
-from tasks.schemas import GROUPS
+from tasks.evaluation import comparison
+from tasks.evaluation.comparison import Figure
+from tasks.evaluation.cost import budgets, unequal
+from tasks.evaluation.metrics import holm
+from tasks.pages.compare_page import compare_page
+from tasks.pages.compare_tables import csv_table, latex, markdown
+from tasks.pages.text import in_order
+from tasks.runtime.command import main
+from tasks.runtime.errors import StageError
+from tasks.tables import shards
+from tasks.tables.schemas import GROUPS
 
 BASELINE = "zero_shot"
 SEED = 0  # of the bootstrap: the same artifacts give the same tables

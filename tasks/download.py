@@ -4,7 +4,7 @@
 
 Writes `images-*.parquet` (one row an image), `rejects.parquet` (one row a file that could not be
 used, with the reason; no file when there is none) and the counts in `stats.json`. Every image is
-opened and decoded in full; `tasks/images.py` says what is kept as it came. Images are read one
+opened and decoded in full; `tasks/ingest/pictures.py` says what is kept as it came. Images are read one
 after another by a few threads, and written as they come: memory does not grow with their number.
 """
 
@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from data_cards import Card, load
-from tasks import schemas, shards
-from tasks.bar import progress
-from tasks.errors import StageError
-from tasks.images import Picture, Reject, image_row, open_picture
-from tasks.interrupts import shard_by_shard, stop_if_asked
-from tasks.labels import ClassNames
-from tasks.protocol import STATS_FILE, save_stats
-from tasks.run import main
-from tasks.source import Item, Source
-from tasks.sources import open_source, require_every_class
+from tasks.ingest.pictures import Picture, Reject, image_row, open_picture
+from tasks.ingest.source import Item, Source
+from tasks.ingest.sources import open_source, require_every_class
+from tasks.language.class_names import ClassNames
+from tasks.runtime.command import main
+from tasks.runtime.errors import StageError
+from tasks.runtime.interrupts import shard_by_shard, stop_if_asked
+from tasks.runtime.progress import progress
+from tasks.runtime.protocol import STATS_FILE, save_stats
+from tasks.tables import schemas, shards
 
 IMAGES_PER_SHARD = 1000
 UNPACKED = "unpacked"  # below the output; gone when the stage has ended

@@ -21,11 +21,11 @@ from pathlib import Path
 import yaml
 
 from data_cards import FOLDER, clean_name
-from tasks.bar import progress
-from tasks.duplicates import twins
-from tasks.errors import StageError
-from tasks.images import Picture, Reject, open_picture
-from tasks.sources import class_folders, files_below, reader
+from tasks.ingest.duplicates import twins
+from tasks.ingest.pictures import Picture, Reject, open_picture
+from tasks.ingest.sources import class_folders, files_below, reader
+from tasks.runtime.errors import StageError
+from tasks.runtime.progress import progress
 
 NEAR = 6  # bits of 64 in which the difference hashes of near duplicates differ at most
 SMALL = 32  # pixels; a shorter side hardly shows what tells lookalikes apart

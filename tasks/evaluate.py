@@ -2,7 +2,7 @@
 
     python -m tasks.evaluate CONFIG.json
 
-The modes, and how their answers are read, stand in `tasks/evaluate_modes.py`. Merging and question
+The modes, and how their answers are read, stand in `tasks/evaluation/modes.py`. Merging and question
 building are BuildMCQ's own functions. Every test image counts in every mode: what fails is wrong,
 with a status.
 """
@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from data_cards import Card, load
-from tasks import prompts, schemas, shards, split_table
-from tasks.candidates import Votes, merge_all
-from tasks.evaluate_modes import (
+from tasks.engines.policies import local
+from tasks.engines.sampler import Sampler, Tally, throughput
+from tasks.engines.worker import Ask
+from tasks.evaluation.metrics import pass_at_k
+from tasks.evaluation.modes import (
     OF_QUESTIONS,
     Reading,
     check_modes,
@@ -31,15 +33,14 @@ from tasks.evaluate_modes import (
     read_open,
     vote_share,
 )
-from tasks.labels import ClassNames
-from tasks.metrics import pass_at_k
-from tasks.options import Option
-from tasks.policies import local
-from tasks.protocol import save_stats
-from tasks.run import main
-from tasks.sampler import Sampler, Tally, throughput
-from tasks.schemas import GROUPS
-from tasks.station import Ask
+from tasks.language import prompts
+from tasks.language.class_names import ClassNames
+from tasks.questions.candidates import Votes, merge_all
+from tasks.questions.options import Option
+from tasks.runtime.command import main
+from tasks.runtime.protocol import save_stats
+from tasks.tables import schemas, shards, split_table
+from tasks.tables.schemas import GROUPS
 
 Row = dict[str, Any]
 

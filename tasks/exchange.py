@@ -24,10 +24,11 @@ from typing import Any
 from datasets import Features, Image, List, Value
 
 from data_cards import Card, CardError, load
-from tasks import prompts, schemas, shards
-from tasks.errors import StageError
-from tasks.images import Reject, image_row, normalise_image
-from tasks.labels import ClassNames
+from tasks.ingest.pictures import Reject, image_row, normalise_image
+from tasks.language import prompts
+from tasks.language.class_names import ClassNames
+from tasks.runtime.errors import StageError
+from tasks.tables import schemas, shards
 
 STR = Value("string")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")

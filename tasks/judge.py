@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from data_cards import Card, load
-from tasks import schemas, shards
-from tasks.bar import progress
-from tasks.errors import StageError, first_line
-from tasks.interrupts import shard_by_shard, stop_if_asked
-from tasks.protocol import save_stats
-from tasks.run import main
-from tasks.words import MAX_LENGTH
+from tasks.language.words import MAX_LENGTH
+from tasks.runtime.command import main
+from tasks.runtime.errors import StageError, first_line
+from tasks.runtime.interrupts import shard_by_shard, stop_if_asked
+from tasks.runtime.progress import progress
+from tasks.runtime.protocol import save_stats
+from tasks.tables import schemas, shards
 
 PROMPT_VERSION = 1  # raised whenever the wording below changes, for a verdict rests on it
 MODES = ("one_step",)  # those answered in free text
@@ -142,7 +142,7 @@ class Client:
     ):
         from openai import AsyncOpenAI
 
-        from tasks.engine import Background
+        from tasks.engines.base import Background
 
         self.url, self._model, self._max_tokens = url, model, max_tokens
         self._key = (os.environ.get(api_key_env) or "") if api_key_env else ""
@@ -195,7 +195,7 @@ class Client:
 
 def _ask(output: Path, client: Client, todo: list[Key], shard_size: int) -> dict[Key, str]:
     """Ask about every pair, shard by shard; each is on disk before the next is begun."""
-    from tasks.engine import all_of
+    from tasks.engines.base import all_of
 
     found: dict[Key, str] = {}
     first = 1 + max((int(p.stem[-5:]) for p in output.glob("verdicts-[0-9]*.parquet")), default=-1)

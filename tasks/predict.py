@@ -18,12 +18,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from data_cards import Card
-from tasks import adapters, answers, policies, prompts
-from tasks.backends import open_engine
-from tasks.candidates import Votes, merge
-from tasks.engine import Completion, Engine, Request
-from tasks.errors import StageError
-from tasks.evaluate_modes import (
+from tasks.engines import adapters, policies
+from tasks.engines.backends import open_engine
+from tasks.engines.base import Completion, Engine, Request
+from tasks.engines.sampler import sampling_of
+from tasks.engines.worker import ask
+from tasks.evaluation.inputs import Source, chosen_card, engine_settings, read_image
+from tasks.evaluation.modes import (
     Reading,
     choice_asks,
     option_names,
@@ -32,15 +33,15 @@ from tasks.evaluate_modes import (
     read_open,
     vote_share,
 )
-from tasks.images import Picture, Reject
-from tasks.labels import ClassNames
-from tasks.options import Option
-from tasks.pixels import Decoder
-from tasks.predict_inputs import Source, chosen_card, engine_settings, read_image
-from tasks.sampler import sampling_of
-from tasks.shards import chunks
-from tasks.station import ask
-from tasks.waiting import opening
+from tasks.ingest.pictures import Picture, Reject
+from tasks.language import answers, prompts
+from tasks.language.class_names import ClassNames
+from tasks.questions.candidates import Votes, merge
+from tasks.questions.options import Option
+from tasks.runtime.errors import StageError
+from tasks.runtime.waiting import opening
+from tasks.tables.pixels import Decoder
+from tasks.tables.shards import chunks
 
 MODES = ("two_step", "one_step")
 BATCH = 32  # images asked at a time

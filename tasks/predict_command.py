@@ -47,8 +47,8 @@ def predict(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
 
     Returns 0, or 1 when an image could not be read or asked about.
     """
-    from tasks.errors import StageError
-    from tasks.run import quiet_libraries
+    from tasks.runtime.command import quiet_libraries
+    from tasks.runtime.errors import StageError
 
     quiet_libraries()
     from tasks.predict import Predictor

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from data_cards import load
-from tasks import prompts, refresh, split_table
-from tasks.errors import StageError
-from tasks.protocol import save_stats
-from tasks.run import main
-from tasks.sampler import Sampler, Tally, refused_first, throughput
-from tasks.station import Ask
+from tasks.engines.sampler import Sampler, Tally, refused_first, throughput
+from tasks.engines.worker import Ask
+from tasks.language import prompts
+from tasks.questions import refresh
+from tasks.runtime.command import main
+from tasks.runtime.errors import StageError
+from tasks.runtime.protocol import save_stats
+from tasks.tables import split_table
 
 
 def propose(
@@ -46,7 +48,7 @@ def propose(
     """Sample `num_rollouts` answers for every base-class train image, or for the first `limit`.
 
     After training, `previous` and `train` of the round before let `refreshed` choose the images
-    that are asked about again (`tasks.refresh`): all, unsolved or sample. Writes `rollouts-*.parquet` (num_rollouts rows an image, in image order), `stats.json` and,
+    that are asked about again (`tasks.questions.refresh`): all, unsolved or sample. Writes `rollouts-*.parquet` (num_rollouts rows an image, in image order), `stats.json` and,
     where the engine refused images, `rollouts_refused.parquet`; a refused image has empty rollouts.
     Raises StageError when more than `max_unparsed_share` of the answers cannot be read, since
     questions built from them would be made of noise (more than `fail_fast_unparsed_share` after

@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from data_cards import Card, load
-from tasks import metrics as statistics
-from tasks import report_changes as changes
-from tasks import report_figures as drawn
-from tasks import shards
-from tasks.errors import StageError
-from tasks.figures import Figure, write
-from tasks.gallery import choose, gallery_values, sampled_votes
-from tasks.report_log import log_figures
-from tasks.report_page import build_page
-from tasks.report_text import in_order, summary
-from tasks.run import main
-from tasks.schemas import GROUPS
+from tasks.evaluation import changes
+from tasks.evaluation import metrics as statistics
+from tasks.pages.figures import Figure, write
+from tasks.pages.gallery import choose, gallery_values, sampled_votes
+from tasks.pages.report import figures as drawn
+from tasks.pages.report.page import build_page
+from tasks.pages.report.training_log import log_figures
+from tasks.pages.text import in_order, summary
+from tasks.runtime.command import main
+from tasks.runtime.errors import StageError
+from tasks.tables import shards
+from tasks.tables.schemas import GROUPS
 
 __all__ = ["compare", "report", "summary"]
 

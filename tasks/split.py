@@ -20,14 +20,15 @@ import numpy as np
 import pyarrow as pa
 
 from data_cards import load
-from tasks import duplicates, schemas, shards
-from tasks.errors import StageError
-from tasks.protocol import save_stats
-from tasks.run import main
-from tasks.split_draws import assign, cap
-from tasks.split_files import follow
-from tasks.split_images import Images, read_images
-from tasks.split_table import base_count
+from tasks.ingest import duplicates
+from tasks.ingest.split_draws import assign, cap
+from tasks.ingest.split_files import follow
+from tasks.ingest.split_images import Images, read_images
+from tasks.runtime.command import main
+from tasks.runtime.errors import StageError
+from tasks.runtime.protocol import save_stats
+from tasks.tables import schemas, shards
+from tasks.tables.split_table import base_count
 
 PROTOCOLS = ("base_to_novel", "all")
 SPLIT_ORDER = ("pretrain", "train", "val", "test")
@@ -59,7 +60,7 @@ def split(
     already say which images are test, val or pretrain. `val_per_class` is a count that takes the
     place of `val_share`, `shots` the number of train images a class keeps; 0: all of them.
     `max_train_images` train images of base classes are kept, spread over the classes; 0: all.
-    `split_file` is a split of others (see `tasks/split_files.py`), followed instead of official
+    `split_file` is a split of others (see `tasks/ingest/split_files.py`), followed instead of official
     splits and shares. Raises StageError when a class is left without a train (base classes) or test image.
     """
     data_card = load(card)

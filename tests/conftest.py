@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import data_cards
-from tasks import schemas, shards
+from tasks.tables import schemas, shards
 
 # A model as small as the tests' is slower on several threads, and test files run side by side. Read
 # when torch is imported, here and in every process that a test starts.

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.engine import Completion, EngineDied, Request, Sampling
-from tasks.errors import StageError
+from tasks.engines.base import Completion, EngineDied, Request, Sampling
+from tasks.runtime.errors import StageError
 
 SPELLINGS = (str, str.upper, lambda name: name.replace("-", " "), lambda name: f"the {name}.")
 

@@ -11,7 +11,7 @@ import time
 import traceback
 from pathlib import Path
 
-from tasks.backends import open_engine
+from tasks.engines.backends import open_engine
 from tasks.evaluate import evaluate
 from tasks.propose import propose
 from tests import families

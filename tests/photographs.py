@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tasks import schemas, shards
+from tasks.tables import schemas, shards
 
 TWELVE_MP = (4000, 3000)
 THUMBNAIL = (32, 32)

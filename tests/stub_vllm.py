@@ -93,7 +93,7 @@ def start(engine: RolloutEngine) -> None:
 
 
 def main() -> None:
-    from tasks.errors import StageError
+    from tasks.runtime.errors import StageError
     from training import agreement
 
     RolloutEngine._init_vllm = start  # type: ignore[method-assign]

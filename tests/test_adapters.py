@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from tasks import shards
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
+from tasks.tables import shards
 from tests.test_train import arguments, curve, digest, frozen, trained, weights_of
 
 pytestmark = pytest.mark.model
@@ -32,7 +32,7 @@ def test_an_adapter_is_the_policy_and_is_made_whole_where_it_is_asked_for(adapte
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText
 
-    from tasks import adapters
+    from tasks.engines import adapters
     from training.export import export
 
     root, _ = adapted
@@ -109,7 +109,7 @@ def test_a_policy_stops_where_its_base_does(adapted, frozen, tmp_path, monkeypat
 
 
 def test_rounds_that_start_afresh_add_adapter_to_adapter(adapted, tmp_path):
-    from tasks import adapters
+    from tasks.engines import adapters
     from training.export import export
 
     root, given = adapted
@@ -136,11 +136,11 @@ def test_rounds_that_start_afresh_add_adapter_to_adapter(adapted, tmp_path):
 def test_whoever_asks_an_adapter_asks_its_whole_weights_and_leaves_none_behind(
     adapted, frozen, tmp_path, monkeypatch
 ):
-    from tasks import adapters
+    from tasks.engines import adapters
+    from tasks.engines.sampler import Sampler
+    from tasks.engines.worker import Ask
     from tasks.predict import Predictor
-    from tasks.run import remove_scratch
-    from tasks.sampler import Sampler
-    from tasks.station import Ask
+    from tasks.runtime.command import remove_scratch
     from tests import fakes
     from tests.conftest import ENGINE
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from pipeline import artifact
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
 from tests.conftest import ROOT, as_config
 from training import adopt, tiny_policy
 

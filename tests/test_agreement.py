@@ -12,8 +12,8 @@ import torch
 from trl.generation.vllm_generation import VLLMGeneration
 
 from data_cards import load
-from tasks import shards
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
+from tasks.tables import shards
 from tests import prefix_models, stub_vllm
 from tests.conftest import ROOT
 from tests.test_train import arguments, frozen

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tasks import words
-from tasks.answers import Choice, choose, parse
-from tasks.prompts import LETTERS, completion
+from tasks.language import words
+from tasks.language.answers import Choice, choose, parse
+from tasks.language.prompts import LETTERS, completion
 
 OPTIONS = (
     "2008 Acura TL Type-S",

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import huggingface_hub.constants
 import pytest
 
-from tasks import archives
-from tasks.archives import fetch, unpack, unpacked
-from tasks.errors import StageError
+from tasks.ingest import archives
+from tasks.ingest.archives import fetch, unpack, unpacked
+from tasks.runtime.errors import StageError
 from tests.stub_server import Handler, serving
 
 PAYLOAD = bytes(range(256)) * 4000  # a megabyte

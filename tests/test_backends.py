@@ -19,18 +19,19 @@ from types import SimpleNamespace
 import pytest
 
 import data_cards
-from tasks import prompts, shards
 from tasks.download import download
-from tasks.engine import Request, Sampling
-from tasks.engine_server import ServerEngine
-from tasks.engine_vllm import AsyncVllmEngine
-from tasks.errors import StageError
-from tasks.memory import below
+from tasks.engines.base import Request, Sampling
+from tasks.engines.sampler import Sampler
+from tasks.engines.server import ServerEngine
+from tasks.engines.vllm import AsyncVllmEngine
+from tasks.engines.worker import Ask
+from tasks.language import prompts
 from tasks.propose import propose
-from tasks.sampler import Sampler
+from tasks.runtime.errors import StageError
+from tasks.runtime.memory import below
 from tasks.split import split
-from tasks.split_table import select
-from tasks.station import Ask
+from tasks.tables import shards
+from tasks.tables.split_table import select
 from tests.conftest import write_few_card
 from tests.test_crew import every_image_once
 from training.sft import base_policy
@@ -167,7 +168,7 @@ def lettered(made) -> list[Request]:
 @pytest.fixture(scope="module")
 def letters(made, lettered) -> list[str]:
     """The likeliest letter of each, read off the logits."""
-    from tasks.engine_transformers import TransformersEngine
+    from tasks.engines.transformers import TransformersEngine
 
     engine = TransformersEngine(made.policy, SETTINGS | {"backend": "transformers"})
     answers = engine.generate(lettered, LETTERS)
@@ -276,7 +277,7 @@ def test_a_server_samples_n_and_says_what_is_cached(made, server, tmp_path):
     ],
 )
 def test_a_server_that_cannot_be_used_is_named(made, server, tmp_path, monkeypatch, changed, told):
-    monkeypatch.setattr("tasks.engine_server.ATTEMPTS", 1)
+    monkeypatch.setattr("tasks.engines.server.ATTEMPTS", 1)
     settings = (
         SETTINGS | {"backend": "server", "server_url": server, "server_timeout": 20.0} | changed
     )

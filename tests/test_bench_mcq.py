@@ -1,6 +1,6 @@
 """The benchmark's comparison: what the first implementation's rules lose, and that ours do not."""
 
-from tasks.labels import ClassNames
+from tasks.language.class_names import ClassNames
 from tests.bench.build_mcq import losses
 from tests.bench.official_rules import official_rules
 from tests.bench.rollouts import write_rollouts

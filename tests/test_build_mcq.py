@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import schemas, shards
 from tasks.build_mcq import build_mcq
-from tasks.candidates import Candidate, merge
-from tasks.errors import StageError
-from tasks.labels import ClassNames
-from tasks.options import balanced_letters, choose_options, mcq_id, shuffle_options
-from tasks.prompts import LETTERS
-from tasks.seeding import row_generator
+from tasks.language.class_names import ClassNames
+from tasks.language.prompts import LETTERS
+from tasks.questions.candidates import Candidate, merge
+from tasks.questions.options import balanced_letters, choose_options, mcq_id, shuffle_options
+from tasks.runtime.errors import StageError
+from tasks.tables import schemas, shards
+from tasks.tables.seeding import row_generator
 from tests.conftest import mcq_arguments, write_rollouts
 
 BIRDS = ClassNames(

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import answers, schemas, shards
-from tasks.answer_column import read_answers
-from tasks.candidates import Vocabulary, merge, merge_all, merge_images
-from tasks.errors import StageError
-from tasks.labels import ClassNames
+from tasks.language import answers
+from tasks.language.answer_column import read_answers
+from tasks.language.class_names import ClassNames
+from tasks.questions.candidates import Vocabulary, merge, merge_all, merge_images
+from tasks.runtime.errors import StageError
+from tasks.tables import schemas, shards
 
 SETTLED = settings(deadline=None, derandomize=True, database=None)
 NAMES = ("Black footed Albatross", "Laysan Albatross", "Sooty Albatross", "Crow", "Gull")

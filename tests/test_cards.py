@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 
 import data_cards
-import tasks.hub
-from tasks import shards, sources
+import tasks.ingest.hub
 from tasks.download import download
-from tasks.errors import StageError
-from tasks.labels import ClassNames
-from tasks.split_table import base_count
+from tasks.ingest import sources
+from tasks.language.class_names import ClassNames
+from tasks.runtime.errors import StageError
+from tasks.tables import shards
+from tasks.tables.split_table import base_count
 
 # Card: classes, base, last base class and first novel class (CoOp's protocol).
 BENCHMARKS = {
@@ -157,7 +158,7 @@ def test_a_hub_split_that_is_not_there_is_named(hub, tmp_path):
 def test_a_hub_download_that_was_cut_off_goes_on_behind_its_last_shard(hub, tmp_path, monkeypatch):
     hub(datasets.Value("string"), ["red kite", "buzzard", "red kite"])
     monkeypatch.setattr("tasks.download.IMAGES_PER_SHARD", 2)
-    original, read = tasks.hub._bytes, []
+    original, read = tasks.ingest.hub._bytes, []
 
     def cut(given):
         read.append(given["bytes"])
@@ -165,7 +166,7 @@ def test_a_hub_download_that_was_cut_off_goes_on_behind_its_last_shard(hub, tmp_
             raise OSError("the line is dead")
         return original(given)
 
-    monkeypatch.setattr("tasks.hub._bytes", cut)
+    monkeypatch.setattr("tasks.ingest.hub._bytes", cut)
     with pytest.raises(OSError, match="the line is dead"):
         download(tmp_path / "out", card="mine", max_reject_share=0.0, decode_threads=1)
     first = tmp_path / "out" / "images-00000.parquet"
@@ -192,7 +193,7 @@ def test_a_hub_line_that_breaks_in_the_middle_says_how_far_it_came(hub, tmp_path
             yield {"picture": {"bytes": picture(1)}, "sort": "buzzard"}
             raise ConnectionError("reset by peer")
 
-    monkeypatch.setattr("tasks.hub._stream", lambda *_: Dying())
+    monkeypatch.setattr("tasks.ingest.hub._stream", lambda *_: Dying())
     with pytest.raises(
         StageError, match=r"stopped after 1 images of split 'train': reset.*run again"
     ):
@@ -249,14 +250,14 @@ def test_a_repo_without_a_revision_is_read_at_its_newest_commit_which_is_recorde
         def dataset_info(self, repo):
             return SimpleNamespace(sha="c0ffee")
 
-    original = tasks.hub._stream
+    original = tasks.ingest.hub._stream
 
     def stream(repo, config, revision, split):
         asked.append((repo, revision))
         return original(str(tmp_path / "repo"), config, None, split)
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    monkeypatch.setattr("tasks.hub._stream", stream)
+    monkeypatch.setattr("tasks.ingest.hub._stream", stream)
     card = tmp_path / "mine.md"
     card.write_text(card.read_text().replace(str(tmp_path / "repo"), "owner/name"))
     download(tmp_path / "out", card="mine", max_reject_share=0.0)

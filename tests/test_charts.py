@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.charts import Dot, Series, dot_chart, line_chart, smooth, thin, ticks
-from tasks.report_style import DARK, LIGHT
-from tasks.report_text import esc
+from tasks.pages.charts import Dot, Series, dot_chart, line_chart, smooth, thin, ticks
+from tasks.pages.style import DARK, LIGHT
+from tasks.pages.text import esc
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False)
 

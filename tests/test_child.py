@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import artifact, child
-from tasks.protocol import PROGRESS_FILE
+from tasks.runtime.protocol import PROGRESS_FILE
 from tests.conftest import ROOT
 
 TOKEN = "hf_canaryCanaryCanary0123456789"
@@ -105,7 +105,7 @@ def test_progress_is_told_on_the_way(stage, monkeypatch):
 
 
 def test_the_bar_leaves_its_figures_in_a_file(tmp_path, monkeypatch):
-    from tasks import bar as module
+    from tasks.runtime import progress as module
 
     monkeypatch.setattr(module.Bar, "file", tmp_path / PROGRESS_FILE)
     monkeypatch.setattr(module.Bar, "told", -1e9)
@@ -118,7 +118,7 @@ def test_the_bar_leaves_its_figures_in_a_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_word_beside_the_bar_says_what_goes_on(tmp_path, monkeypatch, capfd, terminal):
-    from tasks import bar as module
+    from tasks.runtime import progress as module
 
     monkeypatch.setattr(module.Bar, "file", tmp_path / PROGRESS_FILE)
     monkeypatch.setenv("DIVE_TERMINAL", "1" if terminal else "")
@@ -140,7 +140,7 @@ def test_a_word_beside_the_bar_says_what_goes_on(tmp_path, monkeypatch, capfd, t
 SHARDS = """
 import time
 from pathlib import Path
-from tasks.run import main, shard_by_shard, stop_if_asked
+from tasks.runtime.command import main, shard_by_shard, stop_if_asked
 def slow(output: Path) -> None:
     "Shard after shard."
     with shard_by_shard():
@@ -212,7 +212,7 @@ def wait_for_text(path: Path, text: str, process: subprocess.Popen) -> None:
     ],
 )  # fmt: skip
 def test_what_a_person_can_mend_is_one_sentence_and_a_bug_is_not(error, told):
-    from tasks import errors
+    from tasks.runtime import errors
 
     sentence = errors.sentence(error)
     assert sentence is None if told is None else told in sentence

@@ -10,9 +10,9 @@ import pytest
 
 from pipeline import tasks as line
 from pipeline.settings import SettingsError
-from tasks import schemas, shards
 from tasks.compare import CompareError, compare, tabulate
-from tasks.compare_tables import latex, markdown, summary
+from tasks.pages.compare_tables import latex, markdown, summary
+from tasks.tables import schemas, shards
 from tests.browser import Browser
 from tests.test_stage import config  # noqa: F401  the default luigi.cfg, to be changed
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tasks import comparison
-from tasks.metrics import harmonic, mcnemar, percentiles
+from tasks.evaluation import comparison
+from tasks.evaluation.metrics import harmonic, mcnemar, percentiles
 
 
 def flags(*shape: int, share: float, seed: int):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline import condition
 from pipeline.condition import Condition, ConditionError, NoColumn
-from tasks.shards import ShardError
+from tasks.tables.shards import ShardError
 
 PICTURE = {"bytes": b"png", "path": None}
 ROWS = [

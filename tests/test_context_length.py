@@ -8,8 +8,8 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
 
 from data_cards import load
-from tasks.errors import StageError
-from tasks.pixels import Decoder
+from tasks.runtime.errors import StageError
+from tasks.tables.pixels import Decoder
 from training import tiny_policy
 from training.context_length import longest_row, set_context
 from training.dataset import Questions, training_row

@@ -5,14 +5,15 @@ from collections import Counter
 
 import pytest
 
-from tasks import sampler, schemas, shards
-from tasks.crew import devices
-from tasks.engine import Sampling
-from tasks.errors import StageError
+from tasks.engines import sampler
+from tasks.engines.base import Sampling
+from tasks.engines.pool import devices
+from tasks.engines.worker import REFUSED, BusyClock, Shard, refusals
 from tasks.evaluate import evaluate
 from tasks.propose import propose
-from tasks.split_table import select
-from tasks.station import REFUSED, BusyClock, Shard, refusals
+from tasks.runtime.errors import StageError
+from tasks.tables import schemas, shards
+from tasks.tables.split_table import select
 from tests.conftest import ENGINE, propose_arguments
 
 
@@ -271,7 +272,7 @@ def test_every_gpu_gets_a_process_and_tensor_parallelism_takes_several(monkeypat
 
 def test_the_busy_clock_counts_overlapping_work_once(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("tasks.station.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("tasks.engines.worker.time.perf_counter", lambda: now[0])
     clock = BusyClock()
     clock.__enter__()
     now[0] = 1.0

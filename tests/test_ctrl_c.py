@@ -112,7 +112,10 @@ def test_a_short_stage_is_finished_and_committed(place, request, stage):
     arguments, calls = {
         "split": lambda: (split_arguments(request), "data_cards load"),
         "report": lambda: (report_arguments(place), "data_cards load"),
-        "compare": lambda: ({"runs": request.getfixturevalue("runs")}, "tasks.metrics holm"),
+        "compare": lambda: (
+            {"runs": request.getfixturevalue("runs")},
+            "tasks.evaluation.metrics holm",
+        ),
     }[stage]()
     interrupt(1, f"tasks.{stage} {calls}", arguments, "stage")
     assert artifact.read_manifest(Path("made/abc"))["stage"] == "Some"
@@ -130,7 +133,7 @@ def test_a_short_stage_ends_at_once_when_pressed_twice_and_is_done_again(place, 
 def test_the_base_policy_stops_after_its_step_with_a_checkpoint(place, split_set):
     """That the next run goes on from it, to the very same weights, is shown in test_sft.py."""
     arguments = POLICY | {"download": [split_set.download], "split": [split_set.split]}
-    told = interrupt(1, "training.sft tasks.bar Bar.update", arguments, "step")
+    told = interrupt(1, "training.sft tasks.runtime.progress Bar.update", arguments, "step")
     assert "base_policy: stopped; the same command goes on from here" in told
     assert not Path("made/abc").exists()
     assert Path("made/abc.partial/checkpoints/supervised.pt").exists()
@@ -140,7 +143,7 @@ def test_the_judge_keeps_the_verdicts_it_has(place, request):
     served: SimpleNamespace = request.getfixturevalue("server")
     arguments = JUDGE | {"evaluate": request.getfixturevalue("evaluated"), "url": served.url}
     arguments["artifacts"] = place / "artifacts"
-    interrupt(1, "tasks.judge tasks.shards write", arguments, "shard")
+    interrupt(1, "tasks.judge tasks.tables.shards write", arguments, "shard")
     assert not Path("made/abc").exists()
     assert [path.name for path in Path("made/abc.partial").glob("*.parquet")] == ["verdicts-00000.parquet"]  # fmt: skip
     asked = len(served.asked)

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks import shards
 from tasks.build_mcq import build_mcq
-from tasks.errors import StageError
-from tasks.pixels import Decoder
-from tasks.prompts import LETTERS
+from tasks.language.prompts import LETTERS
+from tasks.runtime.errors import StageError
+from tasks.tables import shards
+from tasks.tables.pixels import Decoder
 from tests.conftest import mcq_arguments
 from training.dataset import Questions, permute, question_order
 
@@ -167,7 +167,7 @@ def test_further_questions_depend_on_the_occasion_alone(mcq, rollouts):
 
 @pytest.mark.parametrize("style", ["brief", "stepwise", "caption"])
 def test_prompts_ask_in_the_style_set(rollouts, style):
-    from tasks.prompts import mcq_question, open_question
+    from tasks.language.prompts import mcq_question, open_question
 
     assert "<think>" in open_question("bird", "species", style=style)
     listed = open_question("bird", "species", style=style, names=["Crow", "Gull"])

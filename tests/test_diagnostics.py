@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tasks.metrics import calibration, confusion_changes, letter_bias, per_class
+from tasks.evaluation.metrics import calibration, confusion_changes, letter_bias, per_class
 
 
 def test_calibration_is_the_weighted_gap_by_hand():

@@ -6,10 +6,10 @@ import unicodedata
 import pytest
 
 import data_cards
-import tasks.images
-from tasks import shards
+import tasks.ingest.pictures
 from tasks.download import download
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
+from tasks.tables import shards
 from tests.test_images import encoded, picture
 
 
@@ -99,7 +99,7 @@ def test_a_killed_download_goes_on_and_ends_with_the_same_bytes(photo_card, monk
     (photo_card / "photos" / "002.Buzzard" / "1.jpg").write_bytes(b"")
     download(photo_card / "out", card="mine", max_reject_share=0.5)
     opened = []
-    original = tasks.images.normalise_image
+    original = tasks.ingest.pictures.normalise_image
 
     def dies(data, crop):
         opened.append(data)
@@ -108,11 +108,13 @@ def test_a_killed_download_goes_on_and_ends_with_the_same_bytes(photo_card, monk
         return original(data, crop)
 
     (photo_card / "again").mkdir()
-    monkeypatch.setattr("tasks.images.normalise_image", dies)
+    monkeypatch.setattr("tasks.ingest.pictures.normalise_image", dies)
     with pytest.raises(KeyboardInterrupt):
         download(photo_card / "again", card="mine", max_reject_share=0.5, decode_threads=1)
     opened.clear()
-    monkeypatch.setattr("tasks.images.normalise_image", lambda *a: opened.append(a) or original(*a))
+    monkeypatch.setattr(
+        "tasks.ingest.pictures.normalise_image", lambda *a: opened.append(a) or original(*a)
+    )
     download(photo_card / "again", card="mine", max_reject_share=0.5, decode_threads=1)
     assert len(opened) == 4, "the first shard of two is not opened again"
     names = sorted(path.name for path in (photo_card / "out").iterdir())
@@ -139,7 +141,7 @@ def test_files_that_came_or_went_since_a_run_was_cut_off_are_noticed(
     photo_card, monkeypatch, change, capsys
 ):
     monkeypatch.setattr("tasks.download.IMAGES_PER_SHARD", 4)
-    original = tasks.images.normalise_image
+    original = tasks.ingest.pictures.normalise_image
     opened = []
 
     def dies(*given):
@@ -148,10 +150,10 @@ def test_files_that_came_or_went_since_a_run_was_cut_off_are_noticed(
             raise KeyboardInterrupt
         return original(*given)
 
-    monkeypatch.setattr("tasks.images.normalise_image", dies)
+    monkeypatch.setattr("tasks.ingest.pictures.normalise_image", dies)
     with pytest.raises(KeyboardInterrupt):
         download(photo_card / "out", card="mine", max_reject_share=0, decode_threads=1)
-    monkeypatch.setattr("tasks.images.normalise_image", original)
+    monkeypatch.setattr("tasks.ingest.pictures.normalise_image", original)
     folder = photo_card / "photos" / "001.Red_kite"
     if change == "removed":
         (folder / "1.jpg").unlink()
@@ -170,7 +172,7 @@ def test_want_of_memory_is_not_taken_for_a_bad_picture(photo_card, monkeypatch):
     def starved(*_):
         raise MemoryError
 
-    monkeypatch.setattr("tasks.images._read", starved)
+    monkeypatch.setattr("tasks.ingest.pictures._read", starved)
     with pytest.raises(MemoryError):
         download(photo_card / "out", card="mine", max_reject_share=1.0)
 

@@ -10,7 +10,7 @@ from huggingface_hub import DatasetCard
 import data_cards
 from tasks.download import download
 from tasks.draft_card import draft, size_category
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
 from tests.test_images import encoded, photograph
 
 ROOT = Path(__file__).parent.parent

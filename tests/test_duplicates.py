@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import duplicates
-from tasks.duplicates import Twin, twins
+from tasks.ingest import duplicates
+from tasks.ingest.duplicates import Twin, twins
 
 
 def signed(value: int) -> int:

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from tasks.engine import EngineDied, Request, Sampling
-from tasks.engine_server import ServerEngine
-from tasks.errors import StageError
-from tasks.station import REFUSED, ask
+from tasks.engines.base import EngineDied, Request, Sampling
+from tasks.engines.server import ServerEngine
+from tasks.engines.worker import REFUSED, ask
+from tasks.runtime.errors import StageError
 from tests.stub_server import Handler, serving
 from tests.test_images import encoded, photograph
 

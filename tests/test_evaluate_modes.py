@@ -6,14 +6,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tasks import policies, shards
-from tasks.candidates import Candidate, Votes, merge_all
-from tasks.errors import StageError
+from tasks.engines import policies
 from tasks.evaluate import evaluate
-from tasks.evaluate_modes import MODES, injected_options, read_choice, vote_share
-from tasks.labels import ClassNames
-from tasks.options import Option
-from tasks.split_table import select
+from tasks.evaluation.modes import MODES, injected_options, read_choice, vote_share
+from tasks.language.class_names import ClassNames
+from tasks.questions.candidates import Candidate, Votes, merge_all
+from tasks.questions.options import Option
+from tasks.runtime.errors import StageError
+from tasks.tables import shards
+from tasks.tables.split_table import select
 from tests.conftest import ENGINE, propose_arguments
 
 

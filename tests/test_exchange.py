@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tasks import exchange, shards
+from tasks import exchange
 from tasks.build_mcq import build_mcq
-from tasks.errors import StageError
-from tasks.run import load_arguments
+from tasks.runtime.command import load_arguments
+from tasks.runtime.errors import StageError
+from tasks.tables import shards
 from tests.conftest import ROOT, mcq_arguments
 
 

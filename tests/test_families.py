@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 import data_cards
-from tasks import shards
-from tasks.split_table import select
+from tasks.tables import shards
+from tasks.tables.split_table import select
 from tests.conftest import ENGINE, ROOT, propose_arguments
 from tests.photographs import THUMBNAIL, TWELVE_MP, photograph, replaced
 from tests.test_train import arguments, cards_of, freeze

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 from trl import GRPOConfig
 
-from tasks.engine import Prompter, Request
+from tasks.engines.base import Prompter, Request
 from tests import families
 from tests.conftest import ROOT
 from tests.test_families import ADAPTED as FAMILIES
@@ -39,8 +39,8 @@ WITHOUT = """
 import sys
 sys.modules["num2words"] = None  # importing it fails
 from pathlib import Path
-from tasks.engine import Prompter
-from tasks.run import StageError
+from tasks.engines.base import Prompter
+from tasks.runtime.command import StageError
 from training import processors, sft
 policy = Path(sys.argv[1])
 base = {key: 0 for key in sft.base_policy.__annotations__ if key not in ("output", "return")}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
 from training import handover, state_files
 
 

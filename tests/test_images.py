@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 import data_cards
-from tasks import images, shards
 from tasks.download import download
-from tasks.images import Reject, difference_hash, normalise_image
+from tasks.ingest import pictures
+from tasks.ingest.pictures import Reject, difference_hash, normalise_image
+from tasks.tables import shards
 
 
 def encoded(image: Image.Image, form: str = "JPEG", **options) -> bytes:
@@ -106,7 +107,7 @@ def test_a_decompression_bomb_is_rejected(monkeypatch):
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 def test_too_many_pixels_are_refused_before_they_take_memory(monkeypatch, form):
-    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 1000)
     with pytest.raises(Reject, match="1,200 pixels, more than 1,000"):
         normalise_image(encoded(picture(), form))
 

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tasks import schemas, shards
-from tasks.errors import StageError
 from tasks.judge import judge, read_verdict, wording
+from tasks.runtime.errors import StageError
+from tasks.tables import schemas, shards
 from tests.stub_server import Handler, serving
 
 KEY = "sk-very-secret-0123456789"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.labels import ClassNames, Match
-from tasks.words import MAX_LENGTH, normalize
+from tasks.language.class_names import ClassNames, Match
+from tasks.language.words import MAX_LENGTH, normalize
 
 # No examples are kept between runs, and the same ones are tried in each.
 SETTLED = settings(deadline=None, derandomize=True, database=None)

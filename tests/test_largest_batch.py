@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
 from tests import prefix_models
 from tests.prefix_models import Largest, apart, told, trainer, weights
 from tests.test_shared_prefix import in_two_processes
@@ -71,10 +71,13 @@ def test_a_run_ends_as_if_the_largest_batch_had_not_been(policy, tmp_path, capsy
 
 @pytest.mark.model
 def test_the_stage_takes_it_on_request_and_says_what_goes_on(frozen, tmp_path, monkeypatch, capsys):
-    from tasks import bar, shards
+    from tasks.runtime import progress
+    from tasks.tables import shards
 
-    words, say = [], bar.Bar.say
-    monkeypatch.setattr(bar.Bar, "say", lambda self, word: (words.append(word), say(self, word)))
+    words, say = [], progress.Bar.say
+    monkeypatch.setattr(
+        progress.Bar, "say", lambda self, word: (words.append(word), say(self, word))
+    )
     given = arguments(frozen, steps=2, dynamic_sampling=1, watch_every=2)
     plain = trained(tmp_path / "plain", given)
     assert "the largest batch" not in capsys.readouterr().out

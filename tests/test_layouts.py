@@ -12,10 +12,11 @@ from PIL import Image
 from scipy.io import savemat
 
 import data_cards
-from tasks import layouts, shards
 from tasks.download import download
-from tasks.errors import StageError
+from tasks.ingest import layouts
+from tasks.runtime.errors import StageError
 from tasks.split import split
+from tasks.tables import shards
 
 
 def picture(kind: str = "JPEG", mode: str = "RGB", size: tuple[int, int] = (30, 40)) -> bytes:

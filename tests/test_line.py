@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from pipeline import artifact
-from tasks import shards
+from tasks.tables import shards
 from tests.conftest import write_few_card
 
 ROOT = Path(__file__).parent.parent
@@ -244,8 +244,8 @@ ASK = """
 import json, os, sys
 from pathlib import Path
 from tasks import prompts, shards
-from tasks.backends import open_engine
-from tasks.engine import Request, Sampling
+from tasks.engines.backends import open_engine
+from tasks.engines.base import Request, Sampling
 policy, download, backend = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 engine = open_engine(policy, {"backend": backend, "dtype": "float32", "max_model_len": 512,
     "max_num_seqs": 64, "gpu_memory_utilization": 0.5, "tensor_parallel_size": 1,
@@ -278,7 +278,7 @@ def test_transformers_and_vllm_answer_alike_from_the_trained_folder(line):
 def test_train_refuses_a_shard_that_is_not_the_frozen_one(line, tmp_path):
     import shutil
 
-    from tasks.errors import StageError
+    from tasks.runtime.errors import StageError
     from training.session import verify
 
     copied = tmp_path / "mcq"

@@ -9,7 +9,8 @@ import pytest
 
 from pipeline import look
 from pipeline.condition import ConditionError
-from tasks import report_style, shards
+from tasks.pages import style
+from tasks.tables import shards
 from tests.conftest import ROOT
 from tests.test_workbench import root, run, writable  # noqa: F401 - a fixture
 
@@ -45,7 +46,7 @@ def test_a_page_shows_images_as_thumbnails_and_escapes_the_rest(root, monkeypatc
     assert run(monkeypatch, *line) == 0
     text = (root.parent / "page.html").read_text()
     assert text.count('<img src="data:image/') == 7
-    assert report_style.POLICY in text
+    assert style.POLICY in text
     assert "<script" not in text
 
 

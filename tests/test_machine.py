@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks import machine
-from tasks.errors import StageError
+from tasks.runtime import machine
+from tasks.runtime.errors import StageError
 
 NVRM = (
     "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.10  Release Build\n"
@@ -186,23 +186,23 @@ def test_a_gpu_that_is_listed_but_cannot_be_used_is_not_seen(monkeypatch):
 
 @pytest.mark.parametrize("backend", ["vllm", "ray", "transformers"])
 def test_no_engine_falls_back_to_the_cpu(unseen_gpu, tmp_path, backend):
-    from tasks.backends import open_engine
+    from tasks.engines.backends import open_engine
 
     with pytest.raises(StageError, match="torch does not see the GPU of this machine"):
         open_engine(tmp_path, settings(backend))
 
 
 def test_vllms_cpu_build_is_not_used_beside_a_gpu(monkeypatch):
-    from tasks import engine_vllm
+    from tasks.engines import vllm
 
-    monkeypatch.setattr(engine_vllm.metadata, "distribution", lambda name: name)
+    monkeypatch.setattr(vllm.metadata, "distribution", lambda name: name)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(
         StageError, match="vLLM's CPU build on a machine with a GPU: run make setup"
     ):
-        engine_vllm.on_gpu()
+        vllm.on_gpu()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert not engine_vllm.on_gpu()
+    assert not vllm.on_gpu()
 
 
 def train(**trl) -> dict:

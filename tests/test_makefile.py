@@ -20,9 +20,9 @@ echo "$(basename $0) $*" >>"$NOTES"
 case "$*" in
 "-m venv .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python; exit ;;
 "-m pip install"*) cp "$0" .venv/bin/uv; exit ;;
--c*|"-m tasks.machine cuda") exec {sys.executable} "$@" ;;
+-c*|"-m tasks.runtime.machine cuda") exec {sys.executable} "$@" ;;
 -V) echo Python 3.10.1; exit ;;
-"-m tasks.machine torch") exit "${{BLIND:-0}}" ;;
+"-m tasks.runtime.machine torch") exit "${{BLIND:-0}}" ;;
 esac
 """
 
@@ -59,7 +59,12 @@ def make(tmp_path):
 def test_the_machine_is_looked_at_first_and_the_gpu_last(make):
     code, said, called = make()
     assert code == 0, said
-    kinds = ["tasks.machine cuda", "pip install --quiet", "uv pip install", "tasks.machine torch"]
+    kinds = [
+        "tasks.runtime.machine cuda",
+        "pip install --quiet",
+        "uv pip install",
+        "tasks.runtime.machine torch",
+    ]
     order = [next(i for i, line in enumerate(called) if kind in line) for kind in kinds]
     assert order == sorted(order)
     installed = next(line for line in called if line.startswith("uv pip install"))

@@ -11,8 +11,9 @@ from collections import Counter
 import pytest
 
 from pipeline.__main__ import main as command
-from tasks import mcq_page, schemas, shards
 from tasks.build_mcq import build_mcq
+from tasks.pages import questions
+from tasks.tables import schemas, shards
 from tests.conftest import ROOT, mcq_arguments, write_rollouts
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -48,7 +49,7 @@ def built(split_set):
 
 def test_the_counts_are_those_of_the_shards(built):
     out, stats = built
-    told = dict(mcq_page.facts(stats))
+    told = dict(questions.facts(stats))
     rows = shards.read(out, "mcq").to_pylist()
     assert told["questions"] == f"{len(rows)} of 60 images"
     injected = sum(row["truth_injected"] for row in rows)
@@ -62,7 +63,7 @@ def test_the_counts_are_those_of_the_shards(built):
 
 def test_nothing_that_a_model_wrote_reaches_the_page_as_markup(built):
     out, stats = built
-    page = mcq_page.questions_page(out, stats, "Questions <of> a set", 1000)
+    page = questions.questions_page(out, stats, "Questions <of> a set", 1000)
     assert page.count("<script>") == 1
     assert "<b id=owned>" not in page
     assert "<img src=x" not in page
@@ -76,7 +77,7 @@ def test_nothing_that_a_model_wrote_reaches_the_page_as_markup(built):
 def test_a_page_of_fewer_questions_says_so(built):
     out, stats = built
     total = shards.read(out, "mcq").num_rows
-    page = mcq_page.questions_page(out, stats, "t", 5)
+    page = questions.questions_page(out, stats, "t", 5)
     assert page.count("<article") == 5
     assert f"5 of {total} questions, drawn by a hash" in page
 
@@ -86,7 +87,7 @@ def test_a_page_of_fewer_questions_says_so(built):
     [(1, "easy"), (0.25, "easy"), (0, "close"), (-0.25, "close"), (-0.5, "hard")],
 )
 def test_levels(margin, level):
-    assert mcq_page.level(margin) == level
+    assert questions.level(margin) == level
 
 
 def test_inspect_prints_the_counts_and_writes_the_page(built, tmp_path, monkeypatch, capsys):
@@ -99,7 +100,7 @@ def test_inspect_prints_the_counts_and_writes_the_page(built, tmp_path, monkeypa
     monkeypatch.setattr(sys, "argv", line)
     command()
     told = capsys.readouterr().out
-    for name, value in mcq_page.facts(stats):
+    for name, value in questions.facts(stats):
         assert f"{name}: {value}" in told
     assert (tmp_path / "mcq.html").read_text().count("<article") == 7
     monkeypatch.setattr(sys, "argv", [*line, "--page", "no/such/place.html"])
@@ -125,18 +126,18 @@ def rendered(path, fragment, folder) -> str:
 def test_filters_work_in_a_real_browser_and_no_injected_script_runs(built, tmp_path):
     out, stats = built
     path = tmp_path / "page.html"
-    path.write_text(mcq_page.questions_page(out, stats, "Questions", 1000), encoding="utf-8")
+    path.write_text(questions.questions_page(out, stats, "Questions", 1000), encoding="utf-8")
     rows = shards.read(out, "mcq").to_pylist()
     schema = schemas.mcq()
     assert set(rows[0]) == set(schema.names)
     wanted = next(row for row in rows if row["truth_injected"])
-    truth = mcq_page._truth(wanted)
-    fits = [r for r in rows if mcq_page._truth(r) == truth and r["truth_injected"]]
+    truth = questions._truth(wanted)
+    fits = [r for r in rows if questions._truth(r) == truth and r["truth_injected"]]
     assert 0 < len(fits) < len(rows)
     cases = {
         "": len(rows),
         f"#class={truth.replace(' ', '%20')}&injected=yes": len(fits),
-        "#level=hard": sum(mcq_page.level(row["margin"]) == "hard" for row in rows),
+        "#level=hard": sum(questions.level(row["margin"]) == "hard" for row in rows),
     }
     for fragment, count in cases.items():
         seen = rendered(path, fragment, tmp_path / "profile")

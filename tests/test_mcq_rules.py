@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from data_cards import Card
 from tasks.build_mcq import Builder
-from tasks.candidates import Candidate
-from tasks.errors import StageError
-from tasks.options import Neighbours, Rules, choose_options
-from tasks.prompts import LETTERS
-from tasks.seeding import row_generator
-from tasks.similarity import text_neighbours
+from tasks.language.fuzzy import text_neighbours
+from tasks.language.prompts import LETTERS
+from tasks.questions.candidates import Candidate
+from tasks.questions.options import Neighbours, Rules, choose_options
+from tasks.runtime.errors import StageError
+from tasks.tables.seeding import row_generator
 from tests.conftest import write_rollouts
 
 BASE = ("Painted Bunting", "Indigo Bunting", "Blue Jay", "Green Jay", "House Wren")

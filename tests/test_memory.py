@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import artifact, child
-from tasks import memory, run
+from tasks.runtime import command, memory
 from tests.conftest import as_config
 
 HOLD = "import sys; held = bytearray(100 << 20); print('held', flush=True); sys.stdin.read()"
@@ -85,7 +85,7 @@ def test_the_manifest_counts_what_a_stage_started(tmp_path, monkeypatch):
 
 
 def test_the_word_a_stage_leaves_counts_what_it_started(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "own_peak", lambda: 50.0)
+    monkeypatch.setattr(command, "own_peak", lambda: 50.0)
 
     class Watch(memory.Watch):
         def look(self) -> None:
@@ -100,13 +100,13 @@ def test_the_word_a_stage_leaves_counts_what_it_started(tmp_path, monkeypatch):
         return watches[0]
 
     watches: list[Watch] = []
-    monkeypatch.setattr(run, "Watch", watch)
+    monkeypatch.setattr(command, "Watch", watch)
     for name in ("end_with_parent", "stop_when_asked", "quiet_libraries"):
-        monkeypatch.setattr(run, name, lambda: None)
-    monkeypatch.setattr(run.gc, "freeze", lambda: None)
-    monkeypatch.setattr(run.Bar, "file", None)
+        monkeypatch.setattr(command, name, lambda: None)
+    monkeypatch.setattr(command.gc, "freeze", lambda: None)
+    monkeypatch.setattr(command.Bar, "file", None)
     config = as_config(tmp_path / "c.json", {"output": tmp_path / "o"})
     monkeypatch.setattr(sys, "argv", ["stage", str(config)])
-    run.main(stage)
+    command.main(stage)
     assert watches[0].root == os.getpid()
     assert json.loads((tmp_path / "o" / ".done").read_text()) == {"peak_memory_mb": 321.0}

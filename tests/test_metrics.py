@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tasks.metrics import (
+from tasks.evaluation.metrics import (
     bootstrap_harmonic_mean,
     harmonic_mean,
     holm,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import artifact
-from tasks import shards
+from tasks.tables import shards
 from tests.conftest import write_few_card
 from tests.test_line import ROOT, command, settings
 

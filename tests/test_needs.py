@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline import fits, plan
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
 from tests.conftest import ROOT
 from tests.test_plan import config, recipe  # noqa: F401  fixtures
 from training import disk, loading, main_memory, memory, needs, processors, vllm_memory

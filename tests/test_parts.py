@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
 from training import agreement, checkpoints, loading, memory, parts, policy_folder
 from training.tiny_policy import new_model
 

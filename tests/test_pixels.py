@@ -19,10 +19,10 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from tasks import schemas, shards
-from tasks.engine import Completion, Prompter, Request, Sampling
-from tasks.pixels import Decoder
-from tasks.station import Ask, Shard, Station
+from tasks.engines.base import Completion, Prompter, Request, Sampling
+from tasks.engines.worker import Ask, Shard, Station
+from tasks.tables import schemas, shards
+from tasks.tables.pixels import Decoder
 from tests.test_images import encoded, opened, photograph
 
 QWEN = {"shortest_edge": 56**2, "longest_edge": 224**2}
@@ -182,8 +182,8 @@ def test_a_station_holds_what_the_policy_can_use_and_no_more(tmp_path):
 
 
 def test_a_policys_engines_scale_to_its_processors_limit(tmp_path):
-    from tasks.engine_transformers import TransformersEngine
-    from tasks.engine_vllm import _Vllm
+    from tasks.engines.transformers import TransformersEngine
+    from tasks.engines.vllm import _Vllm
     from training import tiny_policy
 
     words = tiny_policy.slot_words(["beetle"])

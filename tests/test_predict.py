@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 import data_cards
-from tasks import shards
-from tasks.engine import Completion
-from tasks.errors import StageError
+from tasks.engines.base import Completion
 from tasks.evaluate import evaluate
 from tasks.predict import Prediction, Predictor, thought
 from tasks.predict_command import Table, files, printable, summary
+from tasks.runtime.errors import StageError
+from tasks.tables import shards
 from tests.conftest import ENGINE
 from tests.test_evaluate_modes import evaluate_arguments
 from tests.test_stage import config  # noqa: F401 - a fixture

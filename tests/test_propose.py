@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks import shards
-from tasks.candidates import merge_all
-from tasks.errors import StageError
 from tasks.evaluate import evaluate
-from tasks.labels import ClassNames
+from tasks.language.class_names import ClassNames
 from tasks.propose import propose
-from tasks.split_table import select
+from tasks.questions.candidates import merge_all
+from tasks.runtime.errors import StageError
+from tasks.tables import shards
+from tasks.tables.split_table import select
 from tests.conftest import ENGINE, as_config, propose_arguments
 from tests.fakes import FakeEngine
 
@@ -75,7 +75,7 @@ def test_killed_in_the_middle_it_goes_on_and_each_rollout_is_there_once(split_se
     code = (
         "import sys, data_cards; from pathlib import Path;"
         f"data_cards.FOLDER = Path({str(split_set.root / 'cards')!r});"
-        "from tasks.propose import propose; from tasks.run import main; main(propose)"
+        "from tasks.propose import propose; from tasks.runtime.command import main; main(propose)"
     )
     command = [sys.executable, "-c", code, str(config)]
     child = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)

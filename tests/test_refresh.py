@@ -4,12 +4,13 @@ from collections import Counter
 
 import pytest
 
-from tasks import refresh, schemas, shards
 from tasks.build_mcq import build_mcq
 from tasks.build_open import build_open
-from tasks.errors import StageError
 from tasks.propose import propose
-from tasks.split_table import select
+from tasks.questions import refresh
+from tasks.runtime.errors import StageError
+from tasks.tables import schemas, shards
+from tasks.tables.split_table import select
 from tests.conftest import mcq_arguments, propose_arguments
 
 

@@ -55,7 +55,7 @@ def test_a_package_of_another_version_is_named(recipe, monkeypatch):  # noqa: F8
 def test_the_cpu_build_beside_a_gpu_is_to_mend(recipe, monkeypatch):  # noqa: F811
     recipe()
     monkeypatch.setattr(rehearse, "gpus", lambda: ["0"])
-    monkeypatch.setattr(rehearse.engine_vllm, "on_gpu", lambda: False)
+    monkeypatch.setattr(rehearse.vllm, "on_gpu", lambda: False)
     assert points()["gpu"].state == rehearse.MEND
 
 

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 import data_cards
-from tasks import schemas, shards
+from tasks.pages.report.lineage import graph_svg
+from tasks.pages.text import esc, p_value
 from tasks.report import report, summary
-from tasks.report_graph import graph_svg
-from tasks.report_text import esc, p_value
+from tasks.tables import schemas, shards
 from tests.browser import Browser
 
 CLASSES = ("Amber", "Beryl", "Coral", "Denim")
@@ -30,7 +30,7 @@ RIGHT = {"zero_shot": {"base": 4, "novel": 5}, "dive_k": {"base": 8, "novel": 6}
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     monkeypatch.setattr(data_cards, "FOLDER", tmp_path)
-    monkeypatch.setattr("tasks.figures.ZOOM", 0.25)  # small pictures are soon drawn
+    monkeypatch.setattr("tasks.pages.figures.ZOOM", 0.25)  # small pictures are soon drawn
     return build_tree(tmp_path)
 
 

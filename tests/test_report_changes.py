@@ -2,8 +2,8 @@
 
 import pytest
 
-from tasks import report_changes as changes
-from tasks import schemas, shards
+from tasks.evaluation import changes
+from tasks.tables import schemas, shards
 from tests.test_refresh import write_log
 
 CLASSES = ("Amber", "Beryl", "Coral")

@@ -3,7 +3,7 @@
 import pytest
 
 import data_cards
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
 from training.reward_choice import KNOWN, choose_rewards
 from training.rewards import (
     caption_format_reward,

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tasks.prompts import completion
+from tasks.language.prompts import completion
 from training.rewards import (
     exact_reward,
     format_reward,
@@ -175,7 +175,7 @@ def test_a_column_of_the_wrong_length_is_an_error():
 
 def test_rewards_load_without_the_torch_world():
     script = (
-        "import json, sys, training.rewards, tasks.metrics; "
+        "import json, sys, training.rewards, tasks.evaluation.metrics; "
         "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     )
     shown = subprocess.run(

@@ -10,7 +10,8 @@ from jinja2 import UndefinedError
 import data_cards
 from pipeline import tasks
 from pipeline.settings import SettingsError
-from tasks import pages, report_style
+from tasks import pages
+from tasks.pages import style
 from tests.conftest import ROOT
 from tests.test_stage import config  # noqa: F401 - a fixture
 
@@ -62,7 +63,7 @@ def test_servers_that_tests_start_bind_to_loopback():
 
 
 def test_pages_load_nothing_and_run_nothing_but_their_own():
-    policy = report_style.POLICY
+    policy = style.POLICY
     assert policy.startswith("default-src 'none'")
     assert "http" not in policy
     assert "script-src" not in policy
@@ -93,7 +94,7 @@ def test_nothing_goes_round_the_escaping_of_templates():
     # a chart that a template drew.
     assert {name: n for name, n in marked.items() if n} == {
         "tasks/pages/__init__.py": 3,
-        "tasks/figures.py": 2,
+        "tasks/pages/figures.py": 2,
     }
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import seeding
+from tasks.tables import seeding
 
 
 @settings(deadline=None, derandomize=True, database=None)

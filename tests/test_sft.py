@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 import data_cards
-from tasks import interrupts
-from tasks.errors import StageError, Stopped
+from tasks.runtime import interrupts
+from tasks.runtime.errors import StageError, Stopped
 from training import sft, sft_checkpoint, sft_examples, tiny_policy
 
 pytestmark = pytest.mark.model

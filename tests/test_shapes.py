@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
 from training.shapes import SHAPES, config_of
 
 BILLIONS = {

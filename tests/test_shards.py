@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tasks import schemas, shards
 from tasks.build_mcq import build_mcq
+from tasks.tables import schemas, shards
 from tests.conftest import mcq_arguments
 
 

@@ -14,7 +14,7 @@ import trl
 from transformers import AutoModelForImageTextToText
 from trl import GRPOTrainer
 
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
 from tests import prefix_models, stub_vllm
 from tests.prefix_models import (
     GROUP,

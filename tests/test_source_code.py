@@ -44,11 +44,11 @@ def stages(root) -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize(
     ("module", "stale"),
     [
-        ("tasks/options.py", {"BuildMCQ", "Evaluate"}),
+        ("tasks/questions/options.py", {"BuildMCQ", "Evaluate"}),
         ("training/rewards.py", {"Train"}),
         ("training/prefix_attention.py", {"Train"}),
-        ("tasks/layouts.py", {"Download"}),
-        ("tasks/split_draws.py", {"Split"}),
+        ("tasks/ingest/layouts.py", {"Download"}),
+        ("tasks/ingest/split_draws.py", {"Split"}),
         ("training/tiny_policy.py", {"BasePolicy"}),
     ],
 )
@@ -69,9 +69,9 @@ def test_a_changed_line_is_seen_by_the_stages_that_run_it_and_by_no_other(module
 def test_what_changed_is_named_and_older_manifests_know_one_module():
     now = source_code.digests("tasks.split")
     assert source_code.changed({"sources": now}, "tasks.split") == []
-    then = {**now, "tasks/gone.py": "0", "tasks/shards.py": "0"}
+    then = {**now, "tasks/gone.py": "0", "tasks/tables/shards.py": "0"}
     then.pop("tasks/split.py")
-    names = ["tasks/gone.py", "tasks/shards.py", "tasks/split.py"]
+    names = ["tasks/gone.py", "tasks/split.py", "tasks/tables/shards.py"]
     assert source_code.changed({"sources": then}, "tasks.split") == names
     assert "tasks/gone.py" in source_code.told(names)
     assert source_code.changed({"source_sha256": "0"}, "tasks.split") == ["tasks/split.py"]
@@ -84,8 +84,8 @@ def test_the_templates_of_a_page_count_with_it():
 
 
 def test_imports_inside_functions_and_over_several_lines_are_found():
-    found = source_code.digests("tasks.sampler")
-    assert "tasks/crew_ray.py" in found  # within a function
+    found = source_code.digests("tasks.engines.sampler")
+    assert "tasks/engines/ray_pool.py" in found  # within a function
     assert "tasks/stages.py" not in found
     assert not any(name.startswith(("pipeline/", "tests/")) for name in found)
 

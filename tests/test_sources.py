@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from tasks import sources
-from tasks.errors import StageError
+from tasks.ingest import sources
+from tasks.runtime.errors import StageError
 
 
 @pytest.fixture

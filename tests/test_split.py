@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_cards import Card
-from tasks import schemas, shards, split_draws, split_files
-from tasks.errors import StageError
+from tasks.ingest import split_draws, split_files
+from tasks.ingest.split_images import Images
+from tasks.runtime.errors import StageError
 from tasks.split import find_duplicates, split
-from tasks.split_images import Images
-from tasks.split_table import base_count
+from tasks.tables import schemas, shards
+from tasks.tables.split_table import base_count
 
 SHARES = {"test": 0.2, "val": 0.1, "pretrain": 0.4}
 

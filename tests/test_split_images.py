@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import schemas, shards, split_images
-from tasks.duplicates import repeated
+from tasks.ingest import split_images
+from tasks.ingest.duplicates import repeated
+from tasks.ingest.split_images import Column, read_images
 from tasks.split import find_duplicates, split
-from tasks.split_images import Column, read_images
+from tasks.tables import schemas, shards
 from tests.test_split import codes, columns
 
 

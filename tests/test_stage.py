@@ -16,7 +16,7 @@ from pipeline import artifact, methods, source_code, tasks
 from pipeline.engine import engine
 from pipeline.settings import GRAPH, OPERANDS, SettingsError, check_configuration
 from pipeline.stage import Stage
-from tasks import evaluate_modes
+from tasks.evaluation import modes
 from tests.conftest import write_few_card
 
 ROOT = Path(__file__).parent.parent
@@ -298,7 +298,7 @@ def test_an_evaluation_on_another_set_reads_that_sets_images(config):
 def test_the_order_of_modes_means_nothing_and_an_unknown_one_is_named(config):
     first = evaluation(modes="two_step one_step").folder
     assert first == evaluation(modes="one_step two_step").folder != evaluation().folder
-    assert set(tasks.MODES) == set(evaluate_modes.MODES)
+    assert set(tasks.MODES) == set(modes.MODES)
     with pytest.raises(SettingsError, match=r"\[Evaluate\] modes: 'two_steps' is none of one_step"):
         _ = evaluation(modes="two_steps").fingerprint
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks import answers, prompts
+from tasks.language import answers, prompts
 from training import sft, sft_examples, tiny_policy
 
 NAMES = ["rose gold-belt", "rose cyan-belt", "crimson gold-belt", "teal coral-belt", "Łoś"]

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 import data_cards
-from tasks import shards
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
+from tasks.tables import shards
 from tests.conftest import ROOT, as_config
 
 pytestmark = pytest.mark.model
@@ -191,7 +191,7 @@ def test_killed_at_any_checkpoint_a_run_ends_as_if_nothing_had_been(unbroken):
 def test_a_batch_decodes_a_picture_once_at_the_size_that_the_policy_takes(
     frozen, tmp_path, monkeypatch
 ):
-    from tasks.pixels import Decoder
+    from tasks.tables.pixels import Decoder
     from training import tiny_policy
 
     card = data_cards.load("few")
@@ -402,7 +402,7 @@ def test_looking_for_further_questions_makes_each_image_ready_once(frozen, tmp_p
 
 
 def test_the_truth_can_be_one_of_every_groups_completions(frozen, tmp_path):
-    from tasks.answers import choose
+    from tasks.language.answers import choose
 
     given = arguments(frozen, truth_rollout=True, steps=2, rewards={"letter": 1.0, "format": 1.0})
     folder = trained(tmp_path / "out", {**given, "max_completion_length": 32})

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from tasks import waiting
-from tasks.engine import hushed
+from tasks.engines.base import hushed
+from tasks.runtime import waiting
 
 
 def told(monkeypatch, terminal: bool, seconds: float, columns: str = "40") -> list[str]:

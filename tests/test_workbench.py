@@ -12,8 +12,8 @@ import pytest
 
 from pipeline import __main__ as workbench
 from pipeline import artifact, child, status, tasks, tree, verify
-from tasks import schemas, shards
 from tasks.build_mcq import build_mcq
+from tasks.tables import schemas, shards
 from tests.conftest import mcq_arguments
 from tests.test_stage import config  # noqa: F401 - a fixture
 

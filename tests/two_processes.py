@@ -8,7 +8,7 @@ import hashlib
 import random
 import sys
 
-from tasks.run import main
+from tasks.runtime.command import main
 from training import grpo as module
 from training.grpo import grpo
 from training.sampling import Timed

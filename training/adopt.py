@@ -21,11 +21,11 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from transformers.utils.logging import disable_progress_bar
 
-from tasks import waiting
-from tasks.adapters import FILE, GENERATION
-from tasks.errors import StageError, first_line
-from tasks.links import link
-from tasks.run import main
+from tasks.engines.adapters import FILE, GENERATION
+from tasks.runtime import waiting
+from tasks.runtime.command import main
+from tasks.runtime.errors import StageError, first_line
+from tasks.runtime.links import link
 from training.processors import sized_processor
 
 # As the header of a safetensors file names them.

@@ -16,7 +16,7 @@ import torch
 from trl import GRPOTrainer
 from trl.data_utils import prepare_multimodal_messages
 
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
 from training.group_trainer import IMAGE_INPUTS
 from training.parts import BaseKeeper
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForImageTextToText
 
-from tasks import shards
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
+from tasks.tables import shards
 from training import state_files
 
 if TYPE_CHECKING:  # what StrictResume is mixed into

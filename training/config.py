@@ -12,8 +12,8 @@ import torch
 from transformers import TrainingArguments
 from trl import GRPOConfig, SFTConfig
 
-from tasks.errors import StageError
-from tasks.machine import check_gpu, gpus
+from tasks.runtime.errors import StageError
+from tasks.runtime.machine import check_gpu, gpus
 from training import checkpoints, needs
 
 OURS = {

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from tasks import prompts
-from tasks.errors import StageError
+from tasks.language import prompts
+from tasks.runtime.errors import StageError
 from training.dataset import Questions
 from training.memory import longest_prompt
 from training.watch import Sample, Watch

@@ -15,11 +15,12 @@ from datasets import Dataset, Image, concatenate_datasets
 from numpy.typing import NDArray
 
 from data_cards import Card
-from tasks import prompts, shards
-from tasks.errors import StageError
-from tasks.pixels import Decoder
-from tasks.prompts import LETTERS
-from tasks.seeding import row_generator
+from tasks.language import prompts
+from tasks.language.prompts import LETTERS
+from tasks.runtime.errors import StageError
+from tasks.tables import shards
+from tasks.tables.pixels import Decoder
+from tasks.tables.seeding import row_generator
 
 ORDERS = ("shuffled", "curriculum")
 FURTHER = (

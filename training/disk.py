@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
 from training.main_memory import told
 
 GB = 1e9  # as disks are sold

@@ -9,9 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from tasks import adapters
-from tasks.errors import StageError
-from tasks.run import quiet_libraries
+from tasks.engines import adapters
+from tasks.runtime.command import quiet_libraries
+from tasks.runtime.errors import StageError
 from training.policy_folder import merged_card
 
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from trl import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
-from tasks.bar import doing
+from tasks.runtime.progress import doing
 from training import prefix_batches, vllm_correction
 from training.prefix_forward import Found, Rows, base_of, packed, padded, put
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
 from training import prefix_batches
 from training.prefix_batches import Counters
 from training.prefix_forward import Rows, sharing

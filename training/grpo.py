@@ -24,9 +24,9 @@ from typing import Any
 
 from trl import GRPOTrainer
 
-from tasks import waiting
-from tasks.errors import StageError
-from tasks.run import main
+from tasks.runtime import waiting
+from tasks.runtime.command import main
+from tasks.runtime.errors import StageError
 from training import agreement, checkpoints
 from training.config import grpo_config, of_reference_alone
 from training.context_length import longest_row, set_context

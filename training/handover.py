@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks.errors import StageError
-from tasks.links import link, link_tree
+from tasks.runtime.errors import StageError
+from tasks.runtime.links import link, link_tree
 from training import state_files
 
 STATE = "state"

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tasks.errors import StageError
-from tasks.memory import own_peak
+from tasks.runtime.errors import StageError
+from tasks.runtime.memory import own_peak
 from training import parts, prefix_batches
 from training.first_batch import out_of_memory
 from training.memory import GIB, optimizer_bytes

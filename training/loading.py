@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
 from training import disk, main_memory, memory, needs, parts, vllm_memory
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
 
 GIB = 1 << 30
 HOST = 2.0 * GIB  # a process with its libraries and a GPU's driver, and as much its vLLM

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from tasks import prompts
-from tasks.errors import StageError
+from tasks.language import prompts
+from tasks.runtime.errors import StageError
 from training.main_memory import free_main_memory, told
 from training.sizes import Sizes, Tower, sizes_of
 

@@ -14,7 +14,7 @@ import torch
 import xxhash
 from torch import nn
 
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
 
 PARTS = ("vision", "projector", "language")
 MERGER = "merger"  # Qwen's projectors are the one kind that lies inside the vision tower

@@ -1,7 +1,7 @@
 """The policy folder: what transformers, vLLM and PEFT load, and the card that says what it is.
 
 Weights are safetensors. Where all of them were trained they are all there. Of adapters only these
-are, in `adapter/`, with what they rest on (`tasks/adapters.py`); `export.py` merges them. Config,
+are, in `adapter/`, with what they rest on (`tasks/engines/adapters.py`); `export.py` merges them. Config,
 processor, chat template and the base's defaults of decoding are there in either case.
 """
 
@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from data_cards import Card
-from tasks import adapters
-from tasks.errors import first_line
-from tasks.links import link, link_tree
+from tasks.engines import adapters
+from tasks.runtime.errors import first_line
+from tasks.runtime.links import link, link_tree
 from training import adopt
 from training.parts import outside_deepspeed
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from tasks import engine
+from tasks.engines import base
 
 
 def load_processor(policy: Path | str, **options: Any) -> Any:
@@ -13,7 +13,7 @@ def load_processor(policy: Path | str, **options: Any) -> Any:
 
     Prompts of different lengths with images break the 3-D rotary index when padded on the right.
     """
-    processor = engine.load_processor(policy, **options)
+    processor = base.load_processor(policy, **options)
     processor.tokenizer.padding_side = "left"
     return processor
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from tasks import schemas, shards
-from tasks.bar import doing, progress
-from tasks.interrupts import stop_asked
+from tasks.runtime.interrupts import stop_asked
+from tasks.runtime.progress import doing, progress
+from tasks.tables import schemas, shards
 from training import checkpoints, health
 from training.watch import Watch
 
-# Trainer's log key -> our column (tasks.schemas.train_log).
+# Trainer's log key -> our column (tasks.tables.schemas.train_log).
 LOGGED = {
     "loss": "loss",
     "learning_rate": "learning_rate",

@@ -27,12 +27,12 @@ from transformers import (
     PrinterCallback,
 )
 
-from tasks import engine_vllm
-from tasks.engine import hushed
-from tasks.errors import StageError, first_line
-from tasks.memory import own_peak
-from tasks.protocol import save_stats
-from tasks.run import main
+from tasks.engines import vllm
+from tasks.engines.base import hushed
+from tasks.runtime.command import main
+from tasks.runtime.errors import StageError, first_line
+from tasks.runtime.memory import own_peak
+from tasks.runtime.protocol import save_stats
 from training import loading, processors, tiny_policy
 from training.config import grpo_config
 from training.grpo import with_ours
@@ -108,7 +108,7 @@ def check_engine(policy: Path, engine: dict[str, Any]) -> str:
     from vllm import EngineArgs
 
     with hushed():
-        arguments = engine_vllm.options(policy, engine, on_gpu=engine_vllm.on_gpu())
+        arguments = vllm.options(policy, engine, on_gpu=vllm.on_gpu())
         try:
             made = EngineArgs(**arguments).create_engine_config()
         except ValueError as error:  # pydantic's: what is wrong stands on the third line

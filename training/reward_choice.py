@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from data_cards import Card
-from tasks.errors import StageError, first_line
+from tasks.runtime.errors import StageError, first_line
 from training import rewards as ours
 from training.rewards import Reward
 

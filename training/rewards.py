@@ -1,7 +1,7 @@
 """Reward functions in TRL's form: `(completions, **columns) -> list[float]`, one per completion.
 
-What a reward pays for is what evaluation counts: both read answers through `tasks.answers` and
-names through `tasks.labels`. The paper's reward is `format_reward` plus `letter_reward`, each 0 or
+What a reward pays for is what evaluation counts: both read answers through `tasks.language.answers` and
+names through `tasks.language.class_names`. The paper's reward is `format_reward` plus `letter_reward`, each 0 or
 1 (arXiv 2511.18305, section 3). `exact_reward` is the open-question baseline, and
 `virft_compat_reward` that baseline as Visual-RFT computes it, to reproduce its numbers.
 
@@ -14,9 +14,9 @@ mistake, and does raise. To use another reward, write a function of this form: d
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tasks.answers import choose, parse
-from tasks.labels import ClassNames
-from tasks.prompts import LETTERS
+from tasks.language.answers import choose, parse
+from tasks.language.class_names import ClassNames
+from tasks.language.prompts import LETTERS
 
 Reward = Callable[..., list[float]]  # a user's own may hold None: not judged
 
@@ -111,7 +111,7 @@ def exact_reward(
     """The reward for an open question over these classes: 1 when the answer names the right one.
 
     The function it returns takes the column `label`, the class id. An answer must name the class
-    as a whole, in any spelling `tasks.labels` knows; a list of names earns nothing.
+    as a whole, in any spelling `tasks.language.class_names` knows; a list of names earns nothing.
     """
     classes = ClassNames(names, aliases)
 
@@ -131,7 +131,7 @@ def virft_compat_reward(names: Sequence[str]) -> Reward:
     1 when either of answer and class name contains the other, without regard to case, spaces and
     underscores. Hence an empty answer scores 1, so does a list of all classes, and without an
     answer block on one line the whole completion counts as the answer. It reads completions in its
-    own way, not through `tasks.answers`, because the faults are the point. The function it returns
+    own way, not through `tasks.language.answers`, because the faults are the point. The function it returns
     takes the column `label`, the class id.
     """
     truths = [_squeezed(name) for name in names]

@@ -17,8 +17,8 @@ from trl import GRPOTrainer
 from trl.data_utils import prepare_multimodal_messages
 from trl.generation.vllm_generation import VLLMGeneration
 
-from tasks.engine_vllm import ONE_IMAGE
-from tasks.errors import StageError
+from tasks.engines.vllm import ONE_IMAGE
+from tasks.runtime.errors import StageError
 
 # What else would shape the distribution that vLLM draws from; the temperature is said each time.
 PLAIN = {

@@ -12,9 +12,9 @@ import torch
 from accelerate.utils import gather_object
 from trl.data_utils import prepare_multimodal_messages
 
-from tasks import prompts
-from tasks.bar import doing
-from tasks.prompts import LETTERS
+from tasks.language import prompts
+from tasks.language.prompts import LETTERS
+from tasks.runtime.progress import doing
 from training.prompts_once import remembered
 from training.sft_examples import thought
 
@@ -31,7 +31,7 @@ class KnownFields(Trainer):
 
     LLaVA-OneVision's number of images in each prompt, which TRL refuses, is left out: the model takes
     it to be one, as it is here. Token types (Gemma-3) come from a text with two tokens at its
-    beginning where the prompt has one, and would stand one place further on (`tasks.prompts.rendered`).
+    beginning where the prompt has one, and would stand one place further on (`tasks.language.prompts.rendered`).
     """
 
     def _get_per_token_logps_and_entropies(

@@ -18,11 +18,13 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from data_cards import load
-from tasks import adapters, schemas, shards, waiting
-from tasks.errors import StageError
-from tasks.interrupts import shard_by_shard, stop_if_asked
-from tasks.pixels import Decoder
-from tasks.protocol import save_stats
+from tasks.engines import adapters
+from tasks.runtime import waiting
+from tasks.runtime.errors import StageError
+from tasks.runtime.interrupts import shard_by_shard, stop_if_asked
+from tasks.runtime.protocol import save_stats
+from tasks.tables import schemas, shards
+from tasks.tables.pixels import Decoder
 from training import checkpoints, handover, loading, parts, policy_folder, processors
 from training.dataset import Place, Questions, Then
 from training.recorder import Finished, Recorder

@@ -24,13 +24,15 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 import data_cards
-from tasks import prompts, shards, waiting
-from tasks.bar import progress
-from tasks.errors import StageError, first_line
-from tasks.interrupts import shard_by_shard, stop_asked, stop_if_asked
-from tasks.machine import check_gpu, gpus
-from tasks.pixels import Decoder
-from tasks.run import main
+from tasks.language import prompts
+from tasks.runtime import waiting
+from tasks.runtime.command import main
+from tasks.runtime.errors import StageError, first_line
+from tasks.runtime.interrupts import shard_by_shard, stop_asked, stop_if_asked
+from tasks.runtime.machine import check_gpu, gpus
+from tasks.runtime.progress import progress
+from tasks.tables import shards
+from tasks.tables.pixels import Decoder
 from training import sft_checkpoint, sft_examples, tiny_policy
 from training.adopt import adopt
 from training.processors import sized_processor

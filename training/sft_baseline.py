@@ -15,9 +15,9 @@ from typing import Any
 from torch.utils.data import SequentialSampler
 from trl import SFTTrainer
 
-from tasks import prompts
-from tasks.prompts import LETTERS
-from tasks.run import main
+from tasks.language import prompts
+from tasks.language.prompts import LETTERS
+from tasks.runtime.command import main
 from training import checkpoints
 from training.config import sft_config
 from training.context_length import longest_row

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from tasks import shards
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
+from tasks.tables import shards
 from training.checkpoints import FOLDER
 
 FILE = "supervised.pt"

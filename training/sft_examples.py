@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from tasks import prompts
+from tasks.language import prompts
 
 
 class Example(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig, Gemma3Config, PretrainedConfig, Qwen2_5_VLConfig
 
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
 
 
 def config_of(model: str | Path) -> PretrainedConfig:

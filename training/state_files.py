@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tasks.errors import StageError
+from tasks.runtime.errors import StageError
 
 FILE_BYTES = 256 << 20  # of tensors in a file; those of a GPU are held so far while it is written
 

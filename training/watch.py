@@ -17,11 +17,12 @@ from trl.distributed import DistributedBackend
 from trl.models import unwrap_model_for_generation
 
 from data_cards import Card
-from tasks import prompts, shards
-from tasks.answers import parse
-from tasks.labels import ClassNames
-from tasks.pixels import Decoder
-from tasks.seeding import row_generator
+from tasks.language import prompts
+from tasks.language.answers import parse
+from tasks.language.class_names import ClassNames
+from tasks.tables import shards
+from tasks.tables.pixels import Decoder
+from tasks.tables.seeding import row_generator
 
 BATCH, VLLM_BATCH = 32, 64  # images at a time
 

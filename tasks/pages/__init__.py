@@ -19,8 +19,8 @@ from jinja2.ext import Extension
 from jinja2.lexer import Token, TokenStream
 from markupsafe import Markup
 
-from tasks import report_style
-from tasks.report_text import esc, label, percent, points, signs, title_of
+from tasks.pages import style
+from tasks.pages.text import esc, label, percent, points, signs, title_of
 
 FOLDER = Path(__file__).parent
 
@@ -58,9 +58,9 @@ def _environment() -> Environment:
         "count": "{:,}".format,
     }
     environment.globals |= {
-        "policy": Markup(report_style.POLICY),
-        "light": report_style.LIGHT,
-        "dark": report_style.DARK,
+        "policy": Markup(style.POLICY),
+        "light": style.LIGHT,
+        "dark": style.DARK,
     }
     return environment
 

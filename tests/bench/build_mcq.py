@@ -23,12 +23,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tasks import answers, schemas, shards
 from tasks.build_mcq import Builder
-from tasks.candidates import Vocabulary, merge_images
-from tasks.labels import ClassNames
-from tasks.options import Rules
-from tasks.prompts import LETTERS
+from tasks.language import answers
+from tasks.language.class_names import ClassNames
+from tasks.language.prompts import LETTERS
+from tasks.questions.candidates import Vocabulary, merge_images
+from tasks.questions.options import Rules
+from tasks.tables import schemas, shards
 from tests.bench import results
 from tests.bench.official_rules import Losses, official_rules, spread
 from tests.bench.rollouts import BASE, card, rows_of, write_rollouts

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.labels import ClassNames
+from tasks.language.class_names import ClassNames
 
 CUT = 5
 

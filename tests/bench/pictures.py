@@ -55,7 +55,7 @@ def photograph(number: int, width: int, height: int) -> bytes:
 
 def build(folder: Path, images: int, distinct: int, width: int, height: int) -> None:
     """A Download artifact and frozen questions of `images` photographs, `distinct` ones repeated."""
-    from tasks import schemas, shards
+    from tasks.tables import schemas, shards
 
     drawn = [photograph(number, width, height) for number in range(distinct)]
     names = ["crow", "gull"]
@@ -80,8 +80,8 @@ def _row(schema: Any, **known: Any) -> dict[str, Any]:
 
 def slot(folder: Path, decode: Any, images: int) -> tuple[Callable[[], list[Any]], int]:
     """Hold the pictures of a shard as a station and its engine do."""
-    from tasks.engine import Sampling
-    from tasks.station import Ask, Shard, Station
+    from tasks.engines.base import Sampling
+    from tasks.engines.worker import Ask, Shard, Station
 
     station = Station(lambda: SimpleNamespace(decode=decode))  # type: ignore[arg-type]
     asks = tuple(Ask(f"bench/{number}", "?") for number in range(images))
@@ -121,7 +121,7 @@ def batch(folder: Path, decode: Any, scaled: bool) -> tuple[Callable[[], list[An
 
 def measure(part: str, way: str, given: argparse.Namespace) -> dict[str, float]:
     """Seconds and MB of one measurement, in this process."""
-    from tasks.pixels import Decoder
+    from tasks.tables.pixels import Decoder
 
     processor = policys_processor(given.max_pixels)
     processor.image_processor([Image.new("RGB", (84, 84))], return_tensors="pt")
@@ -155,7 +155,7 @@ def policys_processor(max_pixels: int) -> Any:
 
 def difference(data: bytes, max_pixels: int) -> float:
     """How far off a value is, in the mean, after the processor, in levels of 255."""
-    from tasks.pixels import Decoder
+    from tasks.tables.pixels import Decoder
 
     own = policys_processor(max_pixels).image_processor
     both = [Decoder(SimpleNamespace(image_processor=each))(data) for each in (None, own)]

@@ -26,9 +26,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tasks import prompts, shards
-from tasks.engine import Completion, Request, Sampling
-from tasks.station import Ask, Done, Shard, Station
+from tasks.engines.base import Completion, Request, Sampling
+from tasks.engines.worker import Ask, Done, Shard, Station
+from tasks.language import prompts
+from tasks.tables import shards
 from tests.bench import results
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -85,14 +86,14 @@ def settings(given: argparse.Namespace) -> dict[str, Any]:
 
 def contender(kind: str, link: Any, policy: Path, given: argparse.Namespace) -> None:
     """A process: load, then answer each list of shards; replies with seconds, and with its memory."""
-    from tasks.backends import open_engine
+    from tasks.engines.backends import open_engine
 
     station = Station(lambda: open_engine(policy, settings(given)))
     if kind != "ours":
-        from tasks import engine_transformers
+        from tasks.engines import transformers
 
-        engine_transformers.BATCH = 1 if kind == "one image" else given.batch
-        station = Station(lambda: engine_transformers.TransformersEngine(policy, settings(given)))
+        transformers.BATCH = 1 if kind == "one image" else given.batch
+        station = Station(lambda: transformers.TransformersEngine(policy, settings(given)))
     while (todo := link.recv()) is not None:
         told: list[Done] = []
         warm = replace(todo[0], path=todo[0].path.with_suffix(".warm"), asks=todo[0].asks[:1])

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from tasks import shards
+from tasks.tables import shards
 from tests import real_shape
 from tests.bench import results
 from tests.conftest import (

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_cards import Card
-from tasks import schemas, shards
+from tasks.tables import schemas, shards
 
 IMAGES_PER_SHARD, SEED = 2000, 0
 BASE = 100  # of 200 classes, the first half is trained on

@@ -26,7 +26,7 @@ import pyarrow as pa
 from PIL import Image
 
 import data_cards
-from tasks import schemas, shards
+from tasks.tables import schemas, shards
 from tests.bench import results
 from tests.conftest import ENGINE, ROOT
 

@@ -28,8 +28,8 @@ from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig, GRPOTrainer
 
 from data_cards import load
-from tasks import prompts
-from tasks.sources import open_source
+from tasks.ingest.sources import open_source
+from tasks.language import prompts
 from tests.bench import results
 from training import tiny_policy
 from training.shared_prefix import make_trainer

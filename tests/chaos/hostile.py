@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tasks.engine import Completion, Request, Sampling
+from tasks.engines.base import Completion, Request, Sampling
 from tests.chaos import world
 from tests.chaos.figures import Figure
 
@@ -84,7 +84,7 @@ def hostile(root: Path, long: bool) -> list[Figure]:
             print(f"hostile: {name}: {sentence[-3000:]}")
     if raised:
         return [Figure("hostile", "stages that failed", raised, 0)]
-    from tasks import shards
+    from tasks.tables import shards
 
     strings = len(shards.read(made["Propose"].folder, "rollouts", ["rollout"]))
     strings += len(shards.read(made["Evaluate"].folder, "predictions", ["mode"]))

@@ -108,8 +108,8 @@ def engines(root: Path, long: bool) -> list[Figure]:
 
 def _propose(output: Path, made: dict, ails: dict) -> tuple[int, Counter[str], int]:
     """Distinct rollouts of a Propose whose engine ails, shards by how often they were asked."""
-    from tasks import shards
-    from tasks.split_table import select
+    from tasks.tables import shards
+    from tasks.tables.split_table import select
 
     arguments = made["Propose"].arguments() | {
         "output": str(output),

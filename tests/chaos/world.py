@@ -206,7 +206,7 @@ def _become(module: Any, command: list[str], env: dict[str, str], ends: tuple[in
         os.environ.clear()
         os.environ.update(env)
         sys.argv = command[2:]
-        from tasks.run import main
+        from tasks.runtime.command import main
 
         if module.__name__ == "tasks.download":
             module.IMAGES_PER_SHARD = IMAGES_PER_SHARD
@@ -227,7 +227,7 @@ def _become(module: Any, command: list[str], env: dict[str, str], ends: tuple[in
 
 def contents(folder: Path) -> dict[str, str]:
     """sha256 of every file that must come out alike, by name."""
-    from tasks.shards import sha256_file
+    from tasks.tables.shards import sha256_file
 
     return {
         path.relative_to(folder).as_posix(): sha256_file(path)

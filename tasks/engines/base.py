@@ -1,0 +1,246 @@
+"""Who generates text: the interface of an engine, and what engines share.
+
+An engine answers requests (an image and a user text) with `n` completions each. Which one `[engine]
+backend` names is `tasks/engines/backends.py`; how engines are put to work on shards, in processes or on a
+cluster, is `tasks/engines/pool.py`.
+"""
+
+import asyncio
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from tasks.language import prompts
+from tasks.runtime.errors import StageError, first_line
+from tasks.tables.pixels import Decoder
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image and one user text; `image` holds encoded bytes (JPEG or PNG).
+
+    `before` is text that stands before the image: what all requests share, so that an engine can
+    keep what it computed for it. With `choices` the answer must be one of these texts. `decode` is
+    the engine's, see Engine.
+    """
+
+    key: str
+    image: bytes
+    text: str
+    before: str = ""
+    choices: tuple[str, ...] = ()
+    decode: Callable[[bytes], Image.Image] = field(default=Decoder(), repr=False)
+
+    @cached_property
+    def picture(self) -> Image.Image:
+        """The RGB picture, no larger than the engine's policy can use."""
+        return self.decode(self.image)
+
+    def without_bytes(self) -> "Request":
+        """The same with nothing but its picture, which a photograph's bytes may outweigh."""
+        picture = self.picture
+        return replace(self, image=b"", decode=lambda _: picture)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled response, raw. `mean_logprob` is in nats per token, 0.0 for an empty one."""
+
+    text: str
+    finish_reason: str
+    num_tokens: int
+    mean_logprob: float
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample: `temperature` 0 is greedy; `max_new_tokens` counts generated tokens."""
+
+    n: int
+    temperature: float
+    top_p: float
+    repetition_penalty: float
+    max_new_tokens: int
+    seed: int
+
+
+def request_seed(sampling: Sampling, request: Request) -> int:
+    """A seed of this request's own, wherever in a batch it stands.
+
+    vLLM gives the i-th sample of a request this seed plus i, so neighbours must be far apart.
+    """
+    digest = hashlib.sha256(f"{sampling.seed}/{request.key}".encode("utf-8", "surrogatepass"))
+    return int.from_bytes(digest.digest()[:4], "big") // 2
+
+
+class Engine(Protocol):
+    """Anything that answers requests in order, `sampling.n` completions each.
+
+    An engine may have `slots`, how many shards it takes at once from as many threads (1 without
+    it); `counts`, totals by name such as prompt_tokens and cached_tokens; `check(request)`, which
+    raises StageError when a prompt cannot work; `pictures`, False if it takes encoded bytes;
+    `decode`, which makes pictures of a request's bytes (at full size without it; with it, a request
+    may come as Request.without_bytes);
+    `constrained`, True if it keeps to `Request.choices`; and `close()`.
+    """
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling
+    ) -> list[list[Completion]]: ...
+
+
+class EngineDied(Exception):
+    """The engine is beyond repair; its process has to end. Nothing is wrong with a request."""
+
+
+class Background:
+    """An event loop in a thread of its own, for engines that are asked from several threads."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """The result of a coroutine."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self) -> None:
+        """End the loop and its thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def all_of(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """The results of all, when all have ended; then the first error, so that none is left behind."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Keep a library's start-up chatter off the terminal; show its end if the start fails.
+
+    Some of it is written below Python, so the descriptors themselves are turned aside.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 1)
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            sys.stderr.flush()
+            size = os.fstat(aside.fileno()).st_size
+            os.write(kept[1], os.pread(aside.fileno(), 4000, max(0, size - 4000)))
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, descriptor in enumerate(kept, start=1):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+
+
+def load_processor(policy: Path | str, **options: Any) -> Any:
+    """A policy's processor, from a folder or the hub.
+
+    Raises StageError where a package is missing that the processor needs.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(policy, **options)
+    except ImportError as error:
+        raise StageError(
+            f"the processor of {policy} cannot be loaded: {first_line(error)}"
+        ) from error
+
+
+class Prompter:
+    """Requests to prompt strings by the policy's own chat template.
+
+    Raises StageError when the policy has no chat template, or one that drops the image.
+    """
+
+    def __init__(self, policy: Path, max_model_len: int = 0):
+        self.policy = policy
+        self.max_model_len = max_model_len
+        self.processor = load_processor(policy)
+        self.decode = Decoder(self.processor)
+        try:
+            rendered = self.render("probe")
+        except (ValueError, TypeError, AttributeError) as error:
+            raise StageError(f"{policy} has no chat template for images: {error}") from error
+        self.placeholder = getattr(self.processor, "image_token", None)
+        if self.placeholder and rendered.count(self.placeholder) != 1:
+            raise StageError(
+                f"the chat template of {policy} puts {rendered.count(self.placeholder)} image "
+                f"placeholders ({self.placeholder}) into a prompt with one image; use a "
+                "vision-language chat model"
+            )
+
+    def __call__(self, request: Request) -> str:
+        return self.render(request.text, request.before)
+
+    def render(self, text: str, before: str = "") -> str:
+        """The prompt string with one image placeholder."""
+        return prompts.rendered(self.processor, prompts.chat(text, before))
+
+    def tokens(self, request: Request) -> list[int]:
+        """The prompt's token ids, image tokens included, in the way in which TRL's trainer makes them."""
+        messages = prompts.chat(request.text, request.before)
+        for part in messages[0]["content"]:
+            if part["type"] == "image":
+                part["image"] = request.picture
+        made = self.processor.apply_chat_template(
+            [messages], tokenize=True, add_generation_prompt=True, return_dict=True
+        )
+        return [int(token) for token in made["input_ids"][0]]
+
+    def spelt(self, choice: str) -> tuple[str, list[int]]:
+        """A text as the tokenizer spells it by itself: many put a space before it. And its tokens."""
+        tokenizer = self.processor.tokenizer
+        ids = tokenizer.encode(choice, add_special_tokens=False)
+        spaced = tokenizer.convert_ids_to_tokens(ids)[0][0] in "\u0120\u2581"
+        return f" {choice}" if spaced else choice, ids
+
+    def fitting(self, request: Request, max_new_tokens: int) -> list[int]:
+        """Its tokens. Raises StageError when it and its answer exceed max_model_len."""
+        tokens = self.tokens(request)
+        count = len(tokens)
+        if self.max_model_len and count + max_new_tokens > self.max_model_len:
+            raise StageError(
+                f"the longest prompt has {count} tokens ({request.key}), and with [engine] "
+                f"max_new_tokens = {max_new_tokens} needs {count + max_new_tokens}; [engine] "
+                f"max_model_len is {self.max_model_len}: raise it, or give smaller images ([BasePolicy] max_pixels, where the model scales by it)"
+            )
+        return tokens
+
+
+def as_rollout(image_id: str, rollout: int, completion: Completion) -> dict[str, Any]:
+    """A completion as a row of the rollouts table."""
+    row = asdict(completion)
+    text = storable(row.pop("text"))
+    return {"image_id": image_id, "rollout": rollout, "completion": text, **row}
+
+
+def storable(text: str) -> str:
+    """The text as UTF-8 can hold it: half a surrogate pair, which JSON can bring, becomes U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

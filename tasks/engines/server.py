@@ -1,0 +1,217 @@
+"""Any OpenAI-compatible endpoint, such as `vllm serve`: many requests in flight, retried.
+
+The images go with the requests, so the server needs to see neither the pipeline's files nor its
+settings; its own limits (context length, pixels) are the ones that count.
+"""
+
+import asyncio
+import base64
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tasks.engines.base import (
+    Background,
+    Completion,
+    EngineDied,
+    Prompter,
+    Request,
+    Sampling,
+    all_of,
+    request_seed,
+)
+from tasks.language import prompts
+from tasks.runtime.errors import StageError, first_line
+
+CHOSEN = "option"  # the key of an answer that a JSON schema keeps to given texts
+ATTEMPTS = 6  # of one request, with exponential backoff between them (the client's own)
+
+
+class ServerEngine:
+    """Requests to `[engine] server_url`, up to `server_concurrency` at a time.
+
+    The API key is taken from OPENAI_API_KEY; servers of one's own need none. Raises StageError
+    when nobody answers there or the model is not served.
+    """
+
+    slots = 2
+    pictures = False
+    constrained = True
+
+    def __init__(self, policy: Path, settings: dict[str, Any]):
+        from openai import AsyncOpenAI
+
+        self._policy, self._settings = policy, settings
+        self.counts: Counter[str] = Counter()
+        self._is_vllm = False
+        self._model = settings["server_model"] or str(policy)
+        self._background = Background()
+        self._client = AsyncOpenAI(
+            base_url=settings["server_url"],
+            api_key=os.environ.get("OPENAI_API_KEY") or "none",
+            timeout=settings["server_timeout"],
+            max_retries=ATTEMPTS - 1,
+        )
+        self._free = asyncio.Semaphore(settings["server_concurrency"])
+        try:
+            self._background.run(self._find())
+        except BaseException:
+            self.close()
+            raise
+
+    async def _find(self) -> None:
+        import openai
+
+        url = self._settings["server_url"]
+        try:
+            served = {model.id: model async for model in self._client.models.list()}
+        except openai.OpenAIError as error:
+            raise StageError(
+                f"nobody answers at [engine] server_url = {url} ({first_line(error)}); start one, such as: "
+                f"vllm serve {self._model}"
+            ) from error
+        if self._model not in served:
+            raise StageError(
+                f"{url} does not serve {self._model!r} but {', '.join(served) or 'nothing'}; set "
+                "[engine] server_model"
+            )
+        model = served[self._model]
+        self._is_vllm = model.owned_by == "vllm"
+        root = getattr(model, "root", None)
+        # An artifact's folder is named by its fingerprint, so a name is enough to tell it.
+        if (
+            root
+            and self._policy.is_dir()
+            and Path(root).resolve().name != self._policy.resolve().name
+        ):
+            raise StageError(
+                f"{url} serves {root}, but the policy to ask is {self._policy}; serve that folder (of an "
+                "adapter, what training.export makes of it, under the same name) and run again"
+            )
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        """Completions in the order of the requests.
+
+        Raises EngineDied when the server cannot be reached any more, and ValueError when it
+        refuses a request.
+        """
+
+        async def every() -> list[list[Completion]]:
+            return await all_of(self._one(request, sampling) for request in requests)
+
+        return self._background.run(every())
+
+    async def _one(self, request: Request, sampling: Sampling) -> list[Completion]:
+        import openai
+
+        # Left out, vLLM would take these from the policy's generation_config.json.
+        own = {"repetition_penalty": sampling.repetition_penalty, "top_k": 0, "min_p": 0.0}
+        extra = own if self._is_vllm else {}
+        extra |= self._within(request.choices) if request.choices else {}
+        # vLLM on a CPU cannot seed a request.
+        own = self._settings["seeds"] == "request"
+        seed = {"seed": request_seed(sampling, request)} if own else {}
+        async with self._free:
+            try:
+                answer = await self._client.chat.completions.create(
+                    model=self._model,
+                    messages=_messages(request),
+                    n=sampling.n,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    max_tokens=sampling.max_new_tokens,
+                    logprobs=True,
+                    extra_body=extra,
+                    **seed,
+                )
+            except openai.APIStatusError as error:
+                if error.status_code in (400, 413, 422):
+                    raise ValueError(first_line(error)) from error
+                if error.status_code in (401, 403, 404):
+                    raise StageError(f"the server will not answer: {first_line(error)}") from error
+                raise EngineDied(f"the server gave up: {first_line(error)}") from error
+            except openai.OpenAIError as error:
+                raise EngineDied(f"the server gave up: {first_line(error)}") from error
+        if answer.usage:
+            self.counts["prompt_tokens"] += answer.usage.prompt_tokens
+            details = answer.usage.prompt_tokens_details
+            self.counts["cached_tokens"] += (details.cached_tokens or 0) if details else 0
+        completions = [_completion(choice) for choice in answer.choices]
+        if request.choices and not self._is_vllm:
+            completions = [replace(each, text=_unwrapped(each.text)) for each in completions]
+        return completions
+
+    def _within(self, choices: tuple[str, ...]) -> dict[str, Any]:
+        """What keeps an answer to `choices`: vLLM's own option, or elsewhere a JSON schema."""
+        if self._is_vllm:
+            return {"structured_outputs": {"choice": list(choices)}}
+        schema = {
+            "type": "object",
+            "properties": {CHOSEN: {"type": "string", "enum": list(choices)}},
+            "required": [CHOSEN],
+            "additionalProperties": False,
+        }
+        named = {"name": CHOSEN, "strict": True, "schema": schema}
+        return {"response_format": {"type": "json_schema", "json_schema": named}}
+
+    def check(self, request: Request) -> None:
+        """The longest prompt fits, and the server makes as many tokens of it as the trainer will.
+
+        Where the policy is a folder its processor tells; a server with other pixel limits, or with
+        another chat template, would ask the policy otherwise than it was trained.
+        """
+        before = self.counts["prompt_tokens"]
+        sampling = Sampling(1, 0.0, 1.0, 1.0, self._settings["max_new_tokens"], 0)
+        try:
+            self.generate([request], sampling)
+        except ValueError as error:
+            raise StageError(
+                f"the server refuses the longest prompt ({request.key}): {error}"
+            ) from error
+        theirs = self.counts["prompt_tokens"] - before
+        if not (self._policy / "config.json").is_file() or not theirs:
+            return
+        ours = len(Prompter(self._policy).tokens(request))
+        if theirs != ours:
+            raise StageError(
+                f"the server makes {theirs} tokens of a prompt of which the processor of "
+                f"{self._policy} makes {ours}; serve that very folder, without --mm-processor-kwargs "
+                "and with its own chat template"
+            )
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._background.run(self._client.close())
+        self._background.close()
+
+
+def _messages(request: Request) -> list[dict[str, Any]]:
+    kind = "png" if request.image.startswith(b"\x89PNG") else "jpeg"
+    url = f"data:image/{kind};base64,{base64.b64encode(request.image).decode()}"
+    (message,) = prompts.chat(request.text, request.before)
+    parts = [
+        {"type": "image_url", "image_url": {"url": url}} if part["type"] == "image" else part
+        for part in message["content"]
+    ]
+    return [{"role": "user", "content": parts}]
+
+
+def _completion(choice: Any) -> Completion:
+    logprobs = (
+        [token.logprob for token in (choice.logprobs.content or ())] if choice.logprobs else []
+    )
+    mean = sum(logprobs) / len(logprobs) if logprobs else 0.0
+    text = choice.message.content or ""
+    return Completion(text, choice.finish_reason or "unknown", len(logprobs), mean)
+
+
+def _unwrapped(text: str) -> str:
+    """The choice in an answer that a JSON schema shaped; the text itself where none did."""
+    try:
+        return str(json.loads(text)[CHOSEN])
+    except (ValueError, TypeError, KeyError):
+        return text

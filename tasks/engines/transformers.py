@@ -1,0 +1,147 @@
+"""Transformers' batched `generate`: slow, works for every architecture.
+
+It agrees with training by definition, which makes it the cross-check for the other backends.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tasks.engines.base import Completion, EngineDied, Prompter, Request, Sampling
+from tasks.runtime.errors import StageError
+
+BATCH = 32  # images at a time, where memory allows
+LOGITS = 2 << 30  # bytes of logits kept at a time, of which the log-probabilities are read
+
+
+class TransformersEngine:
+    """Batched `generate`, BATCH images at a time."""
+
+    slots = 1
+    constrained = True
+
+    def __init__(self, policy: Path, settings: dict[str, Any]):
+        import torch
+        from transformers import AutoModelForImageTextToText
+
+        self._torch = torch
+        self.prompter = Prompter(policy, settings["max_model_len"])
+        self.decode = self.prompter.decode
+        self._settings = settings
+        self.counts: Counter[str] = Counter()
+        self._processor = self.prompter.processor
+        self._processor.tokenizer.padding_side = "left"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = getattr(torch, settings["dtype"]) if settings["dtype"] != "auto" else "auto"
+        self._model = AutoModelForImageTextToText.from_pretrained(
+            policy, dtype=dtype, use_safetensors=True
+        )
+        self._model.to(device).eval()
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        """Completions in the order of the requests."""
+        if any(request.choices for request in requests):
+            return [
+                answer
+                for start in range(0, len(requests), BATCH)
+                for answer in self._choose(requests[start : start + BATCH])
+            ]
+        self._torch.manual_seed(sampling.seed)
+        answers: list[list[Completion]] = []
+        vocabulary = self._model.get_output_embeddings().weight.shape[0]
+        room = max(1, LOGITS // (8 * vocabulary * sampling.max_new_tokens))  # sequences
+        size = max(1, min(BATCH, room // sampling.n))
+        at_once = [min(room, sampling.n - done) for done in range(0, sampling.n, room)]
+        try:
+            for start in range(0, len(requests), size):
+                part = requests[start : start + size]
+                rounds = [self._batch(part, replace(sampling, n=n)) for n in at_once]
+                answers += [[c for row in rows for c in row] for rows in zip(*rounds, strict=True)]
+        except self._torch.OutOfMemoryError as error:
+            raise EngineDied(f"out of memory: {error}") from error
+        return answers
+
+    def check(self, request: Request) -> None:
+        """The longest prompt fits."""
+        self.prompter.fitting(request, self._settings["max_new_tokens"])
+
+    def _inputs(self, requests: Sequence[Request]) -> Any:
+        inputs = self._processor(
+            text=[self.prompter(request) for request in requests],
+            images=[[request.picture] for request in requests],
+            padding=True,
+            return_tensors="pt",
+        ).to(self._model.device)
+        self.counts["prompt_tokens"] += int(inputs["attention_mask"].sum())
+        return inputs
+
+    def _choose(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        """For each request the one of its choices that is likeliest as the first token."""
+        output = self._model.generate(
+            **self._inputs(requests),
+            do_sample=False,
+            max_new_tokens=1,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        chosen = []
+        for request, row in zip(requests, output.logits[0].float().cpu(), strict=True):
+            tokens = [self._token_of(choice) for choice in request.choices]
+            among = row[tokens].log_softmax(-1)  # as an engine that masks all others sees them
+            likeliest = int(among.argmax())
+            chosen.append(
+                [Completion(request.choices[likeliest], "stop", 1, float(among[likeliest]))]
+            )
+        return chosen
+
+    def _token_of(self, choice: str) -> int:
+        """The one token that is `choice`."""
+        _, tokens = self.prompter.spelt(choice)
+        if len(tokens) != 1:
+            raise StageError(
+                f"{self.prompter.policy} spells {choice!r} in {len(tokens)} tokens; backend transformers "
+                "keeps an answer to given letters only where each is one token: use backend vllm"
+            )
+        return tokens[0]
+
+    def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        inputs = self._inputs(requests)
+        greedy = sampling.temperature == 0
+        choice = (
+            {"do_sample": False}
+            if greedy
+            else {
+                "do_sample": True,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": 0,
+            }
+        )
+        output = self._model.generate(
+            **inputs,
+            **choice,
+            num_return_sequences=sampling.n,
+            repetition_penalty=sampling.repetition_penalty,
+            max_new_tokens=sampling.max_new_tokens,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        tokens = output.sequences[:, inputs["input_ids"].shape[1] :].cpu()
+        logits = self._torch.stack(output.logits, 1).float().cpu()
+        logprobs = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+        ends = self._model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        flat = [
+            self._completion(row.tolist(), values.tolist(), ends)
+            for row, values in zip(tokens, logprobs, strict=True)
+        ]
+        return [flat[i : i + sampling.n] for i in range(0, len(flat), sampling.n)]
+
+    def _completion(self, ids: list[int], logprobs: list[float], ends: set[int]) -> Completion:
+        length = next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))
+        stopped = length > 0 and ids[length - 1] in ends
+        text = self._processor.tokenizer.decode(ids[:length], skip_special_tokens=True)
+        mean = sum(logprobs[:length]) / length if length else 0.0
+        return Completion(text, "stop" if stopped else "length", length, mean)

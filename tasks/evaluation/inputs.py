@@ -1,0 +1,106 @@
+"""What a prediction rests on: the engine's settings, the classes, the pictures.
+
+Where nothing is said, a policy of this pipeline says itself how and on what it was trained.
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from PIL import Image
+
+from data_cards import Card, CardError, clean_name, load
+from tasks.engines import policies
+from tasks.ingest.pictures import Picture, Reject, open_picture
+from tasks.language.class_names import ClassNames
+from tasks.runtime.errors import StageError
+from tasks.runtime.machine import gpus
+
+Source: TypeAlias = str | Path | bytes | Image.Image
+
+
+def engine_settings(policy: Path) -> dict[str, Any]:
+    """`[engine]` for a policy where nothing else is said: what it was trained with, where known."""
+    made = policies.recipe(policy)
+    config = json.loads((policy / "config.json").read_text()) if _has_config(policy) else {}
+    limit = config.get("text_config", config).get("max_position_embeddings") or 8192
+    return {
+        "backend": "vllm",
+        "prompt_style": made.get("prompt_style", "stepwise"),
+        "list_position": "in_question",
+        "dtype": "bfloat16" if gpus() else "float32",
+        "quantization": "",
+        "lora": "",
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "repetition_penalty": 1.0,
+        "max_new_tokens": made.get("max_completion_length", min(1024, limit // 4)),
+        "max_model_len": min(8192, limit),
+        "max_num_seqs": 256,
+        "max_num_batched_tokens": 0,
+        "gpu_memory_utilization": 0.85,
+        "tensor_parallel_size": 1,
+        "cpu_kv_cache_gib": 1,
+        "server_url": "http://127.0.0.1:8000/v1",
+        "server_model": "",
+        "server_concurrency": 64,
+        "server_timeout": 600.0,
+        "seeds": "request",
+    }
+
+
+def _has_config(policy: Path) -> bool:
+    return (policy / "config.json").is_file()
+
+
+def chosen_card(
+    card: str | Card | None, classes: Sequence[str] | None, noun: str, kind: str, policy: Path
+) -> Card:
+    """What the images may show: a card, or one made of `classes`, or the policy's own.
+
+    Raises StageError when it is not said, or cannot be used.
+    """
+    if card is not None and classes is not None:
+        raise StageError("give a card or classes, not both")
+    if classes is not None:
+        names = tuple(filter(None, map(clean_name, classes)))
+        try:
+            ClassNames(names)
+        except ValueError as error:
+            raise StageError(f"the classes cannot be told apart: {error}") from error
+        if len(names) < 2:
+            raise StageError(f"there must be two or more classes; got {len(names)}")
+        return Card("classes", 1, noun, kind, {"kind": "given"}, names)
+    if isinstance(card, Card):
+        return card
+    own = policies.recipe(policy).get("card") or policies.manifest(policy).get("dataset")
+    trained_on = str(own or "")
+    if card is None and (not trained_on or "+" in trained_on):
+        known = f"; it was trained on {trained_on}" if trained_on else ""
+        raise StageError(
+            f"say what the images may show: a card or a list of classes (--card, --classes){known}"
+        )
+    try:
+        return load(card or trained_on)
+    except CardError as error:
+        raise StageError(str(error)) from error
+
+
+def read_image(image: Source) -> Picture | Reject:
+    """The picture as Download would keep it, or why it is none."""
+
+    def data() -> bytes:
+        if isinstance(image, bytes):
+            return image
+        if isinstance(image, Image.Image):
+            buffer = io.BytesIO()
+            image.convert("RGB").save(buffer, "PNG")
+            return buffer.getvalue()
+        try:
+            return Path(image).read_bytes()
+        except OSError as error:
+            raise Reject(error.strerror or str(error)) from error
+
+    return open_picture(data)

@@ -1,0 +1,250 @@
+"""One reader of completions, shared by rewards and evaluation.
+
+`parse` finds the answer block; `choose` reads it as an answer to a multiple-choice question. Both
+take any string, never raise, and need time linear in its length.
+
+`choose` reads an answer as a row of claims: letters and option texts, with nothing between them but
+filler ("the answer is") and punctuation. Every claim must mean the same option. So "B.", "(b)",
+"Option B", "Laysan Albatross" and "B. Laysan Albatross" are answers, while "A or B", "B, maybe A",
+a letter beside another option's text, and a letter lost in prose are not: an answer that leaves a
+way out earns nothing.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from tasks.language import words
+from tasks.language.prompts import LETTERS
+
+_TAG = re.compile(r"</?(?:think|answer)>")
+_WELL_FORMED = ["<think>", "</think>", "<answer>", "</answer>"]
+# Words that may stand around a claim without changing it; \boxed{B} is a habit from mathematics.
+_FILLERS = frozenset(
+    """the an answer answers is it its this that my final correct right best option choice letter
+    species i say think believe choose pick select would be boxed text textbf mathbf
+    """.split()  # noqa: SIM905 - as a list it would take a screen
+)
+_LETTER_FOLLOWS = ("option", "choice", "letter")
+_SAYING = ("would", "say", "think", "believe", "choose", "pick", "select")
+_LABEL_ENDS = re.compile(r"[\s*_\])]*[.):\]][\s*_\[(]*")
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A completion taken apart.
+
+    `thought` and `answer` are stripped; `answer` is None unless there is exactly one answer block
+    with something in it, and `problem` then says why: no_answer, unclosed_answer, several_answers,
+    nested_answer or empty_answer. `well_formed` is what the format reward pays for: one think
+    block, then one answer block with something in it, and only white space around them.
+    """
+
+    thought: str | None
+    answer: str | None
+    well_formed: bool
+    problem: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The option an answer names, from 0, or None.
+
+    `status` is how it was read (letter, text, letter_and_text), or why it was not: a `problem` of
+    `Parsed`, hedge, disagree (a letter beside words that are not its option's), out_of_range,
+    ambiguous (a text that fits two options), too_long, or unknown.
+    """
+
+    index: int | None
+    status: str
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The options of a question, ready to be looked up.
+
+    `spellings` maps words joined by spaces to what stands between them, and whose text it is.
+    """
+
+    count: int
+    spellings: dict[str, list[tuple[tuple[str, ...], int]]]
+    bags: dict[tuple[str, ...], set[int]]
+    longest: int
+    vocabulary: frozenset[str]
+    remarks: bool
+
+
+def parse(completion: str) -> Parsed:
+    """Take a completion apart at its <think> and <answer> tags, which count as written here only.
+
+    A chat template that ends the prompt in <think> leaves that tag out of the completion. The
+    answer is read all the same; for `thought` and `well_formed` put the tag back first:
+    `parse("<think>" + completion)`.
+    """
+    tags = list(_TAG.finditer(completion))
+    names = [tag.group() for tag in tags]
+    answer, problem = _answer(completion, tags, names)
+    thought = None
+    if [name for name in names if "think" in name] == _WELL_FORMED[:2]:
+        start, end = names.index("<think>"), names.index("</think>")
+        thought = completion[tags[start].end() : tags[end].start()].strip()
+    well_formed = (
+        answer is not None
+        and names == _WELL_FORMED
+        and not completion[: tags[0].start()].strip()
+        and not completion[tags[1].end() : tags[2].start()].strip()
+        and not completion[tags[3].end() :].strip()
+    )
+    return Parsed(thought, answer, well_formed, problem)
+
+
+def choose(completion: str, options: Sequence[str]) -> Choice:
+    """Which of `options`, lettered from A, the completion's answer names; see the module's text."""
+    parsed = parse(completion)
+    if parsed.answer is None:
+        return Choice(None, parsed.problem)
+    if len(parsed.answer) > words.MAX_LENGTH:
+        return Choice(None, "too_long")
+    return _Reading(words.words(parsed.answer), _prepare(tuple(options))).choice()
+
+
+def _answer(completion: str, tags: list[re.Match[str]], names: list[str]) -> tuple[str | None, str]:
+    """The content of the one answer block and "", or None and the problem."""
+    opened, closed = names.count("<answer>"), names.count("</answer>")
+    if opened == 0:
+        return None, "no_answer"
+    if opened > 1 or closed > 1:
+        return None, "several_answers"
+    start = names.index("<answer>")
+    if closed == 0 or names.index("</answer>") < start:
+        return None, "unclosed_answer"
+    # Inside a thought: the think tag before it opens (or stood in the prompt), the next closes.
+    within = names[:start][-1:] != ["</think>"] and names[start + 2 :][:1] == ["</think>"]
+    if names[start + 1] != "</answer>" or within:
+        return None, "nested_answer"
+    answer = completion[tags[start].end() : tags[start + 1].start()].strip()
+    return (answer, "") if answer else (None, "empty_answer")
+
+
+@lru_cache(maxsize=4096)
+def _prepare(options: tuple[str, ...]) -> _Options:
+    spellings: dict[str, list[tuple[tuple[str, ...], int]]] = {}
+    bags: dict[tuple[str, ...], set[int]] = {}
+    for index, option in enumerate(options):
+        full = words.words(option)
+        bare = words.words(words.without_remarks(option))
+        for found in (full, words.without_article(full), bare, words.without_article(bare)):
+            key = " ".join(word.key for word in found)
+            gaps = tuple(word.after.strip() for word in found[:-1])
+            spellings.setdefault(key, []).append((gaps, index))
+            if bag := words.year_bag(key.split()):
+                bags.setdefault(bag, set()).add(index)
+    spellings.pop("", None)
+    longest = max((key.count(" ") + 1 for key in spellings), default=0)
+    vocabulary = frozenset(word for key in spellings for word in key.split())
+    remarks = any(words.without_remarks(option) != option for option in options)
+    return _Options(len(options), spellings, bags, longest, vocabulary, remarks)
+
+
+def _depths(found: list[words.Word]) -> list[int]:
+    """How many parentheses are open at each word."""
+    depths, depth = [], 0
+    for word in found:
+        depth = max(0, depth + word.before.count("(") - word.before.count(")"))
+        depths.append(depth)
+    return depths
+
+
+class _Reading:
+    """An answer's words being read from left to right as claims about the options."""
+
+    def __init__(self, found: list[words.Word], options: _Options):
+        self.words = found
+        self.options = options
+        self.letters: list[set[int]] = []
+        self.texts: list[set[int]] = []
+        self.hedged = False
+        self.unknown = False
+
+    def choice(self) -> Choice:
+        self._read()
+        claims = self.letters + self.texts
+        if self.hedged:
+            return Choice(None, "hedge")
+        if not claims:
+            return Choice(None, "unknown")
+        agreed = set.intersection(*claims)
+        if not agreed:
+            return Choice(None, self._conflict())
+        if self.unknown:
+            return Choice(None, "disagree" if self.letters else "unknown")
+        if len(agreed) > 1:
+            return Choice(None, "ambiguous")
+        index = agreed.pop()
+        if index >= self.options.count:
+            return Choice(None, "out_of_range")
+        if self.letters and self.texts:
+            return Choice(index, "letter_and_text")
+        return Choice(index, "letter" if self.letters else "text")
+
+    def _conflict(self) -> str:
+        one_letter = bool(self.letters) and bool(set.intersection(*self.letters))
+        one_text = bool(self.texts) and bool(set.intersection(*self.texts))
+        return "disagree" if one_letter and one_text else "hedge"
+
+    def _read(self) -> None:
+        place, depths = 0, _depths(self.words)
+        while place < len(self.words):
+            word = self.words[place]
+            length, named = self._option_at(place)
+            if named:
+                self.texts.append(named)
+                place += length
+                continue
+            if word.key in words.HEDGES:
+                self.hedged = True
+            elif len(word.key) == 1 and word.key.upper() in LETTERS:
+                self._read_letter(place)
+            elif word.key not in _FILLERS:
+                # A remark in parentheses is let pass, unless it may speak of the options.
+                spoken_of = self.options.remarks or word.key in self.options.vocabulary
+                self.unknown |= depths[place] == 0 or spoken_of
+            place += 1
+
+    def _read_letter(self, place: int) -> None:
+        word = self.words[place]
+        before = self.words[place - 1].key if place else ""
+        following = self.words[place + 1].key if place + 1 < len(self.words) else ""
+        article = word.raw == "a" and word.after == " " and before not in _LETTER_FOLLOWS
+        if article and self._option_at(place + 1)[1]:
+            return  # "a Laysan Albatross"; a capital A there is the letter
+        if word.key == "i" and following in _SAYING:
+            return
+        claim = {LETTERS.index(word.key.upper())}
+        # Options that are letters themselves: "B. A" is letter B with its text, "B, A" is a hedge.
+        if self.letters and _LABEL_ENDS.fullmatch(word.before):
+            claim |= {index for _, index in self.options.spellings.get(word.key, [])}
+        self.letters.append(claim)
+
+    def _option_at(self, place: int) -> tuple[int, set[int]]:
+        """The longest option text that starts at word `place`: its words, and whose it is."""
+        keys = [word.key for word in self.words[place : place + self.options.longest]]
+        for length in range(len(keys), 0, -1):
+            if length == 1 and len(keys[0]) == 1:
+                break  # a lone letter is always read as the letter
+            fits = self.options.spellings.get(" ".join(keys[:length]), [])
+            named = {index for gaps, index in fits if self._joined(place, gaps)}
+            if named:
+                return length, named
+        rest = [word.key for word in self.words[place:]] if self.options.bags else []
+        if len(rest) <= self.options.longest:
+            return len(rest), self.options.bags.get(words.year_bag(rest), set())
+        return 0, set()
+
+    def _joined(self, place: int, gaps: tuple[str, ...]) -> bool:
+        """Whether the words from `place` hang together as the option's do, not as a list does."""
+        return all(
+            words.hangs_on(word) or (gap != "" and word.after.strip() == gap)
+            for word, gap in zip(self.words[place:], gaps, strict=False)
+        )

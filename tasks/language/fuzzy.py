@@ -1,0 +1,80 @@
+"""How alike two names are as strings: the last step of matching, and text-similar options.
+
+Similarity is rapidfuzz's `ratio` of normalised names, from 0 to 100 (equal): the share of
+characters that need not be inserted or deleted to turn one name into the other.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from tasks.language.words import normalize
+
+
+class FuzzyNames:
+    """Nearly right spellings of class names, as the last step of `tasks.language.class_names.ClassNames`.
+
+    `spellings` maps normalised names and aliases to class ids. A text means a class when its
+    similarity to one of the class's spellings is at least `threshold` and exceeds that to every
+    other class by `margin` or more. Two classes as alike as `threshold` are never told apart this
+    way, nor are names whose numbers differ: "737-200" is no misspelt "737-300".
+    """
+
+    def __init__(self, spellings: Mapping[str, int], threshold: float, margin: float):
+        if not 0 < threshold <= 100 or margin < 0:
+            raise ValueError(
+                f"fuzzy_threshold must be from 0 to 100 and fuzzy_margin at least 0; got "
+                f"{threshold:g} and {margin:g}"
+            )
+        self._keys = list(spellings)
+        self._ids = [spellings[key] for key in self._keys]
+        self._threshold, self._margin = threshold, margin
+        self._alike = self._too_alike()
+
+    def match(self, key: str) -> int | None:
+        """The class that the normalised text `key` nearly spells, or None."""
+        from rapidfuzz import fuzz, process  # tens of milliseconds that few runs need
+
+        floor = max(0.0, self._threshold - self._margin)
+        near = process.extract(key, self._keys, scorer=fuzz.ratio, limit=None, score_cutoff=floor)
+        best: dict[int, float] = {}
+        for spelling, score, index in near:
+            class_id = self._ids[index]
+            if score > best.get(class_id, -1.0) and _numbers(spelling) == _numbers(key):
+                best[class_id] = score
+        ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))
+        if not ranked or ranked[0][1] < self._threshold or ranked[0][0] in self._alike:
+            return None
+        if len(ranked) > 1 and ranked[0][1] - ranked[1][1] < self._margin:
+            return None
+        return ranked[0][0]
+
+    def _too_alike(self) -> set[int]:
+        """Classes with a spelling that another class's comes as near to as a misspelling may."""
+        from rapidfuzz import fuzz, process
+
+        alike: set[int] = set()
+        for key, class_id in zip(self._keys, self._ids, strict=True):
+            near = process.extract(
+                key, self._keys, scorer=fuzz.ratio, limit=None, score_cutoff=self._threshold
+            )
+            alike.update(self._ids[index] for *_, index in near if self._ids[index] != class_id)
+        return alike
+
+
+def text_neighbours(names: Sequence[str], class_id: int, among: Sequence[int]) -> list[int]:
+    """The classes of `among`, without `class_id`, by falling similarity of their names to its.
+
+    The order of words does not count; equally similar classes stand by rising id.
+    """
+    from rapidfuzz import fuzz
+
+    own = normalize(names[class_id])
+    scores = {
+        other: fuzz.token_sort_ratio(own, normalize(names[other]))
+        for other in among
+        if other != class_id
+    }
+    return sorted(scores, key=lambda other: (-scores[other], other))
+
+
+def _numbers(key: str) -> list[str]:
+    return [word for word in key.split() if any(char.isdigit() for char in word)]

@@ -1,0 +1,134 @@
+"""Every prompt of the project, built by pure functions.
+
+Two questions are asked of a policy: the open question (which species is this?) and the
+multiple-choice question over candidates. Propose, Train and Evaluate all build them here, so a
+policy is always asked in the words it was trained with. The wording is a setting
+(`[engine] prompt_style`), because a changed prompt changes every rollout.
+
+Styles: `brief` keeps a prompt to two sentences; `stepwise` asks for a description of the visible
+traits first, as the paper's closed-list and multiple-choice prompts do (arXiv 2511.18305,
+section 3; the wording here is our own); `caption` asks for a description of the image before the
+reasoning, against answers that skip the image (Visionary-R1, arXiv 2505.14677).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from data_cards import Card
+from tasks.runtime.errors import StageError
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+STYLES = ("brief", "stepwise", "caption")
+
+_OPEN_TAIL = {
+    "brief": "Think between <think> and </think>. Then give one name between <answer> and </answer>.",
+    "stepwise": (
+        "First reason step by step between <think> and </think>: describe the traits you can see "
+        "and what they speak for. Then give the one most likely name between <answer> and </answer>."
+    ),
+    "caption": (
+        "First describe what you see between <caption> and </caption>. Then think between <think> "
+        "and </think>. Then give one name between <answer> and </answer>."
+    ),
+}
+_MCQ_TAIL = {
+    "brief": (
+        "Think between <think> and </think>. Then give one option, by letter or name, between "
+        "<answer> and </answer>."
+    ),
+    "stepwise": (
+        "First reason step by step between <think> and </think>: say which visible traits tell the "
+        "options apart and which of them this image shows. Then give the letter of exactly one "
+        "option between <answer> and </answer>."
+    ),
+    "caption": (
+        "First describe what you see between <caption> and </caption>. Then think between <think> "
+        "and </think>. Then give one option, by letter or name, between <answer> and </answer>."
+    ),
+}
+
+
+def open_question(
+    noun: str, kind: str, *, style: str = "brief", names: Sequence[str] | None = None
+) -> str:
+    """The open question; with `names` the closed-list form, which shows the allowed names.
+
+    `noun` is what the images show ("bird"), `kind` what is asked for ("species").
+    """
+    parts = [f"What {kind} of {noun} is this?"]
+    if names is not None:
+        parts.append(listed(names))
+    return " ".join([*parts, _tail(_OPEN_TAIL, style)])
+
+
+def mcq_question(noun: str, kind: str, options: Sequence[str], *, style: str = "brief") -> str:
+    """The multiple-choice question: one option a line, lettered from A in the order given."""
+    if not 2 <= len(options) <= len(LETTERS):
+        raise ValueError(f"a question needs 2 to {len(LETTERS)} options, got {len(options)}")
+    lines = [f"What {kind} of {noun} is this?"]
+    lines += [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    return "\n".join([*lines, _tail(_MCQ_TAIL, style)])
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names that an answer may be, as one sentence."""
+    return "It is one of these: " + "; ".join(names) + "."
+
+
+def card_question(
+    card: Card, engine: dict[str, Any], prompt: str, names: list[str]
+) -> tuple[str, str]:
+    """What stands before the image, and the open question of a card after it.
+
+    With `prompt = closed_list` the allowed names are shown: in the question, or before the image
+    (`[engine] list_position = before_image`), where an engine computes them once for all images.
+    """
+    if prompt not in ("open", "closed_list"):
+        raise StageError(f"prompt must be open or closed_list; got {prompt!r}")
+    position = engine["list_position"]
+    if position not in ("in_question", "before_image"):
+        raise StageError(
+            f"[engine] list_position must be in_question or before_image; got {position!r}"
+        )
+    allowed = names if prompt == "closed_list" else None
+    ahead = allowed is not None and position == "before_image"
+    text = open_question(
+        card.noun, card.kind, style=engine["prompt_style"], names=None if ahead else allowed
+    )
+    return listed(names) if ahead else "", text
+
+
+def chat(text: str, before: str = "") -> list[dict]:
+    """One user turn: the image, then the text, in the form chat templates take.
+
+    `before` is text that stands before the image.
+    """
+    ahead = [{"type": "text", "text": before}] if before else []
+    return [
+        {"role": "user", "content": [*ahead, {"type": "image"}, {"type": "text", "text": text}]}
+    ]
+
+
+def rendered(processor: Any, messages: list[dict]) -> str:
+    """A chat as the text that its processor takes, up to where the answer begins.
+
+    Many tokenizers put a token of theirs before every text, and their chat templates write it as
+    well (Gemma, Llama). It is left to the tokenizer, or the policy would be asked with two of them
+    and trained with one.
+    """
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    tokenizer = processor.tokenizer
+    if tokenizer.bos_token and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        text = text.removeprefix(tokenizer.bos_token)
+    return text
+
+
+def completion(thought: str, answer: str) -> str:
+    """A well-formed completion; what supervised training teaches and the format reward expects."""
+    return f"<think>{thought}</think><answer>{answer}</answer>"
+
+
+def _tail(tails: dict[str, str], style: str) -> str:
+    if style not in tails:
+        raise ValueError(f"prompt_style must be one of {', '.join(STYLES)}; got {style!r}")
+    return tails[style]

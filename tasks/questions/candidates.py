@@ -1,0 +1,310 @@
+"""Rollouts -> candidates: one merged, ranked list of names per image.
+
+Votes merge by class before anything is cut, so spelling variants never split a class's votes.
+Candidates stand by falling votes; ties break by mean log-probability, then by class id, so that
+the order of rollouts never matters. Every distinct answer is read and matched once per block.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import starmap
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.language import answers
+from tasks.language.class_names import ClassNames
+from tasks.language.words import MAX_LENGTH
+from tasks.questions.rollouts import LOGPROB_UNIT, Block, blocks, logprob_units
+from tasks.tables import shards
+
+VOCABULARIES = ("closed", "open")
+OPEN = -1  # the class id of a name that is no class of the card
+_UNPARSED, _OUTSIDE = -1, -2  # instead of a candidate
+BLOCK_ROLLOUTS = 40_000  # merged at a time, about
+MERGED_AT_ONCE = 1000  # images, where all results are kept anyway
+
+
+class Candidate(NamedTuple):
+    """A distinct class among an image's rollouts; `logprob` is the mean over its votes, in nats.
+
+    A name that is no class (`vocabulary = open`) has class id -1 and `name` in its most frequent
+    spelling; for a class `name` is "".
+    """
+
+    class_id: int
+    votes: int
+    logprob: float
+    name: str = ""
+
+
+class Answer(NamedTuple):
+    """A distinct answer of an image: its text ("" if unreadable), how often it came, the class it
+    names (-1: none) and the step of `tasks.language.class_names` or `tasks.language.answers` that decided so."""
+
+    text: str
+    votes: int
+    class_id: int
+    step: str
+
+
+@dataclass
+class Votes:
+    """One image's rollouts, merged: candidates by falling votes, and what could not be counted.
+
+    `num_outside` counts answers that may not be candidates; `answers` lists every distinct answer
+    by falling votes.
+    """
+
+    candidates: list[Candidate]
+    num_rollouts: int
+    num_unparsed: int
+    num_outside: int
+    answers: list[Answer]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What may become a candidate: the classes `allowed`, and with `open` names of no class.
+
+    An answer that names a class outside `allowed` never becomes one, in whatever spelling.
+    """
+
+    names: ClassNames
+    allowed: frozenset[int]
+    open: bool = False
+
+    def read(self, text: str) -> tuple[int, str, str]:
+        """(class id, step, open key) of an answer; the key is "" for all but open candidates."""
+        match = self.names.match(text)
+        if match.class_id is not None:
+            return match.class_id, match.step, ""
+        key = self.names.open_key(text) if self.open else None
+        return OPEN, match.step if key is None else "open", key or ""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Merged votes of the images `start` to `stop`, as columns.
+
+    `counts` is (images, 3): rollouts, unparsed, outside. Image i has the candidates
+    `starts[i]:starts[i + 1]` and the answers `answer_starts[i]:answer_starts[i + 1]`.
+    """
+
+    start: int
+    stop: int
+    counts: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    class_ids: NDArray[np.int32]
+    votes: NDArray[np.int32]
+    logprobs: NDArray[np.float64]
+    names: dict[int, str]  # of open candidates, by place
+    answer_starts: NDArray[np.int64]
+    answer_codes: NDArray[np.int32]  # into the lists below
+    answer_votes: NDArray[np.int32]
+    texts: list[str]
+    steps: list[str]
+    answer_class_ids: NDArray[np.int32]
+
+    def candidates(self) -> list[Candidate]:
+        """The candidates of all images, one after the other; `starts` tells them apart."""
+        columns = (c.tolist() for c in (self.class_ids, self.votes, self.logprobs))
+        found = list(starmap(Candidate, zip(*columns, strict=True)))
+        for place, name in self.names.items():
+            found[place] = found[place]._replace(name=name)
+        return found
+
+    def images(self) -> Iterator[Votes]:
+        """All that is known of each image."""
+        found = self.candidates()
+        said = [
+            Answer(self.texts[code], votes, int(self.answer_class_ids[code]), self.steps[code])
+            for code, votes in zip(
+                self.answer_codes.tolist(), self.answer_votes.tolist(), strict=True
+            )
+        ]
+        for image, (rollouts, unparsed, outside) in enumerate(self.counts.tolist()):
+            own = slice(self.starts[image], self.starts[image + 1])
+            told = slice(self.answer_starts[image], self.answer_starts[image + 1])
+            yield Votes(found[own], rollouts, unparsed, outside, said[told])
+
+
+def merge(completions: Iterable[tuple[str, float]], names: ClassNames, allowed: set[int]) -> Votes:
+    """Merge one image's sampled answers, given as (completion, mean log-probability), by class.
+
+    Only classes in `allowed` become candidates.
+    """
+    pairs = list(completions)
+    parsed = [answers.parse(text) for text, _ in pairs]
+    distinct = dict.fromkeys((p.answer, p.problem) for p in parsed)
+    known = {key: code for code, key in enumerate(distinct)}
+    block = Block(
+        0,
+        1,
+        np.zeros(len(pairs), np.int64),
+        np.array([known[p.answer, p.problem] for p in parsed], np.int64),
+        logprob_units(np.array([value for _, value in pairs], np.float64)),
+        [text for text, _ in known],
+        [problem for _, problem in known],
+    )
+    return next(merge_block(block, Vocabulary(names, frozenset(allowed))).images())
+
+
+def merge_all(propose: Path, names: ClassNames, allowed: set[int]) -> dict[str, Votes]:
+    """Votes by image id over all rollout shards of `propose`; each (image_id, rollout) counts once.
+
+    For sets that fit in memory; `merge_images` takes any.
+    """
+    ids = {i for p in shards.paths(propose, "rollouts") for i in _image_ids(p)}
+    image_ids = sorted(ids)
+    vocabulary = Vocabulary(names, frozenset(allowed))
+    return {
+        image_id: votes
+        for merged in merge_images(propose, image_ids, vocabulary, MERGED_AT_ONCE)
+        for image_id, votes in zip(
+            image_ids[merged.start : merged.stop], merged.images(), strict=True
+        )
+    }
+
+
+def merge_images(
+    propose: Path, image_ids: Sequence[str], vocabulary: Vocabulary, size: int
+) -> Iterator[Merged]:
+    """Merged votes of `image_ids`, `size` at a time, in order."""
+    for block in blocks(propose, image_ids, size):
+        yield merge_block(block, vocabulary)
+
+
+def merge_block(block: Block, vocabulary: Vocabulary) -> Merged:
+    """Count the votes of a block's images. Sorting makes the result independent of row order."""
+    meaning = _meanings(block, vocabulary)
+    images = block.stop - block.start
+    # Distinct answers of each image, with their votes and summed log-probabilities.
+    image, code, votes, logprob = _grouped(
+        block.image, meaning.order[block.answer], np.ones(len(block.image), np.int64), block.logprob
+    )
+    target = meaning.targets[code]
+    counts = np.zeros((images, 3), np.int64)
+    counts[:, 0] = np.bincount(block.image, minlength=images)
+    for column, kind in ((1, _UNPARSED), (2, _OUTSIDE)):
+        counts[:, column] = np.bincount(image, votes * (target == kind), images)
+    kept = target >= 0
+    c_image, c_target, c_votes, c_logprob = _grouped(
+        image[kept], target[kept], votes[kept], logprob[kept]
+    )
+    ranked = np.lexsort((c_target, -c_logprob, -c_votes, c_image))
+    c_target, c_votes = c_target[ranked], c_votes[ranked]
+    listed = np.lexsort((code, -votes, image))
+    starts = _starts(c_image, images)
+    class_ids = np.where(c_target < meaning.classes, c_target, OPEN)
+    return Merged(
+        block.start,
+        block.stop,
+        counts,
+        starts,
+        class_ids.astype(np.int32),
+        c_votes.astype(np.int32),
+        c_logprob[ranked] / (c_votes * LOGPROB_UNIT),
+        _open_names(meaning, image, code, votes, c_image[ranked], c_target),
+        _starts(image, images),
+        code[listed].astype(np.int32),
+        votes[listed].astype(np.int32),
+        meaning.texts,
+        meaning.steps,
+        meaning.class_ids,
+    )
+
+
+@dataclass(frozen=True)
+class _Meanings:
+    """What a block's distinct answers mean, by rank in the order of their texts.
+
+    `order` maps a block's answer code to that rank, so that no code depends on the order of rows.
+    A target is a class id, or `classes` and more for an open name.
+    """
+
+    order: NDArray[np.int64]
+    texts: list[str]
+    steps: list[str]
+    class_ids: NDArray[np.int32]
+    targets: NDArray[np.int64]
+    classes: int
+
+
+def _meanings(block: Block, vocabulary: Vocabulary) -> _Meanings:
+    texts = [text or "" for text in block.texts]
+    ranks = sorted(range(len(texts)), key=lambda code: (texts[code], block.problems[code]))
+    order = np.empty(len(ranks), np.int64)
+    order[ranks] = np.arange(len(ranks))
+    read = [
+        (OPEN, block.problems[code], "")
+        if block.texts[code] is None
+        else vocabulary.read(texts[code])
+        for code in ranks
+    ]
+    classes = len(vocabulary.names.names)
+    keys = sorted({key for *_, key in read if key})
+    numbers = {key: classes + number for number, key in enumerate(keys)}
+    targets = [
+        _UNPARSED
+        if block.texts[code] is None
+        else class_id
+        if class_id in vocabulary.allowed
+        else numbers.get(key, _OUTSIDE)
+        for code, (class_id, _, key) in zip(ranks, read, strict=True)
+    ]
+    return _Meanings(
+        order,
+        [texts[code][:MAX_LENGTH] for code in ranks],
+        [step for _, step, _ in read],
+        np.array([class_id for class_id, *_ in read], np.int32),
+        np.array(targets, np.int64),
+        classes,
+    )
+
+
+def _grouped(
+    image: NDArray[np.int64], key: NDArray[np.int64], *values: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], ...]:
+    """Sums of `values` for each distinct (image, key), in that order."""
+    if not len(image):
+        return (image, key, *values)
+    width = int(key.max()) + 1 - min(int(key.min()), 0)
+    joint = image * width + key
+    order = np.argsort(joint)
+    first = np.flatnonzero(np.diff(joint[order], prepend=joint[order[0]] - 1))
+    sums = [np.add.reduceat(value[order], first) for value in values]
+    return (image[order][first], key[order][first], *sums)
+
+
+def _starts(image: NDArray[np.int64], images: int) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(np.bincount(image, minlength=images))])
+
+
+def _open_names(
+    meaning: _Meanings,
+    image: NDArray[np.int64],
+    code: NDArray[np.int64],
+    votes: NDArray[np.int64],
+    c_image: NDArray[np.int64],
+    c_target: NDArray[np.int64],
+) -> dict[int, str]:
+    """Place among the candidates -> its image's most frequent spelling, white space as one blank."""
+    spelled: dict[tuple[int, int], Counter[str]] = {}
+    for at in np.flatnonzero(meaning.targets[code] >= meaning.classes):
+        name = " ".join(meaning.texts[code[at]].split())
+        counts = spelled.setdefault((image[at], meaning.targets[code[at]]), Counter())
+        counts[name] += int(votes[at])
+    return {
+        int(place): min(
+            spelled[c_image[place], c_target[place]].items(), key=lambda item: (-item[1], item[0])
+        )[0]
+        for place in np.flatnonzero(c_target >= meaning.classes)
+    }
+
+
+def _image_ids(path: Path) -> set[str]:
+    return set(shards.read_file(path, ["image_id"])["image_id"].unique().to_pylist())

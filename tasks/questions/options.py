@@ -1,0 +1,228 @@
+"""Candidates -> the options of one question: who stands beside the truth, in which order.
+
+The rules, and where they depart from the method's first implementation:
+
+- an absent truth takes the place of the candidate with the fewest votes, and the row says so;
+- too few options are topped up by what this policy confuses the truth with most often;
+- letters are balanced within one among the questions of a shard that have equally many options.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from tasks.language.fuzzy import text_neighbours
+from tasks.language.prompts import LETTERS
+from tasks.questions.candidates import VOCABULARIES, Candidate, Merged
+from tasks.runtime.errors import StageError
+
+TOP_UPS = ("confusion", "text", "random", "none")
+OPTIONS_FROM = ("policy", "random", "text", "hard_negative")
+ANSWERS_FROM = ("label", "majority")
+
+
+class Option(NamedTuple):
+    """One option of a question; `source` is one of `tasks.tables.schemas.SOURCES`.
+
+    A name that is no class has class id -1 and stands in `name`.
+    """
+
+    class_id: int
+    votes: int
+    source: str
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How questions are built: the settings of [BuildMCQ] that decide on options."""
+
+    num_options: int
+    min_options: int
+    top_up: str
+    vocabulary: str
+    fuzzy_threshold: float
+    fuzzy_margin: float
+    options_from: str
+    answer_from: str
+    min_truth_votes: int
+    max_unparsed_per_image: float
+
+    def check(self) -> None:
+        """Raise StageError naming the first setting that cannot be."""
+        if not 2 <= self.num_options <= len(LETTERS) or not 2 <= self.min_options <= (
+            self.num_options
+        ):
+            raise StageError(
+                f"[BuildMCQ] needs 2 <= min_options <= num_options <= {len(LETTERS)}; got "
+                f"min_options = {self.min_options}, num_options = {self.num_options}"
+            )
+        for key, known in (
+            ("top_up", TOP_UPS),
+            ("vocabulary", VOCABULARIES),
+            ("options_from", OPTIONS_FROM),
+            ("answer_from", ANSWERS_FROM),
+        ):
+            if getattr(self, key) not in known:
+                raise StageError(
+                    f"[BuildMCQ] {key} must be one of {', '.join(known)}; "
+                    f"got {getattr(self, key)!r}"
+                )
+        if not 0 <= self.fuzzy_threshold <= 100 or self.fuzzy_margin < 0:
+            raise StageError(
+                f"[BuildMCQ] needs 0 <= fuzzy_threshold <= 100 and fuzzy_margin >= 0; got "
+                f"{self.fuzzy_threshold:g} and {self.fuzzy_margin:g}"
+            )
+
+    @property
+    def draws(self) -> bool:
+        """Whether choosing options takes random numbers."""
+        return self.top_up == "random" or self.options_from == "random"
+
+
+class Neighbours:
+    """The other base classes in two orders: most confused with a class, and most alike in name.
+
+    `confused[truth]` counts how often this policy proposed each class for images of `truth`.
+    """
+
+    def __init__(
+        self, names: Sequence[str], base: Sequence[int], confused: Mapping[int, Counter[int]]
+    ):
+        self._names, self._base, self.confused = names, base, confused
+        self._found: dict[tuple[str, int], list[int]] = {}
+
+    def of(self, kind: str, truth: int) -> list[int]:
+        """All base classes but `truth`, nearest first, by `kind`: confusion or text."""
+        key = (kind, truth)
+        if key not in self._found:
+            counts = self.confused.get(truth, Counter())
+            self._found[key] = (
+                text_neighbours(self._names, truth, self._base)
+                if kind == "text"
+                else sorted((c for c in self._base if c != truth), key=lambda c: (-counts[c], c))
+            )
+        return self._found[key]
+
+
+def count_confusions(counts: dict[int, Counter[int]], block: Merged, truths: Sequence[int]) -> None:
+    """Add a block's votes to `counts`, by truth and proposed class; `truths` has one class id an
+    image of the block, and an image whose truth is unknown (below 0) is left out."""
+    truth = np.repeat(np.asarray(truths, np.int64), np.diff(block.starts))
+    used = (truth >= 0) & (block.class_ids >= 0)
+    if not used.any():
+        return
+    width = int(block.class_ids.max()) + 1
+    pairs, places = np.unique(truth[used] * width + block.class_ids[used], return_inverse=True)
+    sums = np.bincount(places, block.votes[used]).astype(int)
+    for pair, votes in zip(pairs.tolist(), sums.tolist(), strict=True):
+        counts.setdefault(pair // width, Counter())[pair % width] += votes
+
+
+def choose_options(
+    candidates: Sequence[Candidate],
+    truth: int,
+    *,
+    num_options: int,
+    min_options: int,
+    top_up: str,
+    confusion: Sequence[int],
+    generator: np.random.Generator | None,
+    text: Sequence[int] = (),
+    options_from: str = "policy",
+    min_truth_votes: int = 0,
+) -> tuple[list[Option], str]:
+    """The options of one question by falling votes, truth among them, and the outcome.
+
+    `confusion` and `text` list the other base classes, those most often confused with the truth
+    and those most alike in name first. `generator` is needed where options are drawn at random.
+    """
+    if not candidates:
+        return [], "no_candidates"
+    if len(candidates) == 1 and candidates[0].class_id == truth:
+        return [], "truth_only"
+    votes = next((c.votes for c in candidates if c.class_id == truth), 0)
+    if votes < min_truth_votes:
+        return [], "truth_rarely_proposed"
+    options = [Option(c.class_id, c.votes, "policy", c.name) for c in candidates[:num_options]]
+    if not any(option.class_id == truth for option in options):
+        # When full, the candidate with the fewest votes, the last one, makes room.
+        options = [*options[: num_options - 1], Option(truth, votes, "truth")]
+    if top_up != "none" and len(options) < min_options:
+        pool = list(text if top_up == "text" else confusion)
+        if top_up == "random":
+            pool = _shuffled(pool, generator)
+        taken = {option.class_id for option in options}
+        spare = [class_id for class_id in pool if class_id not in taken]
+        options += [Option(c, 0, "top_up") for c in spare[: min_options - len(options)]]
+    if options_from != "policy":
+        pools = {"random": confusion, "text": text, "hard_negative": confusion}
+        pool = list(pools[options_from])
+        if options_from == "random":
+            pool = _shuffled(pool, generator)
+        options = _replaced(options, truth, pool, options_from, candidates)
+    return (options, "kept") if len(options) >= 2 else (options, "too_few_options")
+
+
+def shuffle_options(
+    options: Sequence[Option],
+    generator: np.random.Generator,
+    truth_at: int | None = None,
+    truth: int = -1,
+) -> list[Option]:
+    """Options in random order; with `truth_at` the truth stands at that position."""
+    order = [options[i] for i in generator.permutation(len(options))]
+    if truth_at is None:
+        return order
+    rest = [option for option in order if option.class_id != truth]
+    right = next(option for option in order if option.class_id == truth)
+    return [*rest[:truth_at], right, *rest[truth_at:]]
+
+
+def balanced_letters(counts: Sequence[int], generator: np.random.Generator) -> list[int]:
+    """A truth position for each question, given its option count.
+
+    Among questions with n options each of the n positions is used equally often, within one.
+    """
+    positions = [0] * len(counts)
+    for n in sorted(set(counts)):
+        where = [i for i, count in enumerate(counts) if count == n]
+        deck = np.concatenate([generator.permutation(n) for _ in range(len(where) // n + 1)])
+        # Which letters get the odd ones out is random, so the first letters are not favoured.
+        for place, position in zip(generator.permutation(where), deck, strict=False):
+            positions[int(place)] = int(position)
+    return positions
+
+
+def mcq_id(image_id: str, class_ids: Iterable[int], names: Iterable[str] = ()) -> str:
+    """A name for a question that depends on the image and the set of its options, not their order.
+
+    `names` are the options that are no class.
+    """
+    text = image_id + "|" + ",".join(map(str, sorted(class_ids)))
+    text += "".join(f"|{name}" for name in sorted(names))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _replaced(
+    options: Sequence[Option],
+    truth: int,
+    pool: Sequence[int],
+    source: str,
+    candidates: Sequence[Candidate],
+) -> list[Option]:
+    """The same question with its wrong options taken from `pool`: an ablation asks the same images
+    with equally many options, so that it differs in nothing but who stands beside the truth."""
+    votes = {c.class_id: c.votes for c in candidates}
+    others = [Option(c, votes.get(c, 0), source) for c in pool[: len(options) - 1]]
+    return [next(o for o in options if o.class_id == truth), *others]
+
+
+def _shuffled(pool: Sequence[int], generator: np.random.Generator | None) -> list[int]:
+    if generator is None:
+        raise ValueError("options drawn at random need a generator")
+    return [pool[i] for i in generator.permutation(len(pool))]

@@ -1,0 +1,147 @@
+"""Which images a refresh asks about again, and what becomes of the others.
+
+The first round asks about every training image. A later one can leave out those whose question the
+policy has learned to answer, by the rewards logged while training, or ask about a share only. What
+is not asked again keeps its rollouts, or is retired.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tasks.runtime.errors import StageError
+from tasks.tables import schemas, shards
+
+HOW = ("all", "unsolved", "sample")
+SOLVED = ("keep", "retire")
+# The reward that says whether a question was answered: the first of these that was paid.
+ANSWERED = ("letter", "difficulty_weighted", "exact", "virft_compat")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Image ids: `asked` again, `kept` with the rollouts of the round before, `retired`."""
+
+    asked: list[str]
+    kept: list[str]
+    retired: list[str]
+
+
+def plan(
+    image_ids: Sequence[str],
+    *,
+    how: str,
+    share: float,
+    solved_at: float,
+    solved: str,
+    previous: Path | None,
+    train: Path | None,
+    seed: int,
+) -> Plan:
+    """What a round does with its images; `previous` and `train` are the round before's artifacts.
+
+    A question is solved when the completions of its latest use earned at least `solved_at` on
+    average. An image that the round before retired stays retired. Raises StageError for unknown
+    settings, or when nothing is left to ask about or to learn from.
+    """
+    if how not in HOW:
+        raise StageError(f"[Propose] refresh must be one of {', '.join(HOW)}; got {how!r}")
+    if solved not in SOLVED:
+        raise StageError(f"[Propose] solved must be one of {', '.join(SOLVED)}; got {solved!r}")
+    if not 0 < share <= 1:
+        raise StageError(f"[Propose] refresh_share must be above 0 and at most 1; got {share:g}")
+    if how == "all" or previous is None or train is None:
+        return Plan(list(image_ids), [], [])
+    gone = set(_column(previous, "retired", "image_id"))
+    left = [image_id for image_id in image_ids if image_id not in gone]
+    if how == "sample":
+        count = max(1, round(share * len(left)))
+        drawn = np.random.default_rng([seed, 1]).choice(len(left), count, replace=False)
+        again = {left[i] for i in drawn}
+        return Plan(
+            [i for i in left if i in again], [i for i in left if i not in again], sorted(gone)
+        )
+    done = {image_id for image_id, mean in latest_rewards(train).items() if mean >= solved_at}
+    asked = [image_id for image_id in left if image_id not in done]
+    rest = [image_id for image_id in left if image_id in done]
+    if solved == "keep":
+        return Plan(asked, rest, sorted(gone))
+    if not asked:
+        raise StageError(
+            f"every question of {train} is solved (solved_at = {solved_at:g}) and retired: nothing is "
+            "left to train on; stop at this round, or set [Propose] solved = keep"
+        )
+    return Plan(asked, [], sorted(gone | set(rest)))
+
+
+def latest_rewards(train: Path) -> dict[str, float]:
+    """Mean reward for the answer, by image, over the completions of its latest use in training.
+
+    Raises StageError where no reward for the answer was logged.
+    """
+    table = shards.read(train, "completions")
+    name = next((f"reward/{r}" for r in ANSWERED if f"reward/{r}" in table.column_names), None)
+    if name is None:
+        raise StageError(
+            f"{train} logged no reward for answers ({', '.join(ANSWERED)}), so that nobody knows "
+            "which questions are solved; set [Propose] refresh = all"
+        )
+    images = np.array(table["image_id"].to_pylist())
+    steps, paid = np.array(table["step"]), np.array(table[name], dtype=float)
+    # Questions whose difficulty weighs pay up to 2: what counts here is whether they were right.
+    paid = np.minimum(paid, 1.0)
+    ids, places = np.unique(images, return_inverse=True)
+    latest = np.zeros(len(ids), dtype=steps.dtype)
+    np.maximum.at(latest, places, steps)
+    use = steps == latest[places]
+    sums = np.bincount(places[use], weights=np.nan_to_num(paid[use]), minlength=len(ids))
+    counts = np.bincount(places[use], minlength=len(ids))
+    return dict(zip(ids.tolist(), (sums / counts).tolist(), strict=True))
+
+
+def merge(
+    output: Path, fresh: str, previous: Path, chosen: Plan, order: Sequence[str], size: int
+) -> None:
+    """Write `rollouts-*` in the order of images: fresh ones where asked, the others' as they were.
+
+    `size` is images a shard. The table `fresh` is deleted at the end.
+    """
+    asked = set(chosen.asked)
+    left = [image_id for image_id in order if image_id in asked or image_id in set(chosen.kept)]
+    new, old = shards.read(output, fresh), shards.read(previous, "rollouts")
+    rows = pa.concat_tables([_only(new, asked), _only(old, set(chosen.kept))])
+    position = {image_id: place for place, image_id in enumerate(left)}
+    places = np.array([position[i] for i in rows["image_id"].to_pylist()])
+    ordered = np.lexsort((np.array(rows["rollout"]), places))
+    rows, places = rows.take(pa.array(ordered)), places[ordered]
+    for number in range(-(-len(left) // size)):
+        low, high = np.searchsorted(places, [number * size, (number + 1) * size])
+        part = rows.slice(low, high - low)
+        shards.write(shards.shard_path(output, "rollouts", number), part, schemas.rollouts())
+    for path in shards.paths(output, fresh):
+        path.unlink()
+
+
+def write_retired(output: Path, chosen: Plan) -> None:
+    """`retired.parquet`: the images that are no longer asked about; no file where there are none."""
+    rows = [{"image_id": image_id, "reason": "solved"} for image_id in chosen.retired]
+    shards.write(output / "retired.parquet", rows, schemas.refused())
+
+
+def retired(propose: Path) -> set[str]:
+    """The images that a Propose artifact has retired."""
+    return set(_column(propose, "retired", "image_id"))
+
+
+def _column(folder: Path, table: str, column: str) -> list[Any]:
+    path = folder / f"{table}.parquet"
+    return shards.read_file(path)[column].to_pylist() if path.exists() else []
+
+
+def _only(table: pa.Table, images: set[str]) -> pa.Table:
+    keep = [image_id in images for image_id in table["image_id"].to_pylist()]
+    return table.filter(pa.array(keep, pa.bool_()))

@@ -1,0 +1,143 @@
+"""Rollouts read image by image, a block of images in memory at a time.
+
+The shards hold the images in the order of the split, as Propose writes them, and are read straight
+through. The files may have any numbers, and the rows of a block any order.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tasks.language.answer_column import read_answers
+from tasks.runtime.errors import StageError
+from tasks.tables import shards
+
+BATCH_ROWS = 16_384
+COLUMNS = ["image_id", "rollout", "completion", "mean_logprob"]
+# Log-probabilities are added as whole multiples of 2**-36 nats, so that no order of adding shows.
+LOGPROB_UNIT = 2.0**36
+_LOGPROB_FLOOR = 1024.0
+
+
+@dataclass(frozen=True)
+class Block:
+    """All rollouts of the images `start` to `stop`, one row a rollout, in any order.
+
+    `image` counts from `start`; `answer` indexes `texts` and `problems`
+    (see `tasks.language.answer_column.Answers`); `logprob` is in units of 1 / LOGPROB_UNIT nats.
+    """
+
+    start: int
+    stop: int
+    image: NDArray[np.int64]
+    answer: NDArray[np.int64]
+    logprob: NDArray[np.int64]
+    texts: list[str | None]
+    problems: list[str]
+
+
+def blocks(folder: Path, image_ids: Sequence[str], size: int) -> Iterator[Block]:
+    """The rollouts of `folder`, `size` consecutive images of `image_ids` at a time.
+
+    Rollouts of other images are left out; an image may have none. Raises StageError when the images
+    are out of order, or a rollout of an image is there twice.
+    """
+    places = {image_id: place for place, image_id in enumerate(image_ids)}
+    paths = _in_order(folder, places, size)
+    return _blocks(folder, paths, image_ids, places, size)
+
+
+def logprob_units(values: NDArray) -> NDArray[np.int64]:
+    """Mean log-probabilities (nats, float) as whole units; one that is missing counts as 0."""
+    known = np.nan_to_num(np.asarray(values, np.float64), nan=0.0)
+    return np.rint(np.clip(known, -_LOGPROB_FLOOR, _LOGPROB_FLOOR) * LOGPROB_UNIT).astype(np.int64)
+
+
+class _Pending:
+    """The rows of the block being filled, with its own list of distinct answers."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[NDArray, NDArray, NDArray, NDArray]] = []
+        self.known: dict[tuple[str | None, str], int] = {}
+
+    def add(self, places: NDArray[np.int64], batch: pa.RecordBatch) -> None:
+        read = read_answers(batch.column("completion"))
+        pairs = zip(read.texts, read.problems, strict=True)
+        own = np.array([self.known.setdefault(p, len(self.known)) for p in pairs], np.int64)
+        logprob = batch.column("mean_logprob").to_numpy(zero_copy_only=False)
+        rollout = batch.column("rollout").to_numpy(zero_copy_only=False).astype(np.int64)
+        self.parts.append((places, rollout, own[read.codes], logprob_units(logprob)))
+
+    def block(self, folder: Path, image_ids: Sequence[str], start: int, stop: int) -> Block:
+        empty = np.empty(0, np.int64)
+        columns = [np.concatenate(c) for c in zip(*self.parts, strict=True)] or [empty] * 4
+        places, rollout, answer, logprob = columns
+        low = rollout.min() if len(rollout) else 0
+        width = int(rollout.max(initial=0) - low) + 1
+        joint = np.sort((places - start) * width + (rollout - low))
+        same = np.flatnonzero(np.diff(joint) == 0)
+        if len(same):
+            image_id = image_ids[start + joint[same[0]] // width]
+            raise StageError(f"{folder} holds rollouts of {image_id} twice; delete and re-run it")
+        texts, problems = [text for text, _ in self.known], [why for _, why in self.known]
+        return Block(start, stop, places - start, answer, logprob, texts, problems)
+
+
+def _blocks(
+    folder: Path, paths: list[Path], image_ids: Sequence[str], places: Mapping[str, int], size: int
+) -> Iterator[Block]:
+    edges = [*range(0, len(image_ids), size), len(image_ids)]
+    pending, number = _Pending(), 0
+    for path in paths:
+        for batch in shards.iter_batches(path, COLUMNS, BATCH_ROWS):
+            where = _places(batch, places)
+            owner = where // size
+            for block in np.unique(owner[where >= 0]):
+                while number < block:
+                    yield pending.block(folder, image_ids, edges[number], edges[number + 1])
+                    pending, number = _Pending(), number + 1
+                here = owner == block
+                part = batch if here.all() else batch.filter(pa.array(here))
+                pending.add(where[here], part)
+    while number < len(edges) - 1:
+        yield pending.block(folder, image_ids, edges[number], edges[number + 1])
+        pending, number = _Pending(), number + 1
+
+
+def _in_order(folder: Path, places: Mapping[str, int], size: int) -> list[Path]:
+    """The files in the order of their images, of which no block falls back."""
+    spans = []
+    for path in shards.paths(folder, "rollouts"):
+        first = last = -1
+        for batch in shards.iter_batches(path, ["image_id"], BATCH_ROWS):
+            where = _places(batch, places)
+            owner = where[where >= 0] // size
+            if not len(owner):
+                continue
+            if owner[0] < last or (np.diff(owner) < 0).any():
+                raise _out_of_order(folder, f"within {path.name}")
+            first, last = (owner[0] if first < 0 else first), owner[-1]
+        spans.append((first, last, path))
+    spans.sort()
+    for before, after in itertools.pairwise(spans):
+        if 0 <= after[0] < before[1]:
+            raise _out_of_order(folder, f"between {before[2].name} and {after[2].name}")
+    return [path for *_, path in spans]
+
+
+def _out_of_order(folder: Path, where: str) -> StageError:
+    return StageError(
+        f"{folder} holds rollouts whose images are not in the order of the split, {where}; sort them "
+        "by it, or delete the folder and re-run Propose"
+    )
+
+
+def _places(batch: pa.RecordBatch, places: Mapping[str, int]) -> NDArray[np.int64]:
+    encoded = batch.column("image_id").dictionary_encode()
+    known = [places.get(image_id, -1) for image_id in encoded.dictionary.to_pylist()]
+    return np.array(known, np.int64)[encoded.indices.to_numpy(zero_copy_only=False)]

@@ -1,0 +1,122 @@
+"""How a stage's function becomes a command: `python -m tasks.propose CONFIG.json`.
+
+The configuration is the function's keyword arguments as JSON, `output` among them. Every artifact
+keeps the one it was made from, so that a stage can be run again by hand.
+"""
+
+import argparse
+import gc
+import inspect
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from tasks.runtime.errors import TOLD, StageError, Stopped, sentence
+from tasks.runtime.interrupts import end_with_parent, shard_by_shard, stop_when_asked
+from tasks.runtime.memory import Watch, own_peak
+from tasks.runtime.progress import Bar
+from tasks.runtime.protocol import DONE_FILE, ERROR_FILE, PROGRESS_FILE, SCRATCH, STOPPED
+from tasks.tables.shards import sync_tree, write_text
+
+
+def main(function: Callable[..., None], short: bool = False) -> None:
+    """Read the configuration named on the command line and call `function` with it.
+
+    A `short` stage takes seconds and has no shards: asked to stop, it is finished first. A mistake
+    that the user can mend ends in one sentence on standard error, in `error.txt` beside the output
+    for whoever started this process, and exit code 1. Anything else is a bug and keeps its traceback.
+    """
+    parser = argparse.ArgumentParser(
+        description=(function.__doc__ or "").strip().splitlines()[0],
+        epilog="An artifact's own recipe.json shows every key: copy it, change it, run it.",
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG.json", help="keyword arguments, JSON")
+    path = parser.parse_args().config
+    end_with_parent()
+    stop_when_asked()
+    quiet_libraries()
+    name = function.__name__
+    try:
+        arguments = load_arguments(function, path)
+        output: Path = arguments["output"]
+        output.mkdir(parents=True, exist_ok=True)
+        (output / ERROR_FILE).unlink(missing_ok=True)
+        Bar.file = output / PROGRESS_FILE
+        gc.freeze()  # what is imported by now stays: the collector need not walk it again and again
+        with shard_by_shard("stage") if short else nullcontext(), Watch(os.getpid()) as memory:
+            function(**arguments)
+            # Of several processes under a launcher the others write nothing.
+            if os.environ.get("RANK", "0") == "0":
+                _mark_done(output, max(memory.peak, own_peak()))
+                remove_scratch(output)
+    except (Stopped, KeyboardInterrupt):
+        print(f"{name}: stopped; the same command goes on from here", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(STOPPED)  # without waiting for threads that are at work
+    except TOLD as error:
+        said = sentence(error)
+        if said is None:
+            raise
+        with suppress(OSError, NameError):  # where the disk is full the words below must do
+            (output / ERROR_FILE).write_text(f"{said}\n", encoding="utf-8")
+        sys.exit(f"{name}: {said}")
+
+
+def _mark_done(output: Path, memory: float) -> None:
+    """Leave word that all is there, so that a run which is cut off from here on only commits.
+
+    `memory` is the peak, in MB, of this process and of those it has started.
+    """
+    sync_tree(output, besides=SCRATCH)
+    write_text(output / DONE_FILE, json.dumps({"peak_memory_mb": memory}))
+
+
+def remove_scratch(output: Path) -> None:
+    """Delete what nobody needs once the word is left that all is there."""
+    for name in SCRATCH:
+        shutil.rmtree(output / name, ignore_errors=True)
+
+
+def load_arguments(function: Callable[..., None], path: Path) -> dict[str, Any]:
+    """The keyword arguments in a JSON file, checked against the function's signature."""
+    try:
+        arguments = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise StageError(f"cannot read the configuration {path}: {error}") from error
+    signature = inspect.signature(function).parameters
+    required = {n for n, p in signature.items() if p.default is p.empty}
+    if unknown := sorted(set(arguments) - set(signature)):
+        raise StageError(f"{path}: unknown key {unknown[0]!r}; known: {', '.join(signature)}")
+    if missing := sorted(required - set(arguments)):
+        raise StageError(f"{path}: key {missing[0]!r} is missing")
+    hints = get_type_hints(function)
+    return {name: _as_path(value, hints.get(name)) for name, value in arguments.items()}
+
+
+def _as_path(value: Any, kind: Any) -> Any:
+    if kind == list[Path]:
+        return [Path(item) for item in value]
+    return Path(value) if kind in (Path, Path | None) and value is not None else value
+
+
+def quiet_libraries() -> None:
+    """Progress and errors are ours to print; the libraries' start-up chatter is not news."""
+    for name, value in {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        import warnings
+
+        warnings.simplefilter("ignore")

@@ -1,0 +1,196 @@
+"""What a build needs of the machine, and whether torch sees the GPU that is there.
+
+    python -m tasks.runtime.machine cuda     before anything is installed: runs under a bare Python
+    python -m tasks.runtime.machine torch    after that
+
+Each thing that is missing is one sentence with the command that brings it.
+"""
+
+import ctypes
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+CUDA = (
+    13000  # what the wheels are built with, as cuDriverGetVersion counts: 1000 x major + 10 x minor
+)
+DRIVER = 580  # the first driver with it
+GLIBC = {"x86_64": (2, 31), "aarch64": (2, 34)}  # the oldest that every wheel has a build for
+NO_GPU = ("-1", "NoDevFiles", "none", "void")  # CUDA_VISIBLE_DEVICES ends at these
+
+
+def gpus() -> list[str]:
+    """This process's NVIDIA GPUs, as CUDA_VISIBLE_DEVICES names them; found without CUDA."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        named = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
+        return named[: next((i for i, gpu in enumerate(named) if gpu in NO_GPU), None)]
+    # Their ordinals begin at 0, whatever the numbers of the devices that a container was given.
+    return [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def compiler(
+    environment: Mapping[str, str], which: Callable[[str], str | None] = shutil.which
+) -> str:
+    """Triton compiles a launcher for each kernel at run time, by CC, gcc or clang."""
+    if any(
+        which(name) for name in ((environment["CC"],) if "CC" in environment else ("gcc", "clang"))
+    ):
+        return ""
+    named = f"CC = {environment['CC']} is not there; unset it, or" if "CC" in environment else "run"
+    return f"GPU kernels need a C compiler: {named} apt-get install build-essential"
+
+
+def headers(include: Path, version: str) -> str:
+    """These launchers include Python.h; `include` is where this Python keeps it."""
+    if (include / "Python.h").is_file():
+        return ""
+    return f"GPU kernels need {include / 'Python.h'}: run apt-get install python{version}-dev"
+
+
+def c_library(found: str, machine: str) -> str:
+    """`found` is what CS_GNU_LIBC_VERSION says, such as glibc 2.36."""
+    wanted = GLIBC.get(machine)
+    if wanted is None:
+        return f"there are no wheels for {machine}; use a machine with {' or '.join(GLIBC)}"
+    number = re.fullmatch(r"glibc (\d+)\.(\d+)", found)
+    if number and tuple(map(int, number.groups())) >= wanted:
+        return ""
+    need = ".".join(map(str, wanted))
+    return (
+        f"the wheels need glibc {need} and this system has {found or 'none'}; use one as new as "
+        + (
+            "Debian 11, Ubuntu 20.04 or RHEL 9"
+            if machine == "x86_64"
+            else "Debian 12, Ubuntu 22.04 or RHEL 9"
+        )
+    )
+
+
+def driver(version: str, cuda: int) -> str:
+    """`version` is the kernel module's, "" if unknown; `cuda` what libcuda supports, 0 without it.
+
+    The two differ with NVIDIA's compatibility package, and libcuda's is what counts.
+    """
+    if cuda >= CUDA:
+        return ""
+    if not cuda:
+        return (
+            f"there is a GPU (driver {version or 'unknown'}) but no libcuda.so.1: run apt-get install "
+            "libcuda1, or start the container with --gpus all"
+        )
+    return (
+        f"the NVIDIA driver {version or 'here'} is too old for CUDA 13: install driver {DRIVER} or newer "
+        "(https://www.nvidia.com/drivers), or on a data-centre GPU run apt-get install cuda-compat-13-0"
+    )
+
+
+def driver_version(of_command: str, of_kernel: str) -> str:
+    """The driver's version, from `nvidia-smi` or else /proc/driver/nvidia/version; "" without any."""
+    found = re.search(r"^\d+\.[\d.]+$", of_command, re.MULTILINE) or re.search(
+        r"(?<=\s)\d{3,}\.[\d.]+", of_kernel.partition("\n")[0]
+    )
+    return found.group() if found else ""
+
+
+def installed_driver() -> str:
+    """The driver's version here, "" without any."""
+    said = kernel = ""
+    with suppress(OSError, subprocess.SubprocessError):
+        said = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True, text=True, timeout=60,
+        ).stdout  # fmt: skip
+    with suppress(OSError):
+        kernel = Path("/proc/driver/nvidia/version").read_text()
+    return driver_version(said, kernel)
+
+
+def supported_cuda() -> int:
+    """What libcuda supports, such as 13000; 0 without it."""
+    number = ctypes.c_int(0)
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
+    return number.value
+
+
+def missing(build: str) -> list[str]:
+    """What a build, cpu or cuda, lacks on this machine, a sentence each."""
+    libc = ""
+    with suppress(ValueError, OSError):
+        libc = os.confstr("CS_GNU_LIBC_VERSION") or ""
+    schemes = sysconfig.get_default_scheme().replace(
+        "posix_local", "posix_prefix"
+    )  # as Triton does
+    found = [c_library(libc, platform.machine())]
+    if build == "cuda":
+        found += [
+            compiler(os.environ),
+            headers(
+                Path(sysconfig.get_paths(schemes)["include"]), "{}.{}".format(*sys.version_info[:2])
+            ),
+            driver(installed_driver(), supported_cuda()) if gpus() else "",
+        ]
+    return list(filter(None, found))
+
+
+def unseen() -> str:
+    """Why torch does not use the GPU that is there, as a sentence; "" where it does or none is."""
+    if not gpus():
+        return ""
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA; run make setup DEVICE=cuda"
+    # vLLM has torch ask the driver's management library, which also lists what CUDA cannot use.
+    weaker = os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            if torch.cuda.is_available():
+                return ""
+    finally:
+        if weaker is not None:
+            os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = weaker
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return (
+            f"CUDA_VISIBLE_DEVICES = {visible}, and torch sees no such GPU; unset it or correct it"
+        )
+    version, cuda = installed_driver(), supported_cuda()
+    said = (
+        str(told[0].message).partition("\n")[0] if told else "nvidia-smi should say what is wrong"
+    )
+    return driver(version, cuda) or (
+        f"driver {version or 'unknown'} supports CUDA {cuda // 1000}.{cuda % 1000 // 10} and torch "
+        f"{torch.__version__} is built for {torch.version.cuda}; {said}"
+    )
+
+
+def check_gpu() -> None:
+    """Raises StageError when there is a GPU and torch does not see it: the CPU is never a surprise."""
+    from tasks.runtime.errors import StageError
+
+    if why := unseen():
+        raise StageError(
+            f"torch does not see the GPU of this machine: {why} (CUDA_VISIBLE_DEVICES= to work on the CPU)"
+        )
+
+
+def main(what: str) -> int:
+    """Say what is missing; the number of such things."""
+    wrong = list(filter(None, [unseen()])) if what == "torch" else missing(what)
+    for sentence in wrong:
+        print(f"error: {sentence}", file=sys.stderr)
+    return len(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,91 @@
+"""A line while a model loads, which can take minutes: what, how large, from where, for how long.
+
+What loads within seconds needs no word. A log file gets a line a minute, a terminal one that counts.
+"""
+
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+SOON = 5.0  # seconds within which nothing is said
+EVERY = 60.0  # seconds between two lines in a log file
+
+
+@contextmanager
+def loading(what: str) -> Iterator[Callable[[], None]]:
+    """Say `what` is going on if it takes long; yields a function that ends it before the block does.
+
+    Of several processes under a launcher the first one says it. Heard below `tasks.engines.base.hushed`
+    as well, which must be entered later.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield lambda: None
+        return
+    terminal = sys.stderr.isatty() or bool(os.environ.get("DIVE_TERMINAL"))
+    ended = threading.Event()
+    kept = os.dup(2)
+    thread = threading.Thread(
+        target=_tell,
+        args=(what, terminal, ended.wait, lambda text: os.write(kept, text.encode())),
+        daemon=True,
+    )
+    thread.start()
+
+    def end() -> None:
+        ended.set()
+        thread.join()
+
+    try:
+        yield end
+    finally:
+        end()
+        os.close(kept)
+
+
+def opening(
+    stage: str, policy: str | Path, settings: dict[str, Any]
+) -> AbstractContextManager[Callable[[], None]]:
+    """The same for an engine of these `[engine]` settings, from its start to its first answer."""
+    if settings["backend"] == "server":  # nothing is loaded here
+        return nullcontext(lambda: None)
+    return loading(f"{stage}: the engine loads {weights(policy)}")
+
+
+def _tell(
+    what: str, terminal: bool, wait: Callable[[float], bool], say: Callable[[str], object]
+) -> None:
+    """`wait` returns True once there is nothing to wait for any more."""
+    begin = time.monotonic()
+    if wait(SOON):
+        return
+    width = shutil.get_terminal_size().columns - 1 if terminal else 0
+
+    def line(text: str, end: str = "\n") -> None:
+        say(f"\r{text:<{width}}{end}")  # from the left, over a progress bar that may stand there
+
+    line(what)
+    while not wait(1.0 if terminal else EVERY):
+        line(f"still at it, {_told(time.monotonic() - begin)}", "" if terminal else "\n")
+    line(f"that took {_told(time.monotonic() - begin)}")
+
+
+def _told(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+def weights(policy: str | Path) -> str:
+    """A model as the line names it: its size on disk and its folder, or its name on the hub."""
+    folder = Path(policy)
+    if not folder.is_dir():
+        return f"{policy} from the Hugging Face hub, or from where it was downloaded to"
+    files = [path for path in folder.iterdir() if path.is_file()]
+    files = [path for path in files if path.suffix in (".safetensors", ".bin")] or files
+    size = sum(path.stat().st_size for path in files)
+    shown = f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+    return f"{shown} from {policy}"
