@@ -56,12 +56,12 @@ def machine_of(files: Sequence[str], gpus: int = 0, gpu_gb: float = 0) -> Machin
 
 
 def asked_of(train: Any, prompt: tuple[int, int]) -> Any:
-    """`training.needs.Asked` for a stage Train and a prompt of so many tokens, and so many of the image.
+    """`training.resources.needs.Asked` for a stage Train and a prompt of so many tokens, and so many of the image.
 
     Raises StageError where its launcher's file cannot be read.
     """
     from tasks.runtime.errors import StageError
-    from training import needs
+    from training.resources import needs
 
     try:
         place = needs.Place.of_launcher(train.launcher)
@@ -76,7 +76,7 @@ def asked_of(train: Any, prompt: tuple[int, int]) -> Any:
 def memory(train: Any | None, prompt: tuple[int, int]) -> dict[str, Any]:
     """What a process of Train must hold, in GiB by part; how, where that is not known."""
     from tasks.runtime.errors import StageError
-    from training import needs
+    from training.resources import needs
 
     if train is None:
         return {}
@@ -94,7 +94,7 @@ def fits(
 ) -> list[Fit]:
     """Propose, Train and Evaluate on the machine; of an unknown one only what they need is told."""
     from tasks.runtime.errors import StageError
-    from training.sizes import sizes_of
+    from training.resources.sizes import sizes_of
 
     found, unknown = [], ""
     try:
@@ -128,7 +128,7 @@ class Unknown(Exception):
 
 def _engine(stages: Sequence[Stage], machine: Machine | None) -> str:
     """Propose's and Evaluate's engine; raises StageError where it does not fit."""
-    from training import vllm_memory
+    from training.resources import vllm_memory
 
     engine = tasks.engine()
     if engine.backend not in ("vllm", "ray"):
@@ -152,7 +152,8 @@ def _engine(stages: Sequence[Stage], machine: Machine | None) -> str:
 def _train(asked: Any, machine: Machine | None) -> str:
     """Train's processes with their vLLM; raises StageError where they do not fit."""
     from tasks.runtime.errors import StageError
-    from training import main_memory, memory, needs, vllm_memory
+    from training.resources import gpu_memory as memory
+    from training.resources import main_memory, needs, vllm_memory
 
     needed, engine, main = needs.of_gpu(asked), needs.of_vllm(asked), needs.of_main_memory(asked)
     told = [f"{needed.told()} a process", *([engine.told()] if engine else []), main.told()]
@@ -185,8 +186,8 @@ def disk(stages: Sequence[Stage], prompt: tuple[int, int], work: Sequence[Any]) 
     `work` are the plan's. Of rounds before the last what remains, of the last one the most.
     """
     from tasks.runtime.errors import StageError
-    from training import needs
-    from training.sizes import sizes_of
+    from training.resources import needs
+    from training.resources.sizes import sizes_of
 
     found: dict[str, float | None] = {}
     texts = {one.stage: one.tokens_out * TOKEN / GB for one in work}

@@ -125,7 +125,7 @@ def needs(found: dict[str, Any]) -> Iterator[Point]:
 
 def launcher(line: str) -> tuple[int, Point]:
     """How many processes a launcher starts, 0 where it cannot be used, and the point."""
-    from training.needs import Place
+    from training.resources.needs import Place
 
     if not line.strip():
         return 1, Point("launcher", READY, "none: one process")

@@ -50,7 +50,7 @@ from tests.family_parts import (
     text_config,
     tiled_tokenizer,
 )
-from training import tiny_policy
+from training.model import tiny_policy
 
 
 def qwen3_vl(folder: Path, words: list[str]) -> Path:

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from training import tiny_policy
+from training.model import tiny_policy
 
 TEXT = {
     "hidden_size": 128,

@@ -22,11 +22,11 @@ from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration, T
 from trl import GRPOConfig, GRPOTrainer
 
 from tests.two_processes import Fixed
-from training import tiny_policy
-from training.config import of_sharding
-from training.largest_batch import try_largest
-from training.memory import longest_prompt
-from training.shared_prefix import make_trainer
+from training.model import tiny_policy
+from training.resources.gpu_memory import longest_prompt
+from training.resources.largest_batch import try_largest
+from training.settings import of_sharding
+from training.shared_prefix.trainer import make_trainer
 
 NAMES = ("rose gold-belt", "teal coral-belt", "crimson cyan-belt")
 GROUP = 4

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from training.shapes import config_of
+from training.model.shapes import config_of
 
 MODEL = "Qwen/Qwen2.5-VL-3B-Instruct"
 # In the order of their ids, which begin behind the vocabulary, at 151,643.

@@ -14,9 +14,9 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
-from training import checkpoints, handover, policy_folder
-from training.processors import load_processor
-from training.session import Session
+from training.loop import checkpoints, policy_folder, training_state
+from training.loop.session import Session
+from training.model.processors import load_processor
 
 
 class Sharded(checkpoints.StrictResume, Trainer):
@@ -53,7 +53,7 @@ def step(trainer: Trainer, folder: Path) -> None:
     trainer._save_optimizer_and_scheduler(str(folder))
     trainer._save_rng_state(str(folder))
     if trainer.accelerator.is_main_process:
-        trainer.state.save_to_json(str(folder / handover.TRAINER))
+        trainer.state.save_to_json(str(folder / training_state.TRAINER))
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.is_main_process:
         checkpoints.mark_complete(folder)
@@ -72,7 +72,7 @@ def ended(policy: Path, output: Path, keep_policy: str) -> None:
     policy_folder.save(output, trainer, session.processor, policy, "float32")
     chosen = session._keep_best(trainer, places[1], 1)
     if trainer.accelerator.is_main_process:
-        handover.keep(chosen, places[1], output)
+        training_state.keep(chosen, places[1], output)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -80,7 +80,7 @@ def gone_on(policy: Path, before: Path, output: Path) -> None:
     """One step from what the round `before` left."""
     trainer = opened(policy, output)
     if trainer.accelerator.is_main_process:
-        handover.resume(before, output / checkpoints.FOLDER, 1)
+        training_state.resume(before, output / checkpoints.FOLDER, 1)
     trainer.accelerator.wait_for_everyone()
     taken = output / checkpoints.FOLDER / "checkpoint-1"
     trainer._load_from_checkpoint(str(taken), trainer.model_wrapped)

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from tests import prefix_models
-from training.rollout_engine import RolloutEngine
+from training.model.rollout_engine import RolloutEngine
 
 
 class StubLLM:
@@ -94,17 +94,17 @@ def start(engine: RolloutEngine) -> None:
 
 def main() -> None:
     from tasks.runtime.errors import StageError
-    from training import agreement
+    from training.model import vllm_check
 
     RolloutEngine._init_vllm = start  # type: ignore[method-assign]
     one = prefix_models.trainer(
         Path(sys.argv[1]), Path(sys.argv[2]), use_vllm=True, per_device_train_batch_size=8
     )
     rows, found = prefix_models.questions(4), [""]
-    found[0] = f"{agreement.check_vllm(one, rows):.6f}"
+    found[0] = f"{vllm_check.check_vllm(one, rows):.6f}"
     one.vllm_generation.llm.blind = one.accelerator.process_index == 1
     try:
-        agreement.check_vllm(one, rows)
+        vllm_check.check_vllm(one, rows)
     except StageError as error:
         found.append(str(error))
     Path(sys.argv[2], f"{one.accelerator.process_index}.txt").write_text("\n".join(found))

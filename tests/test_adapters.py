@@ -64,7 +64,7 @@ def test_an_adapter_is_the_policy_and_is_made_whole_where_it_is_asked_for(adapte
 
 def test_the_card_says_that_merged_weights_are_not_those_that_were_quantised(adapted, tmp_path):
     import data_cards
-    from training import policy_folder
+    from training.loop import policy_folder
 
     root, _ = adapted
     shutil.copytree(root / "train", tmp_path / "train")
@@ -81,24 +81,24 @@ def test_the_card_says_that_merged_weights_are_not_those_that_were_quantised(ada
 
 
 def test_a_policy_stops_where_its_base_does(adapted, frozen, tmp_path, monkeypatch):
-    from training import group_trainer
+    from training.shared_prefix import groups
 
     root, given = adapted
     told = json.loads((root / "base" / "generation_config.json").read_text())
     ends = []
-    update = group_trainer.GRPOTrainer.__init__
+    update = groups.GRPOTrainer.__init__
 
     def noted(self, *arguments, **named):
         update(self, *arguments, **named)
         ends.append(self.generation_config.eos_token_id)
 
-    monkeypatch.setattr(group_trainer.GRPOTrainer, "__init__", noted)
+    monkeypatch.setattr(groups.GRPOTrainer, "__init__", noted)
     full = trained(tmp_path / "full", {**given, "lora_rank": 0, "lora_targets": ""})
     assert ends == [told["eos_token_id"]], "completions of training end where the policy's do"
     for policy in (full, root / "train"):
         assert json.loads((policy / "generation_config.json").read_text()) == told
-    from training import policy_folder
-    from training.processors import load_processor
+    from training.loop import policy_folder
+    from training.model.processors import load_processor
 
     checkpoint = full / "checkpoints" / "checkpoint-1"
     common = (checkpoint, load_processor(root / "base"), root / "base", "float32")

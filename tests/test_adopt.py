@@ -16,7 +16,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from pipeline import artifact
 from tasks.runtime.errors import StageError
 from tests.conftest import ROOT, as_config
-from training import adopt, tiny_policy
+from training import adopt
+from training.model import tiny_policy
 
 pytestmark = pytest.mark.model
 PIXELS = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}

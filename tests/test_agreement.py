@@ -17,10 +17,10 @@ from tasks.tables import shards
 from tests import prefix_models, stub_vllm
 from tests.conftest import ROOT
 from tests.test_train import arguments, frozen
-from training import agreement
-from training.config import of_reference_alone
-from training.rollout_engine import RolloutEngine, RolloutsByVllm
-from training.watch import Sample, Watch
+from training.loop.validation import Sample, Watch
+from training.model import vllm_check
+from training.model.rollout_engine import RolloutEngine, RolloutsByVllm
+from training.settings import of_reference_alone
 
 __all__ = ["frozen"]  # the fixture
 TRL_SOURCES = {
@@ -31,7 +31,7 @@ TRL_SOURCES = {
 
 
 def test_trl_is_the_version_whose_interface_to_vllm_is_wrapped():
-    """A new TRL needs `training.rollout_engine` read against it; then put the new digests here."""
+    """A new TRL needs `training.model.rollout_engine` read against it; then put the new digests here."""
     sources = {name: inspect.getsource(getattr(VLLMGeneration, name)) for name in TRL_SOURCES}
     found = {k: hashlib.sha256(v.encode()).hexdigest()[:12] for k, v in sources.items()}
     assert found == TRL_SOURCES
@@ -59,7 +59,7 @@ def test_a_vllm_of_the_same_weights_agrees_and_nothing_of_the_training_moves(mad
     engine = one.vllm_generation
     decoding = {key: vars(engine)[key] for key in ("temperature", "top_p", "repetition_penalty")}
     generators, training = torch.get_rng_state(), one.model.training
-    assert agreement.check_vllm(one, ROWS) < 0.005
+    assert vllm_check.check_vllm(one, ROWS) < 0.005
     assert "log-probabilities of 60 tokens" in capsys.readouterr().out
     assert torch.equal(generators, torch.get_rng_state())
     assert {key: vars(engine)[key] for key in decoding} == decoding
@@ -78,22 +78,22 @@ def test_what_a_vllm_can_get_wrong_ends_the_run_before_its_first_step(made):
     engine = one.vllm_generation
     engine.llm.blind = True
     with pytest.raises(StageError, match="other weights, prompts or pictures"):
-        agreement.check_vllm(one, ROWS)
+        vllm_check.check_vllm(one, ROWS)
     engine.llm.blind = False
     engine.llm.noise = 0.1  # to both sides, as rounding is
-    agreement.check_vllm(one, ROWS)
+    vllm_check.check_vllm(one, ROWS)
     engine.llm.noise = 0.0
     with torch.no_grad():
         for weight in one.model.parameters():
             weight.add_(0.3 * weight.std(correction=0) * torch.randn_like(weight))
     with pytest.raises(StageError, match="other weights"):
-        agreement.check_vllm(one, ROWS)
+        vllm_check.check_vllm(one, ROWS)
     one._last_loaded_step = -1  # so that they are handed over
-    assert agreement.check_vllm(one, ROWS) < 0.005
+    assert vllm_check.check_vllm(one, ROWS) < 0.005
     with torch.no_grad():
         one.model.get_output_embeddings().weight[3] = float("nan")
     with pytest.raises(StageError, match="nan apart"):
-        agreement.check_vllm(one, ROWS)
+        vllm_check.check_vllm(one, ROWS)
 
 
 @pytest.mark.model
@@ -102,7 +102,7 @@ def test_a_vllm_that_makes_other_tokens_of_a_prompt_is_found_out(made, monkeypat
     one = made()
     monkeypatch.setattr(RolloutsByVllm, "_unexpanded", lambda *_: {})
     with pytest.raises(StageError, match=r"vLLM makes 19 tokens .* processor makes 16"):
-        agreement.check_vllm(one, ROWS)
+        vllm_check.check_vllm(one, ROWS)
 
 
 @pytest.mark.model

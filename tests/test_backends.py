@@ -113,16 +113,16 @@ def test_a_server_forgets_image_embeddings_of_older_weights_or_is_refused(server
     """In its development mode, which TRL asks for, too; elsewhere the address is not known."""
     import requests
 
-    from training import agreement
+    from training.model import vllm_check
 
     root = server.removesuffix("/v1")
     client = SimpleNamespace(session=requests.Session(), base_url=root)
     main = SimpleNamespace(is_main_process=True)
     engine = SimpleNamespace(mode="server", accelerator=main, vllm_client=client)
-    agreement.forgetting(engine)()
+    vllm_check.forgetting(engine)()
     client.base_url = server
     with pytest.raises(StageError, match=r"404 .* freeze = vision projector"):
-        agreement.forgetting(engine)
+        vllm_check.forgetting(engine)
 
 
 def asks(made, count: int = 20) -> list[Ask]:

@@ -10,11 +10,11 @@ from PIL import Image as Picture
 from data_cards import load
 from tasks.runtime.errors import StageError
 from tasks.tables.pixels import Decoder
-from training import tiny_policy
-from training.context_length import longest_row, set_context
-from training.dataset import Questions, training_row
-from training.memory import longest_prompt
-from training.watch import Sample, Watch
+from training.data.dataset import Questions, training_row
+from training.loop.validation import Sample, Watch
+from training.model import tiny_policy
+from training.resources.context_length import longest_row, set_context
+from training.resources.gpu_memory import longest_prompt
 
 CARD = load("beetles")
 # The largest image has not the most tokens where the processor scales it down: 252 x 84 has 27.

@@ -16,7 +16,7 @@ from tasks.runtime.errors import StageError
 from tasks.tables import shards
 from tasks.tables.pixels import Decoder
 from tests.conftest import mcq_arguments
-from training.dataset import Questions, permute, question_order
+from training.data.dataset import Questions, permute, question_order
 
 
 @given(st.integers(0, 4), st.integers(0, 50), st.text(max_size=8))

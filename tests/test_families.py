@@ -20,7 +20,7 @@ from tasks.tables.split_table import select
 from tests.conftest import ENGINE, ROOT, propose_arguments
 from tests.photographs import THUMBNAIL, TWELVE_MP, photograph, replaced
 from tests.test_train import arguments, cards_of, freeze
-from training.parts import PARTS
+from training.model.trainable import PARTS
 
 pytestmark = pytest.mark.model
 SHAPES = ((84, 84), (84, 42), (40, 84))  # width and height in pixels

@@ -18,8 +18,8 @@ from tests.conftest import ROOT
 from tests.test_families import ADAPTED as FAMILIES
 from tests.test_families import SHAPES
 from training.grpo import with_ours
-from training.processors import load_processor
-from training.shared_prefix import make_trainer
+from training.model.processors import load_processor
+from training.shared_prefix.trainer import make_trainer
 
 pytestmark = pytest.mark.model
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from training import first_batch
+from training.shared_prefix import check
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def compare():
             off = noise if len(looks) > 1 else 0.0
             return layer(x[rows]) + off * torch.tensor([1.0, -1.0, 1.0, -1.0])
 
-        return first_batch.compare(
+        return check.compare(
             layer, lambda rows: wrong(layer(x[rows])), separate, [[0], [1]], counted,
             gradients=True, exact=exact,
         )  # fmt: skip

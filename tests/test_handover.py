@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tasks.runtime.errors import StageError
-from training import handover, state_files
+from training.loop import state_files, training_state
 
 
 def finished_checkpoint(folder: Path, write) -> tuple[Any, dict]:
@@ -54,10 +54,10 @@ def as_before(checkpoint: Path, name: str, state: dict) -> None:
 def test_training_state_goes_over_without_a_pickle_and_comes_back_the_same(tmp_path, write):
     checkpoint, held = finished_checkpoint(tmp_path, write)
     policy = tmp_path / "policy"
-    handover.keep(checkpoint, checkpoint, policy)
+    training_state.keep(checkpoint, checkpoint, policy)
     kinds = {path.suffix for path in (policy / "state").iterdir() if path.is_file()}
     assert kinds == {".json", ".safetensors"}
-    again = handover.resume(policy, tmp_path / "next", 7)
+    again = training_state.resume(policy, tmp_path / "next", 7)
     fresh = torch.optim.AdamW(torch.nn.Linear(3, 2).parameters(), lr=0.5)
     fresh.load_state_dict(state_files.read(again / "optimizer"))
     for index, state in held["optimizer"].state_dict()["state"].items():
@@ -65,7 +65,7 @@ def test_training_state_goes_over_without_a_pickle_and_comes_back_the_same(tmp_p
             assert torch.equal(value, fresh.state_dict()["state"][index][name])
     assert fresh.param_groups[0]["betas"] == (0.8, 0.9)
     assert state_files.read(again / "scheduler") == {"last_epoch": 7, "_last_lr": [0.1]}
-    back, generators = handover._read_rng(again / "rng_state.pth"), held["generators"]
+    back, generators = training_state._read_rng(again / "rng_state.pth"), held["generators"]
     assert back["python"] == generators["python"]
     assert (back["numpy"][1] == generators["numpy"][1]).all()
     assert torch.equal(back["cpu"], generators["cpu"])
@@ -78,8 +78,8 @@ def test_beside_sharded_states_the_libraries_find_their_own_schedule(tmp_path):
     (checkpoint / "optimizer.pt").unlink()
     (checkpoint / "optimizer_0").mkdir()
     (checkpoint / "optimizer_0" / "__0_0.distcp").write_bytes(b"of a process")
-    handover.keep(checkpoint, checkpoint, tmp_path / "policy")
-    again = handover.resume(tmp_path / "policy", tmp_path / "next", 7)
+    training_state.keep(checkpoint, checkpoint, tmp_path / "policy")
+    again = training_state.resume(tmp_path / "policy", tmp_path / "next", 7)
     found = torch.load(again / "scheduler.pt", weights_only=True)
     assert found == {"last_epoch": 7, "_last_lr": [0.1]}
     assert (again / "optimizer_0" / "__0_0.distcp").read_bytes() == b"of a process"
@@ -90,11 +90,11 @@ def test_what_is_large_is_written_once_and_handed_over_under_further_names(tmp_p
     large = {p.stat().st_ino for p in checkpoint.glob("optimizer*")}
     large |= {(checkpoint / "global_step7" / "shard").stat().st_ino}
     policy = tmp_path / "policy"
-    handover.keep(checkpoint, checkpoint, policy, weights=True)
+    training_state.keep(checkpoint, checkpoint, policy, weights=True)
     weights = policy / "state" / "weights"
     assert sorted(p.name for p in weights.iterdir()) == ["config.json", "model.safetensors"]
     assert (weights / "model.safetensors").samefile(checkpoint / "model.safetensors")
-    again = handover.resume(policy, tmp_path / "next", 7)
+    again = training_state.resume(policy, tmp_path / "next", 7)
     for folder in (policy / "state", again):
         assert large <= {p.stat().st_ino for p in folder.rglob("*")}
     before = {p.name: p.read_bytes() for p in again.iterdir() if p.is_file()}

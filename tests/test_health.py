@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.health import WINDOW, warnings
+from training.loop.diagnosis import WINDOW, warnings
 
 
 def rows(count: int, **columns) -> list[dict]:

@@ -10,7 +10,7 @@ from tests import prefix_models
 from tests.prefix_models import Largest, apart, told, trainer, weights
 from tests.test_shared_prefix import in_two_processes
 from tests.test_train import arguments, curve, frozen, trained, weights_of
-from training import largest_batch
+from training.resources import largest_batch
 
 __all__ = ["frozen"]  # the fixture
 

@@ -139,8 +139,8 @@ def test_a_killed_training_went_on_from_its_checkpoint_as_if_nothing_had_been(li
 def test_weights_of_another_shape_or_name_are_not_taken_up_silently(line, tmp_path):
     import torch
 
-    from training.checkpoints import restore_weights
-    from training.tiny_policy import new_model
+    from training.loop.checkpoints import restore_weights
+    from training.model.tiny_policy import new_model
 
     policy = current(line, "base_policy")
     model = new_model(5)
@@ -279,7 +279,7 @@ def test_train_refuses_a_shard_that_is_not_the_frozen_one(line, tmp_path):
     import shutil
 
     from tasks.runtime.errors import StageError
-    from training.session import verify
+    from training.loop.session import verify
 
     copied = tmp_path / "mcq"
     shutil.copytree(current(line, "dive_k/round0/build_mcq"), copied)

@@ -219,7 +219,7 @@ def train(**trl) -> dict:
 def test_training_does_not_fall_back_to_the_cpu_unless_it_is_told_to(
     unseen_gpu, tmp_path, capsys, name
 ):
-    from training import config
+    from training import settings as config
 
     with pytest.raises(StageError, match="torch does not see the GPU of this machine"):
         getattr(config, name)(tmp_path, train(bf16=False, use_vllm=True), 2)
@@ -233,7 +233,7 @@ def test_training_does_not_fall_back_to_the_cpu_unless_it_is_told_to(
 def test_without_a_launcher_the_first_of_several_gpus_trains(monkeypatch, tmp_path, capsys, name):
     import torch
 
-    from training import config
+    from training import settings as config
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # none is really there

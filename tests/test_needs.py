@@ -12,9 +12,10 @@ from pipeline import fits, plan
 from tasks.runtime.errors import StageError
 from tests.conftest import ROOT
 from tests.test_plan import config, recipe  # noqa: F401  fixtures
-from training import disk, loading, main_memory, memory, needs, processors, vllm_memory
-from training.sizes import sizes_of
-from training.tiny_policy import new_model, processor, save
+from training.model import loading, processors
+from training.model.tiny_policy import new_model, processor, save
+from training.resources import disk, gpu_memory, main_memory, needs, vllm_memory
+from training.resources.sizes import sizes_of
 
 GB, GIB = 1e9, 1 << 30
 SMALL, LARGE = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -72,12 +73,12 @@ def test_a_share_too_small_for_vllm_is_refused_with_the_one_that_would_do(capsys
 def test_training_must_fit_beside_vllm_unless_that_sleeps():
     needed = needs.of_gpu(asked())
     room = needed.certain + 20 * GB
-    memory.check(needed, room, 19 * GB)
+    gpu_memory.check(needed, room, 19 * GB)
     with pytest.raises(StageError, match="vllm_enable_sleep_mode"):
-        memory.check(needed, room, 21 * GB)
-    memory.check(needed, room, 21 * GB, vllm_sleeps=True)
+        gpu_memory.check(needed, room, 21 * GB)
+    gpu_memory.check(needed, room, 21 * GB, vllm_sleeps=True)
     with pytest.raises(StageError, match="GiB beside vLLM's"):
-        memory.check(needed, room, needed.gradients + needed.copies + 21 * GB, vllm_sleeps=True)
+        gpu_memory.check(needed, room, needed.gradients + needed.copies + 21 * GB, vllm_sleeps=True)
 
 
 def test_checkpoints_are_counted_by_what_is_written():
@@ -131,7 +132,7 @@ def test_what_trl_is_not_told_is_what_trl_takes():
 
     theirs = GRPOConfig.__dataclass_fields__
     for field in dataclasses.fields(needs.Options):
-        # None: as many as micro-batches make a step. Recomputing is off in ours (training.config).
+        # None: as many as micro-batches make a step. Recomputing is off in ours (training.settings).
         if field.name not in ("steps_per_generation", "gradient_checkpointing"):
             assert field.default == theirs[field.name].default, field.name
     told = needs.Options.of({"optim": "adamw_8bit", "use_vllm": True, "unknown": 1})

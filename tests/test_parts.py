@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from tasks.runtime.errors import StageError
-from training import agreement, checkpoints, loading, memory, parts, policy_folder
-from training.tiny_policy import new_model
+from training.loop import checkpoints, policy_folder
+from training.model import loading, trainable, vllm_check
+from training.model.tiny_policy import new_model
+from training.resources import gpu_memory
 
 GIB = 1 << 30
 
 
-def estimate(policy, **changed) -> memory.Estimate:
+def estimate(policy, **changed) -> gpu_memory.Estimate:
     given = {
         "dtype": "bfloat16",
         "frozen": (),
@@ -26,7 +28,7 @@ def estimate(policy, **changed) -> memory.Estimate:
         "prompt_tokens": 500,
         "completion_tokens": 500,
     }
-    return memory.estimate(policy, **{**given, **changed})
+    return gpu_memory.estimate(policy, **{**given, **changed})
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def policy(tmp_path):
 
 def test_parts_are_asked_of_the_model_and_cover_it():
     model = new_model(0)
-    belongs = parts.part_of(model)
+    belongs = trainable.part_of(model)
     assert set(belongs) == {name for name, _ in model.named_parameters()}
     for name, part in belongs.items():
         expected = "projector" if "merger" in name else "vision" if "visual" in name else "language"
@@ -49,7 +51,7 @@ def test_parts_are_asked_of_the_model_and_cover_it():
     [("none", ()), ("", ()), ("vision", ("vision",)), ("language, vision", ("vision", "language"))],
 )
 def test_parts_are_read_from_a_setting(setting, read):
-    assert parts.read_parts(setting, "freeze") == read
+    assert trainable.read_parts(setting, "freeze") == read
 
 
 def test_settings_that_train_nothing_or_exclude_each_other_are_refused(policy):
@@ -73,32 +75,34 @@ def test_settings_that_train_nothing_or_exclude_each_other_are_refused(policy):
 
 def test_a_changed_frozen_weight_changes_the_hash():
     model = new_model(0)
-    parts.freeze(model, ("vision",))
-    before = parts.frozen_hash(model)
+    trainable.freeze(model, ("vision",))
+    before = trainable.frozen_hash(model)
     frozen = next(p for p in model.parameters() if not p.requires_grad)
     trained = next(p for p in model.parameters() if p.requires_grad)
     with torch.no_grad():
         trained.flatten()[0] += 1
-        assert parts.frozen_hash(model) == before
+        assert trainable.frozen_hash(model) == before
         frozen.flatten()[-1] += 1e-6
-    assert parts.frozen_hash(model) != before
+    assert trainable.frozen_hash(model) != before
 
 
 def test_drift_of_the_base_under_merging_is_measured_and_undone():
     from peft import get_peft_model
 
-    config = parts.lora_config(new_model(0), rank=4, alpha=8, dropout=0.0, targets=parts.PARTS)
+    config = trainable.lora_config(
+        new_model(0), rank=4, alpha=8, dropout=0.0, targets=trainable.PARTS
+    )
     model = get_peft_model(new_model(0).bfloat16(), config)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
-    keeper, before = parts.BaseKeeper(model), parts.frozen_hash(model)
+    keeper, before = trainable.BaseKeeper(model), trainable.frozen_hash(model)
     for _ in range(10):
         model.merge_adapter()
         model.unmerge_adapter()
-    assert parts.frozen_hash(model) != before
+    assert trainable.frozen_hash(model) != before
     assert keeper.restore() > 1e-5
-    assert parts.frozen_hash(model) == before
+    assert trainable.frozen_hash(model) == before
     assert keeper.restore() == 0.0
 
 
@@ -120,7 +124,7 @@ def test_the_memory_of_weights_and_states_is_exact(policy):
     lora = estimate(policy, lora_rank=4)
     from peft import get_peft_model
 
-    config = parts.lora_config(new_model(0), rank=4, alpha=8, dropout=0, targets=("language",))
+    config = trainable.lora_config(new_model(0), rank=4, alpha=8, dropout=0, targets=("language",))
     adapted = get_peft_model(new_model(0), config)
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert lora.weights == 2 * count + 4 * trained
@@ -140,13 +144,13 @@ def test_the_memory_of_weights_and_states_is_exact(policy):
 def test_what_cannot_fit_is_refused_with_what_helps_and_what_may_not_is_told(policy, capsys):
     needed = estimate(policy)
     with pytest.raises(StageError, match=r"needs at least .* GiB a process .* LoRA"):
-        memory.check(needed, needed.certain * 0.9)
+        gpu_memory.check(needed, needed.certain * 0.9)
     capsys.readouterr()
-    memory.check(needed, needed.total)
+    gpu_memory.check(needed, needed.total)
     assert "may be too much" in capsys.readouterr().out
-    memory.check(needed, 100 * GIB)
+    gpu_memory.check(needed, 100 * GIB)
     assert "may be too much" not in capsys.readouterr().out
-    assert 0 < memory.available_memory() < 1 << 45
+    assert 0 < gpu_memory.available_memory() < 1 << 45
 
 
 @pytest.mark.parametrize(
@@ -210,7 +214,9 @@ def test_hand_overs_to_vllm_leave_the_base_weights_alone():
 
     from peft import get_peft_model
 
-    config = parts.lora_config(new_model(0), rank=4, alpha=8, dropout=0.0, targets=parts.PARTS)
+    config = trainable.lora_config(
+        new_model(0), rank=4, alpha=8, dropout=0.0, targets=trainable.PARTS
+    )
     model = get_peft_model(new_model(0).bfloat16(), config)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -222,11 +228,11 @@ def test_hand_overs_to_vllm_leave_the_base_weights_alone():
         _metrics={"train": defaultdict(list)},
         accelerator=SimpleNamespace(unwrap_model=lambda m: m),
     )
-    before = parts.frozen_hash(trainer.model)
-    agreement.guard_sync(trainer)
+    before = trainable.frozen_hash(trainer.model)
+    vllm_check.guard_sync(trainer)
     for _ in range(3):
         engine.sync_weights()
-    assert parts.frozen_hash(trainer.model) == before
+    assert trainable.frozen_hash(trainer.model) == before
     assert engine.forgotten == engine.synced == 3
     drift = trainer._metrics["train"]["base_drift"]
     assert len(drift) == 3

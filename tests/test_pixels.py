@@ -184,7 +184,7 @@ def test_a_station_holds_what_the_policy_can_use_and_no_more(tmp_path):
 def test_a_policys_engines_scale_to_its_processors_limit(tmp_path):
     from tasks.engines.transformers import TransformersEngine
     from tasks.engines.vllm import _Vllm
-    from training import tiny_policy
+    from training.model import tiny_policy
 
     words = tiny_policy.slot_words(["beetle"])
     tiny_policy.save(

@@ -2,8 +2,8 @@
 
 import torch
 
-from training import prefix_attention
-from training.prefix_attention import Layout, Span
+from training.shared_prefix import attention
+from training.shared_prefix.attention import Layout, Span
 
 
 def seen_by(spans, length):
@@ -33,7 +33,7 @@ def test_attention_is_that_of_the_rule():
         query, key, value, attn_mask=seen_by(SPANS, 30), scale=0.3, enable_gqa=True
     ).transpose(1, 2)
     layout = Layout(SPANS, 30, torch.device("cpu"))
-    found, _ = prefix_attention.attention(torch.nn.Module(), query, key, value, layout, 0.3)
+    found, _ = attention.attention(torch.nn.Module(), query, key, value, layout, 0.3)
     assert torch.allclose(found, expected, atol=1e-6)
     ours, theirs = (
         torch.autograd.grad(x.square().sum(), (query, key, value)) for x in (found, expected)
@@ -42,7 +42,7 @@ def test_attention_is_that_of_the_rule():
 
 
 def test_the_mask_for_a_gpu_is_that_of_the_rule():
-    mask = prefix_attention._block_mask(SPANS, 128, torch.device("cpu"), compiled=False)
+    mask = attention._block_mask(SPANS, 128, torch.device("cpu"), compiled=False)
     tokens = torch.arange(128)
     seen = mask.mask_mod(0, 0, tokens[:, None], tokens[None])
     assert torch.equal(seen[:30, :30], seen_by(SPANS, 30))

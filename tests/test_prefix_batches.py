@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training import prefix_batches
+from training.shared_prefix import packing
 
 groups_and_lengths = st.lists(
     st.lists(st.integers(0, 9), min_size=1, max_size=5), min_size=1, max_size=6
@@ -23,7 +23,7 @@ def flat(lengths):
 def test_every_row_is_forwarded_once_and_within_the_bound(lengths, limit, prompt):
     groups, completions = flat(lengths)
     prompts = [prompt + group for group in groups]
-    batches = prefix_batches.split(groups, range(len(groups)), prompts, completions, limit)
+    batches = packing.split(groups, range(len(groups)), prompts, completions, limit)
     assert [row for rows in batches for row in rows] == [
         row for row, length in enumerate(completions) if length
     ]
@@ -37,7 +37,7 @@ def test_every_row_is_forwarded_once_and_within_the_bound(lengths, limit, prompt
 def test_a_group_that_fits_is_not_cut(lengths, limit):
     groups, completions = flat(lengths)
     prompts = [4] * len(groups)
-    batches = prefix_batches.split(groups, range(len(groups)), prompts, completions, limit)
+    batches = packing.split(groups, range(len(groups)), prompts, completions, limit)
     parts = Counter(group for rows in batches for group in {groups[row] for row in rows})
     for group, own in enumerate(lengths):
         if 4 + sum(own) <= limit:
@@ -49,7 +49,7 @@ def test_shuffling_keeps_groups_together(sizes, random):
     groups = [group for group, size in enumerate(sizes) for _ in range(size)]
     permutation = list(range(len(groups)))
     random.shuffle(permutation)
-    rows = prefix_batches.shuffled(groups, permutation)
+    rows = packing.shuffled(groups, permutation)
     assert sorted(rows) == sorted(permutation)
     changes = sum(groups[a] != groups[b] for a, b in itertools.pairwise(rows))
     assert changes == len(sizes) - 1
@@ -64,9 +64,7 @@ def test_packed_tokens_are_those_of_the_rows(lengths):
         return
     prompts, width = [2 + group for group in groups], 8
     ids = torch.arange(len(groups) * (width + 9)).view(len(groups), -1)
-    pack = prefix_batches.pack(
-        groups, rows, prompts, completions, width, width + 9, torch.device("cpu")
-    )
+    pack = packing.pack(groups, rows, prompts, completions, width, width + 9, torch.device("cpu"))
     assert pack.length == sum(prompts[r] - 1 for r in {groups[r]: r for r in rows}.values()) + sum(
         completions
     )

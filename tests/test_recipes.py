@@ -30,8 +30,8 @@ def test_trl_takes_a_recipes_options_and_its_checkpoints_fall_on_boundaries(
 ):
     import torch
 
-    from training import config as config_module
-    from training.needs import Place
+    from training import settings as config_module
+    from training.resources.needs import Place
 
     read = configparser.RawConfigParser()
     read.read([ROOT / "luigi.cfg", recipe])

@@ -95,7 +95,7 @@ def test_a_limit_of_no_images_is_no_other_evaluation(recipe):  # noqa: F811
 
 @pytest.mark.model
 def test_a_rehearsal_with_a_trial_of_a_policys_folder(tmp_path):
-    from training import tiny_policy
+    from training.model import tiny_policy
 
     write_few_card(tmp_path / "cards")
     policy, processor = tiny_policy.build(["beetle"], seed=0)

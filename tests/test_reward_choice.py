@@ -4,7 +4,7 @@ import pytest
 
 import data_cards
 from tasks.runtime.errors import StageError
-from training.reward_choice import KNOWN, choose_rewards
+from training.data.reward_choice import KNOWN, choose_rewards
 from training.rewards import (
     caption_format_reward,
     difficulty_weighted_reward,

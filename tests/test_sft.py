@@ -10,7 +10,10 @@ from PIL import Image
 import data_cards
 from tasks.runtime import interrupts
 from tasks.runtime.errors import StageError, Stopped
-from training import sft, sft_checkpoint, sft_examples, tiny_policy
+from training import sft
+from training.data import sft_examples
+from training.loop import sft_checkpoint
+from training.model import tiny_policy
 
 pytestmark = pytest.mark.model
 NAMES = ["rose gold-belt", "rose cyan-belt", "crimson gold-belt"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tasks.runtime.errors import StageError
-from training.shapes import SHAPES, config_of
+from training.model.shapes import SHAPES, config_of
 
 BILLIONS = {
     "Qwen/Qwen2.5-VL-3B-Instruct": 3.75,

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.test_train import TWO_PROCESSES, digest
-from training import tiny_policy
+from training.model import tiny_policy
 
 pytestmark = [pytest.mark.model, pytest.mark.process]
 # As `accelerate launch` with a configuration of training/recipes sets them.

@@ -25,10 +25,20 @@ from tests.prefix_models import (
     trainer,
     weights,
 )
-from training import first_batch, prefix_attention, prefix_batches, prefix_forward, prompts_once
-from training.prefix_forward import packed, sharing
-from training.rollout_engine import RolloutEngine
-from training.shared_prefix import SharedPrefixTrainer
+from training.model.rollout_engine import RolloutEngine
+from training.shared_prefix import (
+    attention,
+    packing,
+    prompts_once,
+)
+from training.shared_prefix import (
+    check as first_batch,
+)
+from training.shared_prefix import (
+    forward as prefix_forward,
+)
+from training.shared_prefix.forward import packed, sharing
+from training.shared_prefix.trainer import SharedPrefixTrainer
 
 LOSSES = ["dapo", "grpo", "dr_grpo", "bnpo"]
 # The methods of TRL that the trainer overrides, or on whose insides it relies.
@@ -417,7 +427,7 @@ def test_a_process_without_a_gradient_takes_part_where_weights_are_shared_out(po
 
 def no_positions(monkeypatch):
     """Tokens of a completion stand behind one another, wherever their prompt ended."""
-    monkeypatch.setattr("training.prefix_forward._positions", lambda *_: None)
+    monkeypatch.setattr("training.shared_prefix.forward._positions", lambda *_: None)
 
 
 def one_further(monkeypatch):
@@ -433,13 +443,13 @@ def one_further(monkeypatch):
 
 def leaking(monkeypatch):
     """The branches of a group are one: a completion sees those before it."""
-    right = prefix_batches.Packed.layout
+    right = packing.Packed.layout
 
     def wrong(pack, device):
-        spans = [prefix_attention.Span(s.start, s.prefix, (sum(s.branches),)) for s in pack.spans]
+        spans = [attention.Span(s.start, s.prefix, (sum(s.branches),)) for s in pack.spans]
         return right(dataclasses.replace(pack, spans=spans), device)
 
-    monkeypatch.setattr(prefix_batches.Packed, "layout", wrong)
+    monkeypatch.setattr(packing.Packed, "layout", wrong)
 
 
 @pytest.mark.model

@@ -5,8 +5,8 @@ import torch
 
 from tests import prefix_models
 from tests.prefix_models import apart, some_dead, told, trainer, weights
-from training import shared_vision
-from training.prefix_forward import sharing
+from training.shared_prefix import images_once
+from training.shared_prefix.forward import sharing
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_copies_of_an_image_are_encoded_once_and_pass_their_gradient_back():
     encoder = None
     for shared in (False, True):
         if shared:
-            encoder = shared_vision.ImagesOnce(model.base_model)
+            encoder = images_once.ImagesOnce(model.base_model)
         model.zero_grad()
         logits = model(input_ids=ids, pixel_values=pixels).logits
         logits.square().sum().backward()

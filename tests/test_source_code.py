@@ -46,10 +46,10 @@ def stages(root) -> dict[str, dict[str, str]]:
     [
         ("tasks/questions/options.py", {"BuildMCQ", "Evaluate"}),
         ("training/rewards.py", {"Train"}),
-        ("training/prefix_attention.py", {"Train"}),
+        ("training/shared_prefix/attention.py", {"Train"}),
         ("tasks/ingest/layouts.py", {"Download"}),
         ("tasks/ingest/split_draws.py", {"Split"}),
-        ("training/tiny_policy.py", {"BasePolicy"}),
+        ("training/model/tiny_policy.py", {"BasePolicy"}),
     ],
 )
 def test_a_changed_line_is_seen_by_the_stages_that_run_it_and_by_no_other(module, stale, tmp_path):

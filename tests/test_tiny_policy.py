@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tasks.language import answers, prompts
-from training import sft, sft_examples, tiny_policy
+from training import sft
+from training.data import sft_examples
+from training.model import tiny_policy
 
 NAMES = ["rose gold-belt", "rose cyan-belt", "crimson gold-belt", "teal coral-belt", "Łoś"]
 WORDING = sft_examples.Wording("beetle", "species", "brief")

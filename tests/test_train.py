@@ -73,7 +73,7 @@ def freeze(root: Path) -> None:
     from tasks.build_mcq import build_mcq
     from tasks.propose import propose
     from tests.conftest import mcq_arguments, propose_arguments
-    from training import tiny_policy
+    from training.model import tiny_policy
 
     place = type("Place", (), {"root": root, "download": root / "download"})()
     place.split, place.propose = root / "split", root / "propose"
@@ -152,7 +152,7 @@ def curve(folder: Path) -> list[tuple]:
 @pytest.fixture(scope="module", params=["full", "lora"])
 def unbroken(request, frozen, tmp_path_factory):
     """A run to its end, and what lay on the disk whenever a checkpoint had been completed."""
-    from training import checkpoints
+    from training.loop import checkpoints
 
     given = arguments(frozen)
     if request.param == "lora":
@@ -192,7 +192,7 @@ def test_a_batch_decodes_a_picture_once_at_the_size_that_the_policy_takes(
     frozen, tmp_path, monkeypatch
 ):
     from tasks.tables.pixels import Decoder
-    from training import tiny_policy
+    from training.model import tiny_policy
 
     card = data_cards.load("few")
     words = tiny_policy.slot_words([card.kind, card.noun, *card.classes])
@@ -259,8 +259,8 @@ def test_without_carry_over_a_round_starts_afresh_but_asks_further(frozen, tmp_p
 def test_a_frozen_part_stays_as_it_is(frozen, tmp_path, capsys, changed, moves):
     from safetensors.torch import load_file
 
-    from training.parts import part_of
-    from training.tiny_policy import new_model
+    from training.model.tiny_policy import new_model
+    from training.model.trainable import part_of
 
     folder = trained(tmp_path / "out", arguments(frozen, steps=1, **changed))
     before = load_file(frozen / "policy" / "model.safetensors")
@@ -285,8 +285,9 @@ def test_adapters_over_quantised_weights_move_at_a_small_rate(
     import torch
     from safetensors.torch import load_file
 
-    from training import loading, parts
     from training.grpo import grpo
+    from training.model import loading
+    from training.model import trainable as parts
     from training.sft_baseline import sft_baseline
 
     def quantised(base, **given):
@@ -371,9 +372,9 @@ def test_groups_without_a_gradient_are_replaced_by_further_questions(frozen, tmp
 
 
 def test_looking_for_further_questions_makes_each_image_ready_once(frozen, tmp_path, monkeypatch):
-    from training.processors import load_processor
-    from training.prompts_once import _digest, _flat
-    from training.sampling import DynamicSampling
+    from training.loop.sampling import DynamicSampling
+    from training.model.processors import load_processor
+    from training.shared_prefix.prompts_once import _digest, _flat
 
     kind = type(load_processor(frozen / "policy").image_processor)
     ready, own, batch = [], kind.__call__, DynamicSampling._with_further
@@ -416,7 +417,7 @@ def test_the_truth_can_be_one_of_every_groups_completions(frozen, tmp_path):
 
 
 def test_val_images_are_watched_and_the_best_policy_is_kept(frozen, tmp_path, monkeypatch):
-    from training.watch import Watch
+    from training.loop.validation import Watch
 
     seen = iter([0.2, 0.5, 0.3, 0.4] * 2)
     monkeypatch.setattr(Watch, "_answers", lambda self, trainer, model, part: self.fake(part))
@@ -466,7 +467,7 @@ def test_the_card_names_what_it_came_from_and_no_path(frozen, tmp_path):
 
 
 def test_supervised_training_learns_the_truth_and_resumes(frozen, tmp_path, monkeypatch):
-    from training import checkpoints
+    from training.loop import checkpoints
     from training.sft_baseline import sft_baseline
 
     marked = checkpoints.mark_complete

@@ -11,7 +11,7 @@ import sys
 from tasks.runtime.command import main
 from training import grpo as module
 from training.grpo import grpo
-from training.sampling import Timed
+from training.loop.sampling import Timed
 
 
 class Fixed:

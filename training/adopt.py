@@ -26,7 +26,7 @@ from tasks.runtime import waiting
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError, first_line
 from tasks.runtime.links import link
-from training.processors import sized_processor
+from training.model.processors import sized_processor
 
 # As the header of a safetensors file names them.
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}

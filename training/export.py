@@ -12,7 +12,7 @@ from pathlib import Path
 from tasks.engines import adapters
 from tasks.runtime.command import quiet_libraries
 from tasks.runtime.errors import StageError
-from training.policy_folder import merged_card
+from training.loop.policy_folder import merged_card
 
 
 def export(policy: Path, output: Path) -> None:

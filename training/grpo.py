@@ -27,15 +27,16 @@ from trl import GRPOTrainer
 from tasks.runtime import waiting
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError
-from training import agreement, checkpoints
-from training.config import grpo_config, of_reference_alone
-from training.context_length import longest_row, set_context
-from training.largest_batch import try_largest
-from training.recorder import Recorder
-from training.reward_choice import choose_rewards
-from training.sampling import DynamicSampling, KnownFields, Timed, TruthRollout
-from training.session import Session
-from training.shared_prefix import make_trainer
+from training.data.reward_choice import choose_rewards
+from training.loop import checkpoints
+from training.loop.log import Recorder
+from training.loop.sampling import DynamicSampling, KnownFields, Timed, TruthRollout
+from training.loop.session import Session
+from training.model import vllm_check
+from training.resources.context_length import longest_row, set_context
+from training.resources.largest_batch import try_largest
+from training.settings import grpo_config, of_reference_alone
+from training.shared_prefix.trainer import make_trainer
 
 
 def grpo(
@@ -91,8 +92,8 @@ def grpo(
     `download` and `split` (val images to watch). `ask` is mcq or open; `truth_rollout` puts the
     truth among every group's completions. `base` is the policy of round 0's start, `policy` that of
     this round's. `rewards` maps a reward's name to its weight; `trl` holds any further GRPOConfig
-    option. `order` is that of the questions (`training.dataset`); `freeze` and `lora_targets` name
-    parts (`training.parts`). `dynamic_sampling` is how often groups without a gradient are replaced.
+    option. `order` is that of the questions (`training.data.dataset`); `freeze` and `lora_targets` name
+    parts (`training.model.trainable`). `dynamic_sampling` is how often groups without a gradient are replaced.
     With `carry_over` a round goes on from the last one's training state. `keep_policy` is last, or
     best by val images. `shared_prefix` computes each group's image and prompt once, in passes of at
     most `tokens_per_micro_batch` tokens, and `check_shared_prefix` compares with TRL's own pass once.
@@ -135,7 +136,7 @@ def grpo(
 
     def before() -> None:
         if config.use_vllm:
-            agreement.check_vllm(trainer, some)
+            vllm_check.check_vllm(trainer, some)
         if check_largest_batch and trainer.state.global_step < session.stop:
             try_largest(trainer, largest, prompt)
 

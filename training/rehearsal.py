@@ -33,12 +33,12 @@ from tasks.runtime.command import main
 from tasks.runtime.errors import StageError, first_line
 from tasks.runtime.memory import own_peak
 from tasks.runtime.protocol import save_stats
-from training import loading, processors, tiny_policy
-from training.config import grpo_config
 from training.grpo import with_ours
-from training.prefix_forward import PREFIX_MODELS
-from training.shapes import config_of
-from training.shared_prefix import make_trainer
+from training.model import loading, processors, tiny_policy
+from training.model.shapes import config_of
+from training.settings import grpo_config
+from training.shared_prefix.forward import PREFIX_MODELS
+from training.shared_prefix.trainer import make_trainer
 
 LAYERS, VISION_LAYERS = 1, 2
 COMPLETIONS, TOKENS = 2, 16  # of one question, and of each completion

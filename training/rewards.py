@@ -7,8 +7,8 @@ names through `tasks.language.class_names`. The paper's reward is `format_reward
 
 A reward never raises over what a policy wrote; a column of the wrong length is the caller's
 mistake, and does raise. To use another reward, write a function of this form: dataset columns
-(`training.dataset.training_row` lists them) arrive as keyword arguments, as lists as long as
-`completions`, and `completion_ids` with them. `training.reward_choice` finds rewards by name.
+(`training.data.dataset.training_row` lists them) arrive as keyword arguments, as lists as long as
+`completions`, and `completion_ids` with them. `training.data.reward_choice` finds rewards by name.
 """
 
 from collections.abc import Callable, Mapping, Sequence

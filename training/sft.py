@@ -33,9 +33,11 @@ from tasks.runtime.machine import check_gpu, gpus
 from tasks.runtime.progress import progress
 from tasks.tables import shards
 from tasks.tables.pixels import Decoder
-from training import sft_checkpoint, sft_examples, tiny_policy
 from training.adopt import adopt
-from training.processors import sized_processor
+from training.data import sft_examples
+from training.loop import sft_checkpoint
+from training.model import tiny_policy
+from training.model.processors import sized_processor
 
 WARMUP_SHARE = 0.1
 MAX_GRAD_NORM = 1.0

@@ -18,13 +18,13 @@ from trl import SFTTrainer
 from tasks.language import prompts
 from tasks.language.prompts import LETTERS
 from tasks.runtime.command import main
-from training import checkpoints
-from training.config import sft_config
-from training.context_length import longest_row
+from training.data.sft_examples import thought
 from training.grpo import grpo
-from training.recorder import SupervisedRecorder
-from training.session import Session
-from training.sft_examples import thought
+from training.loop import checkpoints
+from training.loop.log import SupervisedRecorder
+from training.loop.session import Session
+from training.resources.context_length import longest_row
+from training.settings import sft_config
 
 
 class Supervised(checkpoints.StrictResume, SFTTrainer):

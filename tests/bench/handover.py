@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import save_file
 
 from tests.bench.results import write
-from training import handover
+from training.loop import training_state
 
 try:
-    from training import state_files
+    from training.loop import state_files
 except ImportError:  # to measure a version without it
     state_files = None
 TENSOR = 1 << 20  # values
@@ -52,12 +52,12 @@ def checkpoint(folder: Path, megabytes: int) -> int:
 def keep(folder: Path, _: int) -> None:
     """The end of the round."""
     place = folder / "checkpoint-1"
-    handover.keep(place, place, folder / "policy", weights=True)
+    training_state.keep(place, place, folder / "policy", weights=True)
 
 
 def resume(folder: Path, _: int) -> None:
     """The start of the next."""
-    handover.resume(folder / "policy", folder / "next", 1)
+    training_state.resume(folder / "policy", folder / "next", 1)
 
 
 def on_disk(folder: Path) -> int:

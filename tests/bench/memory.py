@@ -86,8 +86,8 @@ def write_policy(folder: Path, layers: int, vision: int, side: int, dtype: str) 
     import torch
     from transformers import AutoModelForImageTextToText, GenerationConfig
 
-    from training import tiny_policy
-    from training.shapes import config_of
+    from training.model import tiny_policy
+    from training.model.shapes import config_of
 
     config, tiny = config_of(MODEL), tiny_policy.config()
     config.text_config.num_hidden_layers = layers
@@ -127,9 +127,11 @@ def measure(
     from PIL import Image
     from trl import GRPOConfig
 
-    from training import first_batch, loading, memory, needs, processors
-    from training.config import _of_reference
-    from training.shared_prefix import make_trainer
+    from training.model import loading, processors
+    from training.resources import gpu_memory, needs
+    from training.settings import _of_reference
+    from training.shared_prefix import check
+    from training.shared_prefix.trainer import make_trainer
 
     torch.set_num_threads(2)
     policy = Path(folder) / "policy"
@@ -173,7 +175,7 @@ def measure(
     processor = processors.load_processor(policy)
     clock = Phases()
     with contextlib.redirect_stdout(sys.stderr):
-        prompt = memory.size_of_prompts(processor, rows[:2])
+        prompt = gpu_memory.size_of_prompts(processor, rows[:2])
         options, place = needs.Options.of(config), needs.Place(cuda=False)
         needed = needs.of_gpu(needs.Asked(policy, prompt, given, options, place))
         clock.start()
@@ -192,7 +194,7 @@ def measure(
         )
         del model
         clock.around(trainer, "_generate_single_turn", "generating")
-        clock.around(first_batch, "compare", "comparing")
+        clock.around(check, "compare", "comparing")
         clock.say("updating")
         trainer.train()
     peaks = clock.stop()

@@ -99,7 +99,7 @@ def batch(folder: Path, decode: Any, scaled: bool) -> tuple[Callable[[], list[An
     """Read a generation batch as TRL's dataloader does."""
     from datasets import Dataset, disable_progress_bars
 
-    from training.dataset import Questions
+    from training.data.dataset import Questions
 
     disable_progress_bars()
     cache = folder / f"cache-{scaled}"
@@ -148,7 +148,7 @@ def _resident() -> float:
 
 def policys_processor(max_pixels: int) -> Any:
     """A processor of Qwen-VL's kind."""
-    from training import tiny_policy
+    from training.model import tiny_policy
 
     return tiny_policy.processor((), min_pixels=56**2, max_pixels=max_pixels)
 

@@ -47,7 +47,7 @@ def write_policy(folder: Path, shape: str, max_pixels: int, dtype: str) -> int:
     import torch
     from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
-    from training import tiny_policy
+    from training.model import tiny_policy
 
     given = SHAPES[shape]
     config = tiny_policy.config()

@@ -25,8 +25,8 @@ from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from tests.bench import results
-from training import prefix_attention
-from training.prefix_forward import Rows, packed
+from training.shared_prefix import attention
+from training.shared_prefix.forward import Rows, packed
 
 PROMPT, GROUP, GRID = 700, 8, (1, 32, 64)  # tokens, completions, patches of 14 x 14 pixels
 IMAGE, START, END, FIRST = 5, 3, 4, 10  # token ids; ordinary ones from FIRST on
@@ -111,7 +111,7 @@ def build(shape: str, device: str, dtype: torch.dtype) -> Qwen2_5_VLForCondition
     if device != "cpu":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    prefix_attention.install(model)
+    attention.install(model)
     return model
 
 

@@ -31,8 +31,8 @@ from data_cards import load
 from tasks.ingest.sources import open_source
 from tasks.language import prompts
 from tests.bench import results
-from training import tiny_policy
-from training.shared_prefix import make_trainer
+from training.model import tiny_policy
+from training.shared_prefix.trainer import make_trainer
 
 QUESTIONS, GROUP, LENGTH, STEPS = 24, 8, 32, 3
 Figure = dict[str, Any]
@@ -95,7 +95,7 @@ def compare(folder: Path, given: argparse.Namespace) -> list[Figure]:
 
 
 def questions(card: Any, folder: Path, count: int) -> list[dict[str, Any]]:
-    """Rows as `training.dataset` makes them, on drawn images with five random options."""
+    """Rows as `training.data.dataset` makes them, on drawn images with five random options."""
     draw = random.Random(0)
     source = open_source(card, folder, folder)
     rows = []

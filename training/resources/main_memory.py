@@ -20,7 +20,7 @@ class MainMemory:
 
     processes: float
     states: float  # the optimizer's, where they are kept off the GPU
-    base: float  # weights below adapters, kept exact (training.parts.BaseKeeper)
+    base: float  # weights below adapters, kept exact (training.model.trainable.BaseKeeper)
     loading: float  # the model on its way to the GPUs
     saving: float  # a checkpoint that one process gathers
 

@@ -15,8 +15,8 @@ from trl.data_utils import prepare_multimodal_messages
 from tasks.language import prompts
 from tasks.language.prompts import LETTERS
 from tasks.runtime.progress import doing
-from training.prompts_once import remembered
-from training.sft_examples import thought
+from training.data.sft_examples import thought
+from training.shared_prefix.prompts_once import remembered
 
 if TYPE_CHECKING:  # what these are mixed into
     from trl import GRPOTrainer as Trainer

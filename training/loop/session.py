@@ -25,10 +25,11 @@ from tasks.runtime.interrupts import shard_by_shard, stop_if_asked
 from tasks.runtime.protocol import save_stats
 from tasks.tables import schemas, shards
 from tasks.tables.pixels import Decoder
-from training import checkpoints, handover, loading, parts, policy_folder, processors
-from training.dataset import Place, Questions, Then
-from training.recorder import Finished, Recorder
-from training.watch import Watch, val_sample
+from training.data.dataset import Place, Questions, Then
+from training.loop import checkpoints, policy_folder, training_state
+from training.loop.log import Finished, Recorder
+from training.loop.validation import Watch, val_sample
+from training.model import loading, processors, trainable
 
 CACHE = "cache"  # of the questions, below the output; like checkpoints, gone once all is written
 PLACE = "place.json"  # where the order of questions goes on in the next round
@@ -98,7 +99,7 @@ class Session:
             )
         names = ("dtype", "quantize", "freeze")
         lora = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
-        with config.main_process_first(local=False, desc="adapters"), parts.outside_deepspeed():
+        with config.main_process_first(local=False, desc="adapters"), trainable.outside_deepspeed():
             policy = adapters.whole(self.origin, self.output / CACHE)
         with waiting.loading(f"train: loading {waiting.weights(policy)}"):
             return loading.load_model(
@@ -117,10 +118,10 @@ class Session:
         `before` is called when the model is in place, and spread over processes, but not yet trained.
         """
         if self.set.quantize != "none" and not trainer.is_deepspeed_enabled:  # which holds its own
-            parts.hold_in_float32(trainer.model)
+            trainable.hold_in_float32(trainer.model)
         if trainer.accelerator.is_main_process:
             model = trainer.accelerator.unwrap_model(trainer.model)
-            print(f"train: {parts.describe(model)}", flush=True)
+            print(f"train: {trainable.describe(model)}", flush=True)
             if self.set.quantize != "none":
                 print(
                     "train: full weights made of this policy are the unquantised base with the "
@@ -146,7 +147,7 @@ class Session:
                 stop_if_asked()
         if hasattr(trainer, "base_keeper"):
             trainer.base_keeper.restore()
-        if parts.frozen_hash(trainer.model_wrapped) != start.untouched:
+        if trainable.frozen_hash(trainer.model_wrapped) != start.untouched:
             raise StageError("weights that were to stay frozen have changed; a fault of this code")
         return recorder
 
@@ -160,7 +161,7 @@ class Session:
             return
         if self.set.carry_over:
             masters = loading.keeps_masters(self.set.dtype, self.set.lora_rank)
-            handover.keep(chosen, last, self.output, weights=masters)
+            training_state.keep(chosen, last, self.output, weights=masters)
         (self.output / PLACE).write_text(json.dumps(self.place), encoding="utf-8")
         log = recorder.log
         shards.write(
@@ -213,10 +214,13 @@ class Session:
             trainer.weights = checkpoint
         elif self.start:
             if trainer.accelerator.is_main_process:
-                handover.resume(self.set.policy, self.output / checkpoints.FOLDER, self.start)
+                training_state.resume(self.set.policy, self.output / checkpoints.FOLDER, self.start)
             trainer.accelerator.wait_for_everyone()
             checkpoint = self.output / checkpoints.FOLDER / f"checkpoint-{self.start}"
-            places = (handover.STATE / Path(handover.WEIGHTS), Path(policy_folder.ADAPTER))
+            places = (
+                training_state.STATE / Path(training_state.WEIGHTS),
+                Path(policy_folder.ADAPTER),
+            )
             full = [self.set.policy / place for place in places]
             trainer.weights = next((p for p in full if p.exists()), self.set.policy)
         return str(checkpoint) if checkpoint else None
@@ -252,7 +256,7 @@ class AtStart(TrainerCallback):
         self.trainer, self.before, self.untouched = trainer, before, ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.untouched = parts.frozen_hash(self.trainer.model_wrapped)
+        self.untouched = trainable.frozen_hash(self.trainer.model_wrapped)
         if self.before is not None:
             self.before()
 

@@ -13,9 +13,9 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel
 
-from training import prefix_batches
-from training.prefix_attention import NAME
-from training.shared_vision import PIXELS, select
+from training.shared_prefix import packing
+from training.shared_prefix.attention import NAME
+from training.shared_prefix.images_once import PIXELS, select
 
 PREFIX_MODELS = ("qwen2_5_vl", "qwen2_vl")
 Batch = dict[str, Any]
@@ -65,7 +65,7 @@ class Rows:
         pixels = {key: self.images[key] for key in PIXELS if key in self.images}
         if not pixels:
             return {}
-        members = prefix_batches.members(self.groups)
+        members = packing.members(self.groups)
         places = {group: place for place, group in enumerate(members)}
         count = [self.images["num_images"][rows[0]] for rows in members.values()]
         return select(pixels, count, [places[group] for group in groups])
@@ -106,7 +106,7 @@ def sharing(model: torch.nn.Module) -> tuple[str, str]:
 def packed(model: torch.nn.Module, rows: Rows, chosen: Sequence[int]) -> Found:
     """Forward some rows as one, each group's prompt and image once (`prefix_batches.pack`)."""
     width, device = rows.input_ids.size(1), rows.input_ids.device
-    pack = prefix_batches.pack(
+    pack = packing.pack(
         rows.groups, chosen, rows.prompts, rows.completions, width - rows.keep, width, device
     )
     ids = rows.input_ids.flatten()
@@ -131,7 +131,7 @@ def packed(model: torch.nn.Module, rows: Rows, chosen: Sequence[int]) -> Found:
 
 
 def _positions(
-    module: torch.nn.Module, rows: Rows, chosen: Sequence[int], pack: prefix_batches.Packed
+    module: torch.nn.Module, rows: Rows, chosen: Sequence[int], pack: packing.Packed
 ) -> torch.Tensor:
     """(3, 1, tokens): rotary positions of each token, as if its completion stood alone."""
     first: dict[int, int] = {}

@@ -18,8 +18,8 @@ from trl import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
 from tasks.runtime.progress import doing
-from training import prefix_batches, vllm_correction
-from training.prefix_forward import Found, Rows, base_of, packed, padded, put
+from training.shared_prefix import packing, vllm_correction
+from training.shared_prefix.forward import Found, Rows, base_of, packed, padded, put
 
 MOST_WEIGHTS = 20_000_000  # of those trained, so many are compared: smallest tensors first
 TIMES = 3.0  # so much more than the noise is still taken for noise
@@ -64,7 +64,7 @@ def agree(trainer: Any, model: torch.nn.Module, rows: Rows) -> bool:
     At most two rows of the first two groups are taken. All processes take part and decide alike: no,
     if one of them finds that the passes disagree. Where memory runs out, nothing is found.
     """
-    groups = list(prefix_batches.members(rows.groups).values())[:2]
+    groups = list(packing.members(rows.groups).values())[:2]
     scored = [[row for row in group if rows.completions[row]][:2] for group in groups]
     chosen = [row for group in scored for row in group] or [0]
     sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled

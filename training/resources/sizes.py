@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
-from training import parts
-from training.shapes import config_of
+from training.model import trainable
+from training.model.shapes import config_of
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ def sizes_of(model: str | Path) -> Sizes:
     Raises StageError where no config is known.
     """
     config = config_of(model)
-    with torch.device("meta"), parts.outside_deepspeed():
+    with torch.device("meta"), trainable.outside_deepspeed():
         made = AutoModelForImageTextToText.from_config(config)
-    belongs = parts.part_of(made)
-    parameters, adapted, edges = ({part: 0 for part in parts.PARTS} for _ in range(3))
+    belongs = trainable.part_of(made)
+    parameters, adapted, edges = ({part: 0 for part in trainable.PARTS} for _ in range(3))
     for name, parameter in made.named_parameters():
         parameters[belongs[name]] += parameter.numel()
     output = made.get_output_embeddings()

@@ -18,7 +18,7 @@ from tasks.engines import adapters
 from tasks.runtime.errors import first_line
 from tasks.runtime.links import link, link_tree
 from training import adopt
-from training.parts import outside_deepspeed
+from training.model.trainable import outside_deepspeed
 
 WEIGHTS = "model*.safetensors*"  # of a whole model, in a policy or a checkpoint, and their index
 ADAPTER = "adapter"

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from training.prefix_batches import members
-from training.shared_vision import PIXELS
+from training.shared_prefix.images_once import PIXELS
+from training.shared_prefix.packing import members
 
 
 class PromptsOnce:

@@ -10,8 +10,8 @@ from transformers import TrainerCallback
 from tasks.runtime.interrupts import stop_asked
 from tasks.runtime.progress import doing, progress
 from tasks.tables import schemas, shards
-from training import checkpoints, health
-from training.watch import Watch
+from training.loop import checkpoints, diagnosis
+from training.loop.validation import Watch
 
 # Trainer's log key -> our column (tasks.tables.schemas.train_log).
 LOGGED = {
@@ -86,7 +86,7 @@ class Recorder(TrainerCallback):
             return
         row = self.log[-1]
         self.bar.set_postfix(self._live(row))
-        for kind, sentence in health.warnings(self.log).items():
+        for kind, sentence in diagnosis.warnings(self.log).items():
             if kind not in self.told:
                 self.bar.write(f"train: step {row['step']}: {sentence}", file=sys.stderr)
                 self.told.add(kind)

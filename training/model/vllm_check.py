@@ -17,8 +17,8 @@ from trl import GRPOTrainer
 from trl.data_utils import prepare_multimodal_messages
 
 from tasks.runtime.errors import StageError
-from training.group_trainer import IMAGE_INPUTS
-from training.parts import BaseKeeper
+from training.model.trainable import BaseKeeper
+from training.shared_prefix.groups import IMAGE_INPUTS
 
 TOKENS = 64  # of an answer that is compared
 # Bounds on the mean of |vLLM's - the trainer's| log-probability of a token, and on the mean of it.

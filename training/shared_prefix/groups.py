@@ -1,6 +1,6 @@
 """TRL's generation batches, with whole groups kept together and each prompt processed once.
 
-The part of `training.shared_prefix` that has to do with what a batch is made of: which rows are a
+The part of `training.shared_prefix.trainer` that has to do with what a batch is made of: which rows are a
 group, what the processor is asked, which rows take a turn of the loss together and which of these
 need not be forwarded at all.
 """
@@ -16,11 +16,11 @@ import torch
 from trl import GRPOTrainer
 
 from tasks.runtime.errors import StageError
-from training import prefix_batches
-from training.prefix_batches import Counters
-from training.prefix_forward import Rows, sharing
-from training.prompts_once import PromptsOnce
-from training.shared_vision import PIXELS, take
+from training.shared_prefix import packing
+from training.shared_prefix.forward import Rows, sharing
+from training.shared_prefix.images_once import PIXELS, take
+from training.shared_prefix.packing import Counters
+from training.shared_prefix.prompts_once import PromptsOnce
 
 Batch = dict[str, Any]
 # All that TRL may hand from a batch to the model beside tokens and masks.
@@ -92,7 +92,7 @@ class GroupTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[Batch]) -> Batch:
         groups = self._groups_of(inputs)
-        first = {group: inputs[rows[0]] for group, rows in prefix_batches.members(groups).items()}
+        first = {group: inputs[rows[0]] for group, rows in packing.members(groups).items()}
         # One object for all copies of an image, since TRL copies prompts with all that is in them.
         inputs = [
             row | {key: first[group][key] for key in ("image", "images") if key in row}
@@ -123,7 +123,7 @@ class GroupTrainer(GRPOTrainer):
         size = self.num_generations if self.model.training else self.num_generations_eval
         start = self.accelerator.process_index * len(inputs)
         groups = [(start + row) // size for row in range(len(inputs))]
-        for rows in prefix_batches.members(groups).values():
+        for rows in packing.members(groups).values():
             if any(inputs[row]["prompt"] != inputs[rows[0]]["prompt"] for row in rows):
                 raise StageError(
                     "the completions of a group have different prompts, though the sampler repeats "
@@ -154,7 +154,7 @@ class GroupTrainer(GRPOTrainer):
             batch = self._generate_and_score_completions(generation_batch)
             count = len(batch["groups"])
             # As many random numbers as TRL draws, so that a seed gives the same completions.
-            rows = prefix_batches.shuffled(batch["groups"], torch.randperm(count).tolist())
+            rows = packing.shuffled(batch["groups"], torch.randperm(count).tolist())
             size = count // steps
             self._buffered_inputs = [
                 self._slot(batch, rows[i * size : (i + 1) * size]) for i in range(steps)
@@ -169,7 +169,7 @@ class GroupTrainer(GRPOTrainer):
         slot |= whole.by_row(rows, pixels=not whole.per_group)
         slot |= whole.by_group(rows) if whole.per_group else {}
         own = self._rows(slot, slot["groups"])
-        members = prefix_batches.members(own.groups)
+        members = packing.members(own.groups)
         pulls = slot["advantages"].reshape(len(own.groups), -1).any(1).tolist()
         dead = {group for group, rows in members.items() if not any(pulls[row] for row in rows)}
         skipped = dead if self._skips else set()
@@ -194,7 +194,7 @@ class GroupTrainer(GRPOTrainer):
 
     def _micro_batches(self, rows: Rows, live: Sequence[int], most: int = 0) -> list[list[int]]:
         """At least one, and on each process as many as on the others, empty ones in front."""
-        found = prefix_batches.split(
+        found = packing.split(
             rows.groups,
             live,
             rows.prompts,

@@ -4,7 +4,7 @@ Weights, gradients, optimizer states and the reference model are counted exactly
 in a step (copies of weights, activations, the key-value cache of generation) is estimated from the
 longest of some real prompts, by what a forward and backward pass keeps; `tests/bench/memory.py`
 compares it with what a step takes. A run that cannot fit is refused; one that may not fit is told
-what would help. Whether a colocated vLLM fits beside it is asked in `training.vllm_memory`.
+what would help. Whether a colocated vLLM fits beside it is asked in `training.resources.vllm_memory`.
 """
 
 import os
@@ -17,8 +17,8 @@ import torch
 
 from tasks.language import prompts
 from tasks.runtime.errors import StageError
-from training.main_memory import free_main_memory, told
-from training.sizes import Sizes, Tower, sizes_of
+from training.resources.main_memory import free_main_memory, told
+from training.resources.sizes import Sizes, Tower, sizes_of
 
 GIB = 1 << 30
 QUANTISED = 0.57  # bytes a weight of NF4 with its scales takes (Dettmers et al. 2023, section 3)
@@ -31,7 +31,7 @@ KEPT, PASSING = (14, 4), (8, 3)
 # Tiles of TRL's fused head: tokens and words at a time (trl.kernels.chunked_logprob). Triton folds a
 # tile where it lies; without it there are as many float32 tiles beside it.
 TILE, BESIDE = (4096, 32768), 8
-# The first batch is compared on so many rows of so many groups (training.shared_prefix).
+# The first batch is compared on so many rows of so many groups (training.shared_prefix.trainer).
 COMPARED = (2, 2)
 # Weights that ZeRO-3 has gathered or is about to: its stage3_max_live_parameters, twice.
 LIVE = 2e9

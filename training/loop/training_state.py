@@ -17,7 +17,7 @@ import torch
 
 from tasks.runtime.errors import StageError
 from tasks.runtime.links import link, link_tree
-from training import state_files
+from training.loop import state_files
 
 STATE = "state"
 OPTIMIZER, SCHEDULER, TRAINER = "optimizer", "scheduler", "trainer_state.json"

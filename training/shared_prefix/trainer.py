@@ -23,12 +23,13 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
-from training import first_batch, parts, prefix_attention, vllm_correction
-from training.group_trainer import GroupTrainer, Scope
-from training.prefix_batches import Stopwatch
-from training.prefix_forward import Found, Rows, base_of, packed, padded, put, sharing
-from training.rollout_engine import by_vllm
-from training.shared_vision import ImagesOnce
+from training.model import trainable
+from training.model.rollout_engine import by_vllm
+from training.shared_prefix import attention, check, vllm_correction
+from training.shared_prefix.forward import Found, Rows, base_of, packed, padded, put, sharing
+from training.shared_prefix.groups import GroupTrainer, Scope
+from training.shared_prefix.images_once import ImagesOnce
+from training.shared_prefix.packing import Stopwatch
 
 Batch = dict[str, Any]
 SHARES = {
@@ -100,7 +101,7 @@ class SharedPrefixTrainer(GroupTrainer):
                 base = base_of(model)
                 self.encoders[id(base)] = ImagesOnce(base.base_model)
                 if self.way == "prefix":
-                    prefix_attention.install(base)
+                    attention.install(base)
 
     # Log-probabilities: what TRL's code calls for.
 
@@ -205,7 +206,7 @@ class SharedPrefixTrainer(GroupTrainer):
         rows = self._rows(inputs, inputs["groups"])
         if self._unchecked and self.model.training:
             self._unchecked = False
-            self.falls_back = not first_batch.agree(self, model, rows)
+            self.falls_back = not check.agree(self, model, rows)
             if self.falls_back:
                 self._start_anew()
         for name, count in inputs["counted"].items():
@@ -219,7 +220,7 @@ class SharedPrefixTrainer(GroupTrainer):
         last = scope.rows
         with self._about(scope):
             for scope.rows in others:
-                with parts.unreduced(self, model), self._unlogged():
+                with trainable.unreduced(self, model), self._unlogged():
                     part = super()._compute_loss(model, inputs)
                     if torch.is_grad_enabled():
                         self.accelerator.backward(part)
@@ -292,7 +293,7 @@ class SharedPrefixTrainer(GroupTrainer):
             rows = self._rows(slot, slot["groups"])
             slot["micro_batches"] = self._micro_batches(rows, live)
             with self._about(Scope(rows.groups)):
-                first_batch.rescore(self, slot, rows)
+                check.rescore(self, slot, rows)
 
     @contextmanager
     def _unlogged(self) -> Iterator[None]:

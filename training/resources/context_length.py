@@ -12,9 +12,9 @@ from PIL import Image
 
 from tasks.language import prompts
 from tasks.runtime.errors import StageError
-from training.dataset import Questions
-from training.memory import longest_prompt
-from training.watch import Sample, Watch
+from training.data.dataset import Questions
+from training.loop.validation import Sample, Watch
+from training.resources.gpu_memory import longest_prompt
 
 # Permuted options may be cut into tokens a little differently, and scaled pictures into patches.
 SPARE, MULTIPLE = 32, 128

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.runtime.errors import StageError
-from training.main_memory import told
+from training.resources.main_memory import told
 
 GB = 1e9  # as disks are sold
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.runtime.errors import StageError
-from training.main_memory import told
-from training.sizes import sizes_of
+from training.resources.main_memory import told
+from training.resources.sizes import sizes_of
 
 GIB = 1 << 30
 ENGINE, GRAPHS = 1.0 * GIB, 0.5 * GIB  # what it takes at least for itself, CUDA graphs among it

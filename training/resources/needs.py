@@ -10,9 +10,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from training import disk, main_memory, memory, parts, vllm_memory
-from training.prefix_forward import PREFIX_MODELS
-from training.sizes import sizes_of
+from training.model import trainable
+from training.resources import disk, gpu_memory, main_memory, vllm_memory
+from training.resources.sizes import sizes_of
+from training.shared_prefix.forward import PREFIX_MODELS
 
 ADAMW = "adamw_torch_fused"  # what TRL takes where nothing is said
 
@@ -138,8 +139,8 @@ class Asked:
     @property
     def trained(self) -> int:
         """Weights that are trained."""
-        targets = parts.read_parts(self.given["lora_targets"], "lora_targets")
-        frozen = parts.read_parts(self.given["freeze"], "freeze")
+        targets = trainable.read_parts(self.given["lora_targets"], "lora_targets")
+        frozen = trainable.read_parts(self.given["freeze"], "freeze")
         return sizes_of(self.policy).trained(frozen, self.given["lora_rank"], targets)
 
     @property
@@ -149,17 +150,17 @@ class Asked:
         return self.options.use_vllm and mode == "colocate" and not self.supervised
 
 
-def of_gpu(asked: Asked) -> memory.Estimate:
+def of_gpu(asked: Asked) -> gpu_memory.Estimate:
     """What the trainer takes of a GPU, or of a machine without one, a process."""
     given, options, place = asked.given, asked.options, asked.place
     samples = not asked.supervised
     group = given["num_generations"] if samples else 1
-    return memory.estimate(
+    return gpu_memory.estimate(
         asked.policy,
         dtype=given["dtype"],
-        frozen=parts.read_parts(given["freeze"], "freeze"),
+        frozen=trainable.read_parts(given["freeze"], "freeze"),
         lora_rank=given["lora_rank"],
-        lora_targets=parts.read_parts(given["lora_targets"], "lora_targets"),
+        lora_targets=trainable.read_parts(given["lora_targets"], "lora_targets"),
         quantized=given["quantize"] != "none",
         reference=samples and options.beta != 0.0,
         optimizer=options.optim,
@@ -201,7 +202,7 @@ def of_disk(asked: Asked) -> disk.DiskNeeds:
     return disk.disk_needs(
         count=sizes_of(asked.policy).count,
         trained=asked.trained,
-        optimizer_bytes=memory.optimizer_bytes(asked.options.optim),
+        optimizer_bytes=gpu_memory.optimizer_bytes(asked.options.optim),
         lora=bool(asked.given["lora_rank"]),
         sharding=asked.place.sharding,
         full=asked.place.full,
@@ -212,7 +213,7 @@ def of_disk(asked: Asked) -> disk.DiskNeeds:
 def of_main_memory(asked: Asked) -> main_memory.MainMemory:
     """What one machine's processes take of its main memory, beside GPUs."""
     given, place, sizes = asked.given, asked.place, sizes_of(asked.policy)
-    targets = parts.read_parts(given["lora_targets"], "lora_targets")
+    targets = trainable.read_parts(given["lora_targets"], "lora_targets")
     kept = sum(sizes.adapted[part] for part in targets) if given["lora_rank"] else 0
     return main_memory.main_memory(
         count=sizes.count,
@@ -220,7 +221,7 @@ def of_main_memory(asked: Asked) -> main_memory.MainMemory:
         size=4 if given["dtype"] == "float32" else 2,
         lora=bool(given["lora_rank"]),
         kept=kept if asked.options.use_vllm else 0,
-        optimizer_bytes=memory.optimizer_bytes(asked.options.optim),
+        optimizer_bytes=gpu_memory.optimizer_bytes(asked.options.optim),
         local=place.local,
         machines=place.machines,
         sharding=place.sharding,

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from tasks.runtime.errors import StageError
-from training import disk, main_memory, memory, needs, parts, vllm_memory
+from training.model import trainable
+from training.resources import disk, gpu_memory, main_memory, needs, vllm_memory
 
 
 def keeps_masters(dtype: str, lora_rank: int) -> bool:
@@ -36,8 +37,8 @@ def load_model(
     """
     if dtype not in ("float32", "bfloat16"):
         raise StageError(f"[Train] dtype must be float32 or bfloat16; got {dtype!r}")
-    frozen = parts.read_parts(freeze, "freeze")
-    targets = parts.read_parts(lora_targets, "lora_targets")
+    frozen = trainable.read_parts(freeze, "freeze")
+    targets = trainable.read_parts(lora_targets, "lora_targets")
     if lora_rank and frozen:
         raise StageError(
             "[Train] freeze is for training all weights; with lora_rank set, lora_targets says which "
@@ -49,11 +50,11 @@ def load_model(
         options["quantization_config"] = _quantization(quantize, lora_rank, dtype)
     model = AutoModelForImageTextToText.from_pretrained(base, use_safetensors=True, **options)
     if not lora_rank:
-        parts.freeze(model, frozen)
+        trainable.freeze(model, frozen)
         return model, None
     if not torch.cuda.is_available():
         model.get_output_embeddings().register_forward_pre_hook(_contiguous)
-    return model, parts.lora_config(
+    return model, trainable.lora_config(
         model, rank=lora_rank, alpha=lora_alpha, dropout=lora_dropout, targets=targets
     )
 
@@ -76,17 +77,17 @@ def check_memory(
     cuda = torch.cuda.is_available()
     asked = needs.Asked(
         base,
-        memory.size_of_prompts(processor, [row]),
+        gpu_memory.size_of_prompts(processor, [row]),
         given,
         needs.Options.of(config),
         needs.Place.of_process(config, cuda),
         supervised=not hasattr(config, "num_generations"),
     )
-    available, share = memory.available_memory(), 0.0
+    available, share = gpu_memory.available_memory(), 0.0
     if (engine := needs.of_vllm(asked)) and cuda:
-        given_share, total = asked.options.vllm_gpu_memory_utilization, memory.total_memory()
+        given_share, total = asked.options.vllm_gpu_memory_utilization, gpu_memory.total_memory()
         share = vllm_memory.check_vllm(engine, given_share, total)
-    memory.check(needs.of_gpu(asked), available, share, asked.options.vllm_enable_sleep_mode)
+    gpu_memory.check(needs.of_gpu(asked), available, share, asked.options.vllm_enable_sleep_mode)
     if cuda:
         main_memory.check_main(needs.of_main_memory(asked), main_memory.free_main_memory())
     disk.check(needs.of_disk(asked), output)

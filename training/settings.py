@@ -14,7 +14,8 @@ from trl import GRPOConfig, SFTConfig
 
 from tasks.runtime.errors import StageError
 from tasks.runtime.machine import check_gpu, gpus
-from training import checkpoints, needs
+from training.loop import checkpoints
+from training.resources import needs
 
 OURS = {
     "output_dir",

@@ -12,7 +12,7 @@ import torch
 
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
-from training.checkpoints import FOLDER
+from training.loop.checkpoints import FOLDER
 
 FILE = "supervised.pt"
 

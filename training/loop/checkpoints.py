@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText
 
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
-from training import state_files
+from training.loop import state_files
 
 if TYPE_CHECKING:  # what StrictResume is mixed into
     from transformers import Trainer

@@ -18,9 +18,10 @@ from PIL import Image
 
 from tasks.runtime.errors import StageError
 from tasks.runtime.memory import own_peak
-from training import parts, prefix_batches
-from training.first_batch import out_of_memory
-from training.memory import GIB, optimizer_bytes
+from training.model import trainable
+from training.resources.gpu_memory import GIB, optimizer_bytes
+from training.shared_prefix import packing
+from training.shared_prefix.check import out_of_memory
 
 # What a turn changes in place; whatever else it sets anew is put back with the attribute.
 CHANGED = ("_metrics", "_logs", "_pending_metrics", "_pending_extra_logs", "state", "counters")
@@ -52,7 +53,7 @@ def try_largest(trainer: Any, row: Row, prompt: int) -> None:
             turns = min(2, trainer.args.gradient_accumulation_steps)
             for turn in range(turns):  # the second with the first one's gradients beside it
                 last = turn == turns - 1
-                with nullcontext() if last else parts.unreduced(trainer, model):
+                with nullcontext() if last else trainable.unreduced(trainer, model):
                     trainer.training_step(model, batch, None)
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not out_of_memory(error):
@@ -91,7 +92,7 @@ def fullest(trainer: Any, prompt: int) -> int:
 
     def most(length: int) -> int:
         prompts, completions = [prompt] * len(rows), [length] * len(rows)
-        batches = prefix_batches.split(groups, rows, prompts, completions, limit, shared=shared)
+        batches = packing.split(groups, rows, prompts, completions, limit, shared=shared)
         return max(
             len(batch) * length + shared * prompt * len({groups[row] for row in batch})
             for batch in batches

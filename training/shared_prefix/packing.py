@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from training.prefix_attention import Layout, Span, padded_length
+from training.shared_prefix.attention import Layout, Span, padded_length
 
 
 def members(groups: Sequence[int]) -> dict[int, list[int]]:
