@@ -27,7 +27,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands import (
+from pipeline.cli import predict
+from pipeline.cli.commands import (
     collect_garbage,
     invalidate_stage,
     places,
@@ -39,7 +40,6 @@ from pipeline.commands import (
     show_status,
     verify_artifacts,
 )
-from tasks import predict_command
 
 
 def parser() -> argparse.ArgumentParser:
@@ -167,8 +167,8 @@ def parser() -> argparse.ArgumentParser:
     diff = command("diff", "two artifacts of a stage", "diff PATH_A PATH_B")
     diff.add_argument("one", type=Path)
     diff.add_argument("other", type=Path)
-    predict = command("predict", "what a policy says is on images", "predict photo.jpg")
-    predict_command.add_arguments(predict)
+    answer = command("predict", "what a policy says is on images", "predict photo.jpg")
+    predict.add_arguments(answer)
     parser.set_defaults(known=list(commands.choices))
     return parser
 
@@ -183,7 +183,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     if arguments.recipe:
         os.environ["RECIPE"] = arguments.recipe
-    from pipeline.artifact import StageFailed
+    from pipeline.artifacts.store import StageFailed
 
     try:
         code = _run(arguments)
@@ -204,9 +204,7 @@ def _run(arguments: Any) -> int:
     if arguments.command == "rehearse":
         return show_rehearsal(arguments)
     if arguments.command == "predict":
-        from pipeline.predict import settings
-
-        return predict_command.predict(arguments, settings(arguments))
+        return predict.predict(arguments)
     root, dataset = places(arguments.dataset)
     folder = root / dataset
     if arguments.command == "verify":

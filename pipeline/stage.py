@@ -17,8 +17,8 @@ from typing import Any
 import luigi
 
 import data_cards
-from pipeline import artifact, source_code
-from pipeline.child import LOG
+from pipeline.artifacts import source_code, store
+from pipeline.artifacts.child import LOG
 from pipeline.settings import Checked, SettingsError, run
 
 # Recorded in the manifest, but not hashed: what they change shows in the inputs or extra_identity.
@@ -69,7 +69,7 @@ class Stage(Checked, luigi.Task):
 
     def output(self) -> list[luigi.LocalTarget]:
         stages = self.parts() or [self]
-        return [luigi.LocalTarget(str(stage.folder / artifact.MANIFEST)) for stage in stages]
+        return [luigi.LocalTarget(str(stage.folder / store.MANIFEST)) for stage in stages]
 
     def complete(self) -> bool:
         if parts := self.parts():
@@ -77,13 +77,13 @@ class Stage(Checked, luigi.Task):
         if not self.folder.is_dir():
             return False
         with contextlib.suppress(OSError):  # a read-only root can still be read
-            artifact.sweep(self.folder)
+            store.sweep(self.folder)
             # A setting changed back leads back, too. Luigi asks nothing above a complete stage, so
             # this one also answers for what it rests on.
             for folder in {stage.folder for stage in [self, *lineage(self)]}:
                 if folder.is_dir():
-                    artifact.point_at(folder)
-        if changed := source_code.changed(artifact.read_manifest(self.folder), self.module):
+                    store.point_at(folder)
+        if changed := source_code.changed(store.read_manifest(self.folder), self.module):
             LOGGER.warning(
                 "%s: %s; raise it if the change affects results",
                 self.task_family,
@@ -101,9 +101,9 @@ class Stage(Checked, luigi.Task):
         environment = {"OMP_NUM_THREADS": str(run().cpu_threads)}
         for name in ("VLLM_LOGGING_LEVEL", "TRANSFORMERS_VERBOSITY"):  # read when they are imported
             environment[name] = os.environ.get(name, "ERROR" if "VLLM" in name else "error")
-        working = artifact.partial_of(self.folder)
+        working = store.partial_of(self.folder)
         self._tell("set_tracking_url", (working / LOG).as_uri())
-        artifact.build(
+        store.build(
             self.folder,
             self.module,
             self.arguments(),
@@ -237,7 +237,7 @@ class _OneSentence(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, artifact.StageFailed):
+        if isinstance(error, store.StageFailed):
             record.msg, record.args, record.exc_info = "%s", (str(error),), None
         return True
 

@@ -6,12 +6,13 @@
                                     |                                 +-> Propose -> BuildMCQ -> Train
                                     +-> Evaluate (any policy) -> Report     TrainDiVE = all of it
 
-    data_stages.py   Download, Split, BasePolicy
-    round_stages.py  Propose, BuildMCQ, Train
-    evaluation.py    Evaluate, Judge
-    report.py        Report, TrainDiVE
-    compare.py       Compare: methods and seeds in one table
-    methods.py       what a method changes        engine.py  how text is generated
+    stages/data.py        Download, Split, BasePolicy
+    stages/rounds.py      Propose, BuildMCQ, Train
+    stages/evaluation.py  Evaluate, Judge
+    stages/report.py      Report, TrainDiVE
+    stages/compare.py     Compare: methods and seeds in one table
+    stages/engine.py      how text is generated
+    methods.py            what a method changes
 
     luigi --module pipeline.tasks TrainDiVE
     luigi --module pipeline.tasks BuildMCQ --refresh-round 1
@@ -22,15 +23,15 @@ that round r - 1 trained, so the graph is static and every round's shards stay o
 sets each has its own images, questions and evaluation; BasePolicy and Train belong to the mix.
 """
 
-from pipeline.compare import Compare
-from pipeline.data_stages import BasePolicy, Download, Split, data, paths, snake
-from pipeline.engine import engine
-from pipeline.evaluation import MODES, Evaluate, Judge, cross_evaluations, judgements
 from pipeline.methods import NAMES as METHODS
-from pipeline.report import Report, TrainDiVE
-from pipeline.round_stages import BuildMCQ, Propose, Train, graph, last_round
 from pipeline.settings import run
 from pipeline.stage import lineage
+from pipeline.stages.compare import Compare
+from pipeline.stages.data import BasePolicy, Download, Split, data, paths, snake
+from pipeline.stages.engine import engine
+from pipeline.stages.evaluation import MODES, Evaluate, Judge, cross_evaluations, judgements
+from pipeline.stages.report import Report, TrainDiVE
+from pipeline.stages.rounds import BuildMCQ, Propose, Train, graph, last_round
 
 __all__ = [
     "METHODS",

@@ -23,9 +23,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from tests.two_processes import Fixed
 from training.model import tiny_policy
+from training.model.sharding import reduced_each_time
 from training.resources.gpu_memory import longest_prompt
 from training.resources.largest_batch import try_largest
-from training.settings import of_sharding
 from training.shared_prefix.trainer import make_trainer
 
 NAMES = ("rose gold-belt", "teal coral-belt", "crimson cyan-belt")
@@ -209,7 +209,7 @@ def main() -> None:
             given |= {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
         if kind == "sharded":
             with mock.patch.dict(os.environ, {"ACCELERATE_USE_FSDP": "true"}):
-                given |= of_sharding()
+                given |= reduced_each_time()
         one = trainer(policy, output / kind, shared="stock" not in kind, tokens=80, **given)
         if idle:  # completions of equal length, since each process takes its own time to sample
             for name in ("_generate_single_turn", "_drawn"):

@@ -94,7 +94,7 @@ def start(engine: RolloutEngine) -> None:
 
 def main() -> None:
     from tasks.runtime.errors import StageError
-    from training.model import vllm_check
+    from training.loop import vllm_check
 
     RolloutEngine._init_vllm = start  # type: ignore[method-assign]
     one = prefix_models.trainer(

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from pipeline import artifact
+from pipeline.artifacts import store
 from tasks.runtime.errors import StageError
 from tests.conftest import ROOT, as_config
 from training import adopt
@@ -68,10 +68,10 @@ def test_a_frozen_artifact_leaves_the_model_it_was_linked_from_writable(model, t
     partial = adopted(tmp_path / "artifacts" / "abc.partial", model)
     modes = {path.name: path.stat().st_mode for path in model.iterdir()}
     folder = tmp_path / "artifacts" / "abc"
-    artifact.commit(partial, folder, {"stage": "BasePolicy", "fingerprint": "abc"})
+    store.commit(partial, folder, {"stage": "BasePolicy", "fingerprint": "abc"})
     assert {path.name: path.stat().st_mode for path in model.iterdir()} == modes
     assert not (folder / "config.json").stat().st_mode & stat.S_IWUSR
-    artifact.remove(folder)
+    store.remove(folder)
     assert {path.name: path.stat().st_mode for path in model.iterdir()} == modes
     assert AutoModelForImageTextToText.from_pretrained(model)
 

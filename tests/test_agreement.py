@@ -17,8 +17,8 @@ from tasks.tables import shards
 from tests import prefix_models, stub_vllm
 from tests.conftest import ROOT
 from tests.test_train import arguments, frozen
+from training.loop import vllm_check
 from training.loop.validation import Sample, Watch
-from training.model import vllm_check
 from training.model.rollout_engine import RolloutEngine, RolloutsByVllm
 from training.settings import of_reference_alone
 
@@ -200,7 +200,8 @@ import torch
 import trl.generation.vllm_generation as generation
 import data_cards
 import vllm.model_executor.layers.utils as layers
-from training import config, grpo, vllm_correction
+from training import grpo, settings
+from training.shared_prefix import vllm_correction
 # The CPU build packs weights and drops the originals, so that no others can be taken up.
 layers.dispatch_cpu_unquantized_gemm = lambda layer, remove_weight: setattr(
     layer, "cpu_linear", torch.nn.functional.linear)
@@ -208,7 +209,7 @@ def eager(LLM=generation.LLM, **given):
     print("\\nLLM", json.dumps([given["limit_mm_per_prompt"], given["max_model_len"]]), flush=True)
     return LLM(**given, enforce_eager=True)
 generation.LLM = eager
-config.vllm_takes_weights = lambda: True
+settings.vllm_takes_weights = lambda: True
 def log(trainer, ratio, difference, counted, log=vllm_correction.log):
     told = difference[counted.bool() & ~difference.isnan()]
     print("\\nAPART", told.abs().mean().item(), flush=True)

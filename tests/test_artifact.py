@@ -1,6 +1,6 @@
 """What a manifest says of the machine."""
 
-from pipeline import artifact
+from pipeline.artifacts import store
 
 
 def test_gpus_are_named_as_their_driver_names_them(tmp_path):
@@ -10,12 +10,12 @@ def test_gpus_are_named_as_their_driver_names_them(tmp_path):
     ):
         (tmp_path / number).mkdir()
         (tmp_path / number / "information").write_text(text)
-    assert artifact._gpus(tmp_path) == ["NVIDIA H100"]
-    assert artifact._gpus(tmp_path / "none") == []
+    assert store._gpus(tmp_path) == ["NVIDIA H100"]
+    assert store._gpus(tmp_path / "none") == []
 
 
 def test_the_host_is_told_with_its_memory():
-    told = artifact.host()
+    told = store.host()
     assert told["cores"] >= 1
     assert told["memory_gib"] > 0
     assert isinstance(told["gpus"], list)

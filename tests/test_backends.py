@@ -113,7 +113,7 @@ def test_a_server_forgets_image_embeddings_of_older_weights_or_is_refused(server
     """In its development mode, which TRL asks for, too; elsewhere the address is not known."""
     import requests
 
-    from training.model import vllm_check
+    from training.loop import vllm_check
 
     root = server.removesuffix("/v1")
     client = SimpleNamespace(session=requests.Session(), base_url=root)

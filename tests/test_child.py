@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifact, child
+from pipeline.artifacts import child, store
 from tasks.runtime.protocol import PROGRESS_FILE
 from tests.conftest import ROOT
 
@@ -25,7 +25,7 @@ def stage(tmp_path, monkeypatch):
     def build(source: str, **told) -> Path:
         (tmp_path / "some_stage.py").write_text(source)
         folder = tmp_path / "x" / "abc"
-        artifact.build(folder, "some_stage", {}, {"stage": "Some", "fingerprint": "abc"}, **told)
+        store.build(folder, "some_stage", {}, {"stage": "Some", "fingerprint": "abc"}, **told)
         return folder
 
     build.folder = tmp_path / "x"
@@ -49,7 +49,7 @@ def test_what_a_stage_says_is_in_its_log_as_a_terminal_shows_it(stage, capfd):
 
 
 def test_a_bug_is_reported_with_the_last_lines_and_the_log(stage):
-    with pytest.raises(artifact.StageFailed, match=r"(?s)exit code 1; the end of .*run\.log.*oops"):
+    with pytest.raises(store.StageFailed, match=r"(?s)exit code 1; the end of .*run\.log.*oops"):
         stage("print('before')\nraise ValueError('oops')")
     assert "oops" in (stage.folder / "abc.partial" / "run.log").read_text()
 
@@ -58,7 +58,7 @@ def test_the_log_of_every_attempt_is_kept(stage):
     for source in ("raise SystemExit('first')", "print('second')"):
         try:
             folder = stage(source)
-        except artifact.StageFailed:
+        except store.StageFailed:
             continue
     log = (folder / "run.log").read_text()
     assert log.count("--- ") == 2
@@ -84,7 +84,7 @@ def test_tokens_of_the_environment_are_in_no_log_manifest_or_recipe(stage, monke
 
 def test_a_failing_stage_does_not_tell_a_token_either(stage, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with pytest.raises(artifact.StageFailed) as caught:
+    with pytest.raises(store.StageFailed) as caught:
         stage("import os\nraise ValueError(os.environ['HF_TOKEN'])")
     assert TOKEN not in str(caught.value)
     assert "***" in str(caught.value)
@@ -155,8 +155,8 @@ if __name__ == "__main__":
     main(slow)
 """
 BUILD = (
-    "import sys; from pathlib import Path; from pipeline import artifact\n"
-    "artifact.build(Path(sys.argv[1]), 'slow_stage', {}, {'stage': 'Slow'})"
+    "import sys; from pathlib import Path; from pipeline.artifacts import store\n"
+    "store.build(Path(sys.argv[1]), 'slow_stage', {}, {'stage': 'Slow'})"
 )
 
 
@@ -224,7 +224,7 @@ def test_a_stage_that_was_finished_when_the_run_was_cut_off_is_not_done_again(st
     (partial / "weights").write_text("hours of work")
     (partial / ".done").write_text('{"peak_memory_mb": 321.4}')
     folder = stage("raise SystemExit('done again')")
-    manifest = artifact.read_manifest(folder)
+    manifest = store.read_manifest(folder)
     assert (folder / "weights").read_text() == "hours of work"
     assert manifest["peak_memory_mb"] == 321
     assert not list(folder.glob(".*"))
@@ -238,7 +238,7 @@ def test_a_commit_that_was_cut_off_is_gone_on_with(stage):
         (partial / name).chmod(0o444)
     partial.chmod(0o555)
     folder = stage("print('again')")
-    assert artifact.read_manifest(folder)["stage"] == "Some"
+    assert store.read_manifest(folder)["stage"] == "Some"
     assert folder.stat().st_mode & 0o222 == 0
 
 
@@ -261,14 +261,14 @@ def test_wherever_a_commit_is_cut_off_the_work_is_not_done_again(stage, monkeypa
         with pytest.raises(Killed):
             stage("raise SystemExit('done again')")
     folder = stage("raise SystemExit('done again')")
-    assert artifact.read_manifest(folder)["peak_memory_mb"] == 321
+    assert store.read_manifest(folder)["peak_memory_mb"] == 321
     assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "recipe.json", "weights"]
 
 
 def test_a_launcher_is_looked_for_beside_this_python_and_named_where_there_is_none():
-    started = artifact.starter("accelerate launch --num_processes 2")
+    started = store.starter("accelerate launch --num_processes 2")
     assert started[1:] == ["launch", "--num_processes", "2"]
     assert Path(started[0]).parent == Path(sys.executable).parent
-    assert artifact.starter("") == [sys.executable]
-    with pytest.raises(artifact.StageFailed, match="no command 'acelerate'"):
-        artifact.starter("acelerate launch")
+    assert store.starter("") == [sys.executable]
+    with pytest.raises(store.StageFailed, match="no command 'acelerate'"):
+        store.starter("acelerate launch")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import condition
-from pipeline.condition import Condition, ConditionError, NoColumn
+from pipeline.cli import where
+from pipeline.cli.where import Condition, ConditionError, NoColumn
 from tasks.tables.shards import ShardError
 
 PICTURE = {"bytes": b"png", "path": None}
@@ -111,9 +111,9 @@ def test_nothing_outside_the_table_is_reached(text, path):
 def test_no_setting_opens_what_is_closed():
     closed = Condition("ok")._connection
     for statement in ("SET enable_external_access = true", "INSTALL httpfs", "LOAD httpfs"):
-        with pytest.raises(condition.duckdb.Error):
+        with pytest.raises(where.duckdb.Error):
             closed.execute(statement)
-    with pytest.raises(condition.duckdb.Error, match="disabled"):
+    with pytest.raises(where.duckdb.Error, match="disabled"):
         closed.execute("COPY (SELECT 1) TO '/tmp/out.csv'")
 
 
@@ -147,8 +147,8 @@ def test_only_what_it_names_is_read_and_a_batch_at_a_time(path, monkeypatch):
         asked.append(columns)
         yield from pq.ParquetFile(path).iter_batches(size, columns=columns)
 
-    monkeypatch.setattr(condition, "BATCH_ROWS", 2)
-    monkeypatch.setattr(condition.shards, "iter_batches", batches)
+    monkeypatch.setattr(where, "BATCH_ROWS", 2)
+    monkeypatch.setattr(where.shards, "iter_batches", batches)
     assert ids("image.path IS NULL AND Votes = 7", path) == "bc"
     assert asked == [["image.path", "votes"]]
 
@@ -162,6 +162,6 @@ def test_a_damaged_page_is_named_and_not_compared(tmp_path, monkeypatch, group):
     data = bytearray(path.read_bytes())
     data[start + column.total_compressed_size - 1] ^= 1
     path.write_bytes(data)
-    monkeypatch.setattr(condition, "BATCH_ROWS", 1)
+    monkeypatch.setattr(where, "BATCH_ROWS", 1)
     with pytest.raises(ShardError, match="is damaged"):
         Condition("votes > 3").rows(path)

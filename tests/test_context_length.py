@@ -11,9 +11,9 @@ from data_cards import load
 from tasks.runtime.errors import StageError
 from tasks.tables.pixels import Decoder
 from training.data.dataset import Questions, training_row
+from training.loop.context_length import longest_row, set_context
 from training.loop.validation import Sample, Watch
 from training.model import tiny_policy
-from training.resources.context_length import longest_row, set_context
 from training.resources.gpu_memory import longest_prompt
 
 CARD = load("beetles")

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import artifact
+from pipeline.artifacts import store
 from tests.conftest import ROOT
 from tests.test_compare import runs  # noqa: F401 - a fixture
 from tests.test_judge import evaluated, server  # noqa: F401 - fixtures
@@ -46,9 +46,9 @@ runpy.run_module(stage, run_name="__main__")
 BUILD = """
 import json, sys
 from pathlib import Path
-from pipeline import artifact
+from pipeline.artifacts import store
 module, arguments = json.loads(sys.argv[1])
-artifact.build(Path("made/abc"), module, arguments, {"stage": "Some", "fingerprint": "abc"})
+store.build(Path("made/abc"), module, arguments, {"stage": "Some", "fingerprint": "abc"})
 """
 SHARES = {"test_share": 0.2, "val_share": 0.1, "pretrain_share": 0.2}
 POLICY = {
@@ -103,7 +103,7 @@ def interrupt(presses: int, held: str, arguments: dict, unit: str) -> str:
 def finish(module: str, arguments: dict) -> Path:
     """The same stage once more, without interruption."""
     told = {"stage": "Some", "fingerprint": "abc"}
-    artifact.build(Path("made/abc"), module, json.loads(json.dumps(arguments, default=str)), told)
+    store.build(Path("made/abc"), module, json.loads(json.dumps(arguments, default=str)), told)
     return Path("made/abc")
 
 
@@ -118,7 +118,7 @@ def test_a_short_stage_is_finished_and_committed(place, request, stage):
         ),
     }[stage]()
     interrupt(1, f"tasks.{stage} {calls}", arguments, "stage")
-    assert artifact.read_manifest(Path("made/abc"))["stage"] == "Some"
+    assert store.read_manifest(Path("made/abc"))["stage"] == "Some"
     assert not Path("made/abc.partial").exists()
 
 

@@ -17,7 +17,7 @@ from tests import families
 from tests.conftest import ROOT
 from tests.test_families import ADAPTED as FAMILIES
 from tests.test_families import SHAPES
-from training.grpo import with_ours
+from training.loop.sampling import with_ours
 from training.model.processors import load_processor
 from training.shared_prefix.trainer import make_trainer
 
@@ -40,12 +40,12 @@ import sys
 sys.modules["num2words"] = None  # importing it fails
 from pathlib import Path
 from tasks.engines.base import Prompter
-from tasks.runtime.command import StageError
-from training import processors, sft
+from tasks.runtime.errors import StageError
+from training import adopt
+from training.model import processors
 policy = Path(sys.argv[1])
-base = {key: 0 for key in sft.base_policy.__annotations__ if key not in ("output", "return")}
-base |= {"model": str(policy), "card": "beetles", "dtype": "float32"}
-for load in (Prompter, processors.load_processor, lambda policy: sft.base_policy(policy, **base)):
+base = {"model": str(policy), "min_pixels": 0, "max_pixels": 0, "dtype": "float32"}
+for load in (Prompter, processors.load_processor, lambda policy: adopt.adopt(policy, **base)):
     try:
         load(policy)
     except StageError as error:

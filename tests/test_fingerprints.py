@@ -23,7 +23,8 @@ GRAPHS = {
 }
 LISTED = """
 import json, sys
-from pipeline import status, tasks
+from pipeline import tasks
+from pipeline.cli import status
 dataset = {"dataset": "cub"} if sys.argv[2] else {}
 graph = status.graph(getattr(tasks, sys.argv[1])(**dataset))
 names = ("dataset", "subset", "method", "refresh_round", "seed")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifact, leftovers, lock, status
+from pipeline.artifacts import lock, store
+from pipeline.cli import clean, status
 from tests.test_workbench import commit, run
 
 OLD = 8 * 86400  # seconds
@@ -23,18 +24,18 @@ def root(tmp_path) -> Path:
 
 def cut_off(folder: Path, age: float = 0) -> Path:
     """The working folder of the artifact `folder`, with a shard of 100 bytes."""
-    partial = artifact.partial_of(folder)
+    partial = store.partial_of(folder)
     partial.mkdir(parents=True)
     (partial / "rollouts-00000.parquet").write_bytes(b"x" * 100)
-    (partial / artifact.RECIPE).write_text("{}")
+    (partial / store.RECIPE).write_text("{}")
     then = time.time() - age
     for path in (*partial.iterdir(), partial):
         os.utime(path, (then, then))
     return partial
 
 
-def only(root: Path, **given) -> leftovers.Leftover:
-    (found,) = leftovers.leftovers(root, **given)
+def only(root: Path, **given) -> clean.Leftover:
+    (found,) = clean.leftovers(root, **given)
     return found
 
 
@@ -64,17 +65,17 @@ def test_one_that_is_worked_on_stays_and_is_never_deleted(root):
     partial = cut_off(folder, OLD)
     doomed = only(root)
     assert not doomed.kept
-    with lock.held(artifact.lock_of(folder), 0):
+    with lock.held(store.lock_of(folder), 0):
         found = only(root)
         assert found.kept
         assert found.why == f"process {os.getpid()} is at work on it"
-        assert not leftovers.remove(doomed), "taken up between looking and deleting"
+        assert not clean.remove(doomed), "taken up between looking and deleting"
         assert partial.exists()
     foreign = {"machine": "b/1", "host": "b", "pid": 7, "nonce": "n"}
-    artifact.lock_of(folder).write_text(json.dumps(foreign))
+    store.lock_of(folder).write_text(json.dumps(foreign))
     assert only(root).why == "process 7 on b is at work on it"
-    artifact.lock_of(folder).write_text(json.dumps(foreign | {"machine": lock.this_machine()}))
-    assert leftovers.remove(only(root)), "its owner is dead"
+    store.lock_of(folder).write_text(json.dumps(foreign | {"machine": lock.this_machine()}))
+    assert clean.remove(only(root)), "its owner is dead"
     assert list(folder.parent.iterdir()) == []
 
 
@@ -92,13 +93,13 @@ def test_a_deletion_that_was_cut_off_leaves_no_artifact_and_is_finished(root, mo
     folder = commit(root, "beetles/download", "d1", "Download", made)
     with monkeypatch.context() as patch:
         patch.setattr("shutil.rmtree", lambda _: None)
-        artifact.remove(folder)
+        store.remove(folder)
     assert not folder.exists()
     assert list(status.artifacts(root)) == []
     found = only(root)
     assert (found.kept, found.why) == (False, "its deletion was cut off")
-    assert leftovers.remove(found)
-    assert leftovers.leftovers(root) == []
+    assert clean.remove(found)
+    assert clean.leftovers(root) == []
 
 
 def test_gc_tells_them_apart_and_deletes_only_when_asked(root, monkeypatch, capsys):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import artifact
+from pipeline.artifacts import store
 from tasks.tables import shards
 from tests.conftest import write_few_card
 
@@ -207,8 +207,8 @@ def test_training_changed_the_policy_and_logged_every_step(line):
 
 
 def test_round_one_proposed_with_the_policy_of_round_zero(line):
-    manifest = artifact.read_manifest(current(line, "dive_k/round1/propose"))
-    trained = artifact.read_manifest(current(line, "dive_k/round0/train"))
+    manifest = store.read_manifest(current(line, "dive_k/round1/propose"))
+    trained = store.read_manifest(current(line, "dive_k/round0/train"))
     assert manifest["inputs"]["policy"] == trained["fingerprint"]
 
 
@@ -217,9 +217,7 @@ def test_every_parquet_file_opens_with_pandas_duckdb_and_datasets(line, tmp_path
     import pandas as pd
     from datasets import load_dataset
 
-    manifests = [
-        artifact.read_manifest(p.parent) for p in line.glob("artifacts/few/**/manifest.json")
-    ]
+    manifests = [store.read_manifest(p.parent) for p in line.glob("artifacts/few/**/manifest.json")]
     tables = {table for manifest in manifests for table in manifest["rows"]}
     assert tables >= {
         "images",
@@ -243,7 +241,8 @@ def test_every_parquet_file_opens_with_pandas_duckdb_and_datasets(line, tmp_path
 ASK = """
 import json, os, sys
 from pathlib import Path
-from tasks import prompts, shards
+from tasks.language import prompts
+from tasks.tables import shards
 from tasks.engines.backends import open_engine
 from tasks.engines.base import Request, Sampling
 policy, download, backend = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

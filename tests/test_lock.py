@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from pipeline import lock
-from pipeline.lock import Busy, held, this_machine
+from pipeline.artifacts import lock
+from pipeline.artifacts.lock import Busy, held, this_machine
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import look
-from pipeline.condition import ConditionError
+from pipeline.cli import inspect
+from pipeline.cli.where import ConditionError
 from tasks.pages import style
 from tasks.tables import shards
 from tests.conftest import ROOT
@@ -59,7 +59,7 @@ def test_two_artifacts_of_a_stage_get_a_page_each(root, monkeypatch):  # noqa: F
 
 
 def test_rows_without_images_show_those_of_their_ids(root):  # noqa: F811
-    text = look.page(root / "few/round0/propose/p1", 5, "finish_reason == 'stop'")
+    text = inspect.page(root / "few/round0/propose/p1", 5, "finish_reason == 'stop'")
     assert text.count('<img src="data:image/') == 5
     assert "&lt;think&gt;" in text
     assert "<think>" not in text
@@ -76,12 +76,12 @@ def test_a_damaged_row_is_named_wherever_the_damage_lies(root):  # noqa: F811
     writable(path).write_bytes(data)
     for where in ("", "finish_reason = 'stop'"):
         with pytest.raises(shards.ShardError, match=r"rollouts-00000\.parquet is damaged"):
-            look.tables(path.parent, 3, where)
+            inspect.tables(path.parent, 3, where)
 
 
 def test_a_filter_that_no_single_table_fits_is_named(root):  # noqa: F811
     with pytest.raises(ConditionError, match="no table has all of"):
-        look.tables(root / "few/dive_k/round0/build_mcq/m1", 3, "truth_injected and votes == 1")
+        inspect.tables(root / "few/dive_k/round0/build_mcq/m1", 3, "truth_injected and votes == 1")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from luigi.scheduler import Scheduler
 
-from pipeline import status, tasks
+from pipeline import tasks
+from pipeline.cli import status
 from tests.conftest import ROOT, write_few_card
 from tests.test_stage import config  # noqa: F401 - a fixture
 

@@ -219,11 +219,11 @@ def train(**trl) -> dict:
 def test_training_does_not_fall_back_to_the_cpu_unless_it_is_told_to(
     unseen_gpu, tmp_path, capsys, name
 ):
-    from training import settings as config
+    from training import settings
 
     with pytest.raises(StageError, match="torch does not see the GPU of this machine"):
-        getattr(config, name)(tmp_path, train(bf16=False, use_vllm=True), 2)
-    assert getattr(config, name)(tmp_path, train(use_cpu=True), 2).n_gpu == 0
+        getattr(settings, name)(tmp_path, train(bf16=False, use_vllm=True), 2)
+    assert getattr(settings, name)(tmp_path, train(use_cpu=True), 2).n_gpu == 0
     assert 'train: on the CPU beside a GPU, since [Train] trl has "use_cpu": true' in (
         capsys.readouterr().out
     )
@@ -233,11 +233,11 @@ def test_training_does_not_fall_back_to_the_cpu_unless_it_is_told_to(
 def test_without_a_launcher_the_first_of_several_gpus_trains(monkeypatch, tmp_path, capsys, name):
     import torch
 
-    from training import settings as config
+    from training import settings
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # none is really there
-    made = getattr(config, name)(tmp_path, train(), 2)
+    made = getattr(settings, name)(tmp_path, train(), 2)
     assert made.n_gpu == 1
     assert made.train_batch_size == made.per_device_train_batch_size
     said = capsys.readouterr().out

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifact, child
+from pipeline.artifacts import child, store
 from tasks.runtime import command, memory
 from tests.conftest import as_config
 
@@ -80,8 +80,8 @@ def test_the_manifest_counts_what_a_stage_started(tmp_path, monkeypatch):
 
     monkeypatch.setattr(child, "Watch", Watch)
     folder = tmp_path / "holding" / "abc"
-    artifact.build(folder, "holding_stage", {"go": str(tmp_path / "go")}, {"stage": "Holding"})
-    assert artifact.read_manifest(folder)["peak_memory_mb"] >= round(seen[0]) > 100
+    store.build(folder, "holding_stage", {"go": str(tmp_path / "go")}, {"stage": "Holding"})
+    assert store.read_manifest(folder)["peak_memory_mb"] >= round(seen[0]) > 100
 
 
 def test_the_word_a_stage_leaves_counts_what_it_started(tmp_path, monkeypatch):

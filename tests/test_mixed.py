@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifact
+from pipeline.artifacts import store
 from tasks.tables import shards
 from tests.conftest import write_few_card
 from tests.test_line import ROOT, command, settings
@@ -100,7 +100,7 @@ def test_unchanged_it_runs_nothing_and_a_single_stage_can_be_named(mixed):
     assert done.returncode == 0, done.stderr[-2000:]
     for name in ("few", "bugs"):
         made = current(mixed, f"dive_k/round0/build_mcq/{name}")
-        assert artifact.read_manifest(made)["settings"]["num_options"] == 4
+        assert store.read_manifest(made)["settings"]["num_options"] == 4
 
 
 def test_where_and_inspect_find_every_set(mixed):

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import fits, plan
+from pipeline.cli import fits, plan
 from tasks.runtime.errors import StageError
 from tests.conftest import ROOT
 from tests.test_plan import config, recipe  # noqa: F401  fixtures
-from training.model import loading, processors
+from training.model import processors
 from training.model.tiny_policy import new_model, processor, save
 from training.resources import disk, gpu_memory, main_memory, needs, vllm_memory
 from training.resources.sizes import sizes_of
@@ -164,13 +164,13 @@ def test_the_check_before_training_asks_for_memory_and_disk(tmp_path, monkeypatc
     row = {"prompt": [{"role": "user", "content": "What?"}], "image": Image.new("RGB", (84, 84))}
     given = {**GIVEN, "dtype": "float32", "num_generations": 2, "micro_batch_size": 4}
     ready = processors.load_processor(tmp_path / "policy")
-    loading.check_memory(tmp_path / "policy", ready, row, trl, given, tmp_path)
+    needs.check(tmp_path / "policy", ready, row, trl, given, tmp_path)
     told = capsys.readouterr().out
     assert re.search(r"train: about [\d.]+ GiB \(weights .*, process 1\.00\) of", told)
     assert "train: on disk" in told
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(StageError, match="training writes up to"):
-        loading.check_memory(tmp_path / "policy", ready, row, trl, given, tmp_path)
+        needs.check(tmp_path / "policy", ready, row, trl, given, tmp_path)
 
 
 # Recipes and examples.

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tasks.runtime.errors import StageError
-from training.loop import checkpoints, policy_folder
-from training.model import loading, trainable, vllm_check
+from training.loop import checkpoints, policy_folder, vllm_check
+from training.model import loading, trainable
 from training.model.tiny_policy import new_model
 from training.resources import gpu_memory
 

@@ -9,8 +9,9 @@ import luigi
 import pytest
 from luigi.task_register import Register
 
-from pipeline import plan, settings, tasks
+from pipeline import settings, tasks
 from pipeline.__main__ import main as command
+from pipeline.cli import plan
 from pipeline.settings import SettingsError
 from tests.conftest import ROOT
 from tests.test_stage import config  # noqa: F401  the default luigi.cfg, to be changed

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 import data_cards
+from pipeline.cli.predict import Table, files, printable, summary
 from tasks.engines.base import Completion
 from tasks.evaluate import evaluate
 from tasks.predict import Prediction, Predictor, thought
-from tasks.predict_command import Table, files, printable, summary
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
 from tests.conftest import ENGINE

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from pipeline import rehearse, settings, tasks
-from pipeline.trial import overlay
+from pipeline import settings, tasks
+from pipeline.cli import rehearse
+from pipeline.cli.trial import overlay
 from tests.conftest import ROOT, write_few_card
 from tests.test_plan import recipe  # noqa: F401  a fixture
 from tests.test_stage import config  # noqa: F401  a fixture

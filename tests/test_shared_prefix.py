@@ -28,14 +28,12 @@ from tests.prefix_models import (
 from training.model.rollout_engine import RolloutEngine
 from training.shared_prefix import (
     attention,
+    forward,
     packing,
     prompts_once,
 )
 from training.shared_prefix import (
-    check as first_batch,
-)
-from training.shared_prefix import (
-    forward as prefix_forward,
+    check as parity,
 )
 from training.shared_prefix.forward import packed, sharing
 from training.shared_prefix.trainer import SharedPrefixTrainer
@@ -432,13 +430,13 @@ def no_positions(monkeypatch):
 
 def one_further(monkeypatch):
     """Completions begin one position too late."""
-    right = prefix_forward._positions
+    right = forward._positions
 
     def wrong(module, rows, chosen, pack):
         ahead = (pack.label >= 0).long()
         return right(module, rows, chosen, pack) + ahead[None, None]
 
-    monkeypatch.setattr(prefix_forward, "_positions", wrong)
+    monkeypatch.setattr(forward, "_positions", wrong)
 
 
 def leaking(monkeypatch):
@@ -477,15 +475,15 @@ def test_rounding_of_a_deep_net_in_16_bits_is_no_fault_and_half_a_nat_is(tmp_pat
     model = AutoModelForImageTextToText.from_pretrained(deep, dtype=torch.bfloat16)
     one = trainer(deep, tmp_path / "a", model=model, bf16=True, max_completion_length=40)
     rows = one._rows(slot := slot_of(one), slot["groups"])
-    assert first_batch.agree(one, one.model, rows)
-    right = first_batch.packed
+    assert parity.agree(one, one.model, rows)
+    right = parity.packed
 
     def shifted(*given):
         found = right(*given)
         return dataclasses.replace(found, logps=found.logps + 0.5)
 
-    monkeypatch.setattr(first_batch, "packed", shifted)
-    assert not first_batch.agree(one, one.model, rows)
+    monkeypatch.setattr(parity, "packed", shifted)
+    assert not parity.agree(one, one.model, rows)
 
 
 @pytest.mark.model
@@ -495,22 +493,22 @@ def test_the_comparison_takes_two_rows_a_group_and_passes_over_a_full_memory(
     one = trainer(policy, tmp_path / "a")
     rows = one._rows(slot := slot_of(one), slot["groups"])
     taken = []
-    right = first_batch.packed
+    right = parity.packed
 
     def packed(model, rows, own):
         taken.append([rows.groups[row] for row in own])
         return right(model, rows, own)
 
-    monkeypatch.setattr(first_batch, "packed", packed)
-    assert first_batch.agree(one, one.model, rows)
+    monkeypatch.setattr(parity, "packed", packed)
+    assert parity.agree(one, one.model, rows)
     assert [Counter(groups) for groups in taken] == [{0: 2, 1: 2}]
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     capsys.readouterr()
-    monkeypatch.setattr(first_batch, "padded", full)
-    assert first_batch.agree(one, one.model, rows)
+    monkeypatch.setattr(parity, "padded", full)
+    assert parity.agree(one, one.model, rows)
     assert "not enough memory to compare" in capsys.readouterr().out
 
 

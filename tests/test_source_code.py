@@ -1,7 +1,5 @@
 """An artifact tells of every module of ours that made it, and of those that changed since."""
 
-import ast
-import graphlib
 import json
 import os
 import shutil
@@ -10,14 +8,14 @@ import sys
 
 import pytest
 
-from pipeline import source_code
+from pipeline.artifacts import source_code
 from tests.conftest import ROOT
 
 STAGES = """
 import ast
 import graphlib
 import json
-from pipeline import source_code
+from pipeline.artifacts import source_code
 from pipeline.tasks import *
 given = dict(dataset="beetles", seed=0)
 r = dict(given, method="dive_k", refresh_round=0)
@@ -88,31 +86,3 @@ def test_imports_inside_functions_and_over_several_lines_are_found():
     assert "tasks/engines/ray_pool.py" in found  # within a function
     assert "tasks/stages.py" not in found
     assert not any(name.startswith(("pipeline/", "tests/")) for name in found)
-
-
-def test_no_module_imports_itself_over_others():
-    """Imports inside functions count: a cycle that is only put off is one all the same."""
-    rooms = ("pipeline", "tasks", "training", "data_cards")
-    paths = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
-    names = {
-        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in paths
-    }
-    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
-    graph = {
-        name: {m for m in _imported(path) if m in names} - {name} for name, path in names.items()
-    }
-    tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, naming the modules
-
-
-def _imported(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            modules = [f"{node.module}.{alias.name}" for alias in node.names]
-            # Of a package its own file is meant only where a name of it is taken.
-            folder = ROOT.joinpath(*node.module.split("."))
-            submodules = [(folder / f"{alias.name}.py").is_file() for alias in node.names]
-            yield from (m for m, is_module in zip(modules, submodules, strict=True) if is_module)
-            if not all(submodules):
-                yield node.module

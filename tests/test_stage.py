@@ -1,6 +1,5 @@
 """The graph: fingerprints, what re-runs after a change, settings that are refused, import rules."""
 
-import ast
 import inspect
 import json
 import subprocess
@@ -12,10 +11,11 @@ import pytest
 from luigi import configuration
 from luigi.task_register import Register
 
-from pipeline import artifact, methods, source_code, tasks
-from pipeline.engine import engine
+from pipeline import methods, tasks
+from pipeline.artifacts import source_code, store
 from pipeline.settings import GRAPH, OPERANDS, SettingsError, check_configuration
 from pipeline.stage import Stage
+from pipeline.stages.engine import engine
 from tasks.evaluation import modes
 from tests.conftest import write_few_card
 
@@ -490,7 +490,7 @@ def test_the_link_current_follows_a_setting_changed_back_all_the_way_up(config, 
         download = stage.needs()["download"]
         for folder in (stage.folder, download.folder):
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / artifact.MANIFEST).write_text("{}")
+            (folder / store.MANIFEST).write_text("{}")
         return stage, download.folder
 
     for share in ("0.02", "0.03", "0.02"):
@@ -503,35 +503,6 @@ def test_importing_the_graph_loads_nothing_heavy():
     code = f"import pipeline.tasks, sys; print([m for m in {(*HEAVY, 'pyarrow', 'pandas')} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert ran.stdout.strip() == "[]", ran.stderr
-
-
-ALLOWED = {
-    "data_cards": set(),
-    "tasks": {"data_cards"},
-    "training": {"tasks", "data_cards"},
-    "pipeline": {"tasks", "training", "data_cards"},
-}
-
-
-@pytest.mark.parametrize(
-    "path", [p for room in ALLOWED for p in sorted((ROOT / room).rglob("*.py"))], ids=str
-)
-def test_rooms_import_only_what_they_may(path):
-    room = path.relative_to(ROOT).parts[0]
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name.split(".")[0] for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module.split(".")[0]]
-        ours = {name for name in names if name in ALLOWED} - {room}
-        assert ours <= ALLOWED[room], f"{path}: {room} must not import {ours - ALLOWED[room]}"
-        if room != "pipeline":
-            assert "luigi" not in names, f"{path}: only pipeline knows luigi"
-        top_level = node in tree.body
-        if top_level and room != "training":
-            assert not set(names) & set(HEAVY), f"{path}: {names} must be imported where it is used"
 
 
 # The artifact's life, without luigi.
@@ -549,8 +520,8 @@ def test_a_committed_artifact_is_frozen_and_described(tmp_path, monkeypatch):
     (tmp_path / "echo_stage.py").write_text(ECHO)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     folder = tmp_path / "round0" / "echo" / "abc"
-    artifact.build(folder, "echo_stage", {}, {"stage": "Echo", "fingerprint": "abc"})
-    manifest = artifact.read_manifest(folder)
+    store.build(folder, "echo_stage", {}, {"stage": "Echo", "fingerprint": "abc"})
+    manifest = store.read_manifest(folder)
     assert manifest["files"]["out.txt"]["bytes"] == 4
     assert manifest["peak_memory_mb"] > 1
     assert manifest["stats"] == {"tokens": 7}
@@ -565,8 +536,8 @@ def test_a_committed_artifact_is_frozen_and_described(tmp_path, monkeypatch):
 def test_a_child_killed_by_a_signal_is_named_with_its_memory(tmp_path, monkeypatch):
     (tmp_path / "dying_stage.py").write_text("import os; os.kill(os.getpid(), 9)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(artifact.StageFailed, match=r"Dying was killed by SIGKILL after \d+ MB"):
-        artifact.build(tmp_path / "x" / "abc", "dying_stage", {}, {"stage": "Dying"})
+    with pytest.raises(store.StageFailed, match=r"Dying was killed by SIGKILL after \d+ MB"):
+        store.build(tmp_path / "x" / "abc", "dying_stage", {}, {"stage": "Dying"})
     assert not (tmp_path / "x" / "abc").exists()
 
 
@@ -574,10 +545,10 @@ def test_a_child_killed_by_a_signal_is_named_with_its_memory(tmp_path, monkeypat
 def test_two_builders_of_one_artifact_one_works_the_other_is_told_who(tmp_path, monkeypatch):
     (tmp_path / "slow_stage.py").write_text("import time; time.sleep(1.5)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(artifact, "LOCK_PATIENCE", 0.3)
+    monkeypatch.setattr(store, "LOCK_PATIENCE", 0.3)
     code = (
-        "from pathlib import Path; from pipeline import artifact;"
-        f"artifact.build(Path({str(tmp_path / 'x' / 'abc')!r}), 'slow_stage', {{}}, {{'stage': 'Slow'}})"
+        "from pathlib import Path; from pipeline.artifacts import store;"
+        f"store.build(Path({str(tmp_path / 'x' / 'abc')!r}), 'slow_stage', {{}}, {{'stage': 'Slow'}})"
     )
     first = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     lock = tmp_path / "x" / "abc.lock"
@@ -585,8 +556,8 @@ def test_two_builders_of_one_artifact_one_works_the_other_is_told_who(tmp_path, 
         if lock.exists() and lock.read_text():
             break
         time_sleep(0.05)
-    with pytest.raises(artifact.StageFailed, match=rf"process {first.pid} is already building"):
-        artifact.build(tmp_path / "x" / "abc", "slow_stage", {}, {"stage": "Slow"})
+    with pytest.raises(store.StageFailed, match=rf"process {first.pid} is already building"):
+        store.build(tmp_path / "x" / "abc", "slow_stage", {}, {"stage": "Slow"})
     assert first.wait() == 0
     assert (tmp_path / "x" / "abc" / "manifest.json").exists()
 

@@ -286,8 +286,7 @@ def test_adapters_over_quantised_weights_move_at_a_small_rate(
     from safetensors.torch import load_file
 
     from training.grpo import grpo
-    from training.model import loading
-    from training.model import trainable as parts
+    from training.model import loading, trainable
     from training.sft_baseline import sft_baseline
 
     def quantised(base, **given):
@@ -311,7 +310,7 @@ def test_adapters_over_quantised_weights_move_at_a_small_rate(
     given |= {"quantize": "nf4"}
     assert moved("ours") > 0.9
     assert "full weights made of this policy are the unquantised base" in capsys.readouterr().out
-    monkeypatch.setattr(parts, "hold_in_float32", lambda model: None)
+    monkeypatch.setattr(trainable, "hold_in_float32", lambda model: None)
     assert moved("TRL's") == 0.0
 
 

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from pipeline import status, tasks, tree
+from pipeline import tasks
+from pipeline.cli import status, tree
 from tests.conftest import ROOT
 from tests.test_stage import config  # noqa: F401 - a fixture
 

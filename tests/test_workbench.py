@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import __main__ as workbench
-from pipeline import artifact, child, status, tasks, tree, verify
+from pipeline import tasks
+from pipeline.artifacts import child, store
+from pipeline.cli import status, tree, verify
 from tasks.build_mcq import build_mcq
 from tasks.tables import schemas, shards
 from tests.conftest import mcq_arguments
@@ -26,7 +28,7 @@ def commit(root: Path, place: str, name: str, stage: str, made: Path, **manifest
         "stage": stage, "fingerprint": name, "inputs": {}, "settings": {}, "code_version": 1,
         "seconds": 1.0, "source_sha256": "", **manifest,
     }  # fmt: skip
-    artifact.commit(partial, root / place / name, identity)
+    store.commit(partial, root / place / name, identity)
     return root / place / name
 
 
@@ -75,9 +77,7 @@ def test_sound_artifacts_have_no_problems(root, monkeypatch, capsys):
 def test_a_flipped_bit_is_found_wherever_it_is(root):
     rng = random.Random(0)
     folders = list(status.artifacts(root))
-    files = [
-        folder / name for folder in folders for name in artifact.read_manifest(folder)["files"]
-    ]
+    files = [folder / name for folder in folders for name in store.read_manifest(folder)["files"]]
     for _ in range(100):
         path = writable(rng.choice([file for file in files if file.stat().st_size]))
         original = path.read_bytes()
@@ -213,13 +213,13 @@ def test_finished_shards_are_those_of_the_table_at_hand_and_of_how_many(config, 
         (tasks.BuildMCQ(), ["mcq", "candidates"], {"shard_size": 500}, {"total": 3, "unit": "shards"}),
         (tasks.Evaluate(method="zero_shot"), ["one_step"] * 2 + ["rollouts"], {"shard_size": 200}, {"total": 600}),
     ):  # fmt: skip
-        partial = artifact.partial_of(stage.folder)
+        partial = store.partial_of(stage.folder)
         partial.mkdir(parents=True)
         for number, table in enumerate(tables):
             path = partial / f"{table}-{tables[:number].count(table):05d}.parquet"
             path.touch()
             os.utime(path, (number, number))
-        (partial / artifact.RECIPE).write_text(json.dumps(recipe))
+        (partial / store.RECIPE).write_text(json.dumps(recipe))
         (partial / child.PROGRESS).write_text(
             json.dumps({"what": "x", "unit": "images"} | progress)
         )

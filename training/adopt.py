@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     GenerationConfig,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from transformers.utils.logging import disable_progress_bar
 
 from tasks.engines.adapters import FILE, GENERATION
@@ -26,10 +24,8 @@ from tasks.runtime import waiting
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError, first_line
 from tasks.runtime.links import link
+from training.model import weights
 from training.model.processors import sized_processor
-
-# As the header of a safetensors file names them.
-DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def adopt(output: Path, *, model: str, min_pixels: int, max_pixels: int, dtype: str) -> None:
@@ -40,8 +36,10 @@ def adopt(output: Path, *, model: str, min_pixels: int, max_pixels: int, dtype: 
     cannot be had.
     """
     disable_progress_bar()  # of the library
-    if dtype not in DTYPES:
-        raise StageError(f"[BasePolicy] dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    if dtype not in weights.DTYPES:
+        raise StageError(
+            f"[BasePolicy] dtype must be one of {', '.join(weights.DTYPES)}; got {dtype!r}"
+        )
     if (Path(model).expanduser() / FILE).is_file():
         raise StageError(
             f"[BasePolicy] model = {model} is an adapter; make whole weights of it first: "
@@ -53,8 +51,8 @@ def adopt(output: Path, *, model: str, min_pixels: int, max_pixels: int, dtype: 
         processor = sized_processor(model, min_pixels, max_pixels)
         if type(config) not in AutoModelForImageTextToText._model_mapping:
             raise ValueError(f"{config.model_type} is no model that takes images and answers text")
-        files = weight_files(model)
-        if files and all(is_of(path, DTYPES[dtype]) for path in files):
+        files = weights.weight_files(model)
+        if files and all(weights.is_of(path, weights.DTYPES[dtype]) for path in files):
             linked = sum(link(path, output / path.name) for path in files)
             config.dtype = dtype
             config.save_pretrained(output)
@@ -78,34 +76,9 @@ def adopt(output: Path, *, model: str, min_pixels: int, max_pixels: int, dtype: 
     processor.save_pretrained(output)
 
 
-def weight_files(model: str) -> list[Path]:
-    """The safetensors of a model and, where there are several, their index; empty where it has none.
-
-    Of the hub they are downloaded, or found where they were downloaded to.
-    """
-    if index := _file(model, SAFE_WEIGHTS_INDEX_NAME):
-        shards, _ = get_checkpoint_shard_files(model, index)
-        return [*map(Path, shards), Path(index)]
-    single = _file(model, SAFE_WEIGHTS_NAME)
-    return [Path(single)] if single else []
-
-
-def _file(model: str, name: str) -> str | None:
-    return cached_file(model, name, _raise_exceptions_for_missing_entries=False)
-
-
-def is_of(path: Path, dtype: str) -> bool:
-    """Whether every number with a fraction in a file is of a precision; indices count as of any."""
-    if path.suffix != ".safetensors":
-        return True
-    with safe_open(path, framework="pt") as file:
-        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    return {kind for kind in kinds if "F" in kind} <= {dtype}
-
-
 def _write_generation(output: Path, model: str, config: Any) -> None:
     """The model's own defaults of decoding, every key and end token; of none, what its config says."""
-    if own := _file(model, GENERATION):
+    if own := weights.file_of(model, GENERATION):
         (output / GENERATION).write_bytes(Path(own).read_bytes())
     else:
         GenerationConfig.from_model_config(config).save_pretrained(output)

@@ -8,32 +8,26 @@ checked against its manifest; the reward is the evaluation's own parser; rounds 
 run; a killed run goes on from its last complete checkpoint as if nothing had been; and what comes
 out is a folder that transformers, vLLM and PEFT load.
 
-    session.py        one round, start to end   rollout_engine.py vLLM inside the trainer
-    agreement.py      is it the same policy?    context_length.py room for its longest prompt
-    dataset.py        questions -> rows         reward_choice.py  rewards by name
-    config.py         settings -> TRL's         loading.py        the model, frozen parts, adapters
-    sampling.py       what is sampled           shared_prefix.py  how it is trained
-    recorder.py       what is logged            watch.py          val images on the way
-    checkpoints.py    going on after a kill     handover.py       going on in the next round
-    policy_folder.py  what comes out            memory.py         whether it will fit
-    largest_batch.py  whether it does
+    loop/           one round, start to end: what is sampled, logged and kept, and going on after a kill
+    model/          the model: loaded, frozen in parts, with adapters; vLLM inside the trainer
+    data/           questions -> rows, rewards by name
+    resources/      whether it will fit, and whether it does
+    shared_prefix/  how it is trained: a group's image and prompt computed once
+    settings.py     [Train] -> TRL's configuration
 """
 
 from pathlib import Path
 from typing import Any
 
-from trl import GRPOTrainer
-
 from tasks.runtime import waiting
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError
 from training.data.reward_choice import choose_rewards
-from training.loop import checkpoints
+from training.loop import vllm_check
+from training.loop.context_length import longest_row, set_context
 from training.loop.log import Recorder
-from training.loop.sampling import DynamicSampling, KnownFields, Timed, TruthRollout
+from training.loop.sampling import with_ours
 from training.loop.session import Session
-from training.model import vllm_check
-from training.resources.context_length import longest_row, set_context
 from training.resources.largest_batch import try_largest
 from training.settings import grpo_config, of_reference_alone
 from training.shared_prefix.trainer import make_trainer
@@ -144,14 +138,6 @@ def grpo(
     session.finish(trainer, recorder, figures(recorder.log, config))
     if trainer.accelerator.is_main_process:
         print(f"train: first and last steps: {told(recorder.log, list(rewards))}")
-
-
-def with_ours(kind: type[GRPOTrainer], truth_rollout: bool) -> type[GRPOTrainer]:
-    """A trainer with what is ours mixed in."""
-    kinds: list[type] = [DynamicSampling, Timed, KnownFields, checkpoints.StrictResume, kind]
-    if truth_rollout:
-        kinds.insert(1, TruthRollout)
-    return type("Trainer", tuple(kinds), {})
 
 
 def check_scaling(rewards: dict[str, float], config: Any) -> None:

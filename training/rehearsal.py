@@ -33,7 +33,7 @@ from tasks.runtime.command import main
 from tasks.runtime.errors import StageError, first_line
 from tasks.runtime.memory import own_peak
 from tasks.runtime.protocol import save_stats
-from training.grpo import with_ours
+from training.loop.sampling import with_ours
 from training.model import loading, processors, tiny_policy
 from training.model.shapes import config_of
 from training.settings import grpo_config

@@ -15,7 +15,7 @@ from trl import GRPOConfig, SFTConfig
 from tasks.runtime.errors import StageError
 from tasks.runtime.machine import check_gpu, gpus
 from training.loop import checkpoints
-from training.resources import needs
+from training.model import sharding
 
 OURS = {
     "output_dir",
@@ -152,7 +152,7 @@ def _build(
         "logging_steps": 1,
         "remove_unused_columns": False,
         "disable_tqdm": True,
-        **of_sharding(),
+        **sharding.reduced_each_time(),
     }
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(fixed["output_dir"]).parent / "runs"))
     try:
@@ -208,17 +208,6 @@ def of_reference_alone(options: dict[str, Any]) -> Iterator[None]:
 def _of_reference(dtype: str) -> dict[str, Any]:
     """How TRL loads the reference model; in float32 unless told otherwise."""
     return {} if dtype == "float32" else {"model_init_kwargs": {"dtype": dtype}}
-
-
-def of_sharding() -> dict[str, Any]:
-    """Under FSDP gradients are reduced after every micro-batch.
-
-    Unreduced, each process would hold those of the whole model until the last one: 33 GB for a 7B in
-    float32.
-    """
-    if not needs.told("ACCELERATE_USE_FSDP"):
-        return {}
-    return {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
 
 
 def _world_size() -> int:

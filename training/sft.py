@@ -33,7 +33,6 @@ from tasks.runtime.machine import check_gpu, gpus
 from tasks.runtime.progress import progress
 from tasks.tables import shards
 from tasks.tables.pixels import Decoder
-from training.adopt import adopt
 from training.data import sft_examples
 from training.loop import sft_checkpoint
 from training.model import tiny_policy
@@ -78,9 +77,6 @@ def base_policy(
         check_gpu()
     cards = [data_cards.load(name) for name in card.split("+")]
     pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    if model != "tiny" and not steps:
-        adopt(output, model=model, dtype=dtype, **pixels)
-        return
     if model == "tiny":
         texts = [text for each in cards for text in (each.kind, each.noun, *each.classes)]
         policy, processor = tiny_policy.build(tiny_policy.slot_words(texts), seed=seed, **pixels)

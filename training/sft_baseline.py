@@ -21,9 +21,9 @@ from tasks.runtime.command import main
 from training.data.sft_examples import thought
 from training.grpo import grpo
 from training.loop import checkpoints
+from training.loop.context_length import longest_row
 from training.loop.log import SupervisedRecorder
 from training.loop.session import Session
-from training.resources.context_length import longest_row
 from training.settings import sft_config
 
 

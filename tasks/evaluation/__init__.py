@@ -1,0 +1,1 @@
+"""Modes of inference, metrics with intervals, and what changed between two policies."""

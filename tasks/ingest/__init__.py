@@ -1,0 +1,1 @@
+"""Where images come from, what is kept of them, and how a set is split."""

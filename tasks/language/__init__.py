@@ -1,0 +1,1 @@
+"""Words: prompts, answers read from completions, names matched to classes."""

@@ -1,0 +1,1 @@
+"""From rollouts to questions: candidates merged, options chosen, refreshes planned."""

@@ -1,0 +1,1 @@
+"""The Parquet tables between stages: schemas, shards, seeds by row, pictures as they are read."""

@@ -20,7 +20,7 @@ def flips(root: Path, long: bool) -> list[Figure]:
 
 def flip(folders: list[Path], count: int) -> list[Figure]:
     """Flip `count` bits one after another, in every file of `folders` at least once."""
-    from pipeline import verify
+    from pipeline.cli import verify
 
     for folder in folders:
         world.make_writable(folder)
@@ -80,7 +80,9 @@ def upgrade(root: Path, long: bool) -> list[Figure]:
     """Old artifacts after an upgrade: made again, or refused with the reason; never misread."""
     import pyarrow.parquet as pq
 
-    from pipeline import artifact, status, tasks, verify
+    from pipeline import tasks
+    from pipeline.artifacts import store
+    from pipeline.cli import status, verify
 
     world.enter(root)
     made = world.stages()
@@ -101,15 +103,15 @@ def upgrade(root: Path, long: bool) -> list[Figure]:
     world.enter(root)
 
     # The same version number, but a column less: somebody forgot to raise it.
-    manifest = artifact.read_manifest(propose.folder)
+    manifest = store.read_manifest(propose.folder)
     world.make_writable(propose.folder)
     older = propose.folder.with_name("older.partial")
     shutil.copytree(propose.folder, older)
     for path in older.glob("rollouts-*.parquet"):
         pq.write_table(pq.read_table(path).drop_columns("completion"), path)
-    (older / artifact.MANIFEST).unlink()
-    artifact.remove(propose.folder)
-    artifact.commit(older, propose.folder, {k: manifest[k] for k in manifest if k not in ("files", "rows")})  # fmt: skip
+    (older / store.MANIFEST).unlink()
+    store.remove(propose.folder)
+    store.commit(older, propose.folder, {k: manifest[k] for k in manifest if k not in ("files", "rows")})  # fmt: skip
     problems = verify.check(root / "artifacts", [propose.folder])
     ok = any("completion" in problem and "another version" in problem for problem in problems)
     told.append(Figure("upgrade", "a table without a column: verify names it", int(ok), 1))
@@ -120,7 +122,7 @@ def upgrade(root: Path, long: bool) -> list[Figure]:
     told.append(Figure("upgrade", "and the stage that reads it refuses it, with why", int(ok), 1))
 
     world.make_writable(download.folder)
-    path = download.folder / artifact.MANIFEST
+    path = download.folder / store.MANIFEST
     path.write_text(path.read_text().replace('"manifest_version": 2', '"manifest_version": 9'))
     sentence = world.run(world.stages()["Download"])
     ok = "newer version of this project" in sentence and "Traceback" not in sentence

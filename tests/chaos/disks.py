@@ -64,7 +64,7 @@ def disk(root: Path, long: bool) -> list[Figure]:
 
 def places(root: Path, long: bool) -> list[Figure]:
     """Roots that are odd: each works, or ends in one clear sentence."""
-    from pipeline import artifact  # noqa: F401 - before any fork changes the clock
+    from pipeline.artifacts import store  # noqa: F401 - before any fork changes the clock
 
     told = []
     cases: dict[str, Callable[[Path], Any]] = {
@@ -146,7 +146,7 @@ def _run(stage: Any, before: Callable[[], None] | None) -> tuple[int, str]:
 
 
 def _problems(root: Path) -> list[str]:
-    from pipeline import status, verify
+    from pipeline.cli import status, verify
 
     return verify.check(root, list(status.artifacts(root)))
 

@@ -64,7 +64,7 @@ def hostile(root: Path, long: bool) -> list[Figure]:
     """Hostile answers through the whole line: nothing raises, pages escape, files stay in place."""
     from luigi import configuration
 
-    from pipeline import look, status, verify
+    from pipeline.cli import inspect, status, verify
 
     world.enter(root)
     settings = configuration.get_config()
@@ -91,7 +91,7 @@ def hostile(root: Path, long: bool) -> list[Figure]:
     pages = list(made["Report"].folder.glob("*.html"))
     for name in ("Propose", "BuildMCQ", "Evaluate"):
         page = root / f"{name}.html"
-        page.write_text(look.page(made[name].folder, 2000), encoding="utf-8")
+        page.write_text(inspect.page(made[name].folder, 2000), encoding="utf-8")
         pages.append(page)
     acting = sum(len(_acting(page.read_text(encoding="utf-8"))) for page in pages)
     strange = [p for p in (root / "artifacts").rglob("*") if not re.fullmatch(r"[\w.+-]+", p.name)]

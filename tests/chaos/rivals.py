@@ -51,16 +51,16 @@ def races(root: Path, long: bool) -> list[Figure]:
 
 def _line(stages: list[Any]) -> None:
     """All stages in turn, as a worker does them; notes what it commits itself."""
-    from pipeline import artifact
+    from pipeline.artifacts import store
 
-    commit = artifact.commit
+    commit = store.commit
 
     def noting(partial: Path, folder: Path, manifest: dict) -> None:
         commit(partial, folder, manifest)
         with open("commits.txt", "a") as file:
             file.write(f"{folder.name}\n")
 
-    artifact.commit = noting
+    store.commit = noting
     for stage in stages:
         world.build(stage)
 

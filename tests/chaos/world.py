@@ -119,7 +119,7 @@ def start(work: Callable[[], None]) -> int:
 
 
 def _note(error: BaseException) -> None:
-    from pipeline.artifact import StageFailed
+    from pipeline.artifacts.store import StageFailed
 
     if isinstance(error, StageFailed):
         Path("sentence.txt").write_text(str(error))
@@ -160,7 +160,7 @@ def kill(process: int) -> None:
 
 def build(stage: Any) -> None:
     """What a Luigi worker does with a stage, with children that are forked."""
-    from pipeline import child
+    from pipeline.artifacts import child
 
     child.subprocess = _Forking  # type: ignore[assignment]
     child.POLL = 0.05
@@ -168,7 +168,7 @@ def build(stage: Any) -> None:
 
 
 class _Forked:
-    """As much of subprocess.Popen as pipeline/child.py needs; `python -m MODULE CONFIG` forked."""
+    """As much of subprocess.Popen as pipeline/artifacts/child.py needs; `python -m MODULE CONFIG` forked."""
 
     def __init__(self, command: list[str], *, pass_fds: Any, env: dict[str, str], **_: Any):
         module = importlib.import_module(command[2])
@@ -245,10 +245,10 @@ def rows(folder: Path) -> dict[str, int]:
 
 def discard(stage: Any) -> None:
     """Delete a stage's artifact."""
-    from pipeline import artifact
+    from pipeline.artifacts import store
 
     if stage.folder.exists():
-        artifact.remove(stage.folder)
+        store.remove(stage.folder)
     (stage.folder.parent / "current").unlink(missing_ok=True)
 
 

@@ -1,0 +1,1 @@
+"""What training reads: questions as rows, supervised examples, rewards by name."""

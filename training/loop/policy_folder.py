@@ -17,8 +17,8 @@ from data_cards import Card
 from tasks.engines import adapters
 from tasks.runtime.errors import first_line
 from tasks.runtime.links import link, link_tree
-from training import adopt
-from training.model.trainable import outside_deepspeed
+from training.model import weights
+from training.model.sharding import outside_deepspeed
 
 WEIGHTS = "model*.safetensors*"  # of a whole model, in a policy or a checkpoint, and their index
 ADAPTER = "adapter"
@@ -76,7 +76,7 @@ def from_checkpoint(
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             link(checkpoint / name, output / ADAPTER / name)
         _rest_on(output, origin, dtype)
-    elif all(adopt.is_of(path, adopt.DTYPES[dtype]) for path in checkpoint.glob(WEIGHTS)):
+    elif all(weights.is_of(path, weights.DTYPES[dtype]) for path in checkpoint.glob(WEIGHTS)):
         output.mkdir(exist_ok=True)
         for path in checkpoint.glob(WEIGHTS):
             link(path, output / path.name)

@@ -16,6 +16,7 @@ from tasks.language import prompts
 from tasks.language.prompts import LETTERS
 from tasks.runtime.progress import doing
 from training.data.sft_examples import thought
+from training.loop import checkpoints
 from training.shared_prefix.prompts_once import remembered
 
 if TYPE_CHECKING:  # what these are mixed into
@@ -232,3 +233,11 @@ class DynamicSampling(Trainer):
 
     def _members(self, group: int) -> slice:
         return slice(group * self.num_generations, (group + 1) * self.num_generations)
+
+
+def with_ours(kind: type[Any], truth_rollout: bool) -> type[Any]:
+    """A trainer with what is ours mixed in."""
+    kinds: list[type] = [DynamicSampling, Timed, KnownFields, checkpoints.StrictResume, kind]
+    if truth_rollout:
+        kinds.insert(1, TruthRollout)
+    return type("Trainer", tuple(kinds), {})

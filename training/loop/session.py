@@ -29,7 +29,8 @@ from training.data.dataset import Place, Questions, Then
 from training.loop import checkpoints, policy_folder, training_state
 from training.loop.log import Finished, Recorder
 from training.loop.validation import Watch, val_sample
-from training.model import loading, processors, trainable
+from training.model import loading, processors, sharding, trainable
+from training.resources import needs
 
 CACHE = "cache"  # of the questions, below the output; like checkpoints, gone once all is written
 PLACE = "place.json"  # where the order of questions goes on in the next round
@@ -94,12 +95,10 @@ class Session:
     def model(self, config: Any, largest: dict[str, Any]) -> tuple[Any, Any]:
         """The model and PEFT's configuration or None; the `largest` row tells what memory it takes."""
         if self.set.check_memory:
-            loading.check_memory(
-                self.origin, self.processor, largest, config, self.given, self.output
-            )
+            needs.check(self.origin, self.processor, largest, config, self.given, self.output)
         names = ("dtype", "quantize", "freeze")
         lora = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
-        with config.main_process_first(local=False, desc="adapters"), trainable.outside_deepspeed():
+        with config.main_process_first(local=False, desc="adapters"), sharding.outside_deepspeed():
             policy = adapters.whole(self.origin, self.output / CACHE)
         with waiting.loading(f"train: loading {waiting.weights(policy)}"):
             return loading.load_model(

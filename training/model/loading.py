@@ -1,4 +1,4 @@
-"""The model that is trained: loaded, in parts frozen or with adapters, and found to fit in memory."""
+"""The model that is trained: loaded, in parts frozen, or with adapters."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from tasks.runtime.errors import StageError
-from training.model import trainable
-from training.resources import disk, gpu_memory, main_memory, needs, vllm_memory
+from training.model import sharding, trainable
 
 
 def keeps_masters(dtype: str, lora_rank: int) -> bool:
@@ -17,7 +16,7 @@ def keeps_masters(dtype: str, lora_rank: int) -> bool:
     A small step is lost in a bfloat16 weight: of 50 AdamW steps at 1e-6 hardly one in fifty weights
     shows anything. So full fine-tuning holds float32; FSDP and ZeRO-3 do so by themselves.
     """
-    return dtype == "bfloat16" and not lora_rank and not sharded_by_launcher()
+    return dtype == "bfloat16" and not lora_rank and not sharding.sharded_by_launcher()
 
 
 def load_model(
@@ -65,37 +64,6 @@ def _contiguous(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.
     On a CPU torch copies weights without a gradient once a row otherwise: gigabytes, and half a minute.
     """
     return (inputs[0].contiguous(),)
-
-
-def check_memory(
-    base: Path, processor: Any, row: dict[str, Any], config: Any, given: dict, output: Path
-) -> None:
-    """Say what training takes of GPU, main memory and disk, and refuse what can't fit.
-
-    Prompts are as long as that of `row`; the disk is that of the folder `output`.
-    """
-    cuda = torch.cuda.is_available()
-    asked = needs.Asked(
-        base,
-        gpu_memory.size_of_prompts(processor, [row]),
-        given,
-        needs.Options.of(config),
-        needs.Place.of_process(config, cuda),
-        supervised=not hasattr(config, "num_generations"),
-    )
-    available, share = gpu_memory.available_memory(), 0.0
-    if (engine := needs.of_vllm(asked)) and cuda:
-        given_share, total = asked.options.vllm_gpu_memory_utilization, gpu_memory.total_memory()
-        share = vllm_memory.check_vllm(engine, given_share, total)
-    gpu_memory.check(needs.of_gpu(asked), available, share, asked.options.vllm_enable_sleep_mode)
-    if cuda:
-        main_memory.check_main(needs.of_main_memory(asked), main_memory.free_main_memory())
-    disk.check(needs.of_disk(asked), output)
-
-
-def sharded_by_launcher() -> bool:
-    """Whether accelerate launched this process to share its weights with others."""
-    return needs.told("ACCELERATE_USE_FSDP") or needs.told("ACCELERATE_USE_DEEPSPEED")
 
 
 def _quantization(quantize: str, lora_rank: int, dtype: str) -> Any:

@@ -6,8 +6,7 @@ module is which is asked of the model itself (`get_encoder`, `get_decoder`), so 
 no entry here.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -135,29 +134,6 @@ def frozen_hash(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
     return digest.hexdigest()
-
-
-def unreduced(trainer: Any, model: nn.Module) -> AbstractContextManager[Any]:
-    """Gradients stay on their process meanwhile, unless they are to be reduced every time."""
-    accelerator = trainer.accelerator
-    if accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False):
-        return nullcontext()
-    return accelerator.no_sync(model)  # type: ignore[no-any-return]
-
-
-@contextmanager
-def outside_deepspeed() -> Iterator[None]:
-    """Make models whole: under ZeRO-3 transformers would share out what one process loads alone."""
-    from transformers.integrations import deepspeed
-
-    reference = deepspeed._hf_deepspeed_config_weak_ref
-    kept = reference() if reference is not None else None
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        if kept is not None:
-            deepspeed.set_hf_deepspeed_config(kept)
 
 
 class BaseKeeper:

@@ -1,0 +1,1 @@
+"""What a training needs: GPU memory, main memory, disk; estimated before, tried on request."""

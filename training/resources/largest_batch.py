@@ -18,7 +18,7 @@ from PIL import Image
 
 from tasks.runtime.errors import StageError
 from tasks.runtime.memory import own_peak
-from training.model import trainable
+from training.model import sharding
 from training.resources.gpu_memory import GIB, optimizer_bytes
 from training.shared_prefix import packing
 from training.shared_prefix.check import out_of_memory
@@ -53,7 +53,7 @@ def try_largest(trainer: Any, row: Row, prompt: int) -> None:
             turns = min(2, trainer.args.gradient_accumulation_steps)
             for turn in range(turns):  # the second with the first one's gradients beside it
                 last = turn == turns - 1
-                with nullcontext() if last else trainable.unreduced(trainer, model):
+                with nullcontext() if last else sharding.unreduced(trainer, model):
                     trainer.training_step(model, batch, None)
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not out_of_memory(error):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from training.model import trainable
+from training.model.sharding import launched_with
 from training.resources import disk, gpu_memory, main_memory, vllm_memory
 from training.resources.sizes import sizes_of
 from training.shared_prefix.forward import PREFIX_MODELS
@@ -72,9 +73,9 @@ class Place:
         world = int(config.world_size)
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         sharding = ""
-        if getattr(config, "fsdp", None) or told("ACCELERATE_USE_FSDP"):
+        if getattr(config, "fsdp", None) or launched_with("FSDP"):
             sharding = "fsdp"
-        if config.deepspeed or told("ACCELERATE_USE_DEEPSPEED"):
+        if config.deepspeed or launched_with("DEEPSPEED"):
             sharding = "deepspeed"
         offload = os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")
         full = os.environ.get("FSDP_STATE_DICT_TYPE", "") == "FULL_STATE_DICT"
@@ -231,6 +232,29 @@ def of_main_memory(asked: Asked) -> main_memory.MainMemory:
     )
 
 
-def told(name: str) -> bool:
-    """Whether an environment variable says yes."""
-    return os.environ.get(name, "false").lower() in ("1", "true")
+def check(
+    base: Path, processor: Any, row: dict[str, Any], config: Any, given: dict, output: Path
+) -> None:
+    """Say what training takes of GPU, main memory and disk, and refuse what can't fit.
+
+    Prompts are as long as that of `row`; the disk is that of the folder `output`.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    asked = Asked(
+        base,
+        gpu_memory.size_of_prompts(processor, [row]),
+        given,
+        Options.of(config),
+        Place.of_process(config, cuda),
+        supervised=not hasattr(config, "num_generations"),
+    )
+    available, share = gpu_memory.available_memory(), 0.0
+    if (engine := of_vllm(asked)) and cuda:
+        given_share, total = asked.options.vllm_gpu_memory_utilization, gpu_memory.total_memory()
+        share = vllm_memory.check_vllm(engine, given_share, total)
+    gpu_memory.check(of_gpu(asked), available, share, asked.options.vllm_enable_sleep_mode)
+    if cuda:
+        main_memory.check_main(of_main_memory(asked), main_memory.free_main_memory())
+    disk.check(of_disk(asked), output)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
-from training.model import trainable
+from training.model import sharding, trainable
 from training.model.shapes import config_of
 
 
@@ -63,7 +63,7 @@ def sizes_of(model: str | Path) -> Sizes:
     Raises StageError where no config is known.
     """
     config = config_of(model)
-    with torch.device("meta"), trainable.outside_deepspeed():
+    with torch.device("meta"), sharding.outside_deepspeed():
         made = AutoModelForImageTextToText.from_config(config)
     belongs = trainable.part_of(made)
     parameters, adapted, edges = ({part: 0 for part in trainable.PARTS} for _ in range(3))

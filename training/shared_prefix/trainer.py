@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
-from training.model import trainable
+from training.model import sharding
 from training.model.rollout_engine import by_vllm
 from training.shared_prefix import attention, check, vllm_correction
 from training.shared_prefix.forward import Found, Rows, base_of, packed, padded, put, sharing
@@ -220,7 +220,7 @@ class SharedPrefixTrainer(GroupTrainer):
         last = scope.rows
         with self._about(scope):
             for scope.rows in others:
-                with trainable.unreduced(self, model), self._unlogged():
+                with sharding.unreduced(self, model), self._unlogged():
                     part = super()._compute_loss(model, inputs)
                     if torch.is_grad_enabled():
                         self.accelerator.backward(part)

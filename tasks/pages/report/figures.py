@@ -1,4 +1,4 @@
-"""The figures of the report, from the contents of `metrics.json` (`report_log.py`: of the logs)."""
+"""The figures of the report, from the contents of `metrics.json` (`training_log.py`: of the logs)."""
 
 import math
 import re

@@ -6,10 +6,10 @@ from typing import Any
 import luigi
 
 import data_cards
-from pipeline.data_stages import data, paths
-from pipeline.round_stages import Round, RoundOfSet, Train, graph, last_round
 from pipeline.settings import SettingsError, run
 from pipeline.stage import Stage
+from pipeline.stages.data import data, paths
+from pipeline.stages.rounds import Round, RoundOfSet, Train, graph, last_round
 
 MODES = ("one_step", "majority", "two_step", "mcq", "constrained")  # of Evaluate
 

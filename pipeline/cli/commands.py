@@ -12,7 +12,8 @@ from typing import Any, TextIO
 
 def show_status(arguments: Any) -> int:
     """Print the graph of a task as a tree, or its stages as a flat list of values."""
-    from pipeline import status, tasks, tree
+    from pipeline import tasks
+    from pipeline.cli import status, tree
     from pipeline.settings import known_keys
     from pipeline.stage import Stage
 
@@ -54,7 +55,7 @@ def _can_print(text: str) -> bool:
 
 def show_plan(arguments: Any) -> int:
     """Print what a run of TrainDiVE will take."""
-    from pipeline import plan
+    from pipeline.cli import plan
     from pipeline.tasks import TrainDiVE
 
     chosen = _of_run(TrainDiVE, arguments)
@@ -66,9 +67,9 @@ def show_plan(arguments: Any) -> int:
 
 def show_rehearsal(arguments: Any) -> int:
     """Print each point of a rehearsal as it is known, and the verdict; 1 if there is one to mend."""
-    from pipeline.rehearse import MEND, OPEN, rehearse
+    from pipeline.cli.rehearse import MEND, OPEN, rehearse
+    from pipeline.cli.trial import trial
     from pipeline.tasks import TrainDiVE
-    from pipeline.trial import trial
     from tasks.runtime.machine import gpus
 
     chosen = _of_run(TrainDiVE, arguments)
@@ -106,7 +107,7 @@ def _of_run(task: Any, arguments: Any) -> Any:
 
 def verify_artifacts(root: Path, folder: Path, arguments: Any) -> int:
     """Print every problem of a stage's current artifacts, or of all there are; 1 if there is one."""
-    from pipeline import status, verify
+    from pipeline.cli import status, verify
 
     chosen = (
         list(status.artifacts(root))
@@ -123,7 +124,7 @@ def verify_artifacts(root: Path, folder: Path, arguments: Any) -> int:
 
 def show_differences(arguments: Any) -> None:
     """Print what two artifacts differ in."""
-    from pipeline import status
+    from pipeline.cli import status
 
     for path in (arguments.one, arguments.other):
         if not (path / "manifest.json").exists():
@@ -134,14 +135,15 @@ def show_differences(arguments: Any) -> None:
 
 def invalidate_stage(root: Path, folder: Path, arguments: Any) -> None:
     """Delete a stage's current artifacts and, if asked, those made from them."""
-    from pipeline import artifact, status
+    from pipeline.artifacts import store
+    from pipeline.cli import status
 
     chosen = [path.resolve() for path in current(folder, arguments.stage)]
     if arguments.downstream:
         chosen += [below for path in list(chosen) for below in status.downstream(root, path.name)]
     deleted = list(dict.fromkeys(chosen))
     for path in deleted:
-        artifact.remove(path)
+        store.remove(path)
         link = path.parent / "current"
         if link.is_symlink() and not link.exists():
             link.unlink()
@@ -153,15 +155,16 @@ def invalidate_stage(root: Path, folder: Path, arguments: Any) -> None:
 
 def collect_garbage(root: Path, arguments: Any) -> None:
     """List, or delete, artifacts that nothing current refers to and working folders of no use."""
-    from pipeline import artifact, status
-    from pipeline.leftovers import leftovers, remove
+    from pipeline.artifacts import store
+    from pipeline.cli import status
+    from pipeline.cli.clean import leftovers, remove
 
     found = status.garbage(root)
     working = leftovers(root, arguments.partial_older_than)
     gone = {each.folder for each in working if not each.kept}
     if arguments.delete:
         for path, _ in found:
-            artifact.remove(path)
+            store.remove(path)
         gone = {each.folder for each in working if not each.kept and remove(each)}
     if arguments.json:
         told = {
@@ -241,12 +244,12 @@ def show_stage(folder: Path, arguments: Any) -> None:
     Of BuildMCQ also write its page of questions; of any other, or of the rows that a filter
     leaves, a page where one is asked for.
     """
-    from pipeline import look
+    from pipeline.cli import inspect
 
     path = Path(arguments.stage)
     found = [path] if (path / "manifest.json").exists() else current(folder, arguments.stage)
     rows = 3 if arguments.rows is None else arguments.rows
-    told = [look.described(place, rows, arguments.where) for place in found]
+    told = [inspect.described(place, rows, arguments.where) for place in found]
     if arguments.json:
         print(json.dumps(told, indent=1, default=str))
     for place, facts in zip(found, told, strict=True):
@@ -261,7 +264,7 @@ def show_stage(folder: Path, arguments: Any) -> None:
         elif page:
             size = 100 if arguments.rows is None else arguments.rows
             out = sys.stderr if arguments.json else sys.stdout
-            _write_page(page, look.page(place, size, arguments.where), out)
+            _write_page(page, inspect.page(place, size, arguments.where), out)
 
 
 def _print_facts(facts: dict[str, Any], questions: bool) -> None:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("tasks", "training", "data_cards")  # where stages and all they import live
 TEMPLATES = (".jinja", ".css", ".js")
 _NAME = rf"(?:{'|'.join(ROOMS)})(?:\.\w+)*"

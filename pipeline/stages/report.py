@@ -1,14 +1,15 @@
 """The end of the line: Report, a page a set, and TrainDiVE, which asks for everything."""
 
+import json
+
 import luigi
 
-from pipeline import artifact
-from pipeline.data_stages import data
-from pipeline.evaluation import Evaluate, cross_evaluations, judgements
 from pipeline.methods import method_of
-from pipeline.round_stages import BuildMCQ, Propose, Train, last_round
 from pipeline.settings import Checked
 from pipeline.stage import OfSet, Stage, lineage
+from pipeline.stages.data import data
+from pipeline.stages.evaluation import Evaluate, cross_evaluations, judgements
+from pipeline.stages.rounds import BuildMCQ, Propose, Train, last_round
 
 
 class Report(OfSet):
@@ -96,6 +97,8 @@ class TrainDiVE(Checked, luigi.Task):
         return all(report.complete() for report in self.requires())
 
     def run(self):
-        print(
-            "\n\n".join(artifact.summary(report.folder) for report in self.requires()), flush=True
-        )
+        from tasks.pages.text import summary
+
+        metrics = [report.folder / "metrics.json" for report in self.requires()]
+        read = [json.loads(path.read_text(encoding="utf-8")) for path in metrics]
+        print("\n\n".join(map(summary, read)), flush=True)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import data_cards
-from pipeline import fits, status, tasks
-from pipeline.image_counts import images_of
+from pipeline import tasks
+from pipeline.cli import fits, status
+from pipeline.cli.image_counts import images_of
 from pipeline.settings import SettingsError, recipes, run
 from pipeline.stage import Stage, plain
 from tasks.language import prompts

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import artifact, lock
-from pipeline.artifact import DELETED, PARTIAL
+from pipeline.artifacts import lock, store
+from pipeline.artifacts.store import DELETED, PARTIAL
 
 DAYS = 7.0
 
@@ -39,12 +39,12 @@ def leftovers(root: Path, older_than: float = DAYS) -> list[Leftover]:
 def remove(leftover: Leftover) -> bool:
     """Delete a working folder, unless a run has taken it up meanwhile; whether it is gone."""
     if leftover.folder.suffix == DELETED:
-        artifact.remove(leftover.folder)
+        store.remove(leftover.folder)
         return True
     try:
-        with lock.held(artifact.lock_of(_final(leftover.folder)), patience=0):
+        with lock.held(store.lock_of(_final(leftover.folder)), patience=0):
             if leftover.folder.exists():  # else a run has just made an artifact of it
-                artifact.remove(leftover.folder)
+                store.remove(leftover.folder)
     except lock.Busy:
         return False
     return True
@@ -55,7 +55,7 @@ def _judge(folder: Path, days: float, older_than: float) -> tuple[bool, str]:
     if folder.suffix == DELETED:
         return False, "its deletion was cut off"
     final = _final(folder)
-    if holder := artifact.worked_on_by(final):
+    if holder := store.worked_on_by(final):
         return True, f"{holder} is at work on it"
     if final.exists():
         return False, "its artifact is there"

@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline import artifact
-from pipeline.status import artifacts
+from pipeline.artifacts import store
+from pipeline.cli.status import artifacts
 from tasks.tables import schemas, shards
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -22,11 +22,11 @@ MEND = "delete the folder, and a run makes it again: python -m pipeline invalida
 
 def problems(folder: Path, others: dict[str, Path]) -> Iterator[str]:
     """Each thing that is wrong with an artifact; `others` are all artifacts by fingerprint."""
-    path = folder / artifact.MANIFEST
+    path = folder / store.MANIFEST
     try:
-        manifest = artifact.read_manifest(folder)
-        broken = artifact.seal_is_broken(path.read_bytes())
-    except (artifact.StageFailed, OSError, ValueError) as error:
+        manifest = store.read_manifest(folder)
+        broken = store.seal_is_broken(path.read_bytes())
+    except (store.StageFailed, OSError, ValueError) as error:
         yield f"{path}: {error}; {MEND}"
         return
     if broken:
@@ -34,7 +34,7 @@ def problems(folder: Path, others: dict[str, Path]) -> Iterator[str]:
         return
     damaged = False
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    for name in sorted(there - manifest["files"].keys() - {artifact.MANIFEST}):
+    for name in sorted(there - manifest["files"].keys() - {store.MANIFEST}):
         yield f"{folder / name} is not in the manifest; remove it"
     for name, facts in manifest["files"].items():
         path = folder / name

@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import artifact, status
-from pipeline.condition import Condition, ConditionError, NoColumn
+from pipeline.artifacts import store
+from pipeline.cli import status
+from pipeline.cli.where import Condition, ConditionError, NoColumn
 from tasks.pages import render
 from tasks.pages.gallery import data_uri
 from tasks.tables import shards
@@ -25,7 +26,7 @@ def tables(folder: Path, rows: int, where: str = "") -> list[dict[str, Any]]:
 
     Raises ConditionError for a condition that no table has the columns of, or that does not fit them.
     """
-    manifest = artifact.read_manifest(folder)
+    manifest = store.read_manifest(folder)
     condition = Condition(where) if where else None
     shown: list[dict[str, Any]] = []
     known: set[str] = set()
@@ -106,7 +107,7 @@ def plain(value: Any) -> Any:
 
 def described(folder: Path, rows: int, where: str = "") -> dict[str, Any]:
     """An artifact as plain values: what made it, its counts, its tables."""
-    manifest = artifact.read_manifest(folder)
+    manifest = store.read_manifest(folder)
     kept = (
         "stage",
         "fingerprint",
@@ -129,24 +130,24 @@ def page(folder: Path, rows: int, where: str = "") -> str:
 
     Rows of a table without images show those of their image ids, where the images are still there.
     """
-    manifest = artifact.read_manifest(folder)
-    store = _store(folder, manifest)
+    manifest = store.read_manifest(folder)
+    images = _image_store(folder, manifest)
     title = f"{manifest['stage']} {manifest['fingerprint']}"
     facts = {"rows": manifest["rows"], "seconds": manifest.get("seconds"), "created": manifest.get("created"), **manifest.get("stats", {})}  # fmt: skip
     return render(
         "rows.html.jinja",
         title=title,
         facts=[(name, _text(value)) for name, value in facts.items()],
-        tables=[_values(table, store) for table in tables(folder, rows, where)],
+        tables=[_values(table, images) for table in tables(folder, rows, where)],
         where=where,
     )
 
 
-def _values(table: dict[str, Any], store: shards.ImageStore | None) -> dict[str, Any]:
+def _values(table: dict[str, Any], images: shards.ImageStore | None) -> dict[str, Any]:
     """What the page shows of a table: a cell is a text, or a picture that may not be there ("")."""
     rows = table["first"]
     names = list(table["columns"])
-    pictures = _pictures(rows, store) if "image" not in names and "image_id" in names else {}
+    pictures = _pictures(rows, images) if "image" not in names and "image_id" in names else {}
     cells = [[_cell(row[name]) for name in names] for row in rows]
     if pictures:
         for row, shown in zip(rows, cells, strict=True):
@@ -172,15 +173,15 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
 
 
-def _pictures(rows: list[dict], store: shards.ImageStore | None) -> dict[str, bytes]:
+def _pictures(rows: list[dict], images: shards.ImageStore | None) -> dict[str, bytes]:
     ids = sorted({row["image_id"] for row in rows})
     try:
-        return store.read(ids) if store and ids else {}
+        return images.read(ids) if images and ids else {}
     except shards.ShardError:
         return {}
 
 
-def _store(folder: Path, manifest: dict[str, Any]) -> shards.ImageStore | None:
+def _image_store(folder: Path, manifest: dict[str, Any]) -> shards.ImageStore | None:
     """The images that an artifact was made from, if they are below the same root."""
     wanted = manifest.get("inputs", {}).get("download")
     resolved = folder.resolve()

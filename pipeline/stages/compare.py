@@ -14,12 +14,12 @@ from typing import Any
 
 import luigi
 
-from pipeline.data_stages import Download, snake
-from pipeline.evaluation import Evaluate
 from pipeline.methods import NAMES, ZERO_SHOT
-from pipeline.round_stages import last_round
 from pipeline.settings import SettingsError
 from pipeline.stage import Stage, lineage, plain
+from pipeline.stages.data import Download, snake
+from pipeline.stages.evaluation import Evaluate
+from pipeline.stages.rounds import last_round
 
 
 class Compare(Stage):

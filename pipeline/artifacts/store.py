@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline import child, lock
+from pipeline.artifacts import child, lock
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 2  # 2: it holds a digest of itself
@@ -229,14 +229,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} is of a newer version of this project; update it, or delete the folder"
         )
     return found
-
-
-def summary(report: Path) -> str:
-    """The closing lines of a run: figures before and after, and where everything lies."""
-    from tasks.pages.text import summary as told
-
-    metrics = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
-    return told(metrics)
 
 
 def remove(folder: Path) -> None:

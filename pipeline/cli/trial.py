@@ -23,8 +23,9 @@ from typing import Any
 from luigi.task_register import Register
 
 import data_cards
-from pipeline import artifact, tasks
-from pipeline.rehearse import MEND, READY, Point
+from pipeline import tasks
+from pipeline.artifacts import store
+from pipeline.cli.rehearse import MEND, READY, Point
 from pipeline.settings import recipes
 from pipeline.stage import Stage
 from tasks.tables import shards
@@ -81,7 +82,7 @@ def trial(dataset: str, method: str, seed: int) -> Iterator[Point]:
                 if point.state == MEND:
                     return
             for stage in made:
-                artifact.remove(stage.folder)
+                store.remove(stage.folder)
 
 
 def _proposals(asked: list[Any]) -> list[Stage]:
@@ -114,7 +115,7 @@ def _stage(stage: Any) -> Point:
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         gpu, stopped = 0.0, False
-        checkpoints = artifact.partial_of(stage.folder) / "checkpoints"
+        checkpoints = store.partial_of(stage.folder) / "checkpoints"
         try:
             while process.poll() is None:
                 gpu = max(gpu, gpu_memory())
@@ -146,7 +147,7 @@ def _stage(stage: Any) -> Point:
 
 def _told(folder: Path, gpu: float) -> str:
     """What a stage took, from its manifest and, of Train, its log."""
-    manifest = artifact.read_manifest(folder)
+    manifest = store.read_manifest(folder)
     stats = manifest.get("stats") or {}
     told = [
         f"{manifest['seconds']:.0f} s",
@@ -189,6 +190,6 @@ def _links_kept(*stages: Any) -> Iterator[None]:
     finally:
         for link in links():
             if link in before and (link.parent / before[link]).is_dir():
-                artifact.point_at(link.parent / before[link])
+                store.point_at(link.parent / before[link])
             elif not link.exists():
                 link.unlink()

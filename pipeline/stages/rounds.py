@@ -4,11 +4,11 @@ from typing import Any
 
 import luigi
 
-from pipeline.data_stages import BasePolicy, data, paths, snake
-from pipeline.engine import engine
 from pipeline.methods import method_of, num_rounds, with_style
 from pipeline.settings import run
 from pipeline.stage import OfSet, Stage, plain
+from pipeline.stages.data import BasePolicy, data, paths, snake
+from pipeline.stages.engine import engine
 
 REFRESH = ("refresh", "refresh_share", "solved_at", "solved")  # keys of [Propose]
 

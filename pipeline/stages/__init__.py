@@ -1,0 +1,1 @@
+"""The Luigi tasks: parameters, what each needs, and the function it calls."""
