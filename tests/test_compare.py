@@ -14,7 +14,7 @@ from tasks.compare import CompareError, compare, tabulate
 from tasks.pages.compare_tables import latex, markdown, summary
 from tasks.tables import schemas, shards
 from tests.browser import Browser
-from tests.test_stage import config  # noqa: F401  the default luigi.cfg, to be changed
+from tests.pipeline.test_stage import config  # noqa: F401  the default luigi.cfg, to be changed
 
 CLASSES = ("Amber", "Beryl", "Coral", "Denim")
 # Right answers of 20 base and 20 novel images, by method and seed.

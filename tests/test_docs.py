@@ -12,8 +12,8 @@ from luigi.task_register import Register
 from pipeline import settings, tasks
 from pipeline.__main__ import parser
 from tests.conftest import ROOT
-from tests.test_plan import recipe  # noqa: F401  a fixture
-from tests.test_stage import config  # noqa: F401  a fixture
+from tests.pipeline.cli.test_plan import recipe  # noqa: F401  a fixture
+from tests.pipeline.test_stage import config  # noqa: F401  a fixture
 
 assert tasks
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]

@@ -10,7 +10,7 @@ import tasks.ingest.pictures
 from tasks.download import download
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
-from tests.test_images import encoded, picture
+from tests.ingest.test_pictures import encoded, picture
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ import data_cards
 from tasks.download import download
 from tasks.draft_card import draft, size_category
 from tasks.runtime.errors import StageError
-from tests.test_images import encoded, photograph
-
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT
+from tests.ingest.test_pictures import encoded, photograph
 
 
 @pytest.fixture

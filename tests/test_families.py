@@ -19,7 +19,7 @@ from tasks.tables import shards
 from tasks.tables.split_table import select
 from tests.conftest import ENGINE, ROOT, propose_arguments
 from tests.photographs import THUMBNAIL, TWELVE_MP, photograph, replaced
-from tests.test_train import arguments, cards_of, freeze
+from tests.training.test_grpo import arguments, cards_of, freeze
 from training.model.trainable import PARTS
 
 pytestmark = pytest.mark.model

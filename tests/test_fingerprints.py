@@ -8,11 +8,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT
+
 FROZEN = ROOT / "tests" / "fingerprints.json"
 RECIPES = sorted((ROOT / "training" / "recipes").glob("*.cfg"))
 # Name -> the recipe read over luigi.cfg, and the task whose graph is fingerprinted.
@@ -23,6 +23,7 @@ GRAPHS = {
 }
 LISTED = """
 import json, sys
+from tests.conftest import ROOT
 from pipeline import tasks
 from pipeline.cli import status
 dataset = {"dataset": "cub"} if sys.argv[2] else {}

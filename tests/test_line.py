@@ -18,9 +18,8 @@ import pytest
 
 from pipeline.artifacts import store
 from tasks.tables import shards
-from tests.conftest import write_few_card
+from tests.conftest import ROOT, write_few_card
 
-ROOT = Path(__file__).parent.parent
 SMALLER = {
     "steps = 240": "steps = 60",
     "num_rollouts = 20": "num_rollouts = 8",

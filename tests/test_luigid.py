@@ -18,7 +18,7 @@ from luigi.scheduler import Scheduler
 from pipeline import tasks
 from pipeline.cli import status
 from tests.conftest import ROOT, write_few_card
-from tests.test_stage import config  # noqa: F401 - a fixture
+from tests.pipeline.test_stage import config  # noqa: F401 - a fixture
 
 
 def test_stages_with_a_model_take_what_the_configuration_says(config):  # noqa: F811

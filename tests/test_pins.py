@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import pins
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.process
 
@@ -70,7 +71,7 @@ def test_the_command_fails_and_names_each(project):
     Path("cuda.txt").write_text("engine==1.0\ntool==2.0\n")
     done = subprocess.run(
         [sys.executable, "-m", "tests.pins", "cuda", *project],
-        env={"PYTHONPATH": str(Path(__file__).parent.parent), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
     )

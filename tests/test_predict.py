@@ -15,9 +15,9 @@ from tasks.predict import Prediction, Predictor, thought
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
 from tests.conftest import ENGINE
-from tests.test_evaluate_modes import evaluate_arguments
-from tests.test_stage import config  # noqa: F401 - a fixture
-from tests.test_workbench import run
+from tests.evaluation.test_modes import evaluate_arguments
+from tests.pipeline.cli.test_commands import run
+from tests.pipeline.test_stage import config  # noqa: F401 - a fixture
 
 NAMES = ("amber beetle", "teal beetle", "rose beetle")
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +18,8 @@ from tasks.questions.candidates import merge_all
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
 from tasks.tables.split_table import select
-from tests.conftest import ENGINE, as_config, propose_arguments
+from tests.conftest import ENGINE, ROOT, as_config, propose_arguments
 from tests.fakes import FakeEngine
-
-ROOT = Path(__file__).parent.parent
 
 
 def read(folder) -> list[dict]:

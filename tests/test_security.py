@@ -13,7 +13,7 @@ from pipeline.settings import SettingsError
 from tasks import pages
 from tasks.pages import style
 from tests.conftest import ROOT
-from tests.test_stage import config  # noqa: F401 - a fixture
+from tests.pipeline.test_stage import config  # noqa: F401 - a fixture
 
 ROOMS = ("pipeline", "tasks", "training", "data_cards")
 SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]

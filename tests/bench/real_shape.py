@@ -104,7 +104,7 @@ def run(root: Path, given: argparse.Namespace) -> list[Figure]:
         peak = json.loads((root / name / ".done").read_text())["peak_memory_mb"]
         figures += [_figure(name, spent, "s"), _figure(f"{name}, peak memory", peak, "MB")]
         if name == "mcq":
-            from tests.test_train import write_manifest
+            from tests.training.test_grpo import write_manifest
 
             write_manifest(root / "mcq")
     return figures
@@ -209,7 +209,7 @@ def stages(root: Path, given: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def trainer_arguments(root: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Adapters of rank 8 on the language model, on recomputed activations."""
-    from tests.test_train import arguments
+    from tests.training.test_grpo import arguments
 
     return arguments(root) | {
         "base": root / "base",

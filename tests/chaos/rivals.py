@@ -146,7 +146,7 @@ def downloads(root: Path, long: bool) -> list[Figure]:
 
     if not long:
         return []  # the test suite runs them by itself
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_archives.py"]  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ingest/test_archives.py"]  # fmt: skip
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     told = ran.stdout.strip().splitlines()[-1]
     return [

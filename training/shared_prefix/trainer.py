@@ -10,7 +10,7 @@ of TRL's shapes, so log-probabilities, loss and gradients are TRL's, up to round
 Two ways, chosen by architecture and said in one line: prefix, for Qwen2.5-VL and Qwen2-VL; vision,
 for others, whose images are encoded once while TRL's own pass forwards the padded rows.
 
-It overrides internals of TRL 1.16; `tests/test_shared_prefix.py` fails when they change.
+It overrides internals of TRL 1.16; `tests/training/shared_prefix/test_trainer.py` fails when they change.
 """
 
 import functools

@@ -1,0 +1,161 @@
+"""Recipes and plans: overlays, settings by dataset, and what a run will take, worked out by hand."""
+
+import json
+import re
+import shutil
+import sys
+
+import luigi
+import pytest
+from luigi.task_register import Register
+
+from pipeline import settings, tasks
+from pipeline.__main__ import main as command
+from pipeline.cli import plan
+from pipeline.settings import SettingsError
+from tests.conftest import ROOT
+from tests.pipeline.test_stage import config  # noqa: F401  the default luigi.cfg, to be changed
+
+RECIPES = ROOT / "training" / "recipes"
+PAPER = ("paper_7b.cfg", "paper_3b.cfg")
+
+
+@pytest.fixture
+def recipe(config, monkeypatch, tmp_path):  # noqa: F811
+    """Read a text, or a file of training/recipes, over the default luigi.cfg."""
+    monkeypatch.chdir(tmp_path)
+
+    def read(*texts: str) -> None:
+        paths = []
+        for number, text in enumerate(texts):
+            path = RECIPES / text if text.endswith(".cfg") else tmp_path / f"{number}.cfg"
+            if not text.endswith(".cfg"):
+                path.write_text(text)
+            paths.append(str(path))
+        monkeypatch.setenv("RECIPE", ",".join(paths))
+        Register.clear_instance_cache()
+
+    return read
+
+
+def train(dataset: str) -> luigi.Task:
+    return tasks.Train(dataset=dataset, method="dive_k", refresh_round=0, seed=0)
+
+
+def test_recipes_are_read_over_luigi_cfg_in_order(recipe):
+    recipe("[Train]\nsteps = 7\nlearning_rate = 0.5\n", "[Train]\nsteps = 8\n")
+    made = train("beetles")
+    assert (made.steps, made.learning_rate, made.num_generations) == (8, 0.5, 8)
+
+
+def test_a_section_of_a_dataset_holds_for_it_alone(recipe):
+    recipe("[Train:cub]\nsteps = 7\n[Train:beetles+cub]\nsteps = 9\n")
+    assert train("beetles").steps == 20
+    assert train("cub").steps == 7
+    assert train("cub+beetles").steps == 9
+    assert train("cub").fingerprint != train("cub").clone(steps=20).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[Train:cub]\nstep = 7\n", "section [Train:cub] has no key 'step'; did you mean steps?"),
+        ("[Tain:cub]\nsteps = 7\n", "unknown section [Tain]; did you mean Train?"),
+        ("[engine:cub]\ndtype = auto\n", "section [engine:cub]: engine has no settings by dataset"),
+        ("[Train:cub+beetles]\nsteps = 7\n", "write [Train:beetles+cub]"),
+    ],
+)
+def test_a_misspelt_section_of_a_dataset_is_refused(recipe, text, told):
+    recipe(text)
+    with pytest.raises(SettingsError, match=re.escape(told)):
+        train("cub")
+
+
+def test_a_recipe_that_is_not_there_is_refused(recipe, monkeypatch):
+    monkeypatch.setenv("RECIPE", "no/such.cfg")
+    with pytest.raises(SettingsError, match=r"RECIPE: there is no file 'no/such\.cfg'"):
+        train("cub")
+
+
+def test_the_command_line_goes_before_a_section_of_a_dataset(recipe):
+    recipe("[Train:cub]\nsteps = 7\n")
+    line = [
+        "Train",
+        "--dataset",
+        "cub",
+        "--method",
+        "dive_k",
+        "--refresh-round",
+        "0",
+        "--seed",
+        "0",
+    ]
+    with luigi.cmdline_parser.CmdlineParser.global_instance([*line, "--Train-steps", "5"]):
+        assert train("cub").steps == 5
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_recipes_hold_what_is_known_of_it(recipe, name):
+    recipe(name)
+    for dataset, epochs in plan.PUBLISHED_EPOCHS.items():
+        made = train(dataset)
+        assert (made.num_generations, made.questions_per_step) == (4, 6)
+        assert made.needs()["policy"].max_pixels == 401408
+        assert settings.run().rounds == 1
+        found = plan.plan(dataset, "dive_k", 0, plan.Given())
+        images = found["images"][dataset]["train"]
+        assert made.steps * 6 / images == pytest.approx(epochs, rel=0.01)
+        assert found["warnings"] == []
+    assert "unknown" in (RECIPES / name).read_text().lower()
+
+
+def test_a_plan_counts_what_the_settings_say(recipe):
+    recipe("[Train]\nsteps = 30\n")
+    found = plan.plan("beetles", "dive_k", 0, plan.Given(tokens_per_second=100, answer_tokens=10))
+    assert found["images"]["beetles"]["train"] == 800
+    assert found["images"]["beetles"]["test"] == {"base": 300, "novel": 300}
+    work = {one["stage"]: one for one in found["work"]}
+    assert work["Propose dive_k 1"]["completions"] == 800 * 20
+    assert work["Propose dive_k 1"]["tokens_out"] == 800 * 20 * 10
+    assert work["Propose dive_k 1"]["hours"] == pytest.approx(160_000 / 100 / 3600)
+    assert work["Train dive_k 0"]["completions"] == 30 * 24 * 8
+    assert work["Train dive_k 0"]["told"][0].startswith("30 steps of 24 questions: 0.90 epochs")
+    assert work["Evaluate zero_shot 0"]["completions"] >= 600 * 21
+    assert found["hours"] == pytest.approx(sum(one["hours"] for one in found["work"]))
+    slower = plan.Given(tokens_per_second=100, answer_tokens=10, update_tokens_per_second=1000)
+    again = plan.plan("beetles", "dive_k", 0, slower)
+    more = work["Train dive_k 0"]["tokens_in"] + work["Train dive_k 0"]["tokens_out"]
+    assert again["hours"] - found["hours"] == pytest.approx(2 * more / 1000 / 3600)
+
+
+def test_prompts_that_cannot_fit_are_told(recipe):
+    recipe("paper_7b.cfg", "[engine]\nmax_model_len = 1500\n")
+    found = plan.plan("cub", "dive_k", 0, plan.Given())
+    assert "exceed [engine] max_model_len = 1,500" in found["warnings"][0]
+
+
+def test_the_plan_as_a_command(recipe, monkeypatch, capsys, tmp_path):
+    (tmp_path / "luigi.cfg").write_text((ROOT / "luigi.cfg").read_text())
+    shutil.copytree(RECIPES, tmp_path / "training" / "recipes")  # launchers' files
+    recipe("")  # the command sets the variable that this sets back
+    line = ["pipeline", "plan", "--recipe", str(RECIPES / "paper_7b.cfg"), "--dataset", "cub"]
+    monkeypatch.setattr(sys, "argv", [*line, "--json"])
+    command()
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"] == "Qwen/Qwen2.5-VL-7B-Instruct"
+    # Four bytes a weight, four a gradient, eight for AdamW's states, two for the reference model, on
+    # six GPUs.
+    gib = found["memory"]["gib"]
+    exact = sum(gib[part] for part in ("weights", "gradients", "optimizer", "reference"))
+    assert exact == pytest.approx(8.29e9 * 18 / 6 / 2**30, rel=0.001)
+    assert exact < gib["total"]
+    assert found["machine"]["gpus"] == 6
+    assert all(one["fits"] for one in found["fits"])
+    Register.clear_instance_cache()
+    monkeypatch.setattr(sys, "argv", [*line, "--tokens-per-second", "5000"])
+    command()
+    told = capsys.readouterr().out
+    assert "hours in all" in told
+    assert "Train fits: " in told
+    assert "checkpoints of 99.5" in told
+    assert "600 steps of 6 questions: 1.50 epochs of 2,397 images" in told

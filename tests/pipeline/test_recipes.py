@@ -1,0 +1,95 @@
+"""Recipes name settings that exist, and launch configurations that accelerate reads."""
+
+import configparser
+import json
+
+import pytest
+
+from tests.conftest import ROOT
+
+RECIPES = sorted((ROOT / "training" / "recipes").glob("*.cfg"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_sets_only_what_there_is(recipe):
+    from pipeline import tasks
+    from pipeline.settings import known_keys
+
+    assert tasks
+    read = configparser.RawConfigParser()
+    read.read(recipe)
+    known = known_keys()
+    for section in read.sections():
+        for key in read[section]:
+            assert key in known[section.split(":")[0]], f"[{section}] {key}"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_trl_takes_a_recipes_options_and_its_checkpoints_fall_on_boundaries(
+    recipe, tmp_path, monkeypatch
+):
+    import torch
+
+    from training import settings as config_module
+    from training.resources.needs import Place
+
+    read = configparser.RawConfigParser()
+    read.read([ROOT / "luigi.cfg", recipe])
+    train = read["Train"]
+    processes = Place.of_launcher(train["launcher"], ROOT).processes
+    monkeypatch.setattr(config_module, "_world_size", lambda: processes)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    given = {key: json.loads(train[key]) for key in ("trl", "rewards", "dynamic_sampling")}
+    given["trl"] |= {"use_cpu": True}
+    keys = ("steps", "questions_per_step", "num_generations", "max_completion_length", "save_steps")
+    given |= {key: int(train[key]) for key in (*keys, "micro_batch_size", "watch_every")}
+    given |= {"learning_rate": float(train["learning_rate"]), "dtype": "float32"}
+    config = config_module.grpo_config(
+        tmp_path, {**given, "seed": 0, "report_to": ""}, given["steps"]
+    )
+    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+    assert batch == given["questions_per_step"] * given["num_generations"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_launcher_of_a_recipe_can_be_read(recipe, monkeypatch):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    read = configparser.RawConfigParser()
+    read.read(recipe)
+    launcher = read.get("Train", "launcher", fallback="").split()
+    if not launcher:
+        return
+    monkeypatch.chdir(ROOT)
+    config = load_config_from_file(launcher[launcher.index("--config_file") + 1])
+    assert config.num_processes >= 8
+    assert config.mixed_precision == "bf16"
+
+
+@pytest.mark.parametrize("size", ["3b", "7b"])
+def test_the_published_runs_go_without_what_trl_has_added_since(size):
+    read = configparser.RawConfigParser()
+    read.read(ROOT / "training" / "recipes" / f"paper_{size}.cfg")
+    trl = json.loads(read["Train"]["trl"])
+    assert trl["use_bias_correction_kl"] is trl["vllm_importance_sampling_correction"] is False
+
+
+def test_the_server_of_several_machines_is_started_as_vllm_and_trl_take_it():
+    """By vLLM's own parser, and with all that TRL's own command sets."""
+    import shlex
+
+    from trl.scripts.vllm_serve import ScriptArguments, build_command
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    text = (ROOT / "training" / "recipes" / "many_nodes.cfg").read_text()
+    start, end = text.index("VLLM_SERVER_DEV_MODE=1"), text.index("#   machine 0:")
+    _, vllm, serve, model, *ours = shlex.split(text[start:end].replace("\\\n#", " "))
+    assert (vllm, serve) == ("vllm", "serve")
+    parser = make_arg_parser(FlexibleArgumentParser())
+    given = parser.parse_args(ours)
+    assert given.limit_mm_per_prompt == {"image": 1, "video": 0}
+    theirs = build_command(ScriptArguments(model=model))
+    wanted = parser.parse_args(theirs[theirs.index(model) + 1 :])
+    for name in ("enable_scale_out", "weight_transfer_config", "max_logprobs", "logprobs_mode"):
+        assert getattr(given, name) == getattr(wanted, name) != parser.get_default(name)
