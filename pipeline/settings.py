@@ -9,6 +9,7 @@ in order; and a section `[Train:cub]` holds for the dataset cub alone.
 
 import difflib
 import os
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -124,10 +125,14 @@ def recipes() -> tuple[str, ...]:
 def check_configuration() -> None:
     """Refuse unknown sections and keys.
 
-    Raises SettingsError naming the first one and the nearest known name.
+    Raises SettingsError naming the first one and the nearest known name, or the first value that its
+    key does not take, also of stages that this run does not need.
     """
     read_recipes()
     config = configuration.get_config()
+    contents = [(name, dict(config[name])) for name in config.sections()]
+    if contents == getattr(config, "contents_checked", None):
+        return
     known = known_keys()
     for full_name in config.sections():
         section, _, dataset = full_name.partition(":")
@@ -149,25 +154,32 @@ def check_configuration() -> None:
                 renamed = RENAMED.get((section, name))
                 instead = f"; set {renamed}" if renamed else _nearest(key, known[section])
                 raise SettingsError(f"luigi.cfg: section [{full_name}] has no key {key!r}{instead}")
+            if (parameter := known[section][name]) is not None:
+                _parsed(full_name, key, parameter, config.get(full_name, key))
+    config.contents_checked = contents
 
 
-def known_keys() -> dict[str, list[str]]:
-    """Section -> keys, from the parameters that tasks and configs declare."""
+def known_keys() -> dict[str, dict[str, Any]]:
+    """Section -> key -> parameter, as tasks and configs declare them; None for those of the graph."""
     from luigi.task_register import Register
 
     return _known_keys(tuple(Register.task_names()))
 
 
 @lru_cache(maxsize=4)  # asked for every task that is made, and always the same
-def _known_keys(names: tuple[str, ...]) -> dict[str, list[str]]:
+def _known_keys(names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     from luigi.task_register import Register
 
-    known: dict[str, list[str]] = {}
+    known: dict[str, dict[str, Any]] = {}
     for name in names:
         task = Register.get_task_cls(name)
         if issubclass(task, Checked) and name not in ABSTRACT:
-            known[name] = [key for key, _ in task.get_params() if key not in OPERANDS]
-    known["run"] += GRAPH
+            known[name] = {
+                key: None if key in GRAPH else parameter
+                for key, parameter in task.get_params()
+                if key not in OPERANDS
+            }
+    known["run"] |= dict.fromkeys(GRAPH)
     return known
 
 
@@ -199,7 +211,16 @@ def _refused(family: str, params: Any) -> str:
     return ""
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def _parsed(section: str, key: str, parameter: Any, text: str) -> None:
+    """Raises SettingsError for a value that a parameter does not take."""
+    try:
+        parameter.parse(text)
+    except ValueError as error:
+        named = "" if str(error).startswith(key) else f" {key}:"
+        raise SettingsError(f"luigi.cfg: section [{section}]{named} {error}") from error
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(sorted(known))}"
 

@@ -12,7 +12,7 @@ import logging
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import luigi
 
@@ -20,6 +20,9 @@ import data_cards
 from pipeline.artifacts import source_code, store
 from pipeline.artifacts.child import LOG
 from pipeline.settings import Checked, SettingsError, run
+from tasks.runtime.settings import Settings, rules
+
+S = TypeVar("S", bound=Settings)
 
 # Recorded in the manifest, but not hashed: what they change shows in the inputs or extra_identity.
 GRAPH_ONLY = ("dataset", "subset", "method", "refresh_round")
@@ -132,7 +135,11 @@ class Stage(Checked, luigi.Task):
             with contextlib.suppress(Exception):  # a page is no reason to stop
                 tell(value)
 
-    def settings(self) -> dict[str, Any]:
+    def read(self, kind: type[S]) -> S:
+        """Its settings, with their types."""
+        return kind(**{name: plain(getattr(self, name)) for name in rules(kind)})
+
+    def significant(self) -> dict[str, Any]:
         """Significant parameters, as plain JSON values; graph parameters other than seed left out."""
         chosen = {}
         for name, parameter in self.get_params():
@@ -151,7 +158,7 @@ class Stage(Checked, luigi.Task):
         identity = {
             "stage": self.task_family,
             "code_version": self.code_version,
-            "settings": {**self.settings(), **self.extra_identity()},
+            "settings": {**self.significant(), **self.extra_identity()},
             "inputs": {name: stage.fingerprint for name, stage in self.needed.items()},
         }
         if self.reads_card:

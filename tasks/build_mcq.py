@@ -33,7 +33,6 @@ from tasks.questions.candidates import (
 from tasks.questions.options import (
     Neighbours,
     Option,
-    Rules,
     balanced_letters,
     choose_options,
     count_confusions,
@@ -41,6 +40,7 @@ from tasks.questions.options import (
     shuffle_options,
 )
 from tasks.questions.refresh import retired
+from tasks.questions.settings import BuildMCQSettings
 from tasks.questions.stats import count, empty_stats, most_confused
 from tasks.questions.tables import candidate_table, difficulties
 from tasks.runtime.command import main
@@ -63,19 +63,8 @@ def build_mcq(
     split: Path,
     propose: Path,
     prompt_style: str,
-    num_options: int,
-    min_options: int,
-    top_up: str,
-    vocabulary: str,
-    fuzzy_threshold: float,
-    fuzzy_margin: float,
-    options_from: str,
-    answer_from: str,
-    min_truth_votes: int,
-    max_unparsed_per_image: float,
-    max_lost_share: float,
-    shard_size: int,
     seed: int,
+    settings: BuildMCQSettings,
 ) -> None:
     """Write `candidates-*.parquet`, `mcq-*.parquet` and `stats.json`.
 
@@ -87,24 +76,14 @@ def build_mcq(
     counted. Raises StageError when the share of no_candidates
     exceeds `max_lost_share`, or rollouts are missing.
     """
-    rules = Rules(
-        num_options=num_options,
-        min_options=min_options,
-        top_up=top_up,
-        vocabulary=vocabulary,
-        fuzzy_threshold=fuzzy_threshold,
-        fuzzy_margin=fuzzy_margin,
-        options_from=options_from,
-        answer_from=answer_from,
-        min_truth_votes=min_truth_votes,
-        max_unparsed_per_image=max_unparsed_per_image,
-    )
-    builder = Builder(load(card), rules, prompt_style, shard_size, seed)
+    builder = Builder(load(card), settings, prompt_style, seed)
     gone = retired(propose)
     rows = [
         row for row in split_table.select(split, "train", ("base",)) if row["image_id"] not in gone
     ]
-    bar = partial(progress, desc="build_mcq", total=-(-len(rows) // shard_size), unit="shards")
+    bar = partial(
+        progress, desc="build_mcq", total=-(-len(rows) // settings.shard_size), unit="shards"
+    )
     finished = partial(_finished, output, builder.schema)
     built = builder.shards(rows, propose, shards.ImageStore(download).read, finished)
     schema = schemas.candidates(builder.card.classes)
@@ -117,10 +96,10 @@ def build_mcq(
             stop_if_asked()
     stats = builder.stats
     outcomes = stats["outcomes"]
-    if outcomes.get("no_candidates", 0) > max_lost_share * len(rows):
+    if outcomes.get("no_candidates", 0) > settings.max_lost_share * len(rows):
         raise StageError(
             f"{outcomes['no_candidates']} of {len(rows)} images have no readable candidate (more "
-            f"than [BuildMCQ] max_lost_share = {max_lost_share:g}); look at the rollouts in {propose}"
+            f"than [BuildMCQ] max_lost_share = {settings.max_lost_share:g}); look at the rollouts in {propose}"
         )
     if not outcomes.get("kept"):
         raise StageError(f"no image gave a question ({outcomes}); see {output}/candidates-*")
@@ -147,9 +126,8 @@ class Builder:
     """Builds the shards of one card under one set of rules, and counts what happened."""
 
     card: Card
-    rules: Rules
+    settings: BuildMCQSettings
     prompt_style: str
-    shard_size: int
     seed: int
     stats: dict[str, Any] = field(default_factory=dict)
     schema: pa.Schema = field(default_factory=schemas.mcq)
@@ -166,7 +144,6 @@ class Builder:
         `images_of` gives the encoded bytes by image id, `finished` the shards that are there
         already, which are counted and given back as they are. `stats` is complete at the end.
         """
-        self.rules.check()
         self.stats = empty_stats(len(rows))
         outcomes: Counter[str] = Counter()
         seen: set[str] = set()
@@ -175,8 +152,8 @@ class Builder:
             merged.seek(0)
             block = pickle.load(merged)
             listed = block.candidates()
-            for index, part in enumerate(shards.chunks(list(rows), self.shard_size)):
-                start = index * self.shard_size
+            for index, part in enumerate(shards.chunks(list(rows), self.settings.shard_size)):
+                start = index * self.settings.shard_size
                 if start >= block.stop:
                     block = pickle.load(merged)
                     listed = block.candidates()
@@ -186,7 +163,7 @@ class Builder:
                     pictures = written["image"].to_pylist()
                     seen.update(hashlib.sha256(image["bytes"]).hexdigest() for image in pictures)
                     outcomes.update(told)
-                    count(self.stats, written, table, self.rules.num_options)
+                    count(self.stats, written, table, self.settings.num_options)
                     yield done
                     continue
                 images = images_of([row["image_id"] for row in part])
@@ -206,7 +183,7 @@ class Builder:
                 outcomes.update(told)
                 table = candidate_table(part, block, start - block.start, told, self.card)
                 written = self._questions(asked, block, images, index)
-                count(self.stats, written, table, self.rules.num_options)
+                count(self.stats, written, table, self.settings.num_options)
                 yield table, written
         self.stats["outcomes"] = dict(outcomes)
         self.stats["most_confused"] = most_confused(near.confused, self.card)
@@ -216,7 +193,7 @@ class Builder:
     ) -> tuple[list[int], Neighbours]:
         """Merge all votes into `file`, block by block, for what they say of the whole set must be
         known before the first question; returns each image's truth, and the classes' neighbours."""
-        rules, card = self.rules, self.card
+        rules, card = self.settings, self.card
         names = class_names.ClassNames(
             card.classes,
             card.aliases,
@@ -228,8 +205,10 @@ class Builder:
         vocabulary = Vocabulary(names, frozenset(base), rules.vocabulary == "open")
         ids = [row["image_id"] for row in rows]
         # A block is whole shards, so that each shard lies in one.
-        per_shard = max(1, shards.count_rows(propose, "rollouts") * self.shard_size // len(ids))
-        size = self.shard_size * max(1, BLOCK_ROLLOUTS // per_shard)
+        per_shard = max(
+            1, shards.count_rows(propose, "rollouts") * self.settings.shard_size // len(ids)
+        )
+        size = self.settings.shard_size * max(1, BLOCK_ROLLOUTS // per_shard)
         truths: list[int] = []
         without: list[int] = []
         confused: dict[int, Counter[int]] = {}
@@ -248,7 +227,7 @@ class Builder:
 
     def _truth(self, row: Row, block: Merged, image: int) -> int:
         """The class id that counts as right, or -1 where there is none."""
-        if self.rules.answer_from == "label":
+        if self.settings.answer_from == "label":
             return row["label"] if _labelled(row) else -1
         low, high = block.starts[image], block.starts[image + 1]
         classes = block.class_ids[low:high]
@@ -263,7 +242,7 @@ class Builder:
         truth: int,
         near: Neighbours,
     ) -> tuple[list[Option], str]:
-        rules = self.rules
+        rules = self.settings
         rollouts, unparsed = counts[0], counts[1]
         if candidates and unparsed > rules.max_unparsed_per_image * rollouts:
             return [], "too_many_unparsed"

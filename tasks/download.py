@@ -20,6 +20,7 @@ from typing import Any
 
 from data_cards import Card, load
 from tasks.ingest.pictures import Picture, Reject, image_row, open_picture
+from tasks.ingest.settings import DownloadSettings
 from tasks.ingest.source import Item, Source
 from tasks.ingest.sources import open_source, require_every_class
 from tasks.language.class_names import ClassNames
@@ -38,17 +39,12 @@ def download(
     output: Path,
     *,
     card: str,
-    max_reject_share: float,
-    archives: Path = Path("archives"),
-    mirror: bool = False,
-    decode_threads: int = 0,
+    settings: DownloadSettings,
 ) -> None:
     """Put every image of the card into Parquet shards, and every unusable file into the rejects.
 
-    `archives` is the folder of official archives: what is missing there is downloaded into it;
-    with `mirror` the card's copy on the hub is read instead. `decode_threads` is the number of threads
-    that decode; 0: one a core. Raises StageError when the source is missing, a class has no usable
-    image, or the share of rejected files exceeds `max_reject_share`.
+    What is missing among the official archives is downloaded. Raises StageError when the source is
+    missing, a class has no usable image, or the share of rejected files is too large.
     """
     if (output / STATS_FILE).exists():  # cut off after its last step; what is below may be gone
         _tidy(output)
@@ -58,12 +54,12 @@ def download(
         ClassNames(data_card.classes, data_card.aliases)
     except ValueError as error:
         raise StageError(f"card {card}: {error}") from error
-    source = open_source(data_card, archives, output / UNPACKED, mirror)
+    source = open_source(data_card, settings.archives, output / UNPACKED, settings.mirror)
     count, rejects = _finished(output, source)
     items = source.items(count)
     with (
         shard_by_shard(),
-        ThreadPoolExecutor(decode_threads or os.cpu_count() or 1) as pool,
+        ThreadPoolExecutor(settings.decode_threads or os.cpu_count() or 1) as pool,
         progress(
             None,
             desc="download",
@@ -80,10 +76,10 @@ def download(
             rejects += bad
             count += number
             # Where the number of images is known, too many rejects are known before the end.
-            _check_rejects(output, rejects, count, max(count, source.total or 0), max_reject_share)
+            _check_rejects(output, rejects, count, max(count, source.total or 0), settings)
             bar.set_postfix(unusable=len(rejects))
             stop_if_asked()
-    _check_rejects(output, rejects, count, count, max_reject_share)
+    _check_rejects(output, rejects, count, count, settings)
     stats = {"images": count - len(rejects), "rejected": len(rejects)}
     stats |= _counts(output, data_card) | ({"revision": source.revision} if source.revision else {})
     shards.write(output / "rejects.parquet", rejects, schemas.rejects())
@@ -178,16 +174,16 @@ def _check_rejects(
     rejects: list[dict[str, str]],
     count: int,
     expected: int,
-    max_reject_share: float,
+    settings: DownloadSettings,
 ) -> None:
-    if len(rejects) > max_reject_share * expected:
+    if len(rejects) > settings.max_reject_share * expected:
         for note in output.glob("part-*.json"):  # so that repaired files are opened again
             if json.loads(note.read_text(encoding="utf-8"))["rejects"]:
                 note.unlink()
         worst = "; ".join(f"{row['path']}: {row['reason']}" for row in rejects[:10])
         raise StageError(
             f"{len(rejects)} of {count} files are unusable ({len(rejects) / count:.1%}; [Download] "
-            f"max_reject_share = {max_reject_share:g}): {worst}"
+            f"max_reject_share = {settings.max_reject_share:g}): {worst}"
         )
 
 

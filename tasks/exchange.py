@@ -27,7 +27,7 @@ from data_cards import Card, CardError, load
 from tasks.ingest.pictures import Reject, image_row, normalise_image
 from tasks.language import prompts
 from tasks.language.class_names import ClassNames
-from tasks.runtime.errors import StageError
+from tasks.runtime.errors import ShardError, StageError
 from tasks.tables import schemas, shards
 
 STR = Value("string")
@@ -283,7 +283,7 @@ def main() -> None:
             f"exchange: {counts['rollouts']} rollouts of {counts['images']} images in "
             f"{given.output}; now run: python -m tasks.build_mcq {path}"
         )
-    except (StageError, CardError, shards.ShardError) as error:
+    except (StageError, CardError, ShardError) as error:
         sys.exit(f"exchange: {error}")
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_cards import Card, load
+from tasks.evaluation.settings import JudgeSettings
 from tasks.language.words import MAX_LENGTH
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError, first_line
@@ -40,15 +41,7 @@ def judge(
     card: str,
     evaluate: Path,
     artifacts: Path,
-    url: str,
-    model: str,
-    api_key_env: str,
-    max_tokens: int,
-    concurrency: int,
-    timeout: float,
-    attempts: int,
-    shard_size: int,
-    max_failed_share: float,
+    settings: JudgeSettings,
 ) -> None:
     """Write `judgements.parquet`, `verdicts-*.parquet` and `stats.json` for an Evaluate artifact.
 
@@ -62,18 +55,18 @@ def judge(
     rows = [r for r in shards.read(evaluate, "predictions", columns).to_pylist() if _free(r)]
     pairs = list(dict.fromkeys(_pair(row, data_card) for row in rows if _open(row)))
     question = f"{data_card.kind} of {data_card.noun}"
-    keys = [(PROMPT_VERSION, model, question, truth, answer) for truth, answer in pairs]
+    keys = [(PROMPT_VERSION, settings.model, question, truth, answer) for truth, answer in pairs]
     remembered = known_verdicts(_committed(artifacts))
     known = remembered | known_verdicts([output])
     todo = [key for key in keys if known.get(key) not in VERDICTS]
     asked = len(todo)
     if todo:
-        client = Client(url, model, api_key_env, max_tokens, concurrency, timeout, attempts)
+        client = Client(settings)
         try:
-            known |= _ask(output, client, todo, shard_size)
+            known |= _ask(output, client, todo, settings.shard_size)
         finally:
             client.close()
-    judged = [_judgement(row, data_card, question, model, known) for row in rows]
+    judged = [_judgement(row, data_card, question, settings.model, known) for row in rows]
     shards.write(output / "judgements.parquet", judged, schemas.judgements(data_card.classes))
     failed = [key for key in keys if known.get(key) not in VERDICTS]
     stats = _stats(judged) | {
@@ -83,10 +76,10 @@ def judge(
         "pairs_failed": len(failed),
     }
     save_stats(output, stats)
-    if len(failed) > max_failed_share * len(keys):
+    if len(failed) > settings.max_failed_share * len(keys):
         raise StageError(
             f"{len(failed)} of {len(keys)} pairs have no verdict (more than [Judge] max_failed_share "
-            f"= {max_failed_share:g}), the first: {known[failed[0]]}; run again to ask about them"
+            f"= {settings.max_failed_share:g}), the first: {known[failed[0]]}; run again to ask about them"
         )
     print(
         f"judge: {len(keys)} pairs, {asked} asked, {stats['remembered']} remembered, "
@@ -130,30 +123,20 @@ class Client:
     The key is read from the environment and appears in no message.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        api_key_env: str,
-        max_tokens: int,
-        concurrency: int,
-        timeout: float,
-        attempts: int,
-    ):
+    def __init__(self, settings: JudgeSettings):
         from openai import AsyncOpenAI
 
         from tasks.engines.base import Background
 
-        self.url, self._model, self._max_tokens = url, model, max_tokens
-        self._key = (os.environ.get(api_key_env) or "") if api_key_env else ""
-        self._key_name = api_key_env
+        self.settings = settings
+        self._key = os.environ.get(settings.api_key_env, "")
         self._background = Background()
-        self._free = asyncio.Semaphore(concurrency)
+        self._free = asyncio.Semaphore(settings.concurrency)
         self._client = AsyncOpenAI(
-            base_url=url,
+            base_url=settings.url,
             api_key=self._key or "none",
-            timeout=timeout,
-            max_retries=max(0, attempts - 1),
+            timeout=settings.timeout,
+            max_retries=settings.attempts - 1,
         )
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -167,16 +150,16 @@ class Client:
         async with self._free:
             try:
                 reply = await self._client.chat.completions.create(
-                    model=self._model,
+                    model=self.settings.model,
                     messages=[{"role": "user", "content": wording(question, truth, answer)}],
                     temperature=0.0,
-                    max_tokens=self._max_tokens,
+                    max_tokens=self.settings.max_tokens,
                 )
             except openai.APIStatusError as error:
                 if error.status_code in (401, 403, 404):
                     raise StageError(
-                        f"[Judge] url = {self.url} turns requests down ({self._told(error)}); its key "
-                        f"is read from {self._key_name or 'no variable'}, [Judge] api_key_env"
+                        f"[Judge] url = {self.settings.url} turns requests down ({self._told(error)}); its key "
+                        f"is read from {self.settings.api_key_env or 'no variable'}, [Judge] api_key_env"
                     ) from None
                 return f"failed: {self._told(error)}"
             except openai.OpenAIError as error:
@@ -203,7 +186,9 @@ def _ask(output: Path, client: Client, todo: list[Key], shard_size: int) -> dict
         for number, part in enumerate(shards.chunks(todo, shard_size), start=first):
             statuses = client.run(all_of([client.verdict(*key[2:]) for key in part]))
             if all(status.startswith("failed") for status in statuses):
-                raise StageError(f"[Judge] url = {client.url} gives no verdict ({statuses[0]})")
+                raise StageError(
+                    f"[Judge] url = {client.settings.url} gives no verdict ({statuses[0]})"
+                )
             rows = [
                 dict(zip(_KEY, key, strict=True)) | {"status": status}
                 for key, status in zip(part, statuses, strict=True)

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from data_cards import load
 from tasks.ingest import duplicates
+from tasks.ingest.settings import SplitSettings
 from tasks.ingest.split_draws import assign, cap
 from tasks.ingest.split_files import follow
 from tasks.ingest.split_images import Images, read_images
@@ -30,9 +31,7 @@ from tasks.runtime.protocol import save_stats
 from tasks.tables import schemas, shards
 from tasks.tables.split_table import base_count
 
-PROTOCOLS = ("base_to_novel", "all")
 SPLIT_ORDER = ("pretrain", "train", "val", "test")
-MAX_NEAR = 16  # bits of 64; beyond it, pictures that are merely composed alike are near
 
 
 def split(
@@ -40,50 +39,38 @@ def split(
     *,
     card: str,
     download: Path,
-    protocol: str,
-    test_share: float,
-    val_share: float,
-    pretrain_share: float,
     seed: int,
-    val_per_class: int = 0,
-    shots: int = 0,
-    split_file: str = "",
-    max_train_images: int = 0,
-    near_duplicates: int = 0,
+    settings: SplitSettings,
 ) -> None:
     """Write `split.parquet`: every image of Download with its group and split, exactly once.
 
     `duplicates.parquet` holds the images that show what one of another split shows: the same
-    pixels or, with `near_duplicates`, a difference hash of at most so many bits apart.
-
-    Each share is a share of a class's train images and is used only where the source does not
-    already say which images are test, val or pretrain. `val_per_class` is a count that takes the
-    place of `val_share`, `shots` the number of train images a class keeps; 0: all of them.
-    `max_train_images` train images of base classes are kept, spread over the classes; 0: all.
-    `split_file` is a split of others (see `tasks/ingest/split_files.py`), followed instead of official
-    splits and shares. Raises StageError when a class is left without a train (base classes) or test image.
+    pixels or a difference hash of at most `near_duplicates` bits apart. A split file of others (see
+    `tasks/ingest/split_files.py`) is followed instead of official splits and shares. Raises
+    StageError when a class is left without a train (base classes) or test image.
     """
     data_card = load(card)
-    if protocol not in PROTOCOLS:
-        raise StageError(f"[Split] protocol must be one of {', '.join(PROTOCOLS)}; got {protocol}")
-    if min(shots, val_per_class, max_train_images) < 0:
-        raise StageError("[Split] shots, val_per_class and train caps must be 0 or more")
-    if not 0 <= near_duplicates <= MAX_NEAR:
-        raise StageError(
-            f"[Split] near_duplicates is a number of bits from 0 to {MAX_NEAR}; got {near_duplicates}"
-        )
-    if test_share + val_share + pretrain_share >= 1:
-        raise StageError("[Split] test_share + val_share + pretrain_share must stay below 1")
-    images = read_images(download, with_dhash=near_duplicates > 0)
-    shares = {"test": test_share, "val": val_share, "pretrain": pretrain_share}
-    if split_file:
+    images = read_images(download, with_dhash=settings.near_duplicates > 0)
+    shares = {
+        "test": settings.test_share,
+        "val": settings.val_share,
+        "pretrain": settings.pretrain_share,
+    }
+    if settings.split_file:
         unusable = download / "rejects.parquet"
         rejects = shards.read_file(unusable)["path"].to_pylist() if unusable.exists() else []
-        follow(images, Path(split_file).expanduser(), data_card, rejects)
+        follow(images, Path(settings.split_file).expanduser(), data_card, rejects)
         shares = dict.fromkeys(shares, 0.0)
-    num_base = base_count(len(data_card.classes), protocol)
-    place = assign(images, num_base, shares, seed, val_per_class=val_per_class, shots=shots)
-    cap(images, place, max_train_images, seed)
+    num_base = base_count(len(data_card.classes), settings.protocol)
+    place = assign(
+        images,
+        num_base,
+        shares,
+        seed,
+        val_per_class=settings.val_per_class,
+        shots=settings.shots,
+    )
+    cap(images, place, settings.cap(card), seed)
     counts = _counts(images, place, data_card.classes)
     _check(counts, images.parts, data_card.classes, num_base)
     _write(output / "split.parquet", images, place, data_card.classes, num_base)
@@ -94,7 +81,7 @@ def split(
         if count
     )
     print(f"split: {num_base} base and {len(data_card.classes) - num_base} novel classes; {told}")
-    pairs = find_duplicates(images, place, near_duplicates)
+    pairs = find_duplicates(images, place, settings.near_duplicates)
     shards.write(output / "duplicates.parquet", pairs, schemas.duplicates())
     kinds = _kinds(pairs)
     save_stats(output, {"duplicates": {told: row["count_all"] for told, row in kinds.items()}})

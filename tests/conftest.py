@@ -1,21 +1,29 @@
 """Shared fixtures: a tiny drawn card, and stages run on it with an engine that needs no model."""
 
+import configparser
 import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, TypeVar, get_type_hints
 
 import pytest
 
 import data_cards
+from pipeline import stage
+from pipeline.parameters import parameter
+from tasks.runtime.command import bind
+from tasks.runtime.settings import Settings, rules
 from tasks.tables import schemas, shards
 
 # A model as small as the tests' is slower on several threads, and test files run side by side. Read
 # when torch is imported, here and in every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+S = TypeVar("S", bound=Settings)
 ROOT = Path(__file__).parent.parent
 ENGINE = {
     "backend": "tests.fakes:engine",
@@ -27,6 +35,33 @@ ENGINE = {
     "max_new_tokens": 32,
     "list_position": "in_question",
 }
+
+
+def settings_of(kind: type[S], **changed: Any) -> S:
+    """A stage's settings as luigi.cfg has them, but for those given."""
+    config = configparser.RawConfigParser()
+    config.read(ROOT / "luigi.cfg")
+    section = config[kind.section] if kind.section else {}
+    found = {
+        name: stage.plain(parameter(of, rule).parse(section[name]))
+        for name, (of, rule) in rules(kind).items()
+        if name in section
+    }
+    return kind(**{**found, **changed})
+
+
+def run_stage(function: Callable[..., None], output: Path, **values: Any) -> None:
+    """A stage's function on values by name, as recipe.json has them; luigi.cfg has the other settings."""
+    for name, kind in get_type_hints(function).items():
+        ours = isinstance(kind, type) and issubclass(kind, Settings)
+        if not ours or isinstance(values.get(name), Settings):
+            continue
+        if name in values:
+            values[name] = settings_of(kind, **values[name])
+        else:
+            own = {key: values.pop(key) for key in rules(kind) if key in values}
+            values[name] = settings_of(kind, **own)
+    function(**bind(function, {"output": output, **values}))
 
 
 def write_few_card(folder: Path, counts: str = "{pretrain: 2, train: 3, val: 1, test: 2}") -> Path:
@@ -59,8 +94,9 @@ def drawn_once(tmp_path_factory) -> Path:
     (root / "split").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data_cards, "FOLDER", cards)
-        download(root / "download", card="few", max_reject_share=0.0)
-        split(
+        run_stage(download, root / "download", card="few", max_reject_share=0.0)
+        run_stage(
+            split,
             root / "split",
             card="few",
             download=root / "download",
@@ -90,7 +126,7 @@ def rollouts(split_set) -> SimpleNamespace:
 
     split_set.propose = split_set.root / "propose"
     split_set.propose.mkdir()
-    propose(split_set.propose, **propose_arguments(split_set))
+    run_stage(propose, split_set.propose, **propose_arguments(split_set))
     return split_set
 
 

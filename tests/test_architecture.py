@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "pipeline/artifacts": "tasks/{runtime, tables}",
     "pipeline/stages": "data_cards, pipeline, pipeline/artifacts, tasks, every room of tasks",
     "pipeline/cli": "everything",
-    "pipeline": "data_cards, pipeline/{artifacts, stages, cli}",
+    "pipeline": "data_cards, tasks/runtime, pipeline/{artifacts, stages, cli}",
 }
 NO_DOORS = ("training/rewards.py", "training/settings.py")  # flat, and to be imported
 HEAVY = ("torch", "transformers", "trl", "vllm", "peft", "ray", "accelerate")

@@ -16,7 +16,7 @@ from tasks.questions.options import balanced_letters, choose_options, mcq_id, sh
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
 from tasks.tables.seeding import row_generator
-from tests.conftest import mcq_arguments, write_rollouts
+from tests.conftest import mcq_arguments, run_stage, write_rollouts
 
 BIRDS = ClassNames(
     ["Black footed Albatross", "Laysan Albatross", "Sooty Albatross", "Crow", "Gull"], {}
@@ -175,7 +175,7 @@ def test_shuffling_puts_the_truth_where_it_belongs():
 def test_every_question_holds_its_promises(rollouts):
     out = rollouts.root / "mcq"
     out.mkdir()
-    build_mcq(out, **mcq_arguments(rollouts))
+    run_stage(build_mcq, out, **mcq_arguments(rollouts))
     base = set(range(20))
     for path in shards.paths(out, "mcq"):
         rows = shards.read_file(path).to_pylist()
@@ -205,19 +205,19 @@ def test_the_same_input_gives_the_same_bytes_whatever_the_order_of_rollouts_and_
     rollouts,
 ):
     outs = [rollouts.root / name for name in ("one", "two", "three")]
-    build_mcq(_made(outs[0]), **mcq_arguments(rollouts))
+    run_stage(build_mcq, _made(outs[0]), **mcq_arguments(rollouts))
     paths = shards.paths(rollouts.propose, "rollouts")
     shuffled = rollouts.root / "shuffled"
     shuffled.mkdir()
     for index, path in enumerate(reversed(paths)):
         (shuffled / f"rollouts-{index:05d}.parquet").write_bytes(path.read_bytes())
-    build_mcq(_made(outs[1]), **mcq_arguments(rollouts, propose=shuffled))
+    run_stage(build_mcq, _made(outs[1]), **mcq_arguments(rollouts, propose=shuffled))
     rows = shards.read(rollouts.propose, "rollouts").to_pylist()
     rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
     mixed = _made(rollouts.root / "mixed")
     for index, part in enumerate(shards.chunks(rows, 333)):
         shards.write(shards.shard_path(mixed, "rollouts", index), part, schemas.rollouts())
-    build_mcq(_made(outs[2]), **mcq_arguments(rollouts, propose=mixed))
+    run_stage(build_mcq, _made(outs[2]), **mcq_arguments(rollouts, propose=mixed))
     first, second, third = ({p.name: p.read_bytes() for p in out.iterdir()} for out in outs)
     assert first == second == third
 
@@ -227,7 +227,8 @@ def test_images_without_a_readable_proposal_fail_the_stage_above_the_share(rollo
     train = [n for n in names if "/train/" in n]
     write_rollouts(rollouts.root / "empty", {image_id: ["nonsense"] * 4 for image_id in train})
     with pytest.raises(StageError, match=r"60 of 60 images have no readable candidate"):
-        build_mcq(
+        run_stage(
+            build_mcq,
             _made(rollouts.root / "out"),
             **mcq_arguments(rollouts, propose=rollouts.root / "empty"),
         )
@@ -237,24 +238,24 @@ def test_missing_and_doubled_rollouts_are_refused(rollouts):
     path = shards.paths(rollouts.propose, "rollouts")[0]
     (rollouts.propose / "rollouts-00099.parquet").write_bytes(path.read_bytes())
     with pytest.raises(StageError, match="twice"):
-        build_mcq(_made(rollouts.root / "a"), **mcq_arguments(rollouts))
+        run_stage(build_mcq, _made(rollouts.root / "a"), **mcq_arguments(rollouts))
     (rollouts.propose / "rollouts-00099.parquet").unlink()
     path.unlink()
     with pytest.raises(StageError, match="has no rollouts of 16 images"):
-        build_mcq(_made(rollouts.root / "b"), **mcq_arguments(rollouts))
+        run_stage(build_mcq, _made(rollouts.root / "b"), **mcq_arguments(rollouts))
 
 
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"num_options": 1}, "min_options"),
+        ({"num_options": 1}, "num_options must be at least 2"),
         ({"num_options": 27}, "26"),
         ({"top_up": "luck"}, "luck"),
     ],
 )
 def test_impossible_settings_are_named(rollouts, changed, told):
     with pytest.raises(StageError, match=told):
-        build_mcq(_made(rollouts.root / "x"), **mcq_arguments(rollouts, **changed))
+        run_stage(build_mcq, _made(rollouts.root / "x"), **mcq_arguments(rollouts, **changed))
 
 
 @settings(max_examples=20, deadline=None)

@@ -10,6 +10,7 @@ import tasks.ingest.pictures
 from tasks.download import download
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
+from tests.conftest import run_stage
 from tests.ingest.test_pictures import encoded, picture
 
 
@@ -33,7 +34,7 @@ def photo_card(tmp_path, monkeypatch):
 
 def test_a_drafted_card_reads_its_folder(photo_card):
     assert data_cards.load("mine").classes == ("Red kite", "Buzzard")
-    download(photo_card / "out", card="mine", max_reject_share=0)
+    run_stage(download, photo_card / "out", card="mine", max_reject_share=0)
     rows = shards.read(photo_card / "out", "images").to_pylist()
     assert [row["image_id"] for row in rows][:2] == [
         "mine/001.Red_kite/0.jpg",
@@ -51,14 +52,14 @@ def test_rejects_are_named_and_too_many_fail_the_stage(photo_card):
     bad = photo_card / "photos" / "002.Buzzard" / "notes.txt"
     bad.write_text("not a photo")
     with pytest.raises(StageError, match=r"1 of 7 files are unusable .*notes.txt: not an image"):
-        download(photo_card / "out", card="mine", max_reject_share=0.1)
-    download(photo_card / "out", card="mine", max_reject_share=0.2)
+        run_stage(download, photo_card / "out", card="mine", max_reject_share=0.1)
+    run_stage(download, photo_card / "out", card="mine", max_reject_share=0.2)
     rejected = shards.read(photo_card / "out", "rejects").to_pylist()
     assert [row["path"] for row in rejected] == ["002.Buzzard/notes.txt"]
 
 
 def test_files_of_one_stem_in_two_folders_stay_apart(photo_card):
-    download(photo_card / "out", card="mine", max_reject_share=0)
+    run_stage(download, photo_card / "out", card="mine", max_reject_share=0)
     ids = shards.read(photo_card / "out", "images")["image_id"].to_pylist()
     assert len(set(ids)) == len(ids) == 6
 
@@ -67,7 +68,7 @@ def test_classes_that_read_alike_are_an_error_naming_both(photo_card):
     card = photo_card / "cards" / "mine.md"
     card.write_text(card.read_text().replace("- Buzzard", "- red-kite"))
     with pytest.raises(StageError, match=r"card mine: 'red-kite' and 'Red kite' are the same"):
-        download(photo_card / "out", card="mine", max_reject_share=0)
+        run_stage(download, photo_card / "out", card="mine", max_reject_share=0)
 
 
 def test_names_of_folders_may_be_written_in_either_unicode_form(photo_card):
@@ -78,7 +79,7 @@ def test_names_of_folders_may_be_written_in_either_unicode_form(photo_card):
     (photo_card / "photos" / "002.Buzzard").rename(
         photo_card / "photos" / unicodedata.normalize("NFD", "Bussard ä")
     )
-    download(photo_card / "out", card="mine", max_reject_share=0)
+    run_stage(download, photo_card / "out", card="mine", max_reject_share=0)
     rows = shards.read(photo_card / "out", "images").to_pylist()
     assert sorted(row["label"] for row in rows) == [0, 0, 0, 1, 1, 1]
 
@@ -97,7 +98,7 @@ def test_class_names_are_cleaned_and_those_that_become_one_are_named(photo_card)
 def test_a_killed_download_goes_on_and_ends_with_the_same_bytes(photo_card, monkeypatch):
     monkeypatch.setattr("tasks.download.IMAGES_PER_SHARD", 2)
     (photo_card / "photos" / "002.Buzzard" / "1.jpg").write_bytes(b"")
-    download(photo_card / "out", card="mine", max_reject_share=0.5)
+    run_stage(download, photo_card / "out", card="mine", max_reject_share=0.5)
     opened = []
     original = tasks.ingest.pictures.normalise_image
 
@@ -110,12 +111,14 @@ def test_a_killed_download_goes_on_and_ends_with_the_same_bytes(photo_card, monk
     (photo_card / "again").mkdir()
     monkeypatch.setattr("tasks.ingest.pictures.normalise_image", dies)
     with pytest.raises(KeyboardInterrupt):
-        download(photo_card / "again", card="mine", max_reject_share=0.5, decode_threads=1)
+        run_stage(
+            download, photo_card / "again", card="mine", max_reject_share=0.5, decode_threads=1
+        )
     opened.clear()
     monkeypatch.setattr(
         "tasks.ingest.pictures.normalise_image", lambda *a: opened.append(a) or original(*a)
     )
-    download(photo_card / "again", card="mine", max_reject_share=0.5, decode_threads=1)
+    run_stage(download, photo_card / "again", card="mine", max_reject_share=0.5, decode_threads=1)
     assert len(opened) == 4, "the first shard of two is not opened again"
     names = sorted(path.name for path in (photo_card / "out").iterdir())
     assert sorted(path.name for path in (photo_card / "again").iterdir()) == names
@@ -130,9 +133,9 @@ def test_a_repaired_file_is_opened_again(photo_card):
     good = bad.read_bytes()
     bad.write_bytes(b"broken")
     with pytest.raises(StageError, match="1 of 6 files are unusable"):
-        download(photo_card / "out", card="mine", max_reject_share=0)
+        run_stage(download, photo_card / "out", card="mine", max_reject_share=0)
     bad.write_bytes(good)
-    download(photo_card / "out", card="mine", max_reject_share=0)
+    run_stage(download, photo_card / "out", card="mine", max_reject_share=0)
     assert shards.read(photo_card / "out", "images").num_rows == 6
 
 
@@ -152,14 +155,14 @@ def test_files_that_came_or_went_since_a_run_was_cut_off_are_noticed(
 
     monkeypatch.setattr("tasks.ingest.pictures.normalise_image", dies)
     with pytest.raises(KeyboardInterrupt):
-        download(photo_card / "out", card="mine", max_reject_share=0, decode_threads=1)
+        run_stage(download, photo_card / "out", card="mine", max_reject_share=0, decode_threads=1)
     monkeypatch.setattr("tasks.ingest.pictures.normalise_image", original)
     folder = photo_card / "photos" / "001.Red_kite"
     if change == "removed":
         (folder / "1.jpg").unlink()
     else:
         (folder / "1b.jpg").write_bytes(encoded(picture(size=(50, 30))))
-    download(photo_card / "out", card="mine", max_reject_share=0, decode_threads=1)
+    run_stage(download, photo_card / "out", card="mine", max_reject_share=0, decode_threads=1)
     ids = shards.read(photo_card / "out", "images")["image_id"].to_pylist()
     wanted = [
         p.relative_to(photo_card / "photos") for p in sorted((photo_card / "photos").rglob("*.jpg"))
@@ -174,13 +177,13 @@ def test_want_of_memory_is_not_taken_for_a_bad_picture(photo_card, monkeypatch):
 
     monkeypatch.setattr("tasks.ingest.pictures._read", starved)
     with pytest.raises(MemoryError):
-        download(photo_card / "out", card="mine", max_reject_share=1.0)
+        run_stage(download, photo_card / "out", card="mine", max_reject_share=1.0)
 
 
 def test_other_counts_than_the_official_split_are_told(photo_card, capsys):
     card = photo_card / "cards" / "mine.md"
     card.write_text(card.read_text().replace("classes:", "official_splits: {train: 4}\nclasses:"))
-    download(photo_card / "out", card="mine", max_reject_share=0)
+    run_stage(download, photo_card / "out", card="mine", max_reject_share=0)
     assert (
         "usable images: no split; the official split of mine has 4 train" in capsys.readouterr().out
     )
@@ -190,16 +193,16 @@ def test_a_class_whose_images_are_all_unusable_is_an_error(photo_card):
     for path in (photo_card / "photos" / "002.Buzzard").iterdir():
         path.write_bytes(b"")
     with pytest.raises(StageError, match=r"no usable image of 1 of 2 classes \(Buzzard\)"):
-        download(photo_card / "out", card="mine", max_reject_share=0.9)
+        run_stage(download, photo_card / "out", card="mine", max_reject_share=0.9)
 
 
 def test_an_unknown_folder_and_a_missing_one_are_named(photo_card):
     (photo_card / "photos" / "Kestrel").mkdir()
     with pytest.raises(StageError, match=r"no class 'Kestrel' in card mine"):
-        download(photo_card / "out", card="mine", max_reject_share=0)
+        run_stage(download, photo_card / "out", card="mine", max_reject_share=0)
     (photo_card / "photos").rename(photo_card / "gone")
     with pytest.raises(StageError, match=r"source.path .*photos is not a folder"):
-        download(photo_card / "out", card="mine", max_reject_share=0)
+        run_stage(download, photo_card / "out", card="mine", max_reject_share=0)
 
 
 def test_train_and_test_folders_give_the_official_split(photo_card):
@@ -213,7 +216,7 @@ def test_train_and_test_folders_give_the_official_split(photo_card):
         (root / name / "1.jpg").rename(root / "train" / name / "1.jpg")
         (root / name / "2.jpg").unlink()
         (root / name).rmdir()
-    download(photo_card / "out", card="mine", max_reject_share=0)
+    run_stage(download, photo_card / "out", card="mine", max_reject_share=0)
     rows = shards.read(photo_card / "out", "images").to_pylist()
     assert [(r["official_split"], r["label"]) for r in rows] == [
         ("test", 0),

@@ -11,7 +11,7 @@ import data_cards
 from tasks.download import download
 from tasks.draft_card import draft, size_category
 from tasks.runtime.errors import StageError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_stage
 from tests.ingest.test_pictures import encoded, photograph
 
 
@@ -65,7 +65,7 @@ def test_the_draft_is_a_card_that_downloads_what_it_counted(birds, tmp_path, mon
     assert card.classes == ("Red kite", "Buzzard")
     assert card.official_splits == {"train": 8, "test": 5}
     (tmp_path / "out").mkdir()
-    download(tmp_path / "out", card="my_birds", max_reject_share=0.1)
+    run_stage(download, tmp_path / "out", card="my_birds", max_reject_share=0.1)
     assert '"images": 13' in (tmp_path / "out" / "stats.json").read_text()
 
 

@@ -12,7 +12,7 @@ from tasks.build_mcq import build_mcq
 from tasks.runtime.command import load_arguments
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
-from tests.conftest import ROOT, mcq_arguments
+from tests.conftest import ROOT, mcq_arguments, run_stage
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_exported_questions_come_back_whole(rollouts, tmp_path, style):
 
     mcq, out = tmp_path / "mcq", tmp_path / "out"
     mcq.mkdir()
-    build_mcq(mcq, **mcq_arguments(rollouts))
+    run_stage(build_mcq, mcq, **mcq_arguments(rollouts))
     asked = shards.read(mcq, "mcq").to_pylist()
     assert exchange.export_questions(mcq, style, out) == len(asked) > 0
     kept = ("image", "question", "options", "answer_letter")

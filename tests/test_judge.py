@@ -11,6 +11,7 @@ import pytest
 from tasks.judge import judge, read_verdict, wording
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
+from tests.conftest import run_stage
 from tests.stub_server import Handler, serving
 
 KEY = "sk-very-secret-0123456789"
@@ -73,7 +74,7 @@ def run(tmp_path, server, evaluated, name: str = "judge/a.partial", **changed) -
     """The stage in a folder of its own; its rows by image number, and `stats`."""
     output = tmp_path / "artifacts" / name
     output.mkdir(parents=True, exist_ok=True)
-    judge(
+    run_stage(judge, 
         output,
         **{
             "card": "few", "evaluate": evaluated, "artifacts": tmp_path / "artifacts",

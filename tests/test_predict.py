@@ -14,7 +14,7 @@ from tasks.evaluate import evaluate
 from tasks.predict import Prediction, Predictor, thought
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
-from tests.conftest import ENGINE
+from tests.conftest import ENGINE, run_stage
 from tests.evaluation.test_modes import evaluate_arguments
 from tests.pipeline.cli.test_commands import run
 from tests.pipeline.test_stage import config  # noqa: F401 - a fixture
@@ -167,7 +167,7 @@ def test_it_answers_as_evaluate_does(split_set, tmp_path):
     output = split_set.root / "evaluate"
     output.mkdir()
     arguments = evaluate_arguments(split_set, modes=["one_step"])
-    evaluate(output, **arguments)
+    run_stage(evaluate, output, **arguments)
     rows = shards.read(output, "predictions").to_pylist()[:8]
     images = shards.ImageStore(split_set.download).read([row["image_id"] for row in rows])
     asked = {}

@@ -15,10 +15,10 @@ from tasks.evaluate import evaluate
 from tasks.language.class_names import ClassNames
 from tasks.propose import propose
 from tasks.questions.candidates import merge_all
-from tasks.runtime.errors import StageError
+from tasks.runtime.errors import ShardError, StageError
 from tasks.tables import shards
 from tasks.tables.split_table import select
-from tests.conftest import ENGINE, ROOT, as_config, propose_arguments
+from tests.conftest import ENGINE, ROOT, as_config, propose_arguments, run_stage
 from tests.fakes import FakeEngine
 
 
@@ -52,14 +52,14 @@ def test_a_resumed_stage_redoes_nothing_and_ends_with_the_same_bytes(rollouts):
     for name in kept:
         (resumed / name).write_bytes(whole[name])
     before = {name: (resumed / name).stat().st_mtime_ns for name in kept}
-    propose(resumed, **propose_arguments(rollouts))
+    run_stage(propose, resumed, **propose_arguments(rollouts))
     assert {p.name: p.read_bytes() for p in resumed.glob("rollouts-*")} == whole
     assert {name: (resumed / name).stat().st_mtime_ns for name in kept} == before
 
 
 def test_nothing_left_to_do_opens_no_engine(rollouts):
     broken = ENGINE | {"backend": "tests.fakes:no_such_engine"}
-    propose(rollouts.propose, **propose_arguments(rollouts, engine=broken))
+    run_stage(propose, rollouts.propose, **propose_arguments(rollouts, engine=broken))
 
 
 @pytest.mark.process
@@ -97,7 +97,9 @@ def test_killed_in_the_middle_it_goes_on_and_each_rollout_is_there_once(split_se
 def test_a_prompt_that_is_not_followed_fails_the_stage_with_an_example(split_set):
     (split_set.root / "p").mkdir()
     with pytest.raises(StageError, match=r"answers cannot be read .*max_unparsed_share.*no tags"):
-        propose(split_set.root / "p", **propose_arguments(split_set, max_unparsed_share=0.01))
+        run_stage(
+            propose, split_set.root / "p", **propose_arguments(split_set, max_unparsed_share=0.01)
+        )
 
 
 def test_an_engine_that_answers_too_few_is_refused(split_set, monkeypatch):
@@ -105,14 +107,14 @@ def test_an_engine_that_answers_too_few_is_refused(split_set, monkeypatch):
     monkeypatch.setattr(FakeEngine, "generate", lambda *a: real(*a)[:-1])
     (split_set.root / "p").mkdir()
     with pytest.raises(StageError, match="gave 300 answers to 16 images asked for 20 each"):
-        propose(split_set.root / "p", **propose_arguments(split_set))
+        run_stage(propose, split_set.root / "p", **propose_arguments(split_set))
 
 
 def test_an_unknown_backend_is_named(split_set):
     (split_set.root / "p").mkdir()
     engine = ENGINE | {"backend": "vlm"}
     with pytest.raises(StageError, match=r"backend = 'vlm' is unknown"):
-        propose(split_set.root / "p", **propose_arguments(split_set, engine=engine))
+        run_stage(propose, split_set.root / "p", **propose_arguments(split_set, engine=engine))
 
 
 def test_damaged_images_are_found_when_read(split_set):
@@ -121,8 +123,8 @@ def test_damaged_images_are_found_when_read(split_set):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     (split_set.root / "p").mkdir()
-    with pytest.raises(shards.ShardError, match=r"images-00000.parquet is damaged"):
-        propose(split_set.root / "p", **propose_arguments(split_set))
+    with pytest.raises(ShardError, match=r"images-00000.parquet is damaged"):
+        run_stage(propose, split_set.root / "p", **propose_arguments(split_set))
 
 
 @pytest.fixture
@@ -132,7 +134,7 @@ def evaluated(split_set):
     arguments = propose_arguments(split_set, part="test", num_options=5)
     for name in ("max_unparsed_share", "fail_fast_unparsed_share", "max_lost_share", "limit"):
         del arguments[name]
-    evaluate(output, **arguments)
+    run_stage(evaluate, output, **arguments)
     split_set.evaluate = output
     return split_set
 

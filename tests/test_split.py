@@ -16,6 +16,7 @@ from tasks.runtime.errors import StageError
 from tasks.split import find_duplicates, split
 from tasks.tables import schemas, shards
 from tasks.tables.split_table import base_count
+from tests.conftest import run_stage
 
 SHARES = {"test": 0.2, "val": 0.1, "pretrain": 0.4}
 
@@ -319,7 +320,8 @@ def test_the_stage_writes_what_it_found_and_says_it(split_set, capsys):
     out.mkdir()
     shards.write(out / "images-00000.parquet", table, schemas.images(split_set.card.classes))
     (split_set.root / "y").mkdir()
-    split(
+    run_stage(
+        split,
         split_set.root / "y",
         card="few",
         download=out,
@@ -361,7 +363,8 @@ def test_a_class_left_without_train_images_is_named(split_set):
         row["official_split"] = "test"
     shards.write(out / "images-00000.parquet", table, schemas.images(split_set.card.classes))
     with pytest.raises(StageError, match="20 classes have no train image"):
-        split(
+        run_stage(
+            split,
             split_set.root / "y",
             card="few",
             download=out,

@@ -22,7 +22,7 @@ def images_of(stage: Stage) -> dict[str, Any]:
             found = Counter((row["group"], row["split"]) for row in rows)
             parts = {group: found[group, "test"] for group in GROUPS}
             return {"train": found["base", "train"], "test": parts, "how": "counted"}
-    card, settings = stage.card, stage.settings()
+    card, settings = stage.card, stage.significant()
     classes = len(card.classes)
     share = base_count(classes, settings["protocol"]) / classes
     if settings["split_file"] and stage.dataset in COOP:

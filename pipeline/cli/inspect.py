@@ -14,6 +14,7 @@ from pipeline.cli import status
 from pipeline.cli.where import Condition, ConditionError, NoColumn
 from tasks.pages import render
 from tasks.pages.gallery import data_uri
+from tasks.runtime.errors import ShardError
 from tasks.tables import shards
 
 SHORT = 400  # characters of a value on a page
@@ -177,7 +178,7 @@ def _pictures(rows: list[dict], images: shards.ImageStore | None) -> dict[str, b
     ids = sorted({row["image_id"] for row in rows})
     try:
         return images.read(ids) if images and ids else {}
-    except shards.ShardError:
+    except ShardError:
         return {}
 
 

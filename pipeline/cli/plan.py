@@ -213,7 +213,7 @@ def _propose(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
 
 
 def _train(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
-    steps = stage.settings()["steps"]  # a method without rounds takes those of all rounds in one
+    steps = stage.significant()["steps"]  # a method without rounds takes those of all rounds in one
     questions = steps * stage.questions_per_step
     completions = questions * stage.num_generations
     longest = max(lengths[name]["question"] for name in stage.names)

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tasks.runtime.errors import ShardError
 from tasks.tables import shards
 
 EXAMPLE = "such as: truth_share < 0.5 AND NOT truth_injected"
@@ -92,7 +93,7 @@ class Condition:
         Raises ConditionError for a value that cannot be compared, ShardError for a damaged file.
         """
         batches = shards.iter_batches(path, self._projection(pq.read_schema(path)), BATCH_ROWS)
-        failed: list[shards.ShardError] = []
+        failed: list[ShardError] = []
 
         def numbered() -> Iterator[pa.RecordBatch]:
             start = 0
@@ -101,7 +102,7 @@ class Condition:
                     numbers = np.arange(start, start + batch.num_rows)
                     yield batch.append_column(_ROW, pa.array(numbers, pa.int64()))
                     start += batch.num_rows
-            except shards.ShardError as error:  # DuckDB would tell of it in words of its own
+            except ShardError as error:  # DuckDB would tell of it in words of its own
                 failed.append(error)
                 raise
 

@@ -1,31 +1,33 @@
 """The stages before the first round: a dataset's images, their places, the policy to start from."""
 
 import hashlib
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import luigi
 
 import data_cards
+from pipeline.parameters import parameters
 from pipeline.settings import SettingsError
 from pipeline.stage import Stage
 from pipeline.stages.engine import engine
+from tasks.ingest.settings import DownloadSettings, SplitSettings
 
 
+@parameters(DownloadSettings)
 class Download(Stage):
     """A data card's images, checked and decoded, into Parquet."""
-
-    max_reject_share = luigi.FloatParameter(description="more unusable files than this is an error")
-    archives = luigi.Parameter(
-        significant=False, description="where official archives lie, or are downloaded to"
-    )
-    mirror = luigi.BoolParameter(description="read the card's copy on the hub, not the archives")
-    decode_threads = luigi.IntParameter(significant=False, description="threads; 0: one a core")
 
     code_version = 2
 
     module = "tasks.download"
     reads_card = True
+
+    @cached_property
+    def settings(self) -> DownloadSettings:
+        return self.read(DownloadSettings)
 
     def parts(self):
         return of_each_set(self)
@@ -34,56 +36,48 @@ class Download(Stage):
         return "download"
 
     def arguments(self):
-        archives = str(Path(self.archives).expanduser().resolve())
-        return {
-            "card": self.dataset,
-            "archives": archives,
-            "decode_threads": self.decode_threads,
-            **self.settings(),
-        }
+        archives = self.settings.archives.expanduser().resolve()
+        return {"card": self.dataset, **replace(self.settings, archives=archives).values()}
 
 
+@parameters(SplitSettings)
 class Split(Stage):
     """Which image is pretrain, train, val or test; which class is base or novel."""
 
     seed = luigi.IntParameter()
-    protocol = luigi.Parameter()
-    test_share = luigi.FloatParameter()
-    val_share = luigi.FloatParameter()
-    pretrain_share = luigi.FloatParameter()
-    val_per_class = luigi.IntParameter(description="a count in place of val_share; 0: the share")
-    split_file = luigi.Parameter(description="a split of CoOp's or DiVE-k's to follow; empty: none")
-    shots = luigi.IntParameter(description="train images a class keeps, CoOp's draw; 0: all")
-    train_caps = luigi.DictParameter(description="card, or * for all -> train images kept at most")
-    near_duplicates = luigi.IntParameter(description="bits of 64 in which near pictures differ")
 
     code_version = 2
     module = "tasks.split"
     reads_card = True
 
-    def parts(self):
-        return of_each_set(self)
-
-    def settings(self):
+    @cached_property
+    def settings(self) -> SplitSettings:
         """Of the caps, only this set's own: another set's is no reason to run again."""
-        chosen = super().settings()
-        caps = chosen.pop("train_caps")
-        for name in set(caps) - {"*"}:
+        given = self.read(SplitSettings)
+        for name in set(given.train_caps) - {"*"}:
             if not data_cards.exists(name):
                 raise SettingsError(
                     f"luigi.cfg: [Split] train_caps: there is no data card {name!r}"
                 )
-        return {**chosen, "max_train_images": int(caps.get(self.dataset, caps.get("*", 0)))}
+        return replace(given, train_caps={self.dataset: given.cap(self.dataset)})
+
+    def parts(self):
+        return of_each_set(self)
+
+    def significant(self):
+        chosen = super().significant()
+        del chosen["train_caps"]
+        return {**chosen, "max_train_images": self.settings.cap(self.dataset)}
 
     def needs(self):
         return {"download": Download(dataset=self.dataset)}
 
     def extra_identity(self):
-        if not self.split_file:
+        if not self.settings.split_file:
             return {}
         from tasks.ingest.split_files import sources
 
-        files = sources(Path(self.split_file).expanduser())
+        files = sources(Path(self.settings.split_file).expanduser())
         contents = b"".join(path.read_bytes() for path in files)
         return {"split_file_sha256": hashlib.sha256(contents).hexdigest()}
 
@@ -91,7 +85,8 @@ class Split(Stage):
         return "split"
 
     def arguments(self):
-        return {"card": self.dataset, **self.settings(), **paths(self)}
+        own = {"card": self.dataset, "seed": self.seed}
+        return {**own, **self.settings.values(), **paths(self)}
 
 
 class BasePolicy(Stage):
@@ -130,8 +125,8 @@ class BasePolicy(Stage):
         """Whether it is taught on the images of one."""
         return self.model == "tiny" or self.steps > 0
 
-    def settings(self):
-        chosen = super().settings()
+    def significant(self):
+        chosen = super().significant()
         if self.of_a_set:
             return chosen
         return {name: chosen[name] for name in ("model", "min_pixels", "max_pixels", "dtype")}
@@ -151,14 +146,14 @@ class BasePolicy(Stage):
 
     def arguments(self):
         if not self.of_a_set:
-            return self.settings()
+            return self.significant()
         need = self.needs()
         return {
             "card": "+".join(self.names),
             "download": [str(need[f"download/{name}"].folder) for name in self.names],
             "split": [str(need[f"split/{name}"].folder) for name in self.names],
             "prompt_style": engine().prompt_style,
-            **self.settings(),
+            **self.significant(),
         }
 
 

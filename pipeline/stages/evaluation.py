@@ -1,15 +1,18 @@
 """The stages that look at a policy: Evaluate, on its own sets or others, and Judge."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import luigi
 
 import data_cards
+from pipeline.parameters import parameters
 from pipeline.settings import SettingsError, run
 from pipeline.stage import Stage
 from pipeline.stages.data import data, paths
 from pipeline.stages.rounds import Round, RoundOfSet, Train, graph, last_round
+from tasks.evaluation.settings import JudgeSettings
 
 MODES = ("one_step", "majority", "two_step", "mcq", "constrained")  # of Evaluate
 
@@ -26,9 +29,9 @@ class OnAnySet(RoundOfSet):
     def parts(self):
         return [] if self.on else super().parts()
 
-    def settings(self):
+    def significant(self):
         """Without `on`: the set stands among the inputs."""
-        return {name: value for name, value in super().settings().items() if name != "on"}
+        return {name: value for name, value in super().significant().items() if name != "on"}
 
     def place(self):
         return self.beside(Round.place(self))
@@ -59,9 +62,9 @@ class Evaluate(OnAnySet):
     code_version = 2
     has_model = True
 
-    def settings(self):
+    def significant(self):
         """The modes in one order; the policy stands in the identity, by what it is."""
-        chosen = super().settings()
+        chosen = super().significant()
         del chosen["policy"]
         if not chosen["limit"]:  # no trial
             del chosen["limit"]
@@ -93,32 +96,27 @@ class Evaluate(OnAnySet):
         return {
             "card": self.set_name,
             "engine": self.engine(),
-            **self.settings(),
+            **self.significant(),
             **paths(self),
             **given,
         }
 
 
+@parameters(JudgeSettings)
 class Judge(OnAnySet):
     """A language model's second opinion on the answers of an evaluation that matched no class."""
 
-    url = luigi.Parameter(significant=False, description="OpenAI-compatible; empty: no judge")
-    model = luigi.Parameter()
-    api_key_env = luigi.Parameter(significant=False, description="the variable that holds the key")
-    max_tokens = luigi.IntParameter(description="of a verdict")
-    concurrency = luigi.IntParameter(significant=False, description="requests in flight")
-    timeout = luigi.FloatParameter(significant=False, description="seconds for a request")
-    attempts = luigi.IntParameter(significant=False, description="of a request, with backoff")
-    shard_size = luigi.IntParameter(significant=False, description="verdicts a shard")
-    max_failed_share = luigi.FloatParameter(description="more pairs without a verdict: an error")
-
     module = "tasks.judge"
 
-    def settings(self):
-        return {name: value for name, value in super().settings().items() if name != "seed"}
+    @cached_property
+    def settings(self) -> JudgeSettings:
+        return self.read(JudgeSettings)
+
+    def significant(self):
+        return {name: value for name, value in super().significant().items() if name != "seed"}
 
     def needs(self):
-        if not (self.url and self.model):
+        if not (self.settings.url and self.settings.model):
             raise SettingsError("luigi.cfg: [Judge] needs a url and a model to judge with")
         return {"evaluate": Evaluate(subset=self.subset, on=self.on, **graph(self))}
 
@@ -128,14 +126,8 @@ class Judge(OnAnySet):
         return {"prompt_version": PROMPT_VERSION}
 
     def arguments(self):
-        own = ("url", "api_key_env", "concurrency", "timeout", "attempts", "shard_size")
-        return {
-            "card": self.set_name,
-            "artifacts": str(Path(run().artifacts).resolve()),
-            **{name: getattr(self, name) for name in own},
-            **self.settings(),
-            **paths(self),
-        }
+        own = {"card": self.set_name, "artifacts": str(Path(run().artifacts).resolve())}
+        return {**own, **self.settings.values(), **paths(self)}
 
 
 def cross_evaluations(stage: Any) -> dict[str, dict[str, Stage]]:
@@ -165,7 +157,7 @@ def judgements(stage: Any) -> dict[str, Stage]:
         method: Judge(method=method, refresh_round=last, **given)
         for method, last in _last_rounds(stage.method).items()
     }
-    return found if found["zero_shot"].url else {}
+    return found if found["zero_shot"].settings.url else {}
 
 
 def _last_rounds(method: str) -> dict[str, int]:

@@ -1,14 +1,18 @@
 """The stages of a round: Propose, BuildMCQ, Train. A round r > 0 starts with round r - 1's policy."""
 
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import luigi
 
 from pipeline.methods import method_of, num_rounds, with_style
+from pipeline.parameters import parameters
 from pipeline.settings import run
 from pipeline.stage import OfSet, Stage, plain
 from pipeline.stages.data import BasePolicy, data, paths, snake
 from pipeline.stages.engine import engine
+from tasks.questions.settings import BuildMCQSettings
 
 REFRESH = ("refresh", "refresh_share", "solved_at", "solved")  # keys of [Propose]
 
@@ -78,9 +82,9 @@ class Propose(RoundOfSet):
     module = "tasks.propose"
     has_model = True
 
-    def settings(self):
+    def significant(self):
         """Of what a refresh chooses, only what it depends on."""
-        chosen = super().settings()
+        chosen = super().significant()
         refresh = {key: chosen.pop(key) for key in REFRESH}
         if self.refresh_round == 0 or self.refresh == "all":
             return chosen
@@ -102,44 +106,41 @@ class Propose(RoundOfSet):
         return {**self.engine_identity(), "refresh_round": self.refresh_round}
 
     def arguments(self):
-        settings = self.settings() | {"seed": 1000 * self.seed + self.refresh_round}
+        settings = self.significant() | {"seed": 1000 * self.seed + self.refresh_round}
         return {"card": self.set_name, "engine": self.engine(), **settings, **paths(self)}
 
 
+@parameters(BuildMCQSettings)
 class BuildMCQ(RoundOfSet):
     """Rollouts to merged candidates to multiple-choice questions, in frozen shards."""
 
-    num_options = luigi.IntParameter()
-    min_options = luigi.IntParameter()
-    top_up = luigi.Parameter(description="confusion, text, random or none")
-    vocabulary = luigi.Parameter(description="closed or open")
-    fuzzy_threshold = luigi.FloatParameter(description="similarity up to 100; 0: off")
-    fuzzy_margin = luigi.FloatParameter()
-    options_from = luigi.Parameter(description="policy, random, text or hard_negative")
-    answer_from = luigi.Parameter(description="label or majority")
-    min_truth_votes = luigi.IntParameter()
-    max_unparsed_per_image = luigi.FloatParameter()
-    max_lost_share = luigi.FloatParameter()
-    shard_size = luigi.IntParameter(description="images a shard; letters are balanced in each")
-
     code_version = 2
+
+    @cached_property
+    def settings(self) -> BuildMCQSettings:
+        """[BuildMCQ], with the wrong options of this method."""
+        kind = method_of(self.method).options_from
+        given = self.read(BuildMCQSettings)
+        return replace(given, options_from=kind) if kind else given
+
+    @property
+    def asks_openly(self) -> bool:
+        """Methods that train on the open question need no proposals to build it."""
+        return method_of(self.method).questions == "open"
 
     @property
     def module(self):  # type: ignore[override]
-        """Methods that train on the open question need no proposals to build it."""
-        asks_openly = method_of(self.method).questions == "open"
-        return "tasks.build_open" if asks_openly else "tasks.build_mcq"
+        return "tasks.build_open" if self.asks_openly else "tasks.build_mcq"
 
-    def settings(self):
-        chosen = super().settings()
-        if method_of(self.method).questions == "open":
-            given = Propose(subset=self.subset, **graph(self))
-            return {"prompt": given.prompt, **{k: chosen[k] for k in ("shard_size", "seed")}}
-        return chosen | ({"options_from": kind} if (kind := self._options_from()) else {})
+    def significant(self):
+        chosen = super().significant()
+        if self.asks_openly:
+            return {"prompt": self._prompt(), **{k: chosen[k] for k in ("shard_size", "seed")}}
+        return {**chosen, "options_from": self.settings.options_from}
 
     def needs(self):
         needed = data(self, self.set_name)
-        if method_of(self.method).questions == "open":
+        if self.asks_openly:
             return needed
         return {**needed, "propose": Propose(subset=self.subset, **graph(self))}
 
@@ -147,15 +148,15 @@ class BuildMCQ(RoundOfSet):
         return {"method": self.method, "prompt_style": self.engine()["prompt_style"]}
 
     def arguments(self):
-        return {
-            "card": self.set_name,
-            "prompt_style": self.engine()["prompt_style"],
-            **self.settings(),
-            **paths(self),
-        }
+        own = {"card": self.set_name, "seed": self.seed}
+        own["prompt_style"] = self.engine()["prompt_style"]
+        if self.asks_openly:
+            rest = {"prompt": self._prompt(), "shard_size": self.settings.shard_size}
+            return {**own, **rest, **paths(self)}
+        return {**own, **self.settings.values(), **paths(self)}
 
-    def _options_from(self) -> str:
-        return method_of(self.method).options_from
+    def _prompt(self) -> str:
+        return Propose(subset=self.subset, **graph(self)).prompt
 
 
 class Train(Round):
@@ -228,9 +229,9 @@ class Train(Round):
         """GRPO, or the supervised baseline."""
         return "training.sft_baseline" if method_of(self.method).supervised else "training.grpo"
 
-    def settings(self):
+    def significant(self):
         """Of rounds that are one run, also how many, where what is planned ahead depends on it."""
-        chosen = super().settings()
+        chosen = super().significant()
         method = method_of(self.method)
         rounds = num_rounds(self.method, run().rounds)
         if not method.refreshes:  # all rounds' steps in one
@@ -276,7 +277,7 @@ class Train(Round):
             "refresh_round": self.refresh_round,
             "rounds": num_rounds(self.method, run().rounds),
             **rest,
-            **self.settings(),
+            **self.significant(),
         }
 
     def base(self) -> Stage:

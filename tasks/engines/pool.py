@@ -24,10 +24,9 @@ from tasks.engines.backends import open_engine
 from tasks.engines.base import EngineDied
 from tasks.engines.worker import Done, Shard, Station, halved
 from tasks.runtime.command import quiet_libraries
-from tasks.runtime.errors import StageError
+from tasks.runtime.errors import ShardError, StageError
 from tasks.runtime.interrupts import end_with_parent, stop_asked
 from tasks.runtime.machine import gpus
-from tasks.tables.shards import ShardError
 
 Ready = Callable[[], None]
 OnDone = Callable[[Done], None]

@@ -15,8 +15,7 @@ from tasks.engines.backends import open_engine
 from tasks.engines.base import EngineDied
 from tasks.engines.pool import ATTEMPTS, DIED, OnDone, Ready
 from tasks.engines.worker import Done, Shard, Station
-from tasks.runtime.errors import StageError, first_line
-from tasks.tables.shards import ShardError
+from tasks.runtime.errors import ShardError, StageError, first_line
 
 CPU_SHARE = 0.5  # of a core for each worker, so that the reader is never starved of one
 

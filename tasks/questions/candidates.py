@@ -21,7 +21,6 @@ from tasks.language.words import MAX_LENGTH
 from tasks.questions.rollouts import LOGPROB_UNIT, Block, blocks, logprob_units
 from tasks.tables import shards
 
-VOCABULARIES = ("closed", "open")
 OPEN = -1  # the class id of a name that is no class of the card
 _UNPARSED, _OUTSIDE = -1, -2  # instead of a candidate
 BLOCK_ROLLOUTS = 40_000  # merged at a time, about

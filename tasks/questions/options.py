@@ -10,19 +10,12 @@ The rules, and where they depart from the method's first implementation:
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from tasks.language.fuzzy import text_neighbours
-from tasks.language.prompts import LETTERS
-from tasks.questions.candidates import VOCABULARIES, Candidate, Merged
-from tasks.runtime.errors import StageError
-
-TOP_UPS = ("confusion", "text", "random", "none")
-OPTIONS_FROM = ("policy", "random", "text", "hard_negative")
-ANSWERS_FROM = ("label", "majority")
+from tasks.questions.candidates import Candidate, Merged
 
 
 class Option(NamedTuple):
@@ -35,53 +28,6 @@ class Option(NamedTuple):
     votes: int
     source: str
     name: str = ""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How questions are built: the settings of [BuildMCQ] that decide on options."""
-
-    num_options: int
-    min_options: int
-    top_up: str
-    vocabulary: str
-    fuzzy_threshold: float
-    fuzzy_margin: float
-    options_from: str
-    answer_from: str
-    min_truth_votes: int
-    max_unparsed_per_image: float
-
-    def check(self) -> None:
-        """Raise StageError naming the first setting that cannot be."""
-        if not 2 <= self.num_options <= len(LETTERS) or not 2 <= self.min_options <= (
-            self.num_options
-        ):
-            raise StageError(
-                f"[BuildMCQ] needs 2 <= min_options <= num_options <= {len(LETTERS)}; got "
-                f"min_options = {self.min_options}, num_options = {self.num_options}"
-            )
-        for key, known in (
-            ("top_up", TOP_UPS),
-            ("vocabulary", VOCABULARIES),
-            ("options_from", OPTIONS_FROM),
-            ("answer_from", ANSWERS_FROM),
-        ):
-            if getattr(self, key) not in known:
-                raise StageError(
-                    f"[BuildMCQ] {key} must be one of {', '.join(known)}; "
-                    f"got {getattr(self, key)!r}"
-                )
-        if not 0 <= self.fuzzy_threshold <= 100 or self.fuzzy_margin < 0:
-            raise StageError(
-                f"[BuildMCQ] needs 0 <= fuzzy_threshold <= 100 and fuzzy_margin >= 0; got "
-                f"{self.fuzzy_threshold:g} and {self.fuzzy_margin:g}"
-            )
-
-    @property
-    def draws(self) -> bool:
-        """Whether choosing options takes random numbers."""
-        return self.top_up == "random" or self.options_from == "random"
 
 
 class Neighbours:

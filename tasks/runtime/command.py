@@ -21,6 +21,7 @@ from tasks.runtime.interrupts import end_with_parent, shard_by_shard, stop_when_
 from tasks.runtime.memory import Watch, own_peak
 from tasks.runtime.progress import Bar
 from tasks.runtime.protocol import DONE_FILE, ERROR_FILE, PROGRESS_FILE, SCRATCH, STOPPED
+from tasks.runtime.settings import Settings, converted, rules
 from tasks.tables.shards import sync_tree, write_text
 
 
@@ -83,25 +84,51 @@ def remove_scratch(output: Path) -> None:
 
 
 def load_arguments(function: Callable[..., None], path: Path) -> dict[str, Any]:
-    """The keyword arguments in a JSON file, checked against the function's signature."""
+    """The keyword arguments in a JSON file. Raises StageError for keys that are unknown or missing."""
     try:
-        arguments = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise StageError(f"cannot read the configuration {path}: {error}") from error
-    signature = inspect.signature(function).parameters
-    required = {n for n, p in signature.items() if p.default is p.empty}
-    if unknown := sorted(set(arguments) - set(signature)):
-        raise StageError(f"{path}: unknown key {unknown[0]!r}; known: {', '.join(signature)}")
-    if missing := sorted(required - set(arguments)):
-        raise StageError(f"{path}: key {missing[0]!r} is missing")
+    try:
+        return bind(function, values)
+    except KeyError as error:
+        raise StageError(f"{path}: {error.args[0]}") from error
+
+
+def bind(function: Callable[..., None], values: dict[str, Any]) -> dict[str, Any]:
+    """Values by name as a stage function's keyword arguments.
+
+    An argument that is a dataclass of settings takes a value of its own name, or is made from its
+    settings' values, which then stand beside the others. Raises KeyError with a sentence for a name
+    that is unknown or missing, and StageError for a value that is not allowed.
+    """
     hints = get_type_hints(function)
-    return {name: _as_path(value, hints.get(name)) for name, value in arguments.items()}
+    bound, known = {}, []
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind = hints.get(name)
+        flat = _settings_kind(kind) if name not in values else None
+        own = list(rules(flat)) if flat else [name]
+        known += own
+        if missing := [
+            key for key in own if key not in values and parameter.default is parameter.empty
+        ]:
+            raise KeyError(f"key {missing[0]!r} is missing")
+        if flat:
+            bound[name] = flat.of(values)
+        elif name in values:
+            bound[name] = _typed(values[name], kind)
+    if unknown := sorted(set(values) - set(known)):
+        raise KeyError(f"unknown key {unknown[0]!r}; known: {', '.join(known)}")
+    return bound
 
 
-def _as_path(value: Any, kind: Any) -> Any:
-    if kind == list[Path]:
-        return [Path(item) for item in value]
-    return Path(value) if kind in (Path, Path | None) and value is not None else value
+def _settings_kind(kind: Any) -> type[Settings] | None:
+    return kind if isinstance(kind, type) and issubclass(kind, Settings) else None
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    settings = _settings_kind(kind)
+    return settings(**value) if settings and isinstance(value, dict) else converted(value, kind)
 
 
 def quiet_libraries() -> None:

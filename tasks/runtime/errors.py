@@ -3,7 +3,6 @@
 import errno
 
 from data_cards import CardError
-from tasks.tables.shards import ShardError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -11,6 +10,10 @@ FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 class StageError(Exception):
     """A stage cannot go on; the message is one sentence: what, where, how to mend it."""
+
+
+class ShardError(ValueError):
+    """A shard that cannot be read or does not fit its schema; the message names file and cure."""
 
 
 class Stopped(Exception):

@@ -16,14 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tasks.runtime.errors import ShardError
+
 T = TypeVar("T")
 IMAGE_ROWS_PER_GROUP = 100  # one row group of photographs stays near 10 MB
 BYTES_PER_GROUP = 64 << 20  # and never far above this, however large they are
 ROWS_PER_GROUP = 1 << 20
-
-
-class ShardError(ValueError):
-    """A shard that cannot be read or does not fit its schema; the message names file and cure."""
 
 
 def shard_path(folder: Path, name: str, index: int) -> Path:

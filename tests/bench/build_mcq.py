@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,14 @@ from tasks.language import answers
 from tasks.language.class_names import ClassNames
 from tasks.language.prompts import LETTERS
 from tasks.questions.candidates import Vocabulary, merge_images
-from tasks.questions.options import Rules
+from tasks.questions.settings import BuildMCQSettings
 from tasks.tables import schemas, shards
 from tests.bench import results
 from tests.bench.official_rules import Losses, official_rules, spread
 from tests.bench.rollouts import BASE, card, rows_of, write_rollouts
 
 ROLLOUTS, REPEATS, SEED, SHARD = 20, 3, 0, 500
-RULES = Rules(
+RULES = BuildMCQSettings(
     num_options=5,
     min_options=3,
     top_up="confusion",
@@ -46,6 +47,8 @@ RULES = Rules(
     answer_from="label",
     min_truth_votes=0,
     max_unparsed_per_image=1.0,
+    max_lost_share=1.0,
+    shard_size=SHARD,
 )
 Figure = dict[str, Any]
 
@@ -148,7 +151,7 @@ def losses(folder: Path, images: int) -> list[Figure]:
 
 def _ours(folder: Path, rows: list[dict[str, Any]], names: ClassNames) -> Losses:
     """The same counts, taken from the questions that BuildMCQ makes."""
-    builder = Builder(card(), RULES, "brief", len(rows), SEED)
+    builder = Builder(card(), replace(RULES, shard_size=len(rows)), "brief", SEED)
     (_, asked), *_ = builder.shards(rows, folder, _ids_as_bytes)
     truths = {row["image_id"]: row["label"] for row in rows}
     vocabulary = Vocabulary(names, frozenset(range(BASE)))
@@ -178,7 +181,7 @@ def _ours(folder: Path, rows: list[dict[str, Any]], names: ClassNames) -> Losses
 def build(folder: Path, images: int, write: bool) -> dict[str, Any]:
     """Build all questions; seconds and peak memory (MB) of this process."""
     rows = rows_of(images)
-    builder = Builder(card(), RULES, "brief", SHARD, SEED)
+    builder = Builder(card(), RULES, "brief", SEED)
     schema = schemas.candidates(builder.card.classes)
     gc.freeze()  # as every stage's process does
     started = time.perf_counter()

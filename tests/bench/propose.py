@@ -31,6 +31,7 @@ from tasks.engines.worker import Ask, Done, Shard, Station
 from tasks.language import prompts
 from tasks.tables import shards
 from tests.bench import results
+from tests.conftest import run_stage
 
 SHAPES: dict[str, dict[str, Any]] = {
     "50m": {"hidden": 512, "inner": 1536, "layers": 12, "heads": 8, "kv": 2, "vision": (8, 384, 1024, 6)},
@@ -173,7 +174,7 @@ def measure(scratch: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
     data_cards.FOLDER = scratch
     for name in ("download", "policy", "out"):
         (scratch / name).mkdir()
-    download(scratch / "download", card="bench", max_reject_share=0.0)
+    run_stage(download, scratch / "download", card="bench", max_reject_share=0.0)
     parameters = write_policy(scratch / "policy", given.shape, given.max_pixels, given.dtype)
     ids = shards.read(scratch / "download", "images", ["image_id"])["image_id"].to_pylist()
     text = prompts.open_question("thing", "kind")

@@ -32,6 +32,7 @@ from tests.conftest import (
     as_config,
     mcq_arguments,
     propose_arguments,
+    run_stage,
     write_few_card,
     write_rollouts,
 )
@@ -121,10 +122,10 @@ def prepare(root: Path) -> None:
         (root / name).mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data_cards, "FOLDER", root / "cards")
-        download(root / "drawn", card="few", max_reject_share=0.0)
+        run_stage(download, root / "drawn", card="few", max_reject_share=0.0)
         shares = {"test_share": 0.2, "val_share": 0.1, "pretrain_share": 0.2}
         place = {"card": "few", "download": root / "drawn", "protocol": "base_to_novel", "seed": 0}
-        split(root / "split", **place, **shares)
+        run_stage(split, root / "split", **place, **shares)
         names = data_cards.load("few").classes
     rows = shards.read(root / "split", "split").to_pylist()
     rows.sort(key=lambda row: row["image_id"])

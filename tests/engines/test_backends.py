@@ -32,7 +32,7 @@ from tasks.runtime.memory import below
 from tasks.split import split
 from tasks.tables import shards
 from tasks.tables.split_table import select
-from tests.conftest import write_few_card
+from tests.conftest import run_stage, write_few_card
 from tests.engines.test_pool import every_image_once
 from training.sft import base_policy
 
@@ -63,12 +63,12 @@ def made(tmp_path_factory) -> SimpleNamespace:
         (root / name).mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data_cards, "FOLDER", root / "cards")
-        download(root / "download", card="few", max_reject_share=0.0)
-        split(
+        run_stage(download, root / "download", card="few", max_reject_share=0.0)
+        run_stage(split, 
             root / "split", card="few", download=root / "download", protocol="base_to_novel",
             test_share=0.2, val_share=0.1, pretrain_share=0.2, seed=0,
         )  # fmt: skip
-        base_policy(
+        run_stage(base_policy, 
             root / "policy", model="tiny", download=[root / "download"], split=[root / "split"],
             card="few", seed=0, prompt_style="brief", steps=60, batch_size=32, learning_rate=0.003,
             muon_learning_rate=0.02, question_share=0.5, blind_share=0.5, min_pixels=7056,
@@ -330,7 +330,7 @@ def test_a_server_that_sees_images_in_another_size_is_found_out(made, server, tm
 
 def proposed(made, output: Path, **changed) -> list[dict]:
     output.mkdir(exist_ok=True)
-    propose(
+    run_stage(propose, 
         output, card="few", download=made.download, split=made.split, policy=made.policy,
         engine=SETTINGS | changed, num_rollouts=20, prompt="open", shard_size=4,
         max_unparsed_share=1.0, fail_fast_unparsed_share=1.0, max_lost_share=0.0, limit=0, seed=0,

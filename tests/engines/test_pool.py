@@ -14,7 +14,7 @@ from tasks.propose import propose
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
 from tasks.tables.split_table import select
-from tests.conftest import ENGINE, propose_arguments
+from tests.conftest import ENGINE, propose_arguments, run_stage
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def ill(split_set):
             "pause": ails.pop("pause", 0),
             "ails": {"notes": str(notes), **ails},
         }
-        propose(output, **propose_arguments(split_set, engine=engine, **changed))
+        run_stage(propose, output, **propose_arguments(split_set, engine=engine, **changed))
         noted = {path.name: path.read_text().splitlines() for path in notes.iterdir()}
         stats = json.loads((output / "stats.json").read_text())
         return shards.read(output, "rollouts").to_pylist(), noted, stats
@@ -188,7 +188,7 @@ def test_a_crash_at_the_start_ends_the_stage(split_set):
     with pytest.raises(
         StageError, match=r"the engine does not start \(exit code 1\); see its messages"
     ):
-        propose(split_set.root / "p", **propose_arguments(split_set, engine=engine))
+        run_stage(propose, split_set.root / "p", **propose_arguments(split_set, engine=engine))
 
 
 def test_a_bad_prompt_is_noticed_after_two_shards(ill):
@@ -218,7 +218,9 @@ def test_a_closed_list_may_stand_before_the_image(split_set, monkeypatch):
         output = split_set.root / position
         output.mkdir()
         engine = ENGINE | {"list_position": position}
-        propose(output, **propose_arguments(split_set, prompt="closed_list", engine=engine))
+        run_stage(
+            propose, output, **propose_arguments(split_set, prompt="closed_list", engine=engine)
+        )
     inside, ahead = (asks[0] for asks in seen)
     assert inside.before == ""
     assert "rose gold-belt; " in inside.text
@@ -228,7 +230,8 @@ def test_a_closed_list_may_stand_before_the_image(split_set, monkeypatch):
     assert "rose gold-belt; " in ahead.before
     assert "one of these" not in ahead.text
     with pytest.raises(StageError, match="list_position must be in_question or before_image"):
-        propose(
+        run_stage(
+            propose,
             split_set.root / "x",
             **propose_arguments(split_set, engine=ENGINE | {"list_position": "behind"}),
         )
@@ -245,7 +248,7 @@ def test_evaluate_counts_a_refused_image_as_wrong(split_set):
     arguments = propose_arguments(split_set, part="test", num_options=5, engine=engine)
     for name in ("max_unparsed_share", "fail_fast_unparsed_share", "max_lost_share", "limit"):
         del arguments[name]
-    evaluate(output, **arguments)
+    run_stage(evaluate, output, **arguments)
     rows = [
         row
         for row in shards.read(output, "predictions").to_pylist()

@@ -15,7 +15,7 @@ from tasks.questions.options import Option
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
 from tasks.tables.split_table import select
-from tests.conftest import ENGINE, propose_arguments
+from tests.conftest import ENGINE, propose_arguments, run_stage
 
 
 def evaluate_arguments(made, **changed) -> dict:
@@ -30,7 +30,7 @@ def evaluated(split_set):
     """An evaluation in all modes; its rows by mode and image id."""
     output = split_set.root / "evaluate"
     output.mkdir()
-    evaluate(output, **evaluate_arguments(split_set))
+    run_stage(evaluate, output, **evaluate_arguments(split_set))
     rows = shards.read(output, "predictions").to_pylist()
     split_set.evaluate = output
     split_set.by_mode = {
@@ -113,7 +113,11 @@ def test_vote_shares_are_those_of_the_answered_class(evaluated):
 def test_further_modes_leave_the_others_as_they_are(evaluated, tmp_path):
     output = tmp_path / "three"
     output.mkdir()
-    evaluate(output, **evaluate_arguments(evaluated, modes=["one_step", "majority", "two_step"]))
+    run_stage(
+        evaluate,
+        output,
+        **evaluate_arguments(evaluated, modes=["one_step", "majority", "two_step"]),
+    )
     for row in shards.read(output, "predictions").to_pylist():
         assert row == evaluated.by_mode[row["mode"]][row["image_id"]]
     assert not list(output.glob("mcq-*"))
@@ -122,7 +126,7 @@ def test_further_modes_leave_the_others_as_they_are(evaluated, tmp_path):
 def test_one_step_alone_samples_nothing(split_set, tmp_path):
     output = tmp_path / "one"
     output.mkdir()
-    evaluate(output, **evaluate_arguments(split_set, modes=["one_step"]))
+    run_stage(evaluate, output, **evaluate_arguments(split_set, modes=["one_step"]))
     rows = shards.read(output, "predictions").to_pylist()
     assert {row["mode"] for row in rows} == {"one_step"}
     assert all(row["vote_share"] is None for row in rows)
@@ -134,10 +138,12 @@ def test_a_mode_that_cannot_be_is_named(split_set, tmp_path):
     output = tmp_path / "e"
     output.mkdir()
     with pytest.raises(StageError, match=r"modes must be some of one_step, .*'two_steps'"):
-        evaluate(output, **evaluate_arguments(split_set, modes=["two_steps"]))
+        run_stage(evaluate, output, **evaluate_arguments(split_set, modes=["two_steps"]))
     engine = ENGINE | {"backend": "tests.fakes:free_engine"}
     with pytest.raises(StageError, match=r"FakeEngine cannot keep answers to given letters"):
-        evaluate(output, **evaluate_arguments(split_set, modes=["constrained"], engine=engine))
+        run_stage(
+            evaluate, output, **evaluate_arguments(split_set, modes=["constrained"], engine=engine)
+        )
 
 
 def votes_of(*class_ids: int) -> Votes:

@@ -17,6 +17,7 @@ from tasks.language.class_names import ClassNames
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
 from tasks.tables.split_table import base_count
+from tests.conftest import run_stage
 
 # Card: classes, base, last base class and first novel class (CoOp's protocol).
 BENCHMARKS = {
@@ -75,8 +76,12 @@ def test_every_name_and_alias_of_a_card_reaches_its_own_class(name):
 def test_cars_says_that_its_host_is_gone_and_what_to_do(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(StageError, match=r"cars_train\.tgz.*can no longer be downloaded.*archives"):
-        download(
-            tmp_path / "out", card="cars", max_reject_share=0.0, archives=tmp_path / "archives"
+        run_stage(
+            download,
+            tmp_path / "out",
+            card="cars",
+            max_reject_share=0.0,
+            archives=tmp_path / "archives",
         )
 
 
@@ -120,7 +125,7 @@ def test_a_hub_dataset_is_read_by_class_name_and_keeps_its_bytes(hub, tmp_path, 
         hub(datasets.ClassLabel(names=names), [0, 1, 1])
     else:
         hub(datasets.Value("string"), [names[i] for i in (0, 1, 1)])
-    download(tmp_path / "out", card="mine", max_reject_share=0.0)
+    run_stage(download, tmp_path / "out", card="mine", max_reject_share=0.0)
     rows = shards.read(tmp_path / "out", "images").to_pylist()
     assert [(r["official_split"], r["label"]) for r in rows] == [
         ("train", 1), ("train", 0), ("train", 0), ("test", 1), ("test", 0), ("test", 0),
@@ -132,13 +137,13 @@ def test_a_hub_dataset_is_read_by_class_name_and_keeps_its_bytes(hub, tmp_path, 
 def test_a_hub_class_that_the_card_lacks_is_an_error_that_names_it(hub, tmp_path):
     hub(datasets.Value("string"), ["red kite", "osprey"])
     with pytest.raises(StageError, match="has the class 'osprey', which is neither"):
-        download(tmp_path / "out", card="mine", max_reject_share=0.0)
+        run_stage(download, tmp_path / "out", card="mine", max_reject_share=0.0)
 
 
 def test_a_hub_split_without_labels_is_not_given_the_last_class(hub, tmp_path):
     hub(datasets.ClassLabel(names=["red kite", "buzzard"]), [0, 1, -1])
     with pytest.raises(StageError, match=r"image without a label .-1.; leave its split out"):
-        download(tmp_path / "out", card="mine", max_reject_share=0.0)
+        run_stage(download, tmp_path / "out", card="mine", max_reject_share=0.0)
 
 
 def test_a_hub_column_that_is_not_there_is_named_with_those_that_are(hub, tmp_path):
@@ -146,13 +151,13 @@ def test_a_hub_column_that_is_not_there_is_named_with_those_that_are(hub, tmp_pa
     path = tmp_path / "mine.md"
     path.write_text(path.read_text().replace("label: sort", "label: class"))
     with pytest.raises(StageError, match="no column 'class'; it has picture, sort"):
-        download(tmp_path / "out", card="mine", max_reject_share=0.0)
+        run_stage(download, tmp_path / "out", card="mine", max_reject_share=0.0)
 
 
 def test_a_hub_split_that_is_not_there_is_named(hub, tmp_path):
     hub(datasets.Value("string"), ["red kite", "buzzard"], "  splits: {validation: val}\n")
     with pytest.raises(StageError, match=r"split 'validation' of .* cannot be loaded"):
-        download(tmp_path / "out", card="mine", max_reject_share=0.0)
+        run_stage(download, tmp_path / "out", card="mine", max_reject_share=0.0)
 
 
 def test_a_hub_download_that_was_cut_off_goes_on_behind_its_last_shard(hub, tmp_path, monkeypatch):
@@ -168,10 +173,10 @@ def test_a_hub_download_that_was_cut_off_goes_on_behind_its_last_shard(hub, tmp_
 
     monkeypatch.setattr("tasks.ingest.hub._bytes", cut)
     with pytest.raises(OSError, match="the line is dead"):
-        download(tmp_path / "out", card="mine", max_reject_share=0.0, decode_threads=1)
+        run_stage(download, tmp_path / "out", card="mine", max_reject_share=0.0, decode_threads=1)
     first = tmp_path / "out" / "images-00000.parquet"
     before = first.stat().st_mtime_ns
-    download(tmp_path / "out", card="mine", max_reject_share=0.0, decode_threads=1)
+    run_stage(download, tmp_path / "out", card="mine", max_reject_share=0.0, decode_threads=1)
     assert first.stat().st_mtime_ns == before
     ids = shards.read(tmp_path / "out", "images")["image_id"].to_pylist()
     assert ids == [f"mine/{split}/{i:07d}" for split in ("train", "test") for i in range(3)]
@@ -197,7 +202,7 @@ def test_a_hub_line_that_breaks_in_the_middle_says_how_far_it_came(hub, tmp_path
     with pytest.raises(
         StageError, match=r"stopped after 1 images of split 'train': reset.*run again"
     ):
-        download(tmp_path / "out", card="mine", max_reject_share=0.0)
+        run_stage(download, tmp_path / "out", card="mine", max_reject_share=0.0)
 
 
 def test_a_hub_folder_of_image_files_is_read_like_one_of_tables(tmp_path, monkeypatch):
@@ -211,7 +216,7 @@ def test_a_hub_folder_of_image_files_is_read_like_one_of_tables(tmp_path, monkey
     )
     monkeypatch.setattr(data_cards, "FOLDER", tmp_path)
     (tmp_path / "out").mkdir()
-    download(tmp_path / "out", card="mine", max_reject_share=0.0)
+    run_stage(download, tmp_path / "out", card="mine", max_reject_share=0.0)
     rows = shards.read(tmp_path / "out", "images").to_pylist()
     assert sorted((r["official_split"], r["label"]) for r in rows) == [
         ("test", 0), ("test", 1), ("train", 0), ("train", 1),
@@ -232,12 +237,18 @@ def test_a_card_of_archives_can_be_read_from_its_mirror_instead(hub, tmp_path):
         )
     )
     with pytest.raises(StageError, match=r"x\.tgz can no longer be downloaded"):
-        download(tmp_path / "out", card="mine", max_reject_share=0.0, archives=tmp_path / "none")
-    download(tmp_path / "out", card="mine", max_reject_share=0.0, mirror=True)
+        run_stage(
+            download,
+            tmp_path / "out",
+            card="mine",
+            max_reject_share=0.0,
+            archives=tmp_path / "none",
+        )
+    run_stage(download, tmp_path / "out", card="mine", max_reject_share=0.0, mirror=True)
     assert shards.read(tmp_path / "out", "images")["label"].to_pylist() == [1, 0, 1, 0]
     card.write_text(card.read_text().replace("  mirror:", "  crop_bottom: 0 #"))
     with pytest.raises(StageError, match="names no mirror"):
-        download(tmp_path / "out2", card="mine", max_reject_share=0.0, mirror=True)
+        run_stage(download, tmp_path / "out2", card="mine", max_reject_share=0.0, mirror=True)
 
 
 def test_a_repo_without_a_revision_is_read_at_its_newest_commit_which_is_recorded(
@@ -260,7 +271,7 @@ def test_a_repo_without_a_revision_is_read_at_its_newest_commit_which_is_recorde
     monkeypatch.setattr("tasks.ingest.hub._stream", stream)
     card = tmp_path / "mine.md"
     card.write_text(card.read_text().replace(str(tmp_path / "repo"), "owner/name"))
-    download(tmp_path / "out", card="mine", max_reject_share=0.0)
+    run_stage(download, tmp_path / "out", card="mine", max_reject_share=0.0)
     assert set(asked) == {("owner/name", "c0ffee")}
     assert '"revision": "c0ffee"' in (tmp_path / "out" / "stats.json").read_text()
 
@@ -298,7 +309,7 @@ def test_a_table_of_paths_is_a_source_and_a_missing_file_a_reject(table, tmp_pat
         ],
         kind,
     )
-    download(tmp_path / "out", card="mine", max_reject_share=0.5)
+    run_stage(download, tmp_path / "out", card="mine", max_reject_share=0.5)
     rows = shards.read(tmp_path / "out", "images").to_pylist()
     found = [(r["image_id"], r["label"], r["official_split"]) for r in rows]
     assert found == [("mine/a/1.jpg", 0, "train"), ("mine/a/2.jpg", 1, "val")]
@@ -321,7 +332,7 @@ def test_a_table_of_paths_is_a_source_and_a_missing_file_a_reject(table, tmp_pat
 def test_a_table_that_cannot_be_read_says_where(table, tmp_path, rows, told):
     table(rows)
     with pytest.raises(StageError, match=told):
-        download(tmp_path / "out", card="mine", max_reject_share=0.0)
+        run_stage(download, tmp_path / "out", card="mine", max_reject_share=0.0)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -335,7 +346,7 @@ def test_a_table_is_read_a_few_rows_at_a_time_and_a_path_that_comes_twice_is_fou
         for n, part in enumerate(splits)
     ]
     table(rows, kind)
-    download(tmp_path / "out", card="mine", max_reject_share=0.0)
+    run_stage(download, tmp_path / "out", card="mine", max_reject_share=0.0)
     found = shards.read(tmp_path / "out", "images").to_pylist()
     assert [r["image_id"] for r in found] == [f"mine/a/{n}.jpg" for n in range(5)]
     assert [r["label"] for r in found] == [0, 1, 0, 1, 0]

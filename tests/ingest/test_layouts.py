@@ -17,6 +17,7 @@ from tasks.ingest import layouts
 from tasks.runtime.errors import StageError
 from tasks.split import split
 from tasks.tables import shards
+from tests.conftest import run_stage
 
 
 def picture(kind: str = "JPEG", mode: str = "RGB", size: tuple[int, int] = (30, 40)) -> bytes:
@@ -166,7 +167,7 @@ def test_the_real_layout_becomes_images_with_class_and_split(card, tmp_path, lay
     archives = card(layout)
     out = tmp_path / "out"
     out.mkdir()
-    download(out, card="mine", max_reject_share=0.0, archives=archives)
+    run_stage(download, out, card="mine", max_reject_share=0.0, archives=archives)
     rows = shards.read(out, "images").to_pylist()
     found = [(Path(r["image"]["path"]).name, r["label"], r["official_split"]) for r in rows]
     assert found == wanted
@@ -184,8 +185,8 @@ def test_a_layout_can_be_split_and_its_official_test_images_stay_test(card, tmp_
     out, parts = tmp_path / "out", tmp_path / "parts"
     out.mkdir()
     parts.mkdir()
-    download(out, card="mine", max_reject_share=0.0, archives=archives)
-    split(parts, card="mine", download=out, protocol="base_to_novel", seed=0,
+    run_stage(download, out, card="mine", max_reject_share=0.0, archives=archives)
+    run_stage(split, parts, card="mine", download=out, protocol="base_to_novel", seed=0,
           test_share=0.2, val_share=0.0, pretrain_share=0.0)  # fmt: skip
     official = {r["image_id"]: r["official_split"] for r in shards.read(out, "images").to_pylist()}
     for row in shards.read(parts, "split").to_pylist():
@@ -207,7 +208,7 @@ def test_an_image_that_is_listed_but_missing_is_a_reject_with_its_name(card, tmp
     )
     out = tmp_path / "out"
     out.mkdir()
-    download(out, card="mine", max_reject_share=0.3, archives=archives)
+    run_stage(download, out, card="mine", max_reject_share=0.3, archives=archives)
     rejects = shards.read_file(out / "rejects.parquet").to_pylist()
     assert rejects == [{"path": gone, "reason": "listed, but there is no such file"}]
 
@@ -222,7 +223,7 @@ def test_a_class_that_the_card_does_not_list_is_an_error(card, tmp_path):
     archives = card("aircraft", ["707-320", "F-16"])
     (tmp_path / "out").mkdir()
     with pytest.raises(StageError, match="the card has no class 'F/A-18'"):
-        download(tmp_path / "out", card="mine", max_reject_share=0.0, archives=archives)
+        run_stage(download, tmp_path / "out", card="mine", max_reject_share=0.0, archives=archives)
 
 
 def test_lists_that_do_not_fit_together_are_an_error(tmp_path):

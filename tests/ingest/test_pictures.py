@@ -14,6 +14,7 @@ from tasks.download import download
 from tasks.ingest import pictures
 from tasks.ingest.pictures import Reject, difference_hash, normalise_image
 from tasks.tables import shards
+from tests.conftest import run_stage
 
 
 def encoded(image: Image.Image, form: str = "JPEG", **options) -> bytes:
@@ -210,7 +211,7 @@ def test_twelve_kinds_of_bad_file_a_hundred_of_each_are_all_rejected_and_named(
     )
     monkeypatch.setattr(data_cards, "FOLDER", tmp_path)
     (tmp_path / "out").mkdir()
-    download(tmp_path / "out", card="mine", max_reject_share=1.0)
+    run_stage(download, tmp_path / "out", card="mine", max_reject_share=1.0)
     rejects = shards.read(tmp_path / "out", "rejects").to_pylist()
     assert len(rejects) == 1200
     assert all(row["reason"] for row in rejects)

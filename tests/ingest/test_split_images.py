@@ -10,8 +10,10 @@ import pytest
 from tasks.ingest import split_images
 from tasks.ingest.duplicates import repeated
 from tasks.ingest.split_images import Column, read_images
+from tasks.runtime.errors import ShardError
 from tasks.split import find_duplicates, split
 from tasks.tables import schemas, shards
+from tests.conftest import run_stage
 from tests.test_split import codes, columns
 
 
@@ -27,14 +29,14 @@ def test_a_column_is_read_for_the_rows_asked_for_and_no_other_shard_is_opened(sp
         assert taken.to_pylist() == [ids[row].as_py() for row in rows]
     shards.shard_path(split_set.root, "some", 1).write_bytes(b"damaged")
     assert column.take(np.array([99, 101])).to_pylist() == [ids[99].as_py(), ids[101].as_py()]
-    with pytest.raises(shards.ShardError, match=r"some-00001\.parquet is damaged"):
+    with pytest.raises(ShardError, match=r"some-00001\.parquet is damaged"):
         column.take(np.array([100]))
-    with pytest.raises(shards.ShardError, match=r"some-00001\.parquet is damaged"):
+    with pytest.raises(ShardError, match=r"some-00001\.parquet is damaged"):
         Column(split_set.root, "some", "image_id")
 
 
 @pytest.mark.parametrize(
-    "changed", [{}, {"shots": 2}, {"max_train_images": 33}, {"protocol": "all"}]
+    "changed", [{}, {"shots": 2}, {"train_caps": {"*": 33}}, {"protocol": "all"}]
 )
 def test_in_small_blocks_the_same_comes_out(split_set, monkeypatch, changed):
     """Images without official splits, each class's all over the shards, as no folder has them."""
@@ -54,7 +56,7 @@ def test_in_small_blocks_the_same_comes_out(split_set, monkeypatch, changed):
             "card": "few", "download": split_set.root / "mixed", "protocol": "base_to_novel",
             "test_share": 0.3, "val_share": 0.2, "pretrain_share": 0.1, "seed": 4,
         }  # fmt: skip
-        split(split_set.root / name, **arguments | changed)
+        run_stage(split, split_set.root / name, **arguments | changed)
         return pq.ParquetFile(split_set.root / name / "split.parquet")
 
     whole = made("whole")

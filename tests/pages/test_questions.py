@@ -14,7 +14,7 @@ from pipeline.__main__ import main as command
 from tasks.build_mcq import build_mcq
 from tasks.pages import questions
 from tasks.tables import schemas, shards
-from tests.conftest import ROOT, mcq_arguments, write_rollouts
+from tests.conftest import ROOT, mcq_arguments, run_stage, write_rollouts
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 HOSTILE = [
@@ -43,7 +43,7 @@ def built(split_set):
     write_rollouts(split_set.propose, answers)
     out = split_set.root / "mcq"
     out.mkdir()
-    build_mcq(out, **mcq_arguments(split_set))
+    run_stage(build_mcq, out, **mcq_arguments(split_set))
     return out, json.loads((out / "stats.json").read_text())
 
 

@@ -115,4 +115,4 @@ def test_how_many_rounds_are_planned_counts_where_the_schedule_depends_on_it():
         ({"lr_scheduler_type": "linear"}, True),
         ({}, True),
     ):
-        assert ("rounds" in train("dive_k", trl=trl).settings()) == counts
+        assert ("rounds" in train("dive_k", trl=trl).significant()) == counts

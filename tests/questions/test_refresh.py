@@ -11,7 +11,7 @@ from tasks.questions import refresh
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
 from tasks.tables.split_table import select
-from tests.conftest import mcq_arguments, propose_arguments
+from tests.conftest import mcq_arguments, propose_arguments, run_stage
 
 
 def write_log(folder, rewards: dict[str, list[tuple[int, float]]], name: str = "letter"):
@@ -41,7 +41,7 @@ def asked_again(made, **changed):
     out = made.root / "again"
     out.mkdir()
     given = propose_arguments(made, seed=1, previous=made.propose, train=made.root / "train")
-    propose(out, **{**given, **changed})
+    run_stage(propose, out, **{**given, **changed})
     return out
 
 
@@ -83,7 +83,7 @@ def test_unsolved_images_are_asked_again_and_the_others_kept_or_retired(rollouts
     assert not list(out.glob("fresh-*"))
     rollouts.propose = out
     (rollouts.root / "mcq").mkdir()
-    build_mcq(rollouts.root / "mcq", **mcq_arguments(rollouts))
+    run_stage(build_mcq, rollouts.root / "mcq", **mcq_arguments(rollouts))
     candidates = shards.read(rollouts.root / "mcq", "candidates").to_pylist()
     if solved == "retire":
         named = {row["image_id"] for row in shards.read_file(out / "retired.parquet").to_pylist()}
@@ -133,7 +133,9 @@ def test_open_questions_are_frozen_like_any_others(split_set):
     out = split_set.root / "open"
     out.mkdir()
     given = {"card": "few", "download": split_set.download, "split": split_set.split}
-    build_open(out, **given, prompt="closed_list", prompt_style="brief", shard_size=25, seed=0)
+    run_stage(
+        build_open, out, **given, prompt="closed_list", prompt_style="brief", shard_size=25, seed=0
+    )
     rows = shards.read(out, "mcq").to_pylist()
     places = {row["image_id"]: row for row in select(split_set.split, "train", ("base",))}
     assert {row["image_id"] for row in rows} == set(places)

@@ -8,7 +8,7 @@ import pytest
 
 from tasks.runtime import machine
 from tasks.runtime.errors import StageError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_stage
 
 NVRM = (
     "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.10  Release Build\n"
@@ -256,4 +256,4 @@ def test_a_base_policy_is_not_taught_on_the_cpu_beside_a_gpu(unseen_gpu, tmp_pat
         "dtype": "float32",
     }  # fmt: skip
     with pytest.raises(StageError, match="torch does not see the GPU of this machine"):
-        base_policy(tmp_path, **given)
+        run_stage(base_policy, tmp_path, **given)

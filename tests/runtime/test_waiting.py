@@ -105,10 +105,10 @@ def test_a_model_is_named_by_the_size_of_its_weights(tmp_path):
 
 def test_propose_says_it_until_the_engine_is_ready(monkeypatch, capfd, split_set):
     from tasks.propose import propose
-    from tests.conftest import propose_arguments
+    from tests.conftest import propose_arguments, run_stage
 
     monkeypatch.setattr(waiting, "SOON", 0.0)
     output = split_set.root / "propose"
     output.mkdir()
-    propose(output, **propose_arguments(split_set))
+    run_stage(propose, output, **propose_arguments(split_set))
     assert "propose: the engine loads" in capfd.readouterr().err

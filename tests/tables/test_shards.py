@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from tasks.build_mcq import build_mcq
+from tasks.runtime.errors import ShardError
 from tasks.tables import schemas, shards
-from tests.conftest import mcq_arguments
+from tests.conftest import mcq_arguments, run_stage
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def tables(rollouts):
     """Every Parquet table that the stages without a model write."""
     out = rollouts.root / "mcq"
     out.mkdir()
-    build_mcq(out, **mcq_arguments(rollouts))
+    run_stage(build_mcq, out, **mcq_arguments(rollouts))
     return {
         "images": rollouts.download,
         "split": rollouts.split,
@@ -69,7 +70,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(tables):
 def found_or_harmless(path, good) -> bool:
     try:
         return shards.read_file(path).to_pylist() == good
-    except shards.ShardError:
+    except ShardError:
         return True
 
 
@@ -79,13 +80,13 @@ def test_a_table_without_rows_leaves_no_file_because_datasets_could_not_load_it(
 
 
 def test_rows_that_do_not_fit_leave_no_file(tmp_path):
-    with pytest.raises(shards.ShardError, match=r"rejects.parquet do not fit"):
+    with pytest.raises(ShardError, match=r"rejects.parquet do not fit"):
         shards.write(tmp_path / "rejects.parquet", [{"path": 3, "reason": []}], schemas.rejects())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_shards_are_named(tmp_path):
-    with pytest.raises(shards.ShardError, match="holds no mcq shards"):
+    with pytest.raises(ShardError, match="holds no mcq shards"):
         shards.read(tmp_path, "mcq")
 
 
@@ -127,7 +128,7 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         written(until_interrupted())
-    with pytest.raises(shards.ShardError):
+    with pytest.raises(ShardError):
         written([photograph_row(0, 10) | {"label": "not a number"}])
     assert list(tmp_path.iterdir()) == []
 

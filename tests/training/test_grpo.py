@@ -21,7 +21,7 @@ import pytest
 import data_cards
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
-from tests.conftest import ROOT, as_config
+from tests.conftest import ROOT, as_config, run_stage
 
 pytestmark = pytest.mark.model
 TWO_PROCESSES = [
@@ -79,8 +79,8 @@ def freeze(root: Path) -> None:
     place.split, place.propose = root / "split", root / "propose"
     for name in ("propose", "mcq"):
         (root / name).mkdir()
-    propose(root / "propose", **propose_arguments(place))
-    build_mcq(root / "mcq", **mcq_arguments(place))
+    run_stage(propose, root / "propose", **propose_arguments(place))
+    run_stage(build_mcq, root / "mcq", **mcq_arguments(place))
     write_manifest(root / "mcq")
     card = data_cards.load("few")
     words = tiny_policy.slot_words([card.kind, card.noun, *card.classes])
@@ -140,7 +140,7 @@ def trained(output: Path, given: dict) -> Path:
     from training.grpo import grpo
 
     output.mkdir(exist_ok=True)
-    grpo(output, **given)
+    run_stage(grpo, output, **given)
     return output
 
 
@@ -481,12 +481,12 @@ def test_supervised_training_learns_the_truth_and_resumes(frozen, tmp_path, monk
     given = arguments(frozen, method="sft", learning_rate=3e-3, steps=6, questions_per_step=8)
     given |= {"micro_batch_size": 8, "save_steps": 3, "watch_every": 3}
     (tmp_path / "out").mkdir()
-    sft_baseline(tmp_path / "out", **given)
+    run_stage(sft_baseline, tmp_path / "out", **given)
     log = shards.read(tmp_path / "out", "train_log").to_pylist()
     assert [row["step"] for row in log] == [1, 2, 3, 4, 5, 6]
     assert log[-1]["loss"] < log[0]["loss"] - 0.5
     assert log[2]["val_accuracy"] is not None
-    sft_baseline(tmp_path / "killed", **given)
+    run_stage(sft_baseline, tmp_path / "killed", **given)
     again = shards.read(tmp_path / "killed", "train_log").to_pylist()
     assert [row["loss"] for row in again] == [row["loss"] for row in log]
     weights = [digest(tmp_path / name / "model.safetensors") for name in ("out", "killed")]
@@ -631,7 +631,9 @@ def test_open_questions_are_trained_on_by_exact_match_and_in_captions(frozen, tm
     mcq = tmp_path / "open"
     mcq.mkdir()
     place = {"card": "few", "download": frozen / "download", "split": frozen / "split"}
-    build_open(mcq, **place, prompt="open", prompt_style="caption", shard_size=100, seed=0)
+    run_stage(
+        build_open, mcq, **place, prompt="open", prompt_style="caption", shard_size=100, seed=0
+    )
     write_manifest(mcq)
     rewards = {"caption_format": 1.0, "exact": 1.0, "virft_compat": 1.0, "overlong": 0.5}
     given = arguments(frozen, ask="open", mcq=[mcq], rewards=rewards, steps=1)

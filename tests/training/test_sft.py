@@ -10,6 +10,7 @@ from PIL import Image
 import data_cards
 from tasks.runtime import interrupts
 from tasks.runtime.errors import StageError, Stopped
+from tests.conftest import run_stage
 from training import sft
 from training.data import sft_examples
 from training.loop import sft_checkpoint
@@ -88,7 +89,7 @@ def test_pictures_are_of_the_size_that_the_policy_takes(drawn_once, tmp_path, mo
 
     monkeypatch.setattr(data_cards, "FOLDER", drawn_once / "cards")
     monkeypatch.setattr(sft, "train_supervised", taken)
-    sft.base_policy(
+    run_stage(sft.base_policy, 
         tmp_path, model="tiny", download=[drawn_once / "download"], split=[drawn_once / "split"],
         card="few", seed=0, prompt_style="brief", steps=1, batch_size=4, learning_rate=0.01,
         muon_learning_rate=0.02, question_share=0.5, blind_share=0.5, min_pixels=28**2,

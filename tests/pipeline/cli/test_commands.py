@@ -16,7 +16,7 @@ from pipeline.artifacts import child, store
 from pipeline.cli import status, tree, verify
 from tasks.build_mcq import build_mcq
 from tasks.tables import schemas, shards
-from tests.conftest import mcq_arguments
+from tests.conftest import mcq_arguments, run_stage
 from tests.pipeline.test_stage import config  # noqa: F401 - a fixture
 
 
@@ -37,7 +37,7 @@ def root(rollouts, monkeypatch) -> Path:
     """Download, Split, Propose and BuildMCQ of the `few` card, committed."""
     made = rollouts.root / "mcq"
     made.mkdir()
-    build_mcq(made, **mcq_arguments(rollouts))
+    run_stage(build_mcq, made, **mcq_arguments(rollouts))
     root = rollouts.root / "artifacts"
     data = {"download": "d1", "split": "s1"}
     commit(root, "few/download", "d1", "Download", rollouts.download)

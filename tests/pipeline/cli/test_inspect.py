@@ -10,6 +10,7 @@ import pytest
 from pipeline.cli import inspect
 from pipeline.cli.where import ConditionError
 from tasks.pages import style
+from tasks.runtime.errors import ShardError
 from tasks.tables import shards
 from tests.conftest import ROOT
 from tests.pipeline.cli.test_commands import root, run, writable  # noqa: F401 - a fixture
@@ -75,7 +76,7 @@ def test_a_damaged_row_is_named_wherever_the_damage_lies(root):  # noqa: F811
     data[start + column.total_compressed_size - 1] ^= 1
     writable(path).write_bytes(data)
     for where in ("", "finish_reason = 'stop'"):
-        with pytest.raises(shards.ShardError, match=r"rollouts-00000\.parquet is damaged"):
+        with pytest.raises(ShardError, match=r"rollouts-00000\.parquet is damaged"):
             inspect.tables(path.parent, 3, where)
 
 

@@ -82,7 +82,7 @@ def test_a_trials_settings_go_before_a_recipes_own_for_a_dataset(recipe):  # noq
     recipe("paper_7b.cfg", overlay("cub", 2, True))
     train = tasks.Train(dataset="cub", method="dive_k", refresh_round=0, seed=0)
     assert (train.steps, train.save_steps, train.watch_every) == (4, 2, 4)
-    assert tasks.Split(dataset="cub").settings()["max_train_images"] == 100
+    assert tasks.Split(dataset="cub").significant()["max_train_images"] == 100
     assert tasks.Evaluate(dataset="cub", refresh_round=0).limit == 5
     assert settings.known_keys()  # and no key of it is unknown
 
@@ -90,7 +90,7 @@ def test_a_trials_settings_go_before_a_recipes_own_for_a_dataset(recipe):  # noq
 def test_a_limit_of_no_images_is_no_other_evaluation(recipe):  # noqa: F811
     recipe()
     whole = tasks.Evaluate(dataset="beetles", refresh_round=0)
-    assert "limit" not in whole.settings()
+    assert "limit" not in whole.significant()
     assert whole.clone(limit=5).fingerprint != whole.fingerprint
 
 

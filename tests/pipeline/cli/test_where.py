@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.cli import where
 from pipeline.cli.where import Condition, ConditionError, NoColumn
-from tasks.tables.shards import ShardError
+from tasks.runtime.errors import ShardError
 
 PICTURE = {"bytes": b"png", "path": None}
 ROWS = [

@@ -15,7 +15,7 @@ from tasks.language.prompts import LETTERS
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
 from tasks.tables.pixels import Decoder
-from tests.conftest import mcq_arguments
+from tests.conftest import mcq_arguments, run_stage
 from training.data.dataset import Questions, permute, question_order
 
 
@@ -84,7 +84,7 @@ def test_a_curriculum_asks_the_same_questions_from_easy_to_hard(questions, uses,
 def mcq(rollouts) -> Path:
     out = rollouts.root / "mcq"
     out.mkdir()
-    build_mcq(out, **mcq_arguments(rollouts))
+    run_stage(build_mcq, out, **mcq_arguments(rollouts))
     return out
 
 

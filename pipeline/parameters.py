@@ -1,0 +1,118 @@
+"""Luigi's parameters, made from a stage's settings: one word each in luigi.cfg and on the command line.
+
+    @parameters(JudgeSettings)
+    class Judge(OnAnySet): ...
+
+A wrong word, or a number out of bounds, is refused where it is read: before any stage has run.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import luigi
+
+from tasks.runtime.settings import WORDS, Rule, Settings, mistyped, rules
+
+T = TypeVar("T", bound=type)
+
+
+class _Ruled(luigi.Parameter):
+    """A parameter whose values follow a setting's rule; what it refuses is told with its name."""
+
+    kind: Any
+    rule: Rule
+
+    def parse(self, text: str) -> Any:
+        """A text of luigi.cfg or the command line. Raises ValueError, in words, for a wrong one."""
+        try:
+            value = super().parse(text)
+        except ValueError as error:
+            if self.rule.choices:
+                raise ValueError(f"{self._attribute_name} {self.rule.refusal(text)}") from error
+            wanted = WORDS.get(self.kind, "JSON")
+            raise ValueError(f"{self._attribute_name} must be {wanted}; got {text!r}") from error
+        return self._checked(value)
+
+    def normalize(self, value: Any) -> Any:
+        """A value given in Python. Raises ValueError as `parse` does."""
+        if self.rule.choices and not self.rule.several and value not in self.rule.choices:
+            raise ValueError(f"{self._attribute_name} {self.rule.refusal(value)}")
+        return self._checked(super().normalize(value))
+
+    def _checked(self, value: Any) -> Any:
+        known = self.kind in (str, int, float, bool)
+        converted = float(value) if self.kind is float and isinstance(value, int) else value
+        problem = (known and mistyped(converted, self.kind)) or self.rule.refusal(converted)
+        if problem:
+            raise ValueError(f"{self._attribute_name} {problem}")
+        return converted
+
+
+class Text(_Ruled, luigi.Parameter):
+    """A text, or some of several words."""
+
+
+class Choice(_Ruled, luigi.ChoiceParameter):
+    """One of several words."""
+
+
+class Whole(_Ruled, luigi.IntParameter):
+    """A whole number."""
+
+
+class Number(_Ruled, luigi.FloatParameter):
+    """A number."""
+
+
+class YesNo(_Ruled, luigi.BoolParameter):
+    """true or false."""
+
+
+class Mapping(_Ruled, luigi.DictParameter):
+    """A JSON object."""
+
+
+class Sequence(_Ruled, luigi.ListParameter):
+    """A JSON list."""
+
+
+KINDS = {
+    str: Text,
+    Path: Text,
+    int: Whole,
+    float: Number,
+    bool: YesNo,
+    dict: Mapping,
+    list: Sequence,
+}
+
+
+def parameter(kind: Any, rule: Rule) -> _Ruled:
+    """Luigi's parameter for a setting of this type."""
+    given: dict[str, Any] = {"significant": rule.significant}
+    made: type[_Ruled] = KINDS[getattr(kind, "__origin__", kind)]
+    if rule.choices and not rule.several:
+        made, given["choices"] = Choice, rule.choices
+    if kind is bool:
+        given["parsing"] = luigi.BoolParameter.EXPLICIT_PARSING
+    found = made(**given)
+    found.kind, found.rule = kind, rule
+    words = ", ".join(rule.choices)
+    of_them = f"{'some' if rule.several else 'one'} of {words}" if words else ""
+    found.description = "; ".join(filter(None, (rule.help, of_them))) or None
+    return found
+
+
+def parameters(settings: type[Settings]) -> Callable[[T], T]:
+    """Give a task or config a parameter for each of these settings."""
+
+    def decorate(task: T) -> T:
+        for name, (kind, rule) in rules(settings).items():
+            made = parameter(kind, rule)
+            made.__set_name__(task, name)  # as the class statement would
+            setattr(task, name, made)
+        task.settings_kind = settings  # type: ignore[attr-defined]
+        return task
+
+    return decorate

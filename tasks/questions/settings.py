@@ -1,0 +1,47 @@
+"""The settings of BuildMCQ, and of open questions in its place."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tasks.language.prompts import LETTERS
+from tasks.runtime.errors import StageError
+from tasks.runtime.settings import Settings, setting
+
+TOP_UPS = ("confusion", "text", "random", "none")
+VOCABULARIES = ("closed", "open")
+OPTIONS_FROM = ("policy", "random", "text", "hard_negative")
+ANSWERS_FROM = ("label", "majority")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildMCQSettings(Settings):
+    """[BuildMCQ]: how candidates are merged, and how options are chosen among them."""
+
+    section: ClassVar[str] = "BuildMCQ"
+
+    num_options: int = setting(at_least=2, at_most=len(LETTERS))
+    min_options: int = setting("fewer are topped up", at_least=2)
+    top_up: str = setting("which wrong classes are added", choices=TOP_UPS)
+    vocabulary: str = setting("which names are offered", choices=VOCABULARIES)
+    fuzzy_threshold: float = setting("similarity up to 100; 0: off", at_least=0, at_most=100)
+    fuzzy_margin: float = setting("above the similarity to any other class", at_least=0)
+    options_from: str = setting("where wrong options come from", choices=OPTIONS_FROM)
+    answer_from: str = setting("what counts as the truth", choices=ANSWERS_FROM)
+    min_truth_votes: int = setting("fewer rollouts that name the truth: skipped", at_least=0)
+    max_unparsed_per_image: float = setting(
+        "a larger share that cannot be read: skipped", at_least=0, at_most=1
+    )
+    max_lost_share: float = setting("more images without a candidate: an error", at_least=0)
+    shard_size: int = setting("images a shard; letters are balanced in each", at_least=1)
+
+    @property
+    def draws(self) -> bool:
+        """Whether choosing options takes random numbers."""
+        return self.top_up == "random" or self.options_from == "random"
+
+    def check(self) -> None:
+        if self.min_options > self.num_options:
+            raise StageError(
+                f"[BuildMCQ] min_options must be at most num_options; got {self.min_options} and "
+                f"{self.num_options}"
+            )
