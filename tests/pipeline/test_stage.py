@@ -115,7 +115,7 @@ def test_a_changed_setting_reruns_its_stage_and_what_hangs_below_it(
     value = parameter.parse(old)
     share = number and getattr(getattr(parameter, "rule", None), "at_most", None) == 1
     new = OTHER_VALUES.get(name) or (
-        str(value / 2 + 0.05 if share else value + 1) if number else "stepwise"
+        str(value / 2 + 0.07 if share else value + 1) if number else "stepwise"
     )
     config.set(section, name, new)
     changed = {key for key, value in fingerprints().items() if value != before[key]}
