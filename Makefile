@@ -16,7 +16,7 @@ RESOLVED = --override requirements/overrides.txt --constraint requirements/$(1).
 
 train: $(READY)
 	@$(BIN)/luigi --module pipeline.tasks TrainDiVE $(if $(DATASET),--dataset $(DATASET))
-	@$(BIN)/python -m pipeline where $(if $(DATASET),--dataset $(DATASET))
+	@$(BIN)/python -m pipeline results $(if $(DATASET),--dataset $(DATASET))
 
 card: $(READY)
 	@test -n "$(NAME)" -a -n "$(FOLDER)" || { echo "error: make card NAME=my_birds FOLDER=path"; exit 1; }
