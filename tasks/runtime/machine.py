@@ -24,6 +24,8 @@ CUDA = (
 )
 DRIVER = 580  # the first driver with it
 GLIBC = {"x86_64": (2, 31), "aarch64": (2, 34)}  # the oldest that every wheel has a build for
+# Bytes on the disk after an installation, measured; those of CUDA from the sizes of its wheels.
+SIZE = {"cpu": 7e9, "cuda": 14e9}
 NO_GPU = ("-1", "NoDevFiles", "none", "void")  # CUDA_VISIBLE_DEVICES ends at these
 
 
@@ -122,6 +124,17 @@ def supported_cuda() -> int:
     return number.value
 
 
+def room(build: str, free: int, installed: bool) -> str:
+    """A build's packages take `SIZE` bytes of disk; `free` is what this folder's disk has."""
+    if installed or free >= SIZE[build]:
+        return ""
+    needed, there = SIZE[build] / 1e9, free / 1e9
+    return (
+        f"the packages of this build take {needed:.0f} GB and this disk has {there:.1f} GB free; make "
+        "room, or clone onto another disk"
+    )
+
+
 def missing(build: str) -> list[str]:
     """What a build, cpu or cuda, lacks on this machine, a sentence each."""
     libc = ""
@@ -130,7 +143,11 @@ def missing(build: str) -> list[str]:
     schemes = sysconfig.get_default_scheme().replace(
         "posix_local", "posix_prefix"
     )  # as Triton does
-    found = [c_library(libc, platform.machine())]
+    installed = any(Path(sys.prefix).glob("lib/python*/site-packages/torch"))
+    found = [
+        c_library(libc, platform.machine()),
+        room(build, shutil.disk_usage(sys.prefix).free, installed),
+    ]
     if build == "cuda":
         found += [
             compiler(os.environ),

@@ -107,7 +107,11 @@ def test_what_only_reads_manifests_imports_nothing_heavy(tmp_path, line):
         (["status", "TranDiVE"], 1, "no task 'TranDiVE'; did you mean TrainDiVE?"),
         (["status", "tasks"], 1, "no task 'tasks'"),
         (["inspect", "propse"], 1, "no artifact 'propse'"),
-        (["where", "--dataset", "none"], 1, "no report under artifacts/none yet"),  # as it was called
+        (
+            ["where", "--dataset", "none"],
+            1,
+            "no report under artifacts/none yet",
+        ),  # as it was called
     ],
 )
 def test_a_wrong_name_is_met_with_the_right_one(line, code, told):
