@@ -25,7 +25,7 @@ CUDA = (
 DRIVER = 580  # the first driver with it
 GLIBC = {"x86_64": (2, 31), "aarch64": (2, 34)}  # the oldest that every wheel has a build for
 # Bytes on the disk after an installation, measured; those of CUDA from the sizes of its wheels.
-SIZE = {"cpu": 7e9, "cuda": 14e9}
+SIZE = {"cpu": 8e9, "cuda": 14e9}
 NO_GPU = ("-1", "NoDevFiles", "none", "void")  # CUDA_VISIBLE_DEVICES ends at these
 
 

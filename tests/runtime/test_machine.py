@@ -216,7 +216,7 @@ def train(**trl) -> dict:
 
 
 def test_a_disk_without_room_is_told_before_anything_is_installed():
-    assert machine.room("cpu", 8 * 10**9, False) == ""
+    assert machine.room("cpu", 9 * 10**9, False) == ""
     said = machine.room("cuda", 3 * 10**9, False)
     assert said.startswith("the packages of this build take 14 GB and this disk has 3.0 GB free")
     assert machine.room("cuda", 0, True) == "", "they are there already"
