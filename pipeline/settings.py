@@ -12,12 +12,15 @@ import os
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import luigi
 from luigi import configuration
 from luigi.cmdline_parser import CmdlineParser
 from luigi.parameter import MissingParameterException
+
+from tasks.runtime.errors import StageError
+from tasks.runtime.settings import Settings, rules
 
 # Sections that Luigi reads itself (its configuration reference, "Configurable options").
 LUIGI_SECTIONS = {
@@ -55,6 +58,9 @@ class SettingsError(SystemExit):
         super().__init__(f"error: {sentence}")
 
 
+S = TypeVar("S", bound=Settings)
+
+
 class Checked(luigi.Task):
     """Base of tasks and configs whose parameters must all be set and known."""
 
@@ -81,6 +87,22 @@ class Checked(luigi.Task):
             reason = error.__cause__ or error
             key = _refused(family, params)
             raise SettingsError(f"luigi.cfg: section [{family}]{key}: {reason}") from error
+
+    def read(self, kind: type[S]) -> S:
+        """Its settings, with their types. Raises SettingsError where they do not go together."""
+        try:
+            return kind(**{name: plain(getattr(self, name)) for name in rules(kind)})
+        except StageError as error:
+            raise SettingsError(f"luigi.cfg: {error}") from error
+
+
+def plain(value: Any) -> Any:
+    """Luigi's frozen containers as plain lists and dictionaries."""
+    if isinstance(value, dict) or hasattr(value, "items"):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
 
 
 def of_dataset(family: str, params: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

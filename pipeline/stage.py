@@ -12,17 +12,14 @@ import logging
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import luigi
 
 import data_cards
 from pipeline.artifacts import source_code, store
 from pipeline.artifacts.child import LOG
-from pipeline.settings import Checked, SettingsError, run
-from tasks.runtime.settings import Settings, rules
-
-S = TypeVar("S", bound=Settings)
+from pipeline.settings import Checked, SettingsError, plain, run
 
 # Recorded in the manifest, but not hashed: what they change shows in the inputs or extra_identity.
 GRAPH_ONLY = ("dataset", "subset", "method", "refresh_round")
@@ -135,10 +132,6 @@ class Stage(Checked, luigi.Task):
             with contextlib.suppress(Exception):  # a page is no reason to stop
                 tell(value)
 
-    def read(self, kind: type[S]) -> S:
-        """Its settings, with their types."""
-        return kind(**{name: plain(getattr(self, name)) for name in rules(kind)})
-
     def significant(self) -> dict[str, Any]:
         """Significant parameters, as plain JSON values; graph parameters other than seed left out."""
         chosen = {}
@@ -228,15 +221,6 @@ class OfSet(Stage):
     def parts(self) -> list[Stage]:
         mixed = len(self.names) > 1 and not self.subset
         return [self.clone(subset=name) for name in self.names] if mixed else []
-
-
-def plain(value: Any) -> Any:
-    """Luigi's frozen containers as plain lists and dictionaries."""
-    if isinstance(value, dict) or hasattr(value, "items"):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
 
 
 class _OneSentence(logging.Filter):
