@@ -28,7 +28,7 @@ from tasks.runtime.protocol import save_stats
 from tasks.tables import schemas, shards
 
 PROMPT_VERSION = 1  # raised whenever the wording below changes, for a verdict rests on it
-MODES = ("one_step",)  # those answered in free text
+FREE_TEXT_MODES = ("one_step",)  # those answered in free text
 _KEY = ("prompt_version", "model", "question", "truth", "answer")
 VERDICTS = ("yes", "no")
 
@@ -207,7 +207,7 @@ def _committed(root: Path) -> list[Path]:
 
 
 def _free(row: dict[str, Any]) -> bool:
-    return row["mode"] in MODES
+    return row["mode"] in FREE_TEXT_MODES
 
 
 def _open(row: dict[str, Any]) -> bool:

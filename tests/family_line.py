@@ -9,12 +9,16 @@ import json
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 from tasks.engines.backends import open_engine
+from tasks.engines.base import Engine
+from tasks.engines.settings import EngineSettings
 from tasks.evaluate import evaluate
 from tasks.propose import propose
 from tests import families
+from tests.conftest import run_stage
 from training.grpo import grpo
 from training.sft import base_policy
 
@@ -27,9 +31,14 @@ STAGES = (
 )
 
 
-def engine(policy, settings):
-    """`[engine] backend`, named in `in_process`, in this process and not in one below it."""
-    return open_engine(policy, {**settings, "backend": settings["in_process"]})
+def vllm(policy: Path, settings: EngineSettings) -> Engine:
+    """The backend of that name, in this process and not in one below it."""
+    return open_engine(policy, replace(settings, backend="vllm"))
+
+
+def transformers(policy: Path, settings: EngineSettings) -> Engine:
+    """The same for this one."""
+    return open_engine(policy, replace(settings, backend="transformers"))
 
 
 def paths(given: dict) -> dict:
@@ -49,7 +58,7 @@ def line(given: dict) -> dict[str, float]:
     for name, stage in (pair for pair in STAGES if pair[0] in given):
         started = time.monotonic()
         Path(given[name]["output"]).mkdir()
-        stage(**paths(given[name]))
+        run_stage(stage, **paths(given[name]))
         seconds[name] = round(time.monotonic() - started, 1)
     return seconds
 

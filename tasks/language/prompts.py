@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_cards import Card
-from tasks.runtime.errors import StageError
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 STYLES = ("brief", "stepwise", "caption")
+PROMPTS = ("open", "closed_list")  # the open question, without and with the names it may be
+LIST_POSITIONS = ("in_question", "before_image")  # of a closed list
 
 _OPEN_TAIL = {
     "brief": "Think between <think> and </think>. Then give one name between <answer> and </answer>.",
@@ -76,25 +77,16 @@ def listed(names: Sequence[str]) -> str:
 
 
 def card_question(
-    card: Card, engine: dict[str, Any], prompt: str, names: list[str]
+    card: Card, prompt: str, names: list[str], *, style: str, list_position: str
 ) -> tuple[str, str]:
     """What stands before the image, and the open question of a card after it.
 
-    With `prompt = closed_list` the allowed names are shown: in the question, or before the image
-    (`[engine] list_position = before_image`), where an engine computes them once for all images.
+    `prompt` is one of PROMPTS. With closed_list the allowed names are shown: in the question, or
+    before the image (`list_position`), where an engine computes them once for all images.
     """
-    if prompt not in ("open", "closed_list"):
-        raise StageError(f"prompt must be open or closed_list; got {prompt!r}")
-    position = engine["list_position"]
-    if position not in ("in_question", "before_image"):
-        raise StageError(
-            f"[engine] list_position must be in_question or before_image; got {position!r}"
-        )
     allowed = names if prompt == "closed_list" else None
-    ahead = allowed is not None and position == "before_image"
-    text = open_question(
-        card.noun, card.kind, style=engine["prompt_style"], names=None if ahead else allowed
-    )
+    ahead = allowed is not None and list_position == "before_image"
+    text = open_question(card.noun, card.kind, style=style, names=None if ahead else allowed)
     return listed(names) if ahead else "", text
 
 

@@ -26,7 +26,7 @@ LABELS = {
     "constrained": "letters only",
 }
 # The order in which modes stand in every table.
-MODES = ("one_step", "two_step", "majority", "mcq", "constrained")
+ORDER_OF_MODES = ("one_step", "two_step", "majority", "mcq", "constrained")
 _DIRECTION_OVERRIDES = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 # The verdict speaks of these modes; the table holds them all.
 SPOKEN_MODES = {"one_step": "Asked once", "two_step": "Asked in two steps"}
@@ -46,7 +46,9 @@ def title_of(name: str) -> str:
 def in_order(modes: Iterable[str]) -> list[str]:
     """The modes that are there, each once, as tables show them; unknown ones come last."""
     present = set(modes)
-    return [mode for mode in MODES if mode in present] + sorted(present - set(MODES))
+    return [mode for mode in ORDER_OF_MODES if mode in present] + sorted(
+        present - {*ORDER_OF_MODES}
+    )
 
 
 def esc(value: object) -> str:

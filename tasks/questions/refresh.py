@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tasks.questions.settings import ProposeSettings
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
 
-HOW = ("all", "unsolved", "sample")
-SOLVED = ("keep", "retire")
 # The reward that says whether a question was answered: the first of these that was paid.
 ANSWERED = ("letter", "difficulty_weighted", "exact", "virft_compat")
 
@@ -33,11 +32,8 @@ class Plan:
 
 def plan(
     image_ids: Sequence[str],
+    settings: ProposeSettings,
     *,
-    how: str,
-    share: float,
-    solved_at: float,
-    solved: str,
     previous: Path | None,
     train: Path | None,
     seed: int,
@@ -45,34 +41,29 @@ def plan(
     """What a round does with its images; `previous` and `train` are the round before's artifacts.
 
     A question is solved when the completions of its latest use earned at least `solved_at` on
-    average. An image that the round before retired stays retired. Raises StageError for unknown
-    settings, or when nothing is left to ask about or to learn from.
+    average. An image that the round before retired stays retired. Raises StageError when nothing
+    is left to ask about or to learn from.
     """
-    if how not in HOW:
-        raise StageError(f"[Propose] refresh must be one of {', '.join(HOW)}; got {how!r}")
-    if solved not in SOLVED:
-        raise StageError(f"[Propose] solved must be one of {', '.join(SOLVED)}; got {solved!r}")
-    if not 0 < share <= 1:
-        raise StageError(f"[Propose] refresh_share must be above 0 and at most 1; got {share:g}")
-    if how == "all" or previous is None or train is None:
+    if settings.refresh == "all" or previous is None or train is None:
         return Plan(list(image_ids), [], [])
     gone = set(_column(previous, "retired", "image_id"))
     left = [image_id for image_id in image_ids if image_id not in gone]
-    if how == "sample":
-        count = max(1, round(share * len(left)))
+    if settings.refresh == "sample":
+        count = max(1, round(settings.refresh_share * len(left)))
         drawn = np.random.default_rng([seed, 1]).choice(len(left), count, replace=False)
         again = {left[i] for i in drawn}
         return Plan(
             [i for i in left if i in again], [i for i in left if i not in again], sorted(gone)
         )
-    done = {image_id for image_id, mean in latest_rewards(train).items() if mean >= solved_at}
+    rewards = latest_rewards(train)
+    done = {image_id for image_id, mean in rewards.items() if mean >= settings.solved_at}
     asked = [image_id for image_id in left if image_id not in done]
     rest = [image_id for image_id in left if image_id in done]
-    if solved == "keep":
+    if settings.solved == "keep":
         return Plan(asked, rest, sorted(gone))
     if not asked:
         raise StageError(
-            f"every question of {train} is solved (solved_at = {solved_at:g}) and retired: nothing is "
+            f"every question of {train} is solved (solved_at = {settings.solved_at:g}) and retired: nothing is "
             "left to train on; stop at this round, or set [Propose] solved = keep"
         )
     return Plan(asked, [], sorted(gone | set(rest)))

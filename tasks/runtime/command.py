@@ -95,8 +95,8 @@ def load_arguments(function: Callable[..., None], path: Path) -> dict[str, Any]:
         raise StageError(f"{path}: {error.args[0]}") from error
 
 
-def bind(function: Callable[..., None], values: dict[str, Any]) -> dict[str, Any]:
-    """Values by name as a stage function's keyword arguments.
+def bind(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Values by name as the keyword arguments of a stage's function, or of a dataclass of settings.
 
     An argument that is a dataclass of settings takes a value of its own name, or is made from its
     settings' values, which then stand beside the others. Raises KeyError with a sentence for a name
@@ -128,7 +128,9 @@ def _settings_kind(kind: Any) -> type[Settings] | None:
 
 def _typed(value: Any, kind: Any) -> Any:
     settings = _settings_kind(kind)
-    return settings(**value) if settings and isinstance(value, dict) else converted(value, kind)
+    if settings and isinstance(value, dict):
+        return settings(**bind(settings, value))
+    return converted(value, kind)
 
 
 def quiet_libraries() -> None:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 SOON = 5.0  # seconds within which nothing is said
 EVERY = 60.0  # seconds between two lines in a log file
@@ -49,10 +48,10 @@ def loading(what: str) -> Iterator[Callable[[], None]]:
 
 
 def opening(
-    stage: str, policy: str | Path, settings: dict[str, Any]
+    stage: str, policy: str | Path, backend: str
 ) -> AbstractContextManager[Callable[[], None]]:
-    """The same for an engine of these `[engine]` settings, from its start to its first answer."""
-    if settings["backend"] == "server":  # nothing is loaded here
+    """The same for an engine of this `[engine] backend`, from its start to its first answer."""
+    if backend == "server":  # nothing is loaded here
         return nullcontext(lambda: None)
     return loading(f"{stage}: the engine loads {weights(policy)}")
 
