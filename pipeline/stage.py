@@ -21,6 +21,7 @@ from pipeline.artifacts import source_code, store
 from pipeline.artifacts.child import LOG
 from pipeline.parameters import plain
 from pipeline.settings import Checked, SettingsError, run
+from tasks.runtime.errors import StageError
 from tasks.runtime.settings import Settings, rules
 
 S = TypeVar("S", bound=Settings)
@@ -137,8 +138,11 @@ class Stage(Checked, luigi.Task):
                 tell(value)
 
     def read(self, kind: type[S]) -> S:
-        """Its settings, with their types."""
-        return kind(**{name: plain(getattr(self, name)) for name in rules(kind)})
+        """Its settings, with their types. Raises SettingsError for those that do not go together."""
+        try:
+            return kind(**{name: plain(getattr(self, name)) for name in rules(kind)})
+        except StageError as error:
+            raise SettingsError(f"luigi.cfg: {error}") from error
 
     def significant(self) -> dict[str, Any]:
         """Significant parameters, as plain JSON values; graph parameters other than seed left out."""

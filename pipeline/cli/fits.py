@@ -19,7 +19,7 @@ from typing import Any
 from pipeline import tasks
 from pipeline.methods import method_of
 from pipeline.settings import run
-from pipeline.stage import Stage, plain
+from pipeline.stage import Stage
 
 GB, GIB = 1e9, 1 << 30
 TOKEN = 4  # bytes of text a token, before compression
@@ -67,10 +67,10 @@ def asked_of(train: Any, prompt: tuple[int, int]) -> Any:
         place = needs.Place.of_launcher(train.launcher)
     except (OSError, ValueError) as error:
         raise StageError(f"[Train] launcher = {train.launcher}: {error}") from error
-    options = needs.Options.of(plain(train.trl))
+    options = needs.Options.of(train.settings.trl)
     supervised = method_of(train.method).supervised
     model = model_of(train.base())
-    return needs.Asked(model, prompt, train.arguments(), options, place, supervised)
+    return needs.Asked(model, prompt, train.settings, options, place, supervised)
 
 
 def memory(train: Any | None, prompt: tuple[int, int]) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def disk(stages: Sequence[Stage], prompt: tuple[int, int], work: Sequence[Any]) 
                 how = needed.told()
                 size = (needed.peak if stage is trains[-1] else needed.left) / GB
             elif isinstance(stage, tasks.BasePolicy):
-                bytes_of = 4 if stage.dtype == "float32" else 2
+                bytes_of = 4 if stage.settings.dtype == "float32" else 2
                 size = sizes_of(model_of(stage)).count * bytes_of / GB
             elif isinstance(stage, tasks.Download):
                 found[name] = None
@@ -231,7 +231,7 @@ def model_of(base: Any) -> Path | str:
     with contextlib.suppress(OSError):
         if base.folder.is_dir():
             return Path(base.folder)
-    return str(base.model)
+    return str(base.settings.model)
 
 
 def lines(found: dict[str, Any]) -> list[str]:

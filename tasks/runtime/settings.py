@@ -88,7 +88,8 @@ class Settings:
             object.__setattr__(self, name, value)
             problem = mistyped(value, kind) or rule.refusal(value)
             if problem:
-                raise StageError(f"[{self.section}] {name} {problem}")
+                place = f"[{self.section}] " if self.section else ""
+                raise StageError(f"{place}{name} {problem}")
         self.check()
 
     def check(self) -> None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from training.model import trainable
 from training.model.sharding import launched_with
 from training.resources import disk, gpu_memory, main_memory, vllm_memory
 from training.resources.sizes import sizes_of
+from training.settings import TrainSettings
 from training.shared_prefix.forward import PREFIX_MODELS
 
 ADAMW = "adamw_torch_fused"  # what TRL takes where nothing is said
@@ -115,12 +115,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Asked:
-    """A training: `given` holds the arguments of `training.grpo.grpo`, `prompt` the tokens of the
-    longest prompt and how many of them are the image's. `policy` is a folder or hub id."""
+    """A training: `prompt` are the tokens of the longest prompt, and how many of them are the image's.
+
+    `policy` is a folder or hub id.
+    """
 
     policy: Path | str
     prompt: tuple[int, int]
-    given: dict[str, Any]
+    settings: TrainSettings
     options: Options
     place: Place
     supervised: bool = False
@@ -128,21 +130,21 @@ class Asked:
     @property
     def turns(self) -> int:
         """Micro-batches of a process that make a step."""
-        each = 1 if self.supervised else self.given["num_generations"]
-        batch = self.given["questions_per_step"] * each
-        return max(1, batch // (self.given["micro_batch_size"] * self.place.processes))
+        each = 1 if self.supervised else self.settings.num_generations
+        batch = self.settings.questions_per_step * each
+        return max(1, batch // (self.settings.micro_batch_size * self.place.processes))
 
     @property
     def at_once(self) -> int:
         """Completions that one process asks for at a time: those of all turns of a batch."""
-        return self.given["micro_batch_size"] * (self.options.steps_per_generation or self.turns)
+        return self.settings.micro_batch_size * (self.options.steps_per_generation or self.turns)
 
     @property
     def trained(self) -> int:
         """Weights that are trained."""
-        targets = trainable.read_parts(self.given["lora_targets"], "lora_targets")
-        frozen = trainable.read_parts(self.given["freeze"], "freeze")
-        return sizes_of(self.policy).trained(frozen, self.given["lora_rank"], targets)
+        settings = self.settings
+        sizes = sizes_of(self.policy)
+        return sizes.trained(settings.frozen, settings.lora_rank, settings.adapted)
 
     @property
     def colocated(self) -> bool:
@@ -153,28 +155,29 @@ class Asked:
 
 def of_gpu(asked: Asked) -> gpu_memory.Estimate:
     """What the trainer takes of a GPU, or of a machine without one, a process."""
-    given, options, place = asked.given, asked.options, asked.place
+    settings, options, place = asked.settings, asked.options, asked.place
     samples = not asked.supervised
-    group = given["num_generations"] if samples else 1
+    group = settings.num_generations if samples else 1
+    shared, limit = settings.shared_prefix, settings.tokens_per_micro_batch
     return gpu_memory.estimate(
         asked.policy,
-        dtype=given["dtype"],
-        frozen=trainable.read_parts(given["freeze"], "freeze"),
-        lora_rank=given["lora_rank"],
-        lora_targets=trainable.read_parts(given["lora_targets"], "lora_targets"),
-        quantized=given["quantize"] != "none",
+        dtype=settings.dtype,
+        frozen=settings.frozen,
+        lora_rank=settings.lora_rank,
+        lora_targets=settings.adapted,
+        quantized=settings.quantized,
         reference=samples and options.beta != 0.0,
         optimizer=options.optim,
         checkpointing=options.gradient_checkpointing,
-        sequences=given["micro_batch_size"],
+        sequences=settings.micro_batch_size,
         prompt_tokens=asked.prompt[0],
-        completion_tokens=given["max_completion_length"] if samples else 64,
+        completion_tokens=settings.max_completion_length if samples else 64,
         image_tokens=asked.prompt[1],
-        group=group if given["shared_prefix"] else 1,
-        shared=given["shared_prefix"] and sizes_of(asked.policy).kind in PREFIX_MODELS,
-        pass_limit=given["tokens_per_micro_batch"] if given["shared_prefix"] else 0,
+        group=group if shared else 1,
+        shared=shared and sizes_of(asked.policy).kind in PREFIX_MODELS,
+        pass_limit=limit if shared else 0,
         generated=asked.at_once if samples and not options.use_vllm else 0,
-        turns=asked.turns + bool(given["tokens_per_micro_batch"] and given["shared_prefix"]),
+        turns=asked.turns + bool(limit and shared),
         shards=place.shards,
         sharding=place.sharding,
         offloaded=place.offloaded,
@@ -186,41 +189,38 @@ def of_vllm(asked: Asked) -> vllm_memory.VllmNeeds | None:
     """What a colocated vLLM takes of each GPU; None where there is none."""
     if not asked.colocated:
         return None
-    options, longest = asked.options, asked.prompt[0] + asked.given["max_completion_length"]
+    options, longest = asked.options, asked.prompt[0] + asked.settings.max_completion_length
     tensor_parallel = options.vllm_tensor_parallel_size
     return vllm_memory.vllm_needs(
         asked.policy,
         max_length=options.vllm_max_model_length or longest,
         sequences=asked.at_once * tensor_parallel,
-        dtype=asked.given["dtype"],
+        dtype=asked.settings.dtype,
         tensor_parallel=tensor_parallel,
     )
 
 
 def of_disk(asked: Asked) -> disk.DiskNeeds:
     """What the round writes."""
-    keys = ("dtype", "steps", "save_steps", "watch_every", "keep_checkpoints", "carry_over")
     return disk.disk_needs(
+        asked.settings,
         count=sizes_of(asked.policy).count,
         trained=asked.trained,
         optimizer_bytes=gpu_memory.optimizer_bytes(asked.options.optim),
-        lora=bool(asked.given["lora_rank"]),
         sharding=asked.place.sharding,
         full=asked.place.full,
-        **{key: asked.given[key] for key in keys},
     )
 
 
 def of_main_memory(asked: Asked) -> main_memory.MainMemory:
     """What one machine's processes take of its main memory, beside GPUs."""
-    given, place, sizes = asked.given, asked.place, sizes_of(asked.policy)
-    targets = trainable.read_parts(given["lora_targets"], "lora_targets")
-    kept = sum(sizes.adapted[part] for part in targets) if given["lora_rank"] else 0
+    settings, place, sizes = asked.settings, asked.place, sizes_of(asked.policy)
+    kept = sum(sizes.adapted[part] for part in settings.adapted)
     return main_memory.main_memory(
         count=sizes.count,
         trained=asked.trained,
-        size=4 if given["dtype"] == "float32" else 2,
-        lora=bool(given["lora_rank"]),
+        size=4 if settings.dtype == "float32" else 2,
+        lora=bool(settings.lora_rank),
         kept=kept if asked.options.use_vllm else 0,
         optimizer_bytes=gpu_memory.optimizer_bytes(asked.options.optim),
         local=place.local,
@@ -233,7 +233,12 @@ def of_main_memory(asked: Asked) -> main_memory.MainMemory:
 
 
 def check(
-    base: Path, processor: Any, row: dict[str, Any], config: Any, given: dict, output: Path
+    base: Path,
+    processor: Any,
+    row: dict[str, Any],
+    config: Any,
+    settings: TrainSettings,
+    output: Path,
 ) -> None:
     """Say what training takes of GPU, main memory and disk, and refuse what can't fit.
 
@@ -245,15 +250,15 @@ def check(
     asked = Asked(
         base,
         gpu_memory.size_of_prompts(processor, [row]),
-        given,
+        settings,
         Options.of(config),
         Place.of_process(config, cuda),
         supervised=not hasattr(config, "num_generations"),
     )
     available, share = gpu_memory.available_memory(), 0.0
     if (engine := of_vllm(asked)) and cuda:
-        given_share, total = asked.options.vllm_gpu_memory_utilization, gpu_memory.total_memory()
-        share = vllm_memory.check_vllm(engine, given_share, total)
+        asked_share, total = asked.options.vllm_gpu_memory_utilization, gpu_memory.total_memory()
+        share = vllm_memory.check_vllm(engine, asked_share, total)
     gpu_memory.check(of_gpu(asked), available, share, asked.options.vllm_enable_sleep_mode)
     if cuda:
         main_memory.check_main(of_main_memory(asked), main_memory.free_main_memory())

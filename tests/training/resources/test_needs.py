@@ -10,12 +10,13 @@ import pytest
 
 from pipeline.cli import fits, plan
 from tasks.runtime.errors import StageError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, settings_of
 from tests.pipeline.cli.test_plan import config, recipe  # noqa: F401  fixtures
 from training.model import processors
 from training.model.tiny_policy import new_model, processor, save
 from training.resources import disk, gpu_memory, main_memory, needs, vllm_memory
 from training.resources.sizes import sizes_of
+from training.settings import TrainSettings
 
 GB, GIB = 1e9, 1 << 30
 SMALL, LARGE = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -32,7 +33,8 @@ GIVEN = {
 def asked(model=SMALL, place=None, options=None, supervised=False, **given) -> needs.Asked:
     read = needs.Options.of({"gradient_checkpointing": True, **(options or {})})
     place = place or needs.Place()
-    return needs.Asked(model, (700, 512), {**GIVEN, **given}, read, place, supervised)
+    settings = settings_of(TrainSettings, **{**GIVEN, **given})
+    return needs.Asked(model, (700, 512), settings, read, place, supervised)
 
 
 def test_the_sizes_of_a_known_shape_are_those_of_its_card():
@@ -132,7 +134,7 @@ def test_what_trl_is_not_told_is_what_trl_takes():
 
     theirs = GRPOConfig.__dataclass_fields__
     for field in dataclasses.fields(needs.Options):
-        # None: as many as micro-batches make a step. Recomputing is off in ours (training.settings).
+        # None: as many as micro-batches make a step. Recomputing is off in ours (training.loop.trl_settings).
         if field.name not in ("steps_per_generation", "gradient_checkpointing"):
             assert field.default == theirs[field.name].default, field.name
     told = needs.Options.of({"optim": "adamw_8bit", "use_vllm": True, "unknown": 1})
@@ -162,15 +164,16 @@ def test_the_check_before_training_asks_for_memory_and_disk(tmp_path, monkeypatc
     trl = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, num_generations=2,
                      per_device_train_batch_size=4)  # fmt: skip
     row = {"prompt": [{"role": "user", "content": "What?"}], "image": Image.new("RGB", (84, 84))}
-    given = {**GIVEN, "dtype": "float32", "num_generations": 2, "micro_batch_size": 4}
+    changed = {**GIVEN, "dtype": "float32", "num_generations": 2, "micro_batch_size": 4}
+    settings = settings_of(TrainSettings, **changed)
     ready = processors.load_processor(tmp_path / "policy")
-    needs.check(tmp_path / "policy", ready, row, trl, given, tmp_path)
+    needs.check(tmp_path / "policy", ready, row, trl, settings, tmp_path)
     told = capsys.readouterr().out
     assert re.search(r"train: about [\d.]+ GiB \(weights .*, process 1\.00\) of", told)
     assert "train: on disk" in told
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(StageError, match="training writes up to"):
-        needs.check(tmp_path / "policy", ready, row, trl, given, tmp_path)
+        needs.check(tmp_path / "policy", ready, row, trl, settings, tmp_path)
 
 
 # Recipes and examples.
