@@ -178,7 +178,7 @@ def measure(
     with contextlib.redirect_stdout(sys.stderr):
         prompt = gpu_memory.size_of_prompts(processor, rows[:2])
         options, place = needs.Options.of(config), needs.Place(cuda=False)
-        needed = needs.of_gpu(needs.Asked(policy, prompt, settings, options, place))
+        needed = gpu_memory.of_gpu(needs.Asked(policy, prompt, settings, options, place))
         clock.start()
         model, adapters = loading.load_model(policy, settings)
         trainer = make_trainer(

@@ -28,6 +28,12 @@ def test_every_method_takes_as_many_optimiser_steps_of_as_many_questions():
         assert all(a["rounds"] * a["steps"] == 40 for a in given)
 
 
+def test_rounds_that_start_afresh_are_counted_too():
+    second = train("dive_k", refresh_round=1, carry_over=False, trl={"lr_scheduler_type": "linear"})
+    assert second.arguments()["rounds"] == run().rounds
+    assert second.significant()["rounds"] == 1, "others change nothing of it"
+
+
 @pytest.mark.parametrize(
     ("method", "expected"),
     [

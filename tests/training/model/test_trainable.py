@@ -10,27 +10,23 @@ from tests.conftest import settings_of
 from training.loop import checkpoints, policy_folder, vllm_check
 from training.model import loading, trainable
 from training.model.tiny_policy import new_model
-from training.resources import gpu_memory
+from training.resources import gpu_memory, needs
 from training.settings import TrainSettings
 
 GIB = 1 << 30
 
 
-def estimate(policy, **changed) -> gpu_memory.Estimate:
+def estimate(policy, turns=2, place=None, options=None, **changed) -> gpu_memory.Estimate:
+    """Of four completions of 500 tokens at a time, after prompts of as many."""
     given = {
-        "dtype": "bfloat16",
-        "frozen": (),
-        "lora_rank": 0,
-        "lora_targets": ("language",),
-        "quantized": False,
-        "reference": True,
-        "optimizer": "adamw_torch",
-        "checkpointing": True,
-        "sequences": 4,
-        "prompt_tokens": 500,
-        "completion_tokens": 500,
-    }
-    return gpu_memory.estimate(policy, **{**given, **changed})
+        "dtype": "bfloat16", "num_generations": 4, "questions_per_step": turns, "micro_batch_size": 4,
+        "max_completion_length": 500, "shared_prefix": False,
+    }  # fmt: skip
+    trl = {"beta": 0.04, "optim": "adamw_torch", "gradient_checkpointing": True}
+    trl |= {"steps_per_generation": 1, **(options or {})}
+    settings = settings_of(TrainSettings, **{**given, **changed})
+    place = place or needs.Place()
+    return gpu_memory.of_gpu(needs.Asked(policy, (500, 0), settings, needs.Options.of(trl), place))
 
 
 @pytest.fixture
@@ -122,13 +118,13 @@ def test_the_memory_of_weights_and_states_is_exact(policy):
     assert full.reference == 2 * count
     assert full.optimizer == 8 * count
     assert estimate(policy, dtype="float32").certain == 20 * count
-    assert estimate(policy, optimizer="adamw_8bit").optimizer == 2 * count
-    quarter = estimate(policy, shards=4)
+    assert estimate(policy, options={"optim": "adamw_8bit"}).optimizer == 2 * count
+    quarter = estimate(policy, place=needs.Place(4, sharding="fsdp"))
     for part in ("weights", "gradients", "optimizer", "reference"):
         assert getattr(quarter, part) == getattr(full, part) / 4
     assert full.copies == 2 * count, "autocast rounds every weight for the length of a pass"
     assert estimate(policy, turns=1).copies == 0, "gradients come where they were"
-    assert estimate(policy, reference=False).reference == 0
+    assert estimate(policy, options={"beta": 0.0}).reference == 0
     lora = estimate(policy, lora_rank=4)
     from peft import get_peft_model
 
@@ -139,13 +135,18 @@ def test_the_memory_of_weights_and_states_is_exact(policy):
     assert lora.copies == 0
     assert lora.gradients == 4 * trained
     assert lora.reference == 0
-    language = estimate(policy, frozen=("vision", "projector"))
+    language = estimate(policy, freeze="vision projector")
     assert language.gradients < full.gradients
-    assert estimate(policy, checkpointing=False).activations > 2 * full.activations
+    assert (
+        estimate(policy, options={"gradient_checkpointing": False}).activations
+        > 2 * full.activations
+    )
     known = (
         "Qwen/Qwen2.5-VL-3B-Instruct"  # of 36 layers, where that one of four is recomputed above
     )
-    whole, recomputed = (estimate(known, checkpointing=c).activations for c in (False, True))
+    whole, recomputed = (
+        estimate(known, options={"gradient_checkpointing": c}).activations for c in (False, True)
+    )
     assert whole > 5 * recomputed
 
 
