@@ -41,24 +41,15 @@ def transformers(policy: Path, settings: EngineSettings) -> Engine:
     return open_engine(policy, replace(settings, backend="transformers"))
 
 
-def paths(given: dict) -> dict:
-    """The arguments of a stage, with folders as paths."""
-    made = dict(given)
-    for key in ("download", "split", "policy", "base", "output", "mcq"):
-        if key in made:
-            value = made[key]
-            made[key] = [Path(each) for each in value] if isinstance(value, list) else Path(value)
-    return made
-
-
 def line(given: dict) -> dict[str, float]:
     """A family through all stages; seconds of each."""
     getattr(families, given["family"])(Path(given["base"]["model"]), given["words"])
     seconds = {}
     for name, stage in (pair for pair in STAGES if pair[0] in given):
         started = time.monotonic()
-        Path(given[name]["output"]).mkdir()
-        run_stage(stage, **paths(given[name]))
+        output = Path(given[name].pop("output"))
+        output.mkdir()
+        run_stage(stage, output, **given[name])
         seconds[name] = round(time.monotonic() - started, 1)
     return seconds
 

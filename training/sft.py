@@ -37,6 +37,7 @@ from training.data import sft_examples
 from training.loop import sft_checkpoint
 from training.model import tiny_policy
 from training.model.processors import sized_processor
+from training.settings import BasePolicySettings
 
 WARMUP_SHARE = 0.1
 MAX_GRAD_NORM = 1.0
@@ -46,37 +47,24 @@ CHECKPOINTS = 10  # in all, so that a kill costs a tenth
 def base_policy(
     output: Path,
     *,
-    model: str,
+    card: str,
     download: list[Path],
     split: list[Path],
-    card: str,
-    seed: int,
     prompt_style: str,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    muon_learning_rate: float,
-    question_share: float,
-    blind_share: float,
-    min_pixels: int,
-    max_pixels: int,
-    dtype: str,
+    seed: int,
+    settings: BasePolicySettings,
 ) -> None:
     """Write the base policy into the folder `output`.
 
-    A share `question_share` of the examples are multiple-choice questions, `blind_share` of those
-    with a grey image.
-
-    `model` is `tiny`, a model id of the hub, or a folder. `card` is one card's name, or several
-    joined by +, each with a folder in `download` and in `split`; only rows whose split is
-    `pretrain` are read. `min_pixels` and `max_pixels` bound the
-    area an image is scaled to. `dtype` is the precision of the saved weights.
+    `card` is one card's name, or several joined by +, each with a folder in `download` and in
+    `split`; only rows whose split is `pretrain` are read.
     """
     disable_progress_bar()  # of the library: one bar a stage is enough
-    if steps:
+    model = settings.model
+    if settings.steps:
         check_gpu()
     cards = [data_cards.load(name) for name in card.split("+")]
-    pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    pixels = {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
     if model == "tiny":
         texts = [text for each in cards for text in (each.kind, each.noun, *each.classes)]
         policy, processor = tiny_policy.build(tiny_policy.slot_words(texts), seed=seed, **pixels)
@@ -91,7 +79,7 @@ def base_policy(
             raise StageError(
                 f"[BasePolicy] model = {model} cannot be loaded: {first_line(error)}"
             ) from error
-    if steps:
+    if settings.steps:
         if gpus():  # the first of them: one process teaches
             policy.to("cuda")
         wording = {each.name: _wording(each, prompt_style) for each in cards}
@@ -99,20 +87,19 @@ def base_policy(
         rows = [
             row for places in zip(download, split, strict=True) for row in pretrain_images(*places)
         ]
-        batches = _random_batches(
-            rows, Decoder(processor), names, wording, seed, batch_size, question_share, blind_share
-        )
+        batches = _random_batches(rows, Decoder(processor), names, wording, seed, settings)
         figures = train_supervised(
             policy,
             processor,
             batches,
-            steps=steps,
-            learning_rate=learning_rate,
-            muon_learning_rate=muon_learning_rate,
+            steps=settings.steps,
+            learning_rate=settings.learning_rate,
+            muon_learning_rate=settings.muon_learning_rate,
             checkpoint=sft_checkpoint.place(output),
         )
-        print(f"base_policy: loss {figures['final_loss']:.3f} after {steps} supervised steps")
-    policy.to(getattr(torch, dtype))
+        loss, steps = figures["final_loss"], settings.steps
+        print(f"base_policy: loss {loss:.3f} after {steps} supervised steps")
+    policy.to(getattr(torch, settings.dtype))
     tiny_policy.save(policy, processor, output)
 
 
@@ -242,9 +229,7 @@ def _random_batches(
     names: dict[str, tuple[str, ...]],
     wording: dict[str, sft_examples.Wording],
     seed: int,
-    batch_size: int,
-    question_share: float,
-    blind_share: float,
+    settings: BasePolicySettings,
 ) -> Iterator[list[sft_examples.Example]]:
     """Endless batches that go through all images, in a new order each time round."""
     rng = random.Random(f"sft {seed}")
@@ -258,11 +243,11 @@ def _random_batches(
                     names[card],
                     rng,
                     wording[card],
-                    question_share=question_share,
-                    blind_share=blind_share,
+                    question_share=settings.question_share,
+                    blind_share=settings.blind_share,
                 )
             )
-            if len(batch) == batch_size:
+            if len(batch) == settings.batch_size:
                 yield batch
                 batch = []
 

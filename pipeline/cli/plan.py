@@ -92,7 +92,7 @@ def plan(dataset: str, method: str, seed: int, given: Given) -> dict[str, Any]:
         "seed": seed,
         "rounds": run().rounds,
         "recipes": list(recipes()),
-        "model": _base(stages).model,
+        "model": _base(stages).settings.model,
         "images": counts,
         "prompt_tokens": lengths,
         "tokens_counted_by": how,
@@ -114,8 +114,9 @@ def token_counter(stages: Sequence[Stage], given: Given) -> tuple[Callable[[str]
     if not place:
         with contextlib.suppress(OSError):
             place = str(base.folder) if base.folder.is_dir() else place
-        if not place and (Path(base.model).expanduser().is_dir() or _cached(base.model)):
-            place = base.model
+        model = base.settings.model
+        if not place and (Path(model).expanduser().is_dir() or _cached(model)):
+            place = model
     if not place:
         return (
             lambda text: round(len(text) / given.chars_per_token),
@@ -136,7 +137,7 @@ def prompt_lengths(
     """Tokens of a set's prompts, image included: open (or closed list) by use, and the question."""
     card = data_cards.load(name)
     base = _base(stages)
-    image = max(1, round(base.max_pixels / PATCH**2))
+    image = max(1, round(base.settings.max_pixels / PATCH**2))
     number = base_count(len(card.classes), tasks.Split(dataset=name, seed=0).protocol)
     groups = {"base": list(card.classes[:number]), "novel": list(card.classes[number:])}
     engine = tasks.engine().settings
@@ -216,18 +217,19 @@ def _propose(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
 
 
 def _train(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
-    steps = stage.significant()["steps"]  # a method without rounds takes those of all rounds in one
-    questions = steps * stage.questions_per_step
-    completions = questions * stage.num_generations
+    settings = stage.settings
+    steps, each = settings.steps, settings.questions_per_step
+    questions = steps * each
+    completions = questions * settings.num_generations
     longest = max(lengths[name]["question"] for name in stage.names)
-    answer = min(answer, stage.max_completion_length)
+    answer = min(answer, settings.max_completion_length)
     made = Work(_name(stage), questions, completions, completions * longest, completions * answer)
     made.steps = steps
     pool = sum(counts[name]["train"] for name in stage.names)
-    told = f"{steps:,} steps of {stage.questions_per_step} questions: {questions / pool:.2f} epochs"
+    told = f"{steps:,} steps of {each} questions: {questions / pool:.2f} epochs"
     told += f" of {pool:,} images, more of the questions that are kept"
     if (published := PUBLISHED_EPOCHS.get(stage.dataset)) is not None:
-        whole = round(published * pool / stage.questions_per_step)
+        whole = round(published * pool / each)
         told += f"; published: {published} epochs, here {whole:,} steps in all rounds"
     made.told.append(told)
     return made

@@ -14,6 +14,8 @@ from pipeline.settings import SettingsError
 from pipeline.stage import Stage
 from pipeline.stages.engine import engine
 from tasks.ingest.settings import DownloadSettings, SplitSettings
+from tasks.runtime.settings import rules
+from training.settings import BasePolicySettings, ModelSettings
 
 
 @parameters(DownloadSettings)
@@ -89,6 +91,7 @@ class Split(Stage):
         return {**own, **self.settings.values(), **paths(self)}
 
 
+@parameters(BasePolicySettings)
 class BasePolicy(Stage):
     """The policy that training starts from: the embedded miniature, a folder or a hub id.
 
@@ -97,16 +100,6 @@ class BasePolicy(Stage):
     """
 
     seed = luigi.IntParameter()
-    model = luigi.Parameter()
-    min_pixels = luigi.IntParameter()
-    max_pixels = luigi.IntParameter()
-    steps = luigi.IntParameter()
-    batch_size = luigi.IntParameter()
-    learning_rate = luigi.FloatParameter(description="of AdamW")
-    muon_learning_rate = luigi.FloatParameter(description="of Muon on hidden matrices; 0: none")
-    question_share = luigi.FloatParameter(description="share of multiple-choice examples")
-    blind_share = luigi.FloatParameter(description="share of those with a grey image")
-    dtype = luigi.Parameter()
 
     has_model = True
 
@@ -114,6 +107,10 @@ class BasePolicy(Stage):
         super().__init__(*arguments, **given)
         if not self.of_a_set:  # one task for all sets and seeds: two would wait for each other
             self.task_id = f"{self.task_family}_{self.fingerprint}"
+
+    @cached_property
+    def settings(self) -> BasePolicySettings:
+        return self.read(BasePolicySettings)
 
     @property
     def module(self):  # type: ignore[override]
@@ -123,13 +120,13 @@ class BasePolicy(Stage):
     @property
     def of_a_set(self) -> bool:
         """Whether it is taught on the images of one."""
-        return self.model == "tiny" or self.steps > 0
+        return self.settings.model == "tiny" or self.settings.steps > 0
 
     def significant(self):
         chosen = super().significant()
         if self.of_a_set:
             return chosen
-        return {name: chosen[name] for name in ("model", "min_pixels", "max_pixels", "dtype")}
+        return {name: chosen[name] for name in rules(ModelSettings)}
 
     def needs(self):
         if not self.of_a_set:
@@ -146,14 +143,15 @@ class BasePolicy(Stage):
 
     def arguments(self):
         if not self.of_a_set:
-            return self.significant()
+            return ModelSettings.of(self.settings.values()).values()
         need = self.needs()
         return {
             "card": "+".join(self.names),
             "download": [str(need[f"download/{name}"].folder) for name in self.names],
             "split": [str(need[f"split/{name}"].folder) for name in self.names],
             "prompt_style": engine().settings.prompt_style,
-            **self.significant(),
+            "seed": self.seed,
+            **self.settings.values(),
         }
 
 

@@ -69,6 +69,9 @@ OTHER_VALUES = {
     "answer_from": "majority",
     "order": "curriculum",
     "freeze": "vision",
+    "lora_targets": "vision",
+    "quantize": "nf4",
+    "keep_policy": "best",
     "part": "val",
     "modes": "one_step two_step",
     "datasets": "pets",
@@ -92,6 +95,7 @@ OTHER_VALUES = {
 # What a refresh does is no business of the first round, and its details none of refresh = all.
 DIFFERENT = {"refresh": ROUND1, "refresh_share": set(), "solved_at": set(), "solved": set()}
 DIFFERENT["datasets"] = {"Report/dive_k/"}  # which shows further evaluations
+WITH = {"quantize": ("Train", "lora_rank", "4")}  # what else must be set
 DEFAULT: dict[str, str] = {}  # of the unchanged luigi.cfg, made once
 
 
@@ -109,6 +113,9 @@ def test_a_changed_setting_reruns_its_stage_and_what_hangs_below_it(
     if not DEFAULT:
         DEFAULT.update(fingerprints())
     before = DEFAULT
+    if name in WITH:
+        config.set(*WITH[name])
+        before = fingerprints()
     old = config.get(section, name)
     number = isinstance(parameter, luigi.IntParameter | luigi.FloatParameter)
     value = parameter.parse(old)
