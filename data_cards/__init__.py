@@ -149,14 +149,14 @@ def _classes(path: Path, classes: Any) -> tuple[str, ...]:
 def _aliases(path: Path, aliases: Any, classes: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     if not isinstance(aliases, dict):
         raise CardError(f"{path}: aliases must map a class name to a list of spellings")
-    found = {}
+    by_class = {}
     for name, spellings in aliases.items():
         if clean_name(str(name)) not in classes:
             raise CardError(f"{path}: aliases names {name!r}, which is not among the classes")
         if not isinstance(spellings, list):
             raise CardError(f"{path}: the aliases of {name!r} must be a list of names")
-        found[clean_name(str(name))] = tuple(map(str, spellings))
-    return found
+        by_class[clean_name(str(name))] = tuple(map(str, spellings))
+    return by_class
 
 
 def _check_facts(path: Path, front: dict[str, Any]) -> None:

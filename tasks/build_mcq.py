@@ -159,15 +159,15 @@ class Builder:
                     listed = block.candidates()
                 if done := finished(index):
                     table, written = done
-                    told = table["outcome"].to_pylist()
+                    row_outcomes = table["outcome"].to_pylist()
                     pictures = written["image"].to_pylist()
                     seen.update(hashlib.sha256(image["bytes"]).hexdigest() for image in pictures)
-                    outcomes.update(told)
+                    outcomes.update(row_outcomes)
                     count(self.stats, written, table, self.settings.num_options)
                     yield done
                     continue
                 images = images_of([row["image_id"] for row in part])
-                told, asked = [], []
+                row_outcomes, asked = [], []
                 for place, row in enumerate(part, start):
                     image, truth = place - block.start, truths[place]
                     candidates = listed[block.starts[image] : block.starts[image + 1]]
@@ -179,9 +179,9 @@ class Builder:
                         seen.add(digest)
                     if outcome == "kept":
                         asked.append((row, options, truth, image))
-                    told.append(outcome)
-                outcomes.update(told)
-                table = candidate_table(part, block, start - block.start, told, self.card)
+                    row_outcomes.append(outcome)
+                outcomes.update(row_outcomes)
+                table = candidate_table(part, block, start - block.start, row_outcomes, self.card)
                 written = self._questions(asked, block, images, index)
                 count(self.stats, written, table, self.settings.num_options)
                 yield table, written

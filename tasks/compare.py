@@ -45,14 +45,14 @@ def compare(output: Path, *, runs: list[dict[str, Any]]) -> None:
     as lists of all that it rests on. Raises CompareError when policies were evaluated on different
     images, or when some seed of a method is missing.
     """
-    found = tabulate(runs)
+    contents = tabulate(runs)
     output.mkdir(parents=True, exist_ok=True)
     files = {
-        "compare.json": json.dumps(found, indent=1, allow_nan=False) + "\n",
-        "compare.csv": csv_table(found),
-        "compare.md": markdown(found),
-        "compare.tex": latex(found),
-        "index.html": compare_page(found),
+        "compare.json": json.dumps(contents, indent=1, allow_nan=False) + "\n",
+        "compare.csv": csv_table(contents),
+        "compare.md": markdown(contents),
+        "compare.tex": latex(contents),
+        "index.html": compare_page(contents),
     }
     for name, text in files.items():
         (output / name).write_text(text, encoding="utf-8")
@@ -72,7 +72,7 @@ def tabulate(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         tables.append({"set": place[0], "trained_on": place[1], **table})
         all_figures.append(figures)
     _compare_rows(tables, all_figures, names)
-    found: dict[str, Any] = {
+    contents: dict[str, Any] = {
         "rows": [
             {"name": name, "method": rows[name]["method"], "round": rows[name]["round"]}
             for name in names
@@ -83,8 +83,8 @@ def tabulate(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "over_datasets": _over_datasets(all_figures, names) if len(sets) > 1 else {},
         "budgets": budgets(runs, row_name),
     }
-    found["unequal"] = unequal(found, BASELINE)
-    return found
+    contents["unequal"] = unequal(contents, BASELINE)
+    return contents
 
 
 def row_name(run: Mapping[str, Any]) -> str:
@@ -113,9 +113,9 @@ def _of_set(
                 group: comparison.align(outcomes[name][mode][group], order[group])
                 for group in order
             }
-            found = comparison.figures(values, draws)
-            figures[mode][name] = {"figures": found, "outcomes": values}
-            shown.setdefault(mode, {})[name] = {key: _plain(f) for key, f in found.items()}
+            by_group = comparison.figures(values, draws)
+            figures[mode][name] = {"figures": by_group, "outcomes": values}
+            shown.setdefault(mode, {})[name] = {key: _plain(f) for key, f in by_group.items()}
     counts = {group: len(images) for group, images in order.items()}
     same = all(len({frozenset(seed) for seed in by_seed}) == 1 for by_seed in ids.values())
     table = {"seeds": seeds, "images": counts, "same_images_for_all_seeds": same, "modes": shown}
@@ -167,12 +167,12 @@ def _outcomes(
 
 def _answers(folder: Path) -> dict[str, dict[str, bool]]:
     """Right or wrong by mode and image id."""
-    found: dict[str, dict[str, bool]] = defaultdict(dict)
+    right: dict[str, dict[str, bool]] = defaultdict(dict)
     for row in shards.read(folder, "predictions", ["image_id", "mode", "correct"]).to_pylist():
-        found[row["mode"]][row["image_id"]] = bool(row["correct"])
-    if not found:
+        right[row["mode"]][row["image_id"]] = bool(row["correct"])
+    if not right:
         raise CompareError(f"{folder} holds no predictions; run its Evaluate again")
-    return dict(found)
+    return dict(right)
 
 
 def _groups(folder: Path) -> dict[str, str]:
@@ -217,14 +217,14 @@ def _difference(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -
 
 def _over_datasets(all_figures: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     """Means over the sets by mode and row, and their differences from the base policy."""
-    found: dict[str, Any] = {}
+    means: dict[str, Any] = {}
     for mode in in_order(mode for figures in all_figures for mode in figures):
         summaries = {}
         for name in names:
             parts = [figures.get(mode, {}).get(name) for figures in all_figures]
             if all(parts):
                 summaries[name] = comparison.over_datasets([part["figures"] for part in parts])
-        found[mode] = {
+        means[mode] = {
             name: {key: _plain(figure) for key, figure in summary.items()}
             for name, summary in summaries.items()
         }
@@ -235,8 +235,8 @@ def _over_datasets(all_figures: list[dict[str, Any]], names: Sequence[str]) -> d
                 base = summaries[BASELINE][key]
                 change = Figure(figure.by_seed - base.by_seed, figure.drawn - base.drawn)
                 p = comparison.bootstrap_p(change.drawn)
-                found[mode][name][key]["difference"] = {**_plain(change), "p": p}
-    return found
+                means[mode][name][key]["difference"] = {**_plain(change), "p": p}
+    return means
 
 
 def _plain(figure: Figure) -> dict[str, Any]:

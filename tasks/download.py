@@ -106,14 +106,14 @@ def _finished(output: Path, source: Source) -> tuple[int, list[dict[str, str]]]:
         note = _note(output, index)
         if not note.exists():
             break
-        found = json.loads(note.read_text(encoding="utf-8"))
-        if found["source"] != _identity(source, count):
+        recorded = json.loads(note.read_text(encoding="utf-8"))
+        if recorded["source"] != _identity(source, count):
             print(
                 "download: the source has changed since the run was cut off; going on before that"
             )
             break
-        count += found["items"]
-        rejects += found["rejects"]
+        count += recorded["items"]
+        rejects += recorded["rejects"]
     for path in (*output.glob("part-*.json"), *output.glob("images-*.parquet")):
         if int(path.stem.rpartition("-")[2]) >= -(-count // IMAGES_PER_SHARD):
             path.unlink()
@@ -160,8 +160,8 @@ def _write_shard(
                 image_id = f"{card.name}/{item.path}"
                 writer.add(image_row(image_id, item.path, item.label, item.official_split, picture))
     note = _note(output, index)
-    told = {"items": count, "source": _identity(source, start), "rejects": rejects}
-    shards.write_text(note, json.dumps(told))
+    record = {"items": count, "source": _identity(source, start), "rejects": rejects}
+    shards.write_text(note, json.dumps(record))
     return count, rejects
 
 
@@ -193,20 +193,20 @@ def _counts(output: Path, card: Card) -> dict[str, Any]:
     Raises StageError when a class has no usable image.
     """
     labels: set[int] = set()
-    found: Counter[str] = Counter()
+    by_split: Counter[str] = Counter()
     for path in shards.paths(output, "images"):
         table = shards.read_file(path, ["label", "official_split"])
         labels |= set(table["label"].unique().to_pylist())
-        found.update(table["official_split"].to_pylist())
+        by_split.update(table["official_split"].to_pylist())
     require_every_class(card, labels, "usable image")
-    listed = {split: count for split, count in found.items() if split}
+    listed = {split: count for split, count in by_split.items() if split}
     if card.official_splits and listed != card.official_splits:
-        told = [
+        texts = [
             ", ".join(f"{n} {s}" for s, n in sorted(c.items())) or "no split"
             for c in (listed, card.official_splits)
         ]
         print(
-            f"download: usable images: {told[0]}; the official split of {card.name} has {told[1]}"
+            f"download: usable images: {texts[0]}; the official split of {card.name} has {texts[1]}"
         )
     return {"official_splits": dict(sorted(listed.items()))}
 

@@ -158,20 +158,20 @@ def table(classes: Sequence[str], images: Sequence[Seen]) -> str:
 def repeats(images: Sequence[Seen], pictures: Sequence[Picture]) -> list[str]:
     """The same or nearly the same picture in two classes, or in two splits."""
     pixels, dhash = [p.pixels for p in pictures], [p.dhash for p in pictures]
-    told = []
+    sections = []
     for what, keys in (
         ("two classes", [each.name for each in images]),
         ("two splits", [each.split for each in images]),
     ):
         number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-        found = twins(pixels, dhash, [number[key] for key in keys], NEAR)
+        pairs = twins(pixels, dhash, [number[key] for key in keys], NEAR)
         lines = [
             f"`{images[t.later].path}` and `{images[t.earlier].path}`: "
             + ("the same pixels" if t.distance < 0 else f"{t.distance} of 64 bits apart")
-            for t in found
+            for t in pairs
         ]
-        told += findings(f"The same or nearly the same picture in {what}", lines)
-    return told
+        sections += findings(f"The same or nearly the same picture in {what}", lines)
+    return sections
 
 
 def findings(title: str, lines: Sequence[str]) -> list[str]:

@@ -47,9 +47,9 @@ def import_rollouts(file: Path, card: Card, images: Path, output: Path) -> dict[
     """
     answers = _read_json(file)
     names = ClassNames(card.classes, card.aliases)
-    found = _find_images(answers, images)
+    files = _find_images(answers, images)
     rows = []
-    for key, path in sorted(found.items(), key=lambda item: item[1].as_posix()):
+    for key, path in sorted(files.items(), key=lambda item: item[1].as_posix()):
         texts = _completions(file, key, answers[key])  # first: it says what has another form
         truth = answers[key].get("groundtruth")
         label = -1 if truth is None else names.match(str(truth)).class_id
@@ -193,11 +193,11 @@ def _read_json(file: Path) -> dict[str, Row]:
     return answers
 
 
-def _completions(file: Path, key: str, told: Any) -> list[str]:
+def _completions(file: Path, key: str, entry: Any) -> list[str]:
     """The answers of an image as completions that the parser reads."""
-    if isinstance(told, dict) and isinstance(told.get("completions"), list):
-        return [str(text) for text in told["completions"]]
-    counts = told.get("predictions") if isinstance(told, dict) else None
+    if isinstance(entry, dict) and isinstance(entry.get("completions"), list):
+        return [str(text) for text in entry["completions"]]
+    counts = entry.get("predictions") if isinstance(entry, dict) else None
     fits = isinstance(counts, dict) and all(type(n) is int and n >= 0 for n in counts.values())
     if not fits or not counts:
         raise StageError(
@@ -219,22 +219,22 @@ def _find_images(answers: dict[str, Row], folder: Path) -> dict[str, Path]:
             path.stem,
         }:
             known.setdefault(name, []).append(path)
-    found: dict[str, Path] = {}
+    path_of: dict[str, Path] = {}
     for key in answers:
         exact = folder / key
         if exact in known.get(key, []):
-            found[key] = exact
+            path_of[key] = exact
             continue
         places = known.get(key) or known.get(Path(key).name) or []
         if len(places) != 1:
-            told = "is not there" if not places else f"may be {places[0]} or {places[1]}"
-            raise StageError(f"image {key!r} {told}; name it by its path below {folder}")
-        found[key] = places[0]
+            problem = "is not there" if not places else f"may be {places[0]} or {places[1]}"
+            raise StageError(f"image {key!r} {problem}; name it by its path below {folder}")
+        path_of[key] = places[0]
     owners: dict[Path, str] = {}
-    for key, path in found.items():
+    for key, path in path_of.items():
         if owners.setdefault(path, key) != key:
             raise StageError(f"{owners[path]!r} and {key!r} are the same image, {path}")
-    return found
+    return path_of
 
 
 def _picture(image_id: str, path: Path, label: int) -> Row:
@@ -268,20 +268,20 @@ def main() -> None:
     giving.add_argument("--format", required=True, help=", ".join(FORMATS))
     for command in (taking, giving):
         command.add_argument("--output", type=Path, required=True)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        if given.command == "export":
-            count = export_questions(given.shards, given.format, given.output)
-            print(f"exchange: {count} questions in {given.output}, for {given.format}")
+        if arguments.command == "export":
+            count = export_questions(arguments.shards, arguments.format, arguments.output)
+            print(f"exchange: {count} questions in {arguments.output}, for {arguments.format}")
             return
-        card = load(given.card)
-        config = configuration(card, given.output, Path("luigi.cfg"))
-        counts = import_rollouts(given.file, card, given.images, given.output)
-        path = given.output / "build_mcq.json"
+        card = load(arguments.card)
+        config = configuration(card, arguments.output, Path("luigi.cfg"))
+        counts = import_rollouts(arguments.file, card, arguments.images, arguments.output)
+        path = arguments.output / "build_mcq.json"
         path.write_text(json.dumps(config, indent=1), encoding="utf-8")
         print(
             f"exchange: {counts['rollouts']} rollouts of {counts['images']} images in "
-            f"{given.output}; now run: python -m tasks.build_mcq {path}"
+            f"{arguments.output}; now run: python -m tasks.build_mcq {path}"
         )
     except (StageError, CardError, ShardError) as error:
         sys.exit(f"exchange: {error}")

@@ -158,12 +158,12 @@ class Client:
             except openai.APIStatusError as error:
                 if error.status_code in (401, 403, 404):
                     raise StageError(
-                        f"[Judge] url = {self.settings.url} turns requests down ({self._told(error)}); its key "
+                        f"[Judge] url = {self.settings.url} turns requests down ({self._message(error)}); its key "
                         f"is read from {self.settings.api_key_env or 'no variable'}, [Judge] api_key_env"
                     ) from None
-                return f"failed: {self._told(error)}"
+                return f"failed: {self._message(error)}"
             except openai.OpenAIError as error:
-                return f"failed: {self._told(error)}"
+                return f"failed: {self._message(error)}"
         return read_verdict((reply.choices[0].message.content or "") if reply.choices else "")
 
     def close(self) -> None:
@@ -171,16 +171,16 @@ class Client:
         self._background.run(self._client.close())
         self._background.close()
 
-    def _told(self, error: Exception) -> str:
-        told = first_line(error)
-        return told.replace(self._key, "***") if self._key else told
+    def _message(self, error: Exception) -> str:
+        message = first_line(error)
+        return message.replace(self._key, "***") if self._key else message
 
 
 def _ask(output: Path, client: Client, todo: list[Key], shard_size: int) -> dict[Key, str]:
     """Ask about every pair, shard by shard; each is on disk before the next is begun."""
     from tasks.engines.base import all_of
 
-    found: dict[Key, str] = {}
+    verdicts: dict[Key, str] = {}
     first = 1 + max((int(p.stem[-5:]) for p in output.glob("verdicts-[0-9]*.parquet")), default=-1)
     with shard_by_shard(), progress(None, desc="judge", total=len(todo), unit="pairs") as bar:
         for number, part in enumerate(shards.chunks(todo, shard_size), start=first):
@@ -194,16 +194,16 @@ def _ask(output: Path, client: Client, todo: list[Key], shard_size: int) -> dict
                 for key, status in zip(part, statuses, strict=True)
             ]
             shards.write(shards.shard_path(output, "verdicts", number), rows, schemas.verdicts())
-            found |= dict(zip(part, statuses, strict=True))
+            verdicts |= dict(zip(part, statuses, strict=True))
             bar.update(len(part))
             stop_if_asked()
-    return found
+    return verdicts
 
 
 def _committed(root: Path) -> list[Path]:
     """The finished Judge artifacts below a root."""
-    found = {path.parent for path in root.rglob("judge/**/verdicts-00000.parquet")}
-    return sorted(folder for folder in found if (folder / "manifest.json").exists())
+    folders = {path.parent for path in root.rglob("judge/**/verdicts-00000.parquet")}
+    return sorted(folder for folder in folders if (folder / "manifest.json").exists())
 
 
 def _free(row: dict[str, Any]) -> bool:
@@ -235,11 +235,11 @@ def _judgement(
 
 def _stats(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts by group and mode: right by name, right with the judge, without a verdict."""
-    found: dict[str, Any] = {
+    stats: dict[str, Any] = {
         "statuses": dict(Counter(row["status"].split(":")[0] for row in rows).most_common())
     }
     for row in rows:
-        counts = found.setdefault(
+        counts = stats.setdefault(
             f"{row['mode']} {row['group']}",
             {"images": 0, "correct": 0, "correct_judged": 0, "no_verdict": 0},
         )
@@ -247,7 +247,7 @@ def _stats(rows: list[dict[str, Any]]) -> dict[str, Any]:
         counts["correct"] += row["correct"]
         counts["correct_judged"] += bool(row["correct_judged"])
         counts["no_verdict"] += row["correct_judged"] is None
-    return found
+    return stats
 
 
 if __name__ == "__main__":

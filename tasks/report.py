@@ -84,7 +84,7 @@ def report(
     _check_same_images(evaluations, predictions)
     data_card = load(card)
     logs = [_train_log(entry) for entry in rounds]
-    found: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "card": _card_facts(data_card),
         "images": _image_counts(predictions[0], places)
         | {"duplicates": _json(Path(split) / "stats.json").get("duplicates", {})},
@@ -106,21 +106,21 @@ def report(
         ],
         "stages": [_stage(Path(path)) for path in manifests],
     }
-    found["seconds"] = sum(stage.get("seconds") or 0 for stage in found["stages"])
+    metrics["seconds"] = sum(stage.get("seconds") or 0 for stage in metrics["stages"])
     gallery = choose(predictions, GALLERY_SIZE)
     ids = [item.image_id for item in gallery.shown]
     figures = {
-        "accuracy": drawn.accuracy_figures(found),
-        "pass": drawn.pass_figures(found["evaluations"]),
-        "rounds": _present(drawn.votes_figure(found["rounds"])),
-        "log": log_figures(logs, found["rounds"]),
+        "accuracy": drawn.accuracy_figures(metrics),
+        "pass": drawn.pass_figures(metrics["evaluations"]),
+        "rounds": _present(drawn.votes_figure(metrics["rounds"])),
+        "log": log_figures(logs, metrics["rounds"]),
         "changes": _present(
-            drawn.letter_figure(found["evaluations"]),
-            drawn.calibration_figure(found["evaluations"]),
+            drawn.letter_figure(metrics["evaluations"]),
+            drawn.calibration_figure(metrics["evaluations"]),
         ),
     }
     page = build_page(
-        found,
+        metrics,
         figures,
         gallery_values(
             gallery,
@@ -135,7 +135,7 @@ def report(
     output.mkdir(parents=True, exist_ok=True)
     write((figure for part in figures.values() for figure in part), output)
     (output / "metrics.json").write_text(
-        json.dumps(_finite(found), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        json.dumps(_finite(metrics), indent=1, allow_nan=False) + "\n", encoding="utf-8"
     )
     (output / "index.html").write_text(page, encoding="utf-8")
 
@@ -178,8 +178,8 @@ def _cross(entry: dict) -> dict[str, Any]:
     modes = compare(rows, None)["modes"]
     mode = _modes(rows)[0]
     key = "harmonic_mean" if "harmonic_mean" in modes[mode] else next(iter(modes[mode]))
-    told = {"name": entry["method"], "mode": mode, "key": key, "figure": modes[mode][key]}
-    return {"trained_on": entry["trained_on"], "set": entry["set"], **told}
+    figure = {"name": entry["method"], "mode": mode, "key": key, "figure": modes[mode][key]}
+    return {"trained_on": entry["trained_on"], "set": entry["set"], **figure}
 
 
 def _judged(name: str, judged: list[dict], places: dict[str, dict]) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def _judged(name: str, judged: list[dict], places: dict[str, dict]) -> dict[str,
     path = next((Path(item["path"]) for item in judged if item["name"] == name), None)
     if path is None:
         return {}
-    found: dict[str, Any] = {}
+    by_mode: dict[str, Any] = {}
     rows = shards.read(path, "judgements").to_pylist()
     for row in rows:
         row["undecided"] = row["correct_judged"] is None
@@ -197,8 +197,8 @@ def _judged(name: str, judged: list[dict], places: dict[str, dict]) -> dict[str,
         for group, part in _by_group(rows, mode).items():
             undecided = sum(row["undecided"] for row in part.values())
             figures = _accuracy(part) | {"undecided": undecided}
-            found.setdefault(mode, {})[group] = figures
-    return found
+            by_mode.setdefault(mode, {})[group] = figures
+    return by_mode
 
 
 def _present(*figures: Figure | None) -> list[Figure]:

@@ -101,9 +101,9 @@ def _check(counts: np.ndarray, parts: list[str], names: tuple[str, ...], num_bas
     for part, classes in (("train", num_base), ("test", len(names))):
         lacking = np.flatnonzero(counts[:classes, parts.index(part)] == 0).tolist()
         if lacking:
-            told = ", ".join(names[label] for label in lacking[:5])
+            examples = ", ".join(names[label] for label in lacking[:5])
             raise StageError(
-                f"{len(lacking)} classes have no {part} image ({told}); give them more images, or "
+                f"{len(lacking)} classes have no {part} image ({examples}); give them more images, or "
                 f"lower the shares in [Split]"
             )
 
@@ -130,11 +130,11 @@ def find_duplicates(images: Images, place: np.ndarray, near: int) -> pa.Table:
     part = np.array(order, np.int8)[place]
     alike = duplicates.repeated(images.keys, among=part >= 0)
     pixels = images.pixels.take(alike).dictionary_encode().indices.to_numpy()
-    found = duplicates.same(pixels, part[alike])
-    found = found._replace(later=alike[found.later], earlier=alike[found.earlier])
+    pairs = duplicates.same(pixels, part[alike])
+    pairs = pairs._replace(later=alike[pairs.later], earlier=alike[pairs.earlier])
     if near:
-        found = duplicates.joined(found, duplicates.near(images.dhash, part, near))
-    later, earlier, distance = found
+        pairs = duplicates.joined(pairs, duplicates.near(images.dhash, part, near))
+    later, earlier, distance = pairs
     named = np.unique(np.concatenate((later, earlier)))
     ids, parts = images.ids.take(named), pa.array(images.parts)
     return pa.table(

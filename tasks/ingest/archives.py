@@ -45,9 +45,9 @@ def fetch(files: Sequence[dict[str, str]], folder: Path, card: str) -> list[Path
         list(pool.map(lambda entry: _download(entry, folder, card), missing))
     for entry in files:
         path = folder / entry["name"]
-        if entry not in missing and (found := md5(path)) != entry["md5"]:
+        if entry not in missing and (digest := md5(path)) != entry["md5"]:
             raise StageError(
-                f"card {card}: {path} has md5 {found}, not {entry['md5']}; it is damaged or another "
+                f"card {card}: {path} has md5 {digest}, not {entry['md5']}; it is damaged or another "
                 "version: delete it to have it downloaded, or put the right file there"
             )
     return [folder / entry["name"] for entry in files]
@@ -87,10 +87,10 @@ def _download(entry: dict[str, str], folder: Path, card: str) -> None:
             reason = ""
         if reason:
             continue
-        if (found := md5(part)) == entry["md5"]:
+        if (digest := md5(part)) == entry["md5"]:
             part.replace(folder / entry["name"])
             return
-        reason = f"what came has md5 {found}, not {entry['md5']}"
+        reason = f"what came has md5 {digest}, not {entry['md5']}"
         part.unlink()
     raise StageError(
         f"card {card}: {entry['url']} could not be downloaded: {reason}; run again to go on, or put "

@@ -41,11 +41,11 @@ def twins(
     count as near; 0: only the same pixels. Of several alike, the first is named.
     """
     parts = np.asarray(part, dtype=np.int64)
-    found = same(np.unique(list(pixels), return_inverse=True)[1], parts)
+    pairs = same(np.unique(list(pixels), return_inverse=True)[1], parts)
     if max_distance:
         hashes = np.asarray(dhash, dtype=np.int64).view(np.uint64)
-        found = joined(found, near(hashes, parts, max_distance))
-    return [Twin(*row) for row in zip(*(column.tolist() for column in found), strict=True)]
+        pairs = joined(pairs, near(hashes, parts, max_distance))
+    return [Twin(*row) for row in zip(*(column.tolist() for column in pairs), strict=True)]
 
 
 def repeated(keys: np.ndarray, among: np.ndarray) -> np.ndarray:
@@ -55,8 +55,8 @@ def repeated(keys: np.ndarray, among: np.ndarray) -> np.ndarray:
     again = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     del ordered
     blocks = (slice(start, start + BLOCK) for start in range(0, len(keys), BLOCK))
-    found = [b.start + np.flatnonzero(among[b] & np.isin(keys[b], again)) for b in blocks]
-    return np.concatenate(found) if found else np.empty(0, np.int64)
+    rows = [b.start + np.flatnonzero(among[b] & np.isin(keys[b], again)) for b in blocks]
+    return np.concatenate(rows) if rows else np.empty(0, np.int64)
 
 
 def same(pixels: np.ndarray, parts: np.ndarray) -> Twins:
@@ -64,10 +64,10 @@ def same(pixels: np.ndarray, parts: np.ndarray) -> Twins:
     order = np.lexsort((parts, pixels))
     starts = np.flatnonzero(np.diff(pixels[order], prepend=-1))
     first = np.repeat(order[starts], np.diff(starts, append=len(order)))
-    later = parts[order] > parts[first]
-    found, earlier = order[later], first[later]
-    ascending = np.argsort(found)
-    return Twins(found[ascending], earlier[ascending], np.full(len(found), -1))
+    is_later = parts[order] > parts[first]
+    later, earlier = order[is_later], first[is_later]
+    ascending = np.argsort(later)
+    return Twins(later[ascending], earlier[ascending], np.full(len(later), -1))
 
 
 def near(hashes: np.ndarray, parts: np.ndarray, max_distance: int) -> Twins:
@@ -78,17 +78,17 @@ def near(hashes: np.ndarray, parts: np.ndarray, max_distance: int) -> Twins:
     """
     least = np.full(len(hashes), 255, np.uint8)
     earlier = np.zeros(len(hashes), np.int32)
-    told = np.bitwise_count(hashes)
-    telling = np.flatnonzero((told >= MIN_BITS) & (told <= MAX_BITS) & (parts >= 0))
+    bits_set = np.bitwise_count(hashes)
+    usable = np.flatnonzero((bits_set >= MIN_BITS) & (bits_set <= MAX_BITS) & (parts >= 0))
     edges = np.linspace(0, 64, max_distance + 2).astype(int)
     for low, high in itertools.pairwise(edges.tolist()):
         mask = np.uint64((1 << (high - low)) - 1)
-        for bucket in _buckets(hashes[telling] >> np.uint64(low) & mask):
-            for i, j, distances in _compare(telling[bucket], hashes, parts, max_distance):
+        for bucket in _buckets(hashes[usable] >> np.uint64(low) & mask):
+            for i, j, distances in _compare(usable[bucket], hashes, parts, max_distance):
                 better = (distances < least[i]) | ((distances == least[i]) & (j < earlier[i]))
                 least[i[better]], earlier[i[better]] = distances[better], j[better]
-    found = np.flatnonzero(least <= max_distance)
-    return Twins(found, earlier[found].astype(np.int64), least[found].astype(np.int64))
+    rows = np.flatnonzero(least <= max_distance)
+    return Twins(rows, earlier[rows].astype(np.int64), least[rows].astype(np.int64))
 
 
 def joined(first: Twins, second: Twins) -> Twins:

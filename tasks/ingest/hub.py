@@ -132,22 +132,22 @@ def _undecoded(rows: Any, image: str) -> Any:
     return rows.cast_column(image, Image(decode=False))
 
 
-def _bytes(given: Any) -> bytes:
-    given = given or {}
-    if given.get("bytes"):
-        return given["bytes"]
-    if not given.get("path"):
+def _bytes(image: Any) -> bytes:
+    image = image or {}
+    if image.get("bytes"):
+        return image["bytes"]
+    if not image.get("path"):
         raise Reject("the row holds no image")
     import fsspec
 
     try:
-        with fsspec.open(given["path"], "rb") as file:
+        with fsspec.open(image["path"], "rb") as file:
             return file.read()
     except FileNotFoundError as error:
         raise Reject("listed, but there is no such file") from error
     except Exception as error:  # of the network
         raise StageError(
-            f"{given['path']} cannot be read: {first_line(error)}; run again to go on"
+            f"{image['path']} cannot be read: {first_line(error)}; run again to go on"
         ) from error
 
 

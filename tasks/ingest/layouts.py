@@ -98,7 +98,7 @@ def entries(layout: str, root: Path, classes: Sequence[str]) -> list[Entry]:
     Raises StageError when the lists do not fit together or name a class the card does not have.
     """
     try:
-        found = LAYOUTS[layout](root, classes)
+        listed = LAYOUTS[layout](root, classes)
     except FileNotFoundError as error:
         raise StageError(
             f"{error.filename} is missing: the archives do not have the layout {layout!r}"
@@ -108,11 +108,11 @@ def entries(layout: str, root: Path, classes: Sequence[str]) -> list[Entry]:
             f"{root}: the lists of layout {layout!r} do not fit together "
             f"({type(error).__name__}: {error})"
         ) from error
-    if odd := next((e for e in found if not 0 <= e.label < len(classes)), None):
+    if odd := next((e for e in listed if not 0 <= e.label < len(classes)), None):
         raise StageError(
             f"{odd.path} is of class {odd.label + 1}, but the card lists {len(classes)} classes"
         )
-    return found
+    return listed
 
 
 def _split(train: bool) -> str:

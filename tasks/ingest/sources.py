@@ -53,7 +53,7 @@ def open_source(card: Card, archives: Path, workplace: Path, mirror: bool = Fals
 
 def listing(
     card: Card,
-    found: Iterable[tuple[str, int, str]],
+    entries: Iterable[tuple[str, int, str]],
     load: Callable[[str, int], bytes],
     crop_bottom: int = 0,
     named_once: Path | None = None,
@@ -63,7 +63,7 @@ def listing(
     `load` gives an image's bytes from its path and label. `named_once` is a table of paths, none of
     which may come twice.
     """
-    rest = iter(found)
+    rest = iter(entries)
     kept: list[pa.Buffer] = []
     labels: set[int] = set()
     total = 0
@@ -85,8 +85,8 @@ def listing(
             yield Item(path, label, split, partial(load, path, label), crop_bottom)
 
     def digest(start: int, stop: int) -> str:
-        told = json.dumps(list(islice(rows(start), stop - start)))
-        return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
+        text = json.dumps(list(islice(rows(start), stop - start)))
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     if named_once:
         _require_once(lambda: (row["path"] for row in rows()), total, named_once)
@@ -126,28 +126,28 @@ def _drawn(card: Card) -> Source:
         beetles.draw(label, int(index.removesuffix(".png")), seed, split).save(buffer, "PNG")
         return buffer.getvalue()
 
-    found = (
+    entries = (
         (f"{split}/{name}/{index:04d}.png", label, split)
         for split, count in per_class.items()
         for label, name in enumerate(card.classes)
         for index in range(count)
     )
-    return listing(card, found, draw)
+    return listing(card, entries, draw)
 
 
 def _archive(card: Card, archives: Path, workplace: Path) -> Source:
     """The images of official archives, unpacked into `workplace`."""
     files = archive_files.fetch(card.source["files"], archives, card.name)
     root = archive_files.unpacked(files, workplace, report=lambda text: print(f"download: {text}"))
-    found = layouts.entries(card.source["layout"], root, card.classes)
-    return listing(card, found, reader(root), int(card.source.get("crop_bottom", 0)))
+    entries = layouts.entries(card.source["layout"], root, card.classes)
+    return listing(card, entries, reader(root), int(card.source.get("crop_bottom", 0)))
 
 
 def _table(card: Card, table: Path) -> Source:
     """A CSV or Parquet file with the columns path, class and, optionally, split."""
     known = ClassNames(card.classes, card.aliases)
 
-    def found() -> Iterator[tuple[str, int, str]]:
+    def entries() -> Iterator[tuple[str, int, str]]:
         number = 0
         for frame in _frames(table):
             if missing := [column for column in ("path", "class") if column not in frame]:
@@ -170,7 +170,7 @@ def _table(card: Card, table: Path) -> Source:
                     raise StageError(f"{table}, row {number}: split {part!r} is none of {allowed}")
                 yield path, class_id, SPLIT_FOLDERS.get(part, "")
 
-    return listing(card, found(), reader(table.parent), named_once=table)
+    return listing(card, entries(), reader(table.parent), named_once=table)
 
 
 def _frames(table: Path) -> Iterator[Any]:
@@ -226,7 +226,7 @@ def _folder(card: Card) -> Source:
     known = ClassNames(card.classes, card.aliases)
     mapped = {_composed(str(k)): v for k, v in (card.source.get("folders") or {}).items()}
 
-    def found() -> Iterator[tuple[str, int, str]]:
+    def entries() -> Iterator[tuple[str, int, str]]:
         for split, folder in class_folders(root):
             name = mapped.get(_composed(folder.name), folder.name)
             label = known.match(clean_name(str(name))).class_id
@@ -238,7 +238,7 @@ def _folder(card: Card) -> Source:
             for path in files_below(folder):
                 yield path.relative_to(root).as_posix(), label, split
 
-    return listing(card, found(), reader(root))
+    return listing(card, entries(), reader(root))
 
 
 def class_folders(root: Path) -> list[tuple[str, Path]]:
@@ -257,8 +257,8 @@ def class_folders(root: Path) -> list[tuple[str, Path]]:
 def files_below(folder: Path) -> Iterator[Path]:
     """Every file at any depth that is not hidden, sorted; links to folders are not followed."""
     with os.scandir(folder) as entries:
-        found = [(e.name, e.is_dir(follow_symlinks=False)) for e in entries if e.name[0] != "."]
-    for name, is_folder in sorted(found):
+        children = [(e.name, e.is_dir(follow_symlinks=False)) for e in entries if e.name[0] != "."]
+    for name, is_folder in sorted(children):
         path = folder / name
         if is_folder:
             yield from files_below(path)

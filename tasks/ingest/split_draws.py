@@ -29,8 +29,8 @@ def assign(
 ) -> np.ndarray:
     """The split of every image, as its number in `images.parts`."""
     place = images.official.copy()
-    given = {images.parts[code] for code in np.unique(place)}
-    drawn = {part: share for part, share in shares.items() if part not in given}
+    settled = {images.parts[code] for code in np.unique(place)}
+    drawn = {part: share for part, share in shares.items() if part not in settled}
     if any(drawn.values()) or ("val" in drawn and val_per_class):
         for label, rows in _train_by_id(images):
             order = np.random.default_rng([seed, label]).permutation(rows)
@@ -89,17 +89,17 @@ def _train_by_id(images: Images) -> Iterator[tuple[int, np.ndarray]]:
         yield from _by_class(images.labels, rows[order])
 
 
-def _few_classes(labels: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
+def _few_classes(labels: np.ndarray, selected: np.ndarray) -> Iterator[np.ndarray]:
     """The chosen images, those of a few whole classes at a time, and not many more than a block."""
-    sizes = np.bincount(labels[chosen])
+    sizes = np.bincount(labels[selected])
     first = total = 0
     for label, size in enumerate(sizes.tolist()):
         if total and total + size > split_images.BLOCK:
-            yield np.flatnonzero(chosen & (labels >= first) & (labels < label))
+            yield np.flatnonzero(selected & (labels >= first) & (labels < label))
             first, total = label, 0
         total += size
     if total:
-        yield np.flatnonzero(chosen & (labels >= first))
+        yield np.flatnonzero(selected & (labels >= first))
 
 
 def _by_class(labels: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -37,14 +37,14 @@ def follow(images: Images, path: Path, card: Card, rejected: Sequence[str] = ())
     paths is counted and named. Raises StageError when
     the file cannot be read, names an image that is not there, one twice, or one of another class.
     """
-    said = f"[Split] split_file = {path}"
+    setting = f"[Split] split_file = {path}"
     listed = read(path)
     wanted = {tail for item in listed for tail in _tails(item.path)}
     ids = (image_id for rows in images.blocks() for image_id in images.ids.take(rows).tolist())
     ends, unusable = _by_end(ids, wanted), _by_end(rejected, wanted)
     lost: list[str] = []
     names = ClassNames(card.classes, card.aliases)
-    found: dict[int, Listed] = {}
+    placed: dict[int, Listed] = {}
     absent: list[str] = []
     for item in listed:
         tail = next((tail for tail in _tails(item.path) if tail in ends or tail in unusable), "")
@@ -54,26 +54,26 @@ def follow(images: Images, path: Path, card: Card, rejected: Sequence[str] = ())
         index, *others = ends[tail]
         if others:
             first, second = images.ids.take(np.array([index, *others])).tolist()
-            raise StageError(f"{said}: {item.path!r} fits {first} and {second}")
-        if index in found:
+            raise StageError(f"{setting}: {item.path!r} fits {first} and {second}")
+        if index in placed:
             raise StageError(
-                f"{said} names {_id(images, index)} twice: {found[index].path!r}, {item.path!r}"
+                f"{setting} names {_id(images, index)} twice: {placed[index].path!r}, {item.path!r}"
             )
         class_id = names.match(item.class_name).class_id
         if class_id is not None and class_id != images.labels[index]:
             raise StageError(
-                f"{said} says that {_id(images, index)} is {item.class_name!r}; card {card.name} has "
+                f"{setting} says that {_id(images, index)} is {item.class_name!r}; card {card.name} has "
                 f"it as {card.classes[images.labels[index]]!r}"
             )
-        found[index] = item
+        placed[index] = item
     if absent:
         raise StageError(
-            f"{said} names {len(absent)} images that card {card.name} does not have, {absent[0]!r} first"
+            f"{setting} names {len(absent)} images that card {card.name} does not have, {absent[0]!r} first"
         )
     if lost:
         print(f"split: {len(lost)} of the listed images are unusable: {', '.join(lost[:5])}")
     images.official[:] = images.parts.index("unused")
-    for index, item in found.items():
+    for index, item in placed.items():
         images.official[index] = images.parts.index(item.part)
 
 

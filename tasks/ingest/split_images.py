@@ -37,14 +37,14 @@ class Column:
 
     def take(self, rows: np.ndarray) -> pa.Array:
         """The texts of `rows`, which ascend; only the shards that hold some are read."""
-        found = []
+        chunks = []
         edges = np.searchsorted(rows, self._starts)
         for index, path in enumerate(self._paths):
             if len(here := rows[edges[index] : edges[index + 1]]):
                 batches = shards.iter_batches(path, [self._name], BLOCK)
                 column = pa.chunked_array([batch[self._name] for batch in batches])
-                found += column.take(here - self._starts[index]).chunks
-        return pa.chunked_array(found, pa.string()).combine_chunks()
+                chunks += column.take(here - self._starts[index]).chunks
+        return pa.chunked_array(chunks, pa.string()).combine_chunks()
 
 
 @dataclass
@@ -86,9 +86,11 @@ def read_images(download: Path, with_dhash: bool) -> Images:
             here = slice(start, start + batch.num_rows)
             start += batch.num_rows
             labels[here] = batch["label"].to_numpy()
-            said = batch["official_split"].dictionary_encode()
-            codes = [number.setdefault(s or "train", len(number)) for s in said.dictionary.tolist()]
-            official[here] = np.array(codes, np.int16)[said.indices.to_numpy()]
+            splits = batch["official_split"].dictionary_encode()
+            codes = [
+                number.setdefault(s or "train", len(number)) for s in splits.dictionary.tolist()
+            ]
+            official[here] = np.array(codes, np.int16)[splits.indices.to_numpy()]
             keys[here] = [
                 xxhash.xxh3_64_intdigest(text.encode()) for text in batch["pixels"].tolist()
             ]

@@ -134,9 +134,9 @@ def _prepare(options: tuple[str, ...]) -> _Options:
     for index, option in enumerate(options):
         full = words.words(option)
         bare = words.words(words.without_remarks(option))
-        for found in (full, words.without_article(full), bare, words.without_article(bare)):
-            key = " ".join(word.key for word in found)
-            gaps = tuple(word.after.strip() for word in found[:-1])
+        for spelling in (full, words.without_article(full), bare, words.without_article(bare)):
+            key = " ".join(word.key for word in spelling)
+            gaps = tuple(word.after.strip() for word in spelling[:-1])
             spellings.setdefault(key, []).append((gaps, index))
             if bag := words.year_bag(key.split()):
                 bags.setdefault(bag, set()).add(index)
@@ -147,10 +147,10 @@ def _prepare(options: tuple[str, ...]) -> _Options:
     return _Options(len(options), spellings, bags, longest, vocabulary, remarks)
 
 
-def _depths(found: list[words.Word]) -> list[int]:
+def _depths(tokens: list[words.Word]) -> list[int]:
     """How many parentheses are open at each word."""
     depths, depth = [], 0
-    for word in found:
+    for word in tokens:
         depth = max(0, depth + word.before.count("(") - word.before.count(")"))
         depths.append(depth)
     return depths
@@ -159,8 +159,8 @@ def _depths(found: list[words.Word]) -> list[int]:
 class _Reading:
     """An answer's words being read from left to right as claims about the options."""
 
-    def __init__(self, found: list[words.Word], options: _Options):
-        self.words = found
+    def __init__(self, tokens: list[words.Word], options: _Options):
+        self.words = tokens
         self.options = options
         self.letters: list[set[int]] = []
         self.texts: list[set[int]] = []

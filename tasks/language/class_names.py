@@ -80,8 +80,8 @@ class ClassNames:
             if name not in self.names:
                 raise ValueError(f"aliases are given for {name!r}, which is not among the classes")
             for alias in spellings:
-                said = f"{alias!r} (an alias of {name!r})"
-                self._add(self.names.index(name), alias, "alias", said, owners)
+                description = f"{alias!r} (an alias of {name!r})"
+                self._add(self.names.index(name), alias, "alias", description, owners)
         self._longest = max((key.count(" ") + 1 for key in self._exact), default=0)
         self._known = {_singular_key(key) for key in self._exact}
         self._fuzzy = None
@@ -108,8 +108,8 @@ class ClassNames:
         Albatross" are no wrong answers where a Laysan Albatross is shown.
         """
         bare = normalize(text)
-        found = bare.split()
-        if not 0 < len(found) <= MAX_OPEN_WORDS or _WAVERING.intersection(found):
+        own_words = bare.split()
+        if not 0 < len(own_words) <= MAX_OPEN_WORDS or _WAVERING.intersection(own_words):
             return None
         if _NO_NAME.search(text) or self.match(text) != Match(None, "none"):
             return None
@@ -143,25 +143,29 @@ class ClassNames:
 
     def _nearly(self, text: str, bare: str) -> Match:
         """The fuzzy step; what hedges is never a misspelling."""
-        said = normalize(text, keep_remarks=True).split()
-        if self._fuzzy is None or _WAVERING.intersection(said):
+        own_words = normalize(text, keep_remarks=True).split()
+        if self._fuzzy is None or _WAVERING.intersection(own_words):
             return Match(None, "none")
         class_id = self._fuzzy.match(bare)
         if class_id is None or self._remarks_doubt(text, class_id):
             return Match(None, "none")
         return Match(class_id, "fuzzy")
 
-    def _add(self, class_id: int, name: str, step: str, said: str, owners: dict[str, str]) -> None:
+    def _add(
+        self, class_id: int, name: str, step: str, description: str, owners: dict[str, str]
+    ) -> None:
         key = normalize(name, keep_remarks=True)
         if not key:
             raise ValueError(
-                f"{said} cannot be a class name: it needs a letter or a digit, and at most "
+                f"{description} cannot be a class name: it needs a letter or a digit, and at most "
                 f"{MAX_LENGTH} characters"
             )
         other_id, _ = self._exact.setdefault(key, (class_id, step))
         if other_id != class_id:
-            raise ValueError(f"{said} and {owners[key]} are the same name, {key!r}: change one")
-        owners.setdefault(key, said)
+            raise ValueError(
+                f"{description} and {owners[key]} are the same name, {key!r}: change one"
+            )
+        owners.setdefault(key, description)
         self._literal.add(name.casefold().strip())
         bare = normalize(name)
         if step == "exact" and bare != key:

@@ -47,7 +47,7 @@ def words(text: str) -> list[Word]:
         return []
     text = _plain(text)
     mask = "".join(_kind(char) for char in text)
-    spans = [found.span() for found in _WORD.finditer(mask)]
+    spans = [match.span() for match in _WORD.finditer(mask)]
     edges = [0, *(edge for span in spans for edge in span), len(text)]
     gaps = [text[edges[i] : edges[i + 1]] for i in range(0, len(edges), 2)]
     return [
@@ -62,14 +62,14 @@ def hangs_on(word: Word) -> bool:
     return shortened or _WITHIN_NAME.fullmatch(word.after) is not None
 
 
-def without_article(found: list[Word]) -> list[Word]:
+def without_article(tokens: list[Word]) -> list[Word]:
     """Drop leading articles, but keep the "An" of "An-12" and the "A" of "A-10"."""
-    while len(found) > 1 and found[0].key in ("a", "an", "the"):
-        article, following = found[0].key, found[1].key
+    while len(tokens) > 1 and tokens[0].key in ("a", "an", "the"):
+        article, following = tokens[0].key, tokens[1].key
         if article != "the" and not (following[0].isalpha() or _YEAR.fullmatch(following)):
             break
-        found = found[1:]
-    return found
+        tokens = tokens[1:]
+    return tokens
 
 
 def without_remarks(text: str) -> str:
@@ -86,8 +86,8 @@ def normalize(text: str, *, keep_remarks: bool = False) -> str:
     """
     if len(text) > MAX_LENGTH:
         return ""
-    found = words(text if keep_remarks else without_remarks(text))
-    return " ".join(word.key for word in without_article(found))
+    tokens = words(text if keep_remarks else without_remarks(text))
+    return " ".join(word.key for word in without_article(tokens))
 
 
 def year_bag(keys: Iterable[str]) -> tuple[str, ...]:

@@ -258,13 +258,13 @@ def _line(series: Series, x: Scale, y: Scale) -> Iterator[Mark]:
 
 def _dot(dot: Dot, row: str, x: Scale, y: float, unit: str, signed: bool) -> Group:
     shown = f"{dot.value:+.1f}" if signed else f"{dot.value:.1f}"
-    told = (
+    title = (
         f"{row}, {dot.name}: {dot.value:.1f}{unit} (95 % interval {dot.low:.1f} to {dot.high:.1f})"
     )
     low, high = x(max(dot.low, x.low)), x(min(dot.high, x.high))
     return Group(
         f"s{dot.style}",
-        told,
+        title,
         (
             Curve("line whisker", f"M{low:.1f} {y:.1f}H{high:.1f}"),
             Circle("dot", f"{x(dot.value):.1f}", f"{y:.1f}", r="4.5"),

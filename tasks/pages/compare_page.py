@@ -11,11 +11,11 @@ from tasks.pages.charts import Dot, dot_chart
 from tasks.pages.compare_tables import (
     BUDGET,
     OVER,
-    SURE,
-    p_told,
+    SIGNIFICANCE,
+    p_text,
     pair_rows,
     row_label,
-    seeds_told,
+    seeds_text,
     set_label,
 )
 from tasks.pages.report.figures import axis_of
@@ -28,13 +28,13 @@ def compare_page(comparison: Mapping[str, Any]) -> str:
     return render(
         "compare.html.jinja",
         title=f"{len(comparison['rows'])} policies on {places}",
-        seeds=seeds_told(comparison),
+        seeds=seeds_text(comparison),
         over_datasets=[
             _table(mode, by_row, OVER)
             for mode, by_row in (comparison["over_datasets"] or {}).items()
         ],
         sets=[_set(comparison, table, number) for number, table in enumerate(comparison["sets"])],
-        sure=SURE,
+        sure=SIGNIFICANCE,
         budgets=_budgets(comparison),
     )
 
@@ -87,7 +87,7 @@ def _table(
             {**figures[key], "by_seed": ", ".join(percent(v) for v in figures[key]["by_seed"])}
             for key in present
         ]
-        p = p_told(change) if change else ""
+        p = p_text(change) if change else ""
         rows.append({"name": row_label(name), "figures": cells, "difference": change, "p": p})
     heads = [*(keys[key] for key in present), f"difference in {keys[compared]}", "p"]
     return {"mode": mode, "heads": heads, "rows": rows}

@@ -20,10 +20,10 @@ BUDGET = {
     "questions_built": "questions built",
     "questions_asked": "questions asked",
 }
-SURE = 0.05  # p values below it stand bold
+SIGNIFICANCE = 0.05  # p values below it stand bold
 
 
-def p_told(change: Mapping[str, Any]) -> str:
+def p_text(change: Mapping[str, Any]) -> str:
     """The p value of a difference, adjusted where it is one of several."""
     return p_value(change.get("p_holm", change["p"]))
 
@@ -34,11 +34,13 @@ def row_label(name: str) -> str:
     return f"{label(method)}, round {round_}" if round_ else label(method)
 
 
-def seeds_told(found: Mapping[str, Any]) -> str:
+def seeds_text(comparison: Mapping[str, Any]) -> str:
     """mean over training seeds 0, 1, 2; or: training seed 0."""
-    seeds = ", ".join(map(str, found["seeds"]))
+    seeds = ", ".join(map(str, comparison["seeds"]))
     return (
-        f"mean over training seeds {seeds}" if len(found["seeds"]) > 1 else f"training seed {seeds}"
+        f"mean over training seeds {seeds}"
+        if len(comparison["seeds"]) > 1
+        else f"training seed {seeds}"
     )
 
 
@@ -48,50 +50,53 @@ def set_label(table: Mapping[str, Any]) -> str:
     return name if name == trained else f"{name} (trained on {trained})"
 
 
-def markdown(found: Mapping[str, Any]) -> str:
+def markdown(comparison: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
-    baseline = row_label(found["rows"][0]["name"])
+    baseline = row_label(comparison["rows"][0]["name"])
     parts = [
         "# Comparison",
-        f"Accuracy in %, {seeds_told(found)}; in brackets 95 % intervals for the draw of "
+        f"Accuracy in %, {seeds_text(comparison)}; in brackets 95 % intervals for the draw of "
         f"test images. Differences are paired, image by image, from the {baseline}; p is adjusted "
         "over the datasets (Holm). ± is the standard deviation over seeds.",
     ]
-    for table in found["sets"]:
+    for table in comparison["sets"]:
         parts.append(f"## {set_label(table)}\n\n{_counts(table)}")
         for mode, by_row in table["modes"].items():
             parts.append(f"### {title_of(mode)}\n\n{_grid(_mode_rows(by_row))}")
-        if pairs := pair_rows(found, table):
+        if pairs := pair_rows(comparison, table):
             parts.append(
                 "### Between methods\n\nHarmonic mean of the row less that of the column, in points; "
-                f"bold where Holm's p < {SURE}.\n"
+                f"bold where Holm's p < {SIGNIFICANCE}.\n"
             )
             parts += [f"{title_of(mode)}\n\n{_grid(rows)}" for mode, rows in pairs.items()]
-    if found["over_datasets"]:
+    if comparison["over_datasets"]:
         parts.append("## Over datasets\n\nEvery dataset counts the same, whatever its size.")
-        for mode, by_row in found["over_datasets"].items():
+        for mode, by_row in comparison["over_datasets"].items():
             parts.append(f"### {title_of(mode)}\n\n{_grid(_over_rows(by_row))}")
-    parts.append(f"## What each method spent\n\n{_budget_text(found)}")
+    parts.append(f"## What each method spent\n\n{_budget_text(comparison)}")
     return "\n\n".join(parts) + "\n"
 
 
-def latex(found: Mapping[str, Any]) -> str:
+def latex(comparison: Mapping[str, Any]) -> str:
     """A table a set and one over the sets, for a paper; needs the package booktabs."""
     parts = ["% needs \\usepackage{booktabs}"]
-    for table in found["sets"]:
+    for table in comparison["sets"]:
         keys = _keys(table["modes"])
         caption = (
             f"{set_label(table)}: {_counts(table)} Seeds: {', '.join(map(str, table['seeds']))}."
         )
         parts.append(
             _tabular(
-                found, table["modes"], dict(zip(keys, map(title_of, keys), strict=True)), caption
+                comparison,
+                table["modes"],
+                dict(zip(keys, map(title_of, keys), strict=True)),
+                caption,
             )
         )
-    if found["over_datasets"]:
-        caption = f"Over {len(found['sets'])} datasets, each counting the same."
-        parts.append(_tabular(found, found["over_datasets"], OVER, caption))
-    rows = _budget_rows(found)
+    if comparison["over_datasets"]:
+        caption = f"Over {len(comparison['sets'])} datasets, each counting the same."
+        parts.append(_tabular(comparison, comparison["over_datasets"], OVER, caption))
+    rows = _budget_rows(comparison)
     head, body = rows[0], rows[1:]
     lines = [" & ".join(map(_tex, row)) + r" \\" for row in body]
     parts.append(
@@ -105,7 +110,7 @@ def latex(found: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def csv_table(found: Mapping[str, Any]) -> str:
+def csv_table(comparison: Mapping[str, Any]) -> str:
     """One line a figure: set, mode, row, group and seed (`mean` for the mean over seeds)."""
     buffer = io.StringIO()
     columns = [
@@ -115,10 +120,10 @@ def csv_table(found: Mapping[str, Any]) -> str:
     writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
     writer.writeheader()
     places = [
-        (t["set"], t["trained_on"], t["modes"], t["images"], t["seeds"]) for t in found["sets"]
+        (t["set"], t["trained_on"], t["modes"], t["images"], t["seeds"]) for t in comparison["sets"]
     ]
-    if found["over_datasets"]:
-        places.append(("all", "all", found["over_datasets"], {}, found["seeds"]))
+    if comparison["over_datasets"]:
+        places.append(("all", "all", comparison["over_datasets"], {}, comparison["seeds"]))
     for name, trained, modes, images, seeds in places:
         for mode, by_row in modes.items():
             for row, figures in by_row.items():
@@ -146,16 +151,16 @@ def csv_table(found: Mapping[str, Any]) -> str:
     return buffer.getvalue()
 
 
-def summary(found: Mapping[str, Any]) -> str:
+def summary(comparison: Mapping[str, Any]) -> str:
     """The closing lines of a run: each set's tables, as plain text."""
     parts = []
-    for table in found["sets"]:
+    for table in comparison["sets"]:
         parts.append(f"{set_label(table)}: {_counts(table)}")
         for mode, rows in table["modes"].items():
             parts.append(f"{title_of(mode)}\n{_plain(_mode_rows(rows))}")
-    for mode, by_row in found["over_datasets"].items():
+    for mode, by_row in comparison["over_datasets"].items():
         parts.append(f"over datasets, {title_of(mode).lower()}\n{_plain(_over_rows(by_row))}")
-    parts += [f"unequal budget: {line}" for line in found["unequal"]]
+    parts += [f"unequal budget: {line}" for line in comparison["unequal"]]
     return "\n\n".join(parts).replace("−", "-")  # a terminal keeps its hyphens
 
 
@@ -178,9 +183,9 @@ def _mode_rows(by_row: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     for name, figures in by_row.items():
         cells = [_cell(figures[key]) for key in keys]
         change = figures[last].get("difference")
-        told = [_cell(change, points), p_told(change)] if change else ["", ""]
+        change_cells = [_cell(change, points), p_text(change)] if change else ["", ""]
         seeds = ", ".join(percent(value) for value in figures[last]["by_seed"])
-        rows.append([row_label(name), *cells, *told, seeds])
+        rows.append([row_label(name), *cells, *change_cells, seeds])
     return rows
 
 
@@ -189,14 +194,16 @@ def _over_rows(by_row: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     rows = [["", *(OVER[key] for key in keys), *(f"difference in {OVER[k]}" for k in keys[2:])]]
     for name, figures in by_row.items():
         changes = [figures[key].get("difference") for key in keys[2:]]
-        told = [_cell(change, points) if change else "" for change in changes]
-        rows.append([row_label(name), *(_cell(figures[key]) for key in keys), *told])
+        change_cells = [_cell(change, points) if change else "" for change in changes]
+        rows.append([row_label(name), *(_cell(figures[key]) for key in keys), *change_cells])
     return rows
 
 
-def pair_rows(found: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+def pair_rows(
+    comparison: Mapping[str, Any], table: Mapping[str, Any]
+) -> dict[str, list[list[str]]]:
     """Mode -> differences of harmonic means (or of the only group) between every two methods."""
-    names = [row["name"] for row in found["rows"]]
+    names = [row["name"] for row in comparison["rows"]]
     if len(names) < 3:
         return {}
     grids = {}
@@ -206,31 +213,34 @@ def pair_rows(found: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, l
         rows = [["", *map(row_label, names[:-1])]]
         for index, name in enumerate(names[1:], 1):
             cells = [by_pair.get((other, name)) for other in names[:-1]]
-            shown = [_sure(cell) if cell and i < index else "" for i, cell in enumerate(cells)]
+            shown = [
+                _bold_where_significant(cell) if cell and i < index else ""
+                for i, cell in enumerate(cells)
+            ]
             rows.append([row_label(name), *shown])
         grids[mode] = rows
     return grids
 
 
-def _sure(change: Mapping[str, Any]) -> str:
-    told = signs(points(change["mean"]))
-    return f"**{told}**" if change["p_holm"] < SURE else told
+def _bold_where_significant(change: Mapping[str, Any]) -> str:
+    text = signs(points(change["mean"]))
+    return f"**{text}**" if change["p_holm"] < SIGNIFICANCE else text
 
 
-def _budget_rows(found: Mapping[str, Any]) -> list[list[str]]:
+def _budget_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
     rows = [["trained on", "", *BUDGET.values()]]
-    for place, by_row in found["budgets"].items():
+    for place, by_row in comparison["budgets"].items():
         for name, spent in by_row.items():
             rows.append([place, row_label(name), *(_amount(spent.get(what, 0)) for what in BUDGET)])
     return rows
 
 
-def _budget_text(found: Mapping[str, Any]) -> str:
-    told = _grid(_budget_rows(found))
-    if found["unequal"]:
-        return told + "\n\nNot equal: " + "; ".join(found["unequal"]) + "."
+def _budget_text(comparison: Mapping[str, Any]) -> str:
+    text = _grid(_budget_rows(comparison))
+    if comparison["unequal"]:
+        return text + "\n\nNot equal: " + "; ".join(comparison["unequal"]) + "."
     return (
-        told
+        text
         + "\n\nRollouts, optimiser steps and completions are equal for all methods that use them."
     )
 
@@ -273,7 +283,7 @@ def _plain(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _tabular(
-    found: Mapping[str, Any],
+    comparison: Mapping[str, Any],
     modes: Mapping[str, Mapping[str, Any]],
     keys: Mapping[str, str],
     caption: str,
@@ -288,7 +298,7 @@ def _tabular(
     head = ["", *(rf"\multicolumn{{{len(present)}}}{{c}}{{{_tex(title_of(m))}}}" for m in modes)]
     names = ["", *(_tex(keys[key]) for _ in modes for key in present)]
     lines = []
-    for row in found["rows"]:
+    for row in comparison["rows"]:
         cells = [_tex(row_label(row["name"]))]
         for mode, by_row in modes.items():
             for key in present:

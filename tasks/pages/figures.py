@@ -80,8 +80,8 @@ def standalone(figure: Figure) -> str:
             if x > 2 and x + wide > width:
                 x, y = 2.0, y + _ROW
             places = {"x": x, "top": y - 9, "text_x": x + 34, "y": y}
-            told = {key: f"{value:g}" for key, value in places.items()}
-            legend.append({"name": name, "style": style, **told})
+            texts = {key: f"{value:g}" for key, value in places.items()}
+            legend.append({"name": name, "style": style, **texts})
             x += wide
     top = y + 10
     inner = re.sub(r' (role|aria-labelledby)="[^"]*"', "", str(figure.chart))

@@ -61,14 +61,14 @@ def choose(predictions: Sequence[list[dict]], size: int) -> Gallery:
     modes = set.intersection(*({row["mode"] for row in rows} for rows in predictions[:2]))
     mode = "two_step" if "two_step" in modes else next(m for m in sorted(modes, reverse=True))
     kinds = PAIRED if len(tables) == 2 else ALONE
-    found: dict[str, dict[str, list[str]]] = {kind: defaultdict(list) for kind in kinds}
+    by_kind: dict[str, dict[str, list[str]]] = {kind: defaultdict(list) for kind in kinds}
     counts: Counter[str] = Counter()
     for image_id in sorted(tables[0], key=_draw):
         kind = _kind([bool(table[image_id][mode]["correct"]) for table in tables])
-        if kind in found:
+        if kind in by_kind:
             counts[kind] += 1
-            found[kind][tables[0][image_id][mode]["group"]].append(image_id)
-    queues = {kind: _in_turn(groups) for kind, groups in found.items()}
+            by_kind[kind][tables[0][image_id][mode]["group"]].append(image_id)
+    queues = {kind: _in_turn(groups) for kind, groups in by_kind.items()}
     share = size // len(kinds)
     spare = size - sum(min(share, len(queue)) for queue in queues.values())
     shown = []
@@ -206,26 +206,28 @@ def _answer(
     classes: Mapping[int, str],
 ) -> dict[str, Any]:
     """What one policy said about one image in one mode: its answer, its options, its reasoning."""
-    chosen = classes.get(row["class_id"])
+    named_class = classes.get(row["class_id"])
     return {
         "mode": mode,
         "correct": row["correct"],
-        "chosen": chosen,
+        "chosen": named_class,
         "text": _cut(row["answer"], 80),
         "status": row["status"],
-        "options": _options(row["options"] or (), chosen, truth, votes),
+        "options": _options(row["options"] or (), named_class, truth, votes),
         "completion": _cut(row["completion"], LONG_TEXT),
         "long": len(row["completion"]) > SHORT_TEXT,
     }
 
 
 def _options(
-    options: Iterable[str], chosen: str | None, truth: str, votes: Mapping[str, int]
+    options: Iterable[str], named_class: str | None, truth: str, votes: Mapping[str, int]
 ) -> list[dict[str, Any]]:
     items = []
     for letter, option in zip(LETTERS, options, strict=False):
         tags = [
-            word for word, on in (("chosen", option == chosen), ("truth", option == truth)) if on
+            word
+            for word, on in (("chosen", option == named_class), ("truth", option == truth))
+            if on
         ]
         count = votes.get(option, 0 if votes else None)
         items.append(
@@ -233,7 +235,7 @@ def _options(
                 "letter": letter,
                 "text": option,
                 "tags": ", ".join(tags),
-                "picked": option == chosen,
+                "picked": option == named_class,
                 "votes": "" if count is None else f"{count} vote{'s' * (count != 1)}",
             }
         )

@@ -87,11 +87,11 @@ def _drawn(folder: Path, size: int) -> tuple[list[dict[str, Any]], int]:
         for path in paths
         for mcq_id in shards.read_file(path, ["mcq_id"])["mcq_id"].to_pylist()
     ]
-    chosen = heapq.nsmallest(size, ids)
+    lowest = heapq.nsmallest(size, ids)
     rows = [
         row
         for path in paths
-        for row in shards.read_file(path, None, pc.field("mcq_id").isin(chosen)).to_pylist()
+        for row in shards.read_file(path, None, pc.field("mcq_id").isin(lowest)).to_pylist()
     ]
     return sorted(rows, key=lambda row: row["mcq_id"]), len(ids)
 

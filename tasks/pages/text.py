@@ -144,29 +144,29 @@ def _claim(difference: dict[str, Any], groups: list[str]) -> str:
         kinds[kind].append(group)
     if len(kinds["may be chance"]) == len(groups):
         return "made no clear difference"
-    said = [
+    claims = [
         f"{kind} on {' and '.join(where)} classes"
         for kind, where in kinds.items()
         if where and kind != "may be chance"
     ]
     open_groups = kinds["may be chance"]
     tail = f"; on {open_groups[0]} classes the change may be chance" if open_groups else ""
-    return " and ".join(said) + tail
+    return " and ".join(claims) + tail
 
 
 def _detail(mode: str, first: dict, other: dict, groups: list[str]) -> str:
-    said = []
+    clauses = []
     for index, group in enumerate(groups):
         before, after = (e["modes"][mode][group]["accuracy"] for e in (first, other))
         change = other["modes"][mode]["difference"][group]
         mean, low, high = (signs(points(x)) for x in (change["mean"], *change["interval"]))
         sure = f"{mean} points, 95\xa0% interval {low} to {high}" if index == 0 else None
         course = "as before," if after == before else "up from" if after > before else "down from"
-        said.append(
+        clauses.append(
             f"{percent(after)}\xa0% of {group} images, {course} {percent(before)}\xa0% "
             f"({sure or f'{mean}, {low} to {high}'})"
         )
-    return f"{SPOKEN_MODES.get(mode, label(mode))}, it is right on {', and on '.join(said)}."
+    return f"{SPOKEN_MODES.get(mode, label(mode))}, it is right on {', and on '.join(clauses)}."
 
 
 def _seed_note() -> str:

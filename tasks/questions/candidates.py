@@ -111,24 +111,26 @@ class Merged:
     def candidates(self) -> list[Candidate]:
         """The candidates of all images, one after the other; `starts` tells them apart."""
         columns = (c.tolist() for c in (self.class_ids, self.votes, self.logprobs))
-        found = list(starmap(Candidate, zip(*columns, strict=True)))
+        candidates = list(starmap(Candidate, zip(*columns, strict=True)))
         for place, name in self.names.items():
-            found[place] = found[place]._replace(name=name)
-        return found
+            candidates[place] = candidates[place]._replace(name=name)
+        return candidates
 
     def images(self) -> Iterator[Votes]:
         """All that is known of each image."""
-        found = self.candidates()
-        said = [
+        candidates = self.candidates()
+        answer_list = [
             Answer(self.texts[code], votes, int(self.answer_class_ids[code]), self.steps[code])
             for code, votes in zip(
                 self.answer_codes.tolist(), self.answer_votes.tolist(), strict=True
             )
         ]
         for image, (rollouts, unparsed, outside) in enumerate(self.counts.tolist()):
-            own = slice(self.starts[image], self.starts[image + 1])
-            told = slice(self.answer_starts[image], self.answer_starts[image + 1])
-            yield Votes(found[own], rollouts, unparsed, outside, said[told])
+            own_candidates = slice(self.starts[image], self.starts[image + 1])
+            own_answers = slice(self.answer_starts[image], self.answer_starts[image + 1])
+            yield Votes(
+                candidates[own_candidates], rollouts, unparsed, outside, answer_list[own_answers]
+            )
 
 
 def merge(completions: Iterable[tuple[str, float]], names: ClassNames, allowed: set[int]) -> Votes:

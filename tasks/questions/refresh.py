@@ -104,16 +104,18 @@ def latest_rewards(train: Path) -> dict[str, float]:
 
 
 def merge(
-    output: Path, fresh: str, previous: Path, chosen: Plan, order: Sequence[str], size: int
+    output: Path, fresh: str, previous: Path, refresh_plan: Plan, order: Sequence[str], size: int
 ) -> None:
     """Write `rollouts-*` in the order of images: fresh ones where asked, the others' as they were.
 
     `size` is images a shard. The table `fresh` is deleted at the end.
     """
-    asked = set(chosen.asked)
-    left = [image_id for image_id in order if image_id in asked or image_id in set(chosen.kept)]
+    asked = set(refresh_plan.asked)
+    left = [
+        image_id for image_id in order if image_id in asked or image_id in set(refresh_plan.kept)
+    ]
     new, old = shards.read(output, fresh), shards.read(previous, "rollouts")
-    rows = pa.concat_tables([_only(new, asked), _only(old, set(chosen.kept))])
+    rows = pa.concat_tables([_only(new, asked), _only(old, set(refresh_plan.kept))])
     position = {image_id: place for place, image_id in enumerate(left)}
     places = np.array([position[i] for i in rows["image_id"].to_pylist()])
     ordered = np.lexsort((np.array(rows["rollout"]), places))
@@ -126,9 +128,9 @@ def merge(
         path.unlink()
 
 
-def write_retired(output: Path, chosen: Plan) -> None:
+def write_retired(output: Path, refresh_plan: Plan) -> None:
     """`retired.parquet`: the images that are no longer asked about; no file where there are none."""
-    rows = [{"image_id": image_id, "reason": "solved"} for image_id in chosen.retired]
+    rows = [{"image_id": image_id, "reason": "solved"} for image_id in refresh_plan.retired]
     shards.write(output / "retired.parquet", rows, schemas.refused())
 
 

@@ -53,12 +53,12 @@ def count(stats: dict[str, Any], written: pa.Table, table: pa.Table, num_options
     ranks = table["truth_rank"].drop_null().to_numpy()
     stats["truth_in_top_k"] += int(np.sum(ranks <= num_options))
     steps, votes = (pc.list_flatten(table[c]) for c in ("answer_steps", "answer_votes"))
-    told = (
+    votes_by_step = (
         pa.table({"step": steps, "votes": votes})
         .group_by("step", use_threads=False)
         .aggregate([("votes", "sum")])
     )
-    _add(stats["match_steps"], {row["step"]: row["votes_sum"] for row in told.to_pylist()})
+    _add(stats["match_steps"], {row["step"]: row["votes_sum"] for row in votes_by_step.to_pylist()})
 
 
 def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:

@@ -16,23 +16,23 @@ def candidate_table(
     """The rows of `tasks.tables.schemas.candidates` for the images `part`, the first of which is the
     block's image `first`."""
     images = slice(first, first + len(part))
-    own = slice(block.starts[first], block.starts[first + len(part)])
-    said = slice(block.answer_starts[first], block.answer_starts[first + len(part)])
+    candidate_slice = slice(block.starts[first], block.starts[first + len(part)])
+    answer_slice = slice(block.answer_starts[first], block.answer_starts[first + len(part)])
     starts = _offsets(block.starts, first, len(part))
     answer_starts = _offsets(block.answer_starts, first, len(part))
     labels = np.array([-1 if row["label"] is None else row["label"] for row in part], np.int64)
-    class_ids, votes = block.class_ids[own], block.votes[own]
+    class_ids, votes = block.class_ids[candidate_slice], block.votes[candidate_slice]
     names = np.array(card.classes, object)[class_ids]
     for place, name in block.names.items():
-        if own.start <= place < own.stop:
-            names[place - own.start] = name
+        if candidate_slice.start <= place < candidate_slice.stop:
+            names[place - candidate_slice.start] = name
     owner = np.repeat(np.arange(len(part)), np.diff(starts))
     hits = np.flatnonzero(class_ids == labels[owner])
     rank = np.zeros(len(part), np.int32)
     rank[owner[hits]] = hits - starts[owner[hits]] + 1
     truth_votes = np.zeros(len(part), np.int32)
     truth_votes[owner[hits]] = votes[hits]
-    codes = block.answer_codes[said]
+    codes = block.answer_codes[answer_slice]
     texts = pa.array(block.texts, pa.string()).take(codes) if len(codes) else pa.array([], "string")
     steps = pa.array(block.steps, pa.string()).take(codes) if len(codes) else pa.array([], "string")
     counts = block.counts[images].astype(np.int32)
@@ -50,7 +50,7 @@ def candidate_table(
             "num_outside": counts[:, 2],
             "outcome": pa.array(outcomes, pa.string()),
             "answers": _lists(answer_starts, texts),
-            "answer_votes": _lists(answer_starts, pa.array(block.answer_votes[said])),
+            "answer_votes": _lists(answer_starts, pa.array(block.answer_votes[answer_slice])),
             "answer_class_ids": _lists(answer_starts, pa.array(block.answer_class_ids[codes])),
             "answer_steps": _lists(answer_starts, steps),
         }

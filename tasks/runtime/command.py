@@ -16,7 +16,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from tasks.runtime.errors import TOLD, StageError, Stopped, sentence
+from tasks.runtime.errors import USER_ERRORS, StageError, Stopped, sentence
 from tasks.runtime.interrupts import end_with_parent, shard_by_shard, stop_when_asked
 from tasks.runtime.memory import Watch, own_peak
 from tasks.runtime.progress import Bar
@@ -59,13 +59,13 @@ def main(function: Callable[..., None], short: bool = False) -> None:
         print(f"{name}: stopped; the same command goes on from here", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(STOPPED)  # without waiting for threads that are at work
-    except TOLD as error:
-        said = sentence(error)
-        if said is None:
+    except USER_ERRORS as error:
+        message = sentence(error)
+        if message is None:
             raise
         with suppress(OSError, NameError):  # where the disk is full the words below must do
-            (output / ERROR_FILE).write_text(f"{said}\n", encoding="utf-8")
-        sys.exit(f"{name}: {said}")
+            (output / ERROR_FILE).write_text(f"{message}\n", encoding="utf-8")
+        sys.exit(f"{name}: {message}")
 
 
 def _mark_done(output: Path, memory: float) -> None:

@@ -21,7 +21,7 @@ class Stopped(Exception):
 
 
 # What `sentence` has words for; any other error is a bug.
-TOLD = (StageError, CardError, ShardError, OSError, MemoryError)
+USER_ERRORS = (StageError, CardError, ShardError, OSError, MemoryError)
 
 
 def sentence(error: BaseException) -> str | None:
@@ -30,10 +30,10 @@ def sentence(error: BaseException) -> str | None:
         return "there is not enough memory; run it where there is more, or lower its batch"
     if not isinstance(error, OSError):
         return str(error)
-    said = f"{error.filename}: {error.strerror}" if error.filename else first_line(error)
+    message = f"{error.filename}: {error.strerror}" if error.filename else first_line(error)
     if error.errno in FULL:
-        return f"{said}; make room and run again, finished shards are kept"
-    return f"{said}; make it accessible and run again" if error.errno in FORBIDDEN else None
+        return f"{message}; make room and run again, finished shards are kept"
+    return f"{message}; make it accessible and run again" if error.errno in FORBIDDEN else None
 
 
 def first_line(error: BaseException) -> str:

@@ -56,17 +56,17 @@ def headers(include: Path, version: str) -> str:
     return f"GPU kernels need {include / 'Python.h'}: run apt-get install python{version}-dev"
 
 
-def c_library(found: str, machine: str) -> str:
-    """`found` is what CS_GNU_LIBC_VERSION says, such as glibc 2.36."""
+def c_library(reported: str, machine: str) -> str:
+    """`reported` is what CS_GNU_LIBC_VERSION says, such as glibc 2.36."""
     wanted = GLIBC.get(machine)
     if wanted is None:
         return f"there are no wheels for {machine}; use a machine with {' or '.join(GLIBC)}"
-    number = re.fullmatch(r"glibc (\d+)\.(\d+)", found)
+    number = re.fullmatch(r"glibc (\d+)\.(\d+)", reported)
     if number and tuple(map(int, number.groups())) >= wanted:
         return ""
     need = ".".join(map(str, wanted))
     return (
-        f"the wheels need glibc {need} and this system has {found or 'none'}; use one as new as "
+        f"the wheels need glibc {need} and this system has {reported or 'none'}; use one as new as "
         + (
             "Debian 11, Ubuntu 20.04 or RHEL 9"
             if machine == "x86_64"
@@ -95,23 +95,23 @@ def driver(version: str, cuda: int) -> str:
 
 def driver_version(of_command: str, of_kernel: str) -> str:
     """The driver's version, from `nvidia-smi` or else /proc/driver/nvidia/version; "" without any."""
-    found = re.search(r"^\d+\.[\d.]+$", of_command, re.MULTILINE) or re.search(
+    match = re.search(r"^\d+\.[\d.]+$", of_command, re.MULTILINE) or re.search(
         r"(?<=\s)\d{3,}\.[\d.]+", of_kernel.partition("\n")[0]
     )
-    return found.group() if found else ""
+    return match.group() if match else ""
 
 
 def installed_driver() -> str:
     """The driver's version here, "" without any."""
-    said = kernel = ""
+    command_output = kernel_text = ""
     with suppress(OSError, subprocess.SubprocessError):
-        said = subprocess.run(
+        command_output = subprocess.run(
             ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
             capture_output=True, text=True, timeout=60,
         ).stdout  # fmt: skip
     with suppress(OSError):
-        kernel = Path("/proc/driver/nvidia/version").read_text()
-    return driver_version(said, kernel)
+        kernel_text = Path("/proc/driver/nvidia/version").read_text()
+    return driver_version(command_output, kernel_text)
 
 
 def supported_cuda() -> int:
@@ -130,16 +130,16 @@ def missing(build: str) -> list[str]:
     schemes = sysconfig.get_default_scheme().replace(
         "posix_local", "posix_prefix"
     )  # as Triton does
-    found = [c_library(libc, platform.machine())]
+    problems = [c_library(libc, platform.machine())]
     if build == "cuda":
-        found += [
+        problems += [
             compiler(os.environ),
             headers(
                 Path(sysconfig.get_paths(schemes)["include"]), "{}.{}".format(*sys.version_info[:2])
             ),
             driver(installed_driver(), supported_cuda()) if gpus() else "",
         ]
-    return list(filter(None, found))
+    return list(filter(None, problems))
 
 
 def unseen() -> str:
@@ -153,7 +153,7 @@ def unseen() -> str:
     # vLLM has torch ask the driver's management library, which also lists what CUDA cannot use.
     weaker = os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     try:
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             if torch.cuda.is_available():
                 return ""
@@ -165,12 +165,14 @@ def unseen() -> str:
             f"CUDA_VISIBLE_DEVICES = {visible}, and torch sees no such GPU; unset it or correct it"
         )
     version, cuda = installed_driver(), supported_cuda()
-    said = (
-        str(told[0].message).partition("\n")[0] if told else "nvidia-smi should say what is wrong"
+    reason = (
+        str(caught[0].message).partition("\n")[0]
+        if caught
+        else "nvidia-smi should say what is wrong"
     )
     return driver(version, cuda) or (
         f"driver {version or 'unknown'} supports CUDA {cuda // 1000}.{cuda % 1000 // 10} and torch "
-        f"{torch.__version__} is built for {torch.version.cuda}; {said}"
+        f"{torch.__version__} is built for {torch.version.cuda}; {reason}"
     )
 
 

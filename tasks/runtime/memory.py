@@ -68,12 +68,12 @@ def below(root: int) -> list[int]:
             # The name before the state may hold anything, brackets too.
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             children[parent].append(int(folder.name))
-    found, waiting = [], [root]
+    descendants, waiting = [], [root]
     while waiting:
         fresh = children.pop(waiting.pop(), [])
-        found += fresh
+        descendants += fresh
         waiting += fresh
-    return found
+    return descendants
 
 
 def _peak(pid: int) -> float:

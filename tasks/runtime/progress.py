@@ -17,7 +17,7 @@ class Bar(tqdm):
 
     file: Path | None = None
     shown: ClassVar["Bar | None"] = None  # the one that is shown at present
-    told = -1e9
+    written_at = -1e9  # seconds of the monotonic clock
     shard = 0
     now = ""  # what goes on, in a word
     terminal = False
@@ -27,16 +27,16 @@ class Bar(tqdm):
         if word == self.now:
             return
         self.now = word
-        Bar.told = -1e9  # what it says may go on for long
+        Bar.written_at = -1e9  # what it says may go on for long
         self._leave_word()
         if self.terminal:  # in a log file the next line has it
             self.refresh()
 
     @property
     def format_dict(self) -> Any:
-        found = super().format_dict
-        beside = [part for part in (self.now, found.get("postfix")) if part]
-        return found | {"postfix": ", ".join(beside)}
+        figures = super().format_dict
+        beside = [part for part in (self.now, figures.get("postfix")) if part]
+        return figures | {"postfix": ", ".join(beside)}
 
     def close(self) -> None:
         self.now = ""
@@ -56,10 +56,10 @@ class Bar(tqdm):
 
     def _leave_word(self, done: float | None = None) -> None:
         now = time.monotonic()
-        if Bar.file is None or now - Bar.told < 0.5:
+        if Bar.file is None or now - Bar.written_at < 0.5:
             return
-        Bar.told = now
-        told = {
+        Bar.written_at = now
+        figures = {
             "what": self.desc,
             "done": self.n if done is None else done,
             "total": self.total,
@@ -69,7 +69,7 @@ class Bar(tqdm):
         }
         fresh = Bar.file.with_suffix(".tmp")
         with suppress(OSError):
-            fresh.write_text(json.dumps(told), encoding="utf-8")
+            fresh.write_text(json.dumps(figures), encoding="utf-8")
             os.replace(fresh, Bar.file)
 
 

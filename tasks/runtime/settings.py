@@ -53,8 +53,8 @@ class Rule:
         bounds = [(word, limit, holds) for word, limit, holds in limits if limit is not None]
         if all(holds(limit) for _, limit, holds in bounds):
             return None
-        told = " and ".join(f"{word} {limit:g}" for word, limit, _ in bounds)
-        return f"must be {told}; got {value!r}"
+        allowed = " and ".join(f"{word} {limit:g}" for word, limit, _ in bounds)
+        return f"must be {allowed}; got {value!r}"
 
 
 def setting(

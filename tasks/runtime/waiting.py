@@ -31,7 +31,7 @@ def loading(what: str) -> Iterator[Callable[[], None]]:
     ended = threading.Event()
     kept = os.dup(2)
     thread = threading.Thread(
-        target=_tell,
+        target=_announce,
         args=(what, terminal, ended.wait, lambda text: os.write(kept, text.encode())),
         daemon=True,
     )
@@ -57,7 +57,7 @@ def opening(
     return loading(f"{stage}: the engine loads {weights(policy)}")
 
 
-def _tell(
+def _announce(
     what: str, terminal: bool, wait: Callable[[float], bool], say: Callable[[str], object]
 ) -> None:
     """`wait` returns True once there is nothing to wait for any more."""
@@ -71,11 +71,11 @@ def _tell(
 
     line(what)
     while not wait(1.0 if terminal else EVERY):
-        line(f"still at it, {_told(time.monotonic() - begin)}", "" if terminal else "\n")
-    line(f"that took {_told(time.monotonic() - begin)}")
+        line(f"still at it, {_duration(time.monotonic() - begin)}", "" if terminal else "\n")
+    line(f"that took {_duration(time.monotonic() - begin)}")
 
 
-def _told(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 

@@ -136,14 +136,14 @@ def sync_tree(folder: Path, besides: Sequence[str] = ()) -> None:
     `besides` are folders in it that are left out: others may still be at work there.
     """
     left_out = [folder / name for name in besides]
-    found = [
+    entries = [
         path
         for path in folder.rglob("*")
         if not path.is_symlink() and not any(path.is_relative_to(place) for place in left_out)
     ]
-    for path in [p for p in found if p.is_file()]:
+    for path in [p for p in entries if p.is_file()]:
         sync(path)
-    for path in [*(p for p in found if p.is_dir()), folder]:
+    for path in [*(p for p in entries if p.is_dir()), folder]:
         sync(path)
 
 
@@ -177,10 +177,10 @@ def _columns(name: str, kind: pa.DataType) -> list[str]:
 def paths(folder: Path, name: str) -> list[Path]:
     """The files of one table, in order: `name.parquet` or `name-*.parquet`."""
     single = folder / f"{name}.parquet"
-    found = [single] if single.exists() else sorted(folder.glob(f"{name}-[0-9]*.parquet"))
-    if not found:
+    files = [single] if single.exists() else sorted(folder.glob(f"{name}-[0-9]*.parquet"))
+    if not files:
         raise ShardError(f"{folder} holds no {name} shards; re-run the stage that writes them")
-    return found
+    return files
 
 
 def read(folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -242,7 +242,7 @@ class ImageStore:
         wanted = set(image_ids)
         if lost := sorted(wanted - self.places.keys()):
             raise ShardError(f"{len(lost)} images are not in {self.folder}, the first: {lost[0]}")
-        found: dict[str, bytes] = {}
+        images: dict[str, bytes] = {}
         by_file: dict[Path, set[int]] = {}
         for image_id in wanted:
             path, group = self.places[image_id]
@@ -254,10 +254,10 @@ class ImageStore:
                         table = file.read_row_group(group, ["image_id", "image"])
                         for row in table.to_pylist():
                             if row["image_id"] in wanted:
-                                found[row["image_id"]] = row["image"]["bytes"]
+                                images[row["image_id"]] = row["image"]["bytes"]
             except (OSError, pa.ArrowInvalid) as error:
                 raise _damaged(path, error) from error
-        return found
+        return images
 
     @property
     def places(self) -> dict[str, tuple[Path, int]]:

@@ -18,15 +18,15 @@ def results_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
     keys = (*metrics["images"]["groups"], "harmonic_mean")
     modes = []
     for mode in metrics["modes"]:
-        found = [e["modes"].get(mode, {}) for e in evaluations]
+        by_policy = [e["modes"].get(mode, {}) for e in evaluations]
         rows = [
             {
                 "key": key,
-                "rates": [figures.get(key) for figures in found],
-                "changes": [figures.get("difference", {}).get(key) for figures in found[1:]],
+                "rates": [figures.get(key) for figures in by_policy],
+                "changes": [figures.get("difference", {}).get(key) for figures in by_policy[1:]],
             }
             for key in keys
-            if key in found[0]
+            if key in by_policy[0]
         ]
         modes.append({"name": mode, "rows": rows})
     return {"names": [e["name"] for e in evaluations], "modes": modes}
@@ -208,11 +208,13 @@ def _command(stage: dict[str, Any]) -> str:
 
 
 def _versions(stages: Sequence[dict[str, Any]]) -> str:
-    found: dict[str, set[str]] = {}
+    by_package: dict[str, set[str]] = {}
     for stage in stages:
         for name, version in (stage.get("versions") or {}).items():
-            found.setdefault(str(name), set()).add(str(version))
-    return " · ".join(f"{name} {' and '.join(sorted(found[name]))}" for name in sorted(found))
+            by_package.setdefault(str(name), set()).add(str(version))
+    return " · ".join(
+        f"{name} {' and '.join(sorted(by_package[name]))}" for name in sorted(by_package)
+    )
 
 
 def _hosts(stages: Sequence[dict[str, Any]]) -> str:

@@ -146,11 +146,11 @@ def _log_figure(
         # Smoothed within each round: what one round ends with is not where the next begins.
         smoothed = [smooth(line, len(line) // 6) for line in lines]
         named.append(Series(name, _joined(smoothed), style))
-    told = f"{wanted.note}; {sum(map(len, parts))} training steps in {len(parts)} rounds"
+    description = f"{wanted.note}; {sum(map(len, parts))} training steps in {len(parts)} rounds"
     chart = line_chart(
         key,
         wanted.title,
-        told,
+        description,
         faint + named,
         x_label="training step",
         marks=marks if len(marks) > 1 else (),
