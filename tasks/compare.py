@@ -19,8 +19,9 @@ from tasks.evaluation import comparison
 from tasks.evaluation.comparison import Figure
 from tasks.evaluation.cost import budgets, unequal
 from tasks.evaluation.metrics import holm
+from tasks.pages.compare_latex import latex
 from tasks.pages.compare_page import compare_page
-from tasks.pages.compare_tables import csv_table, latex, markdown
+from tasks.pages.compare_tables import csv_table, markdown
 from tasks.pages.text import in_order
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError

@@ -30,6 +30,7 @@ from tasks.runtime.interrupts import shard_by_shard, stop_if_asked
 from tasks.runtime.progress import progress
 from tasks.runtime.protocol import STATS_FILE, save_stats
 from tasks.tables import schemas, shards
+from tasks.tables.durable import write_text
 
 IMAGES_PER_SHARD = 1000
 UNPACKED = "unpacked"  # below the output; gone when the stage has ended
@@ -161,7 +162,7 @@ def _write_shard(
                 writer.add(image_row(image_id, item.path, item.label, item.official_split, picture))
     note = _note(output, index)
     record = {"items": count, "source": _identity(source, start), "rejects": rejects}
-    shards.write_text(note, json.dumps(record))
+    write_text(note, json.dumps(record))
     return count, rejects
 
 

@@ -10,7 +10,6 @@ Intervals are 95 %; they hold for the draw of test images, not for the training 
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,21 +17,20 @@ from typing import Any
 
 from data_cards import Card, load
 from tasks.evaluation import changes
-from tasks.evaluation import metrics as statistics
 from tasks.pages.figures import Figure, write
 from tasks.pages.gallery import choose, gallery_values, sampled_votes
+from tasks.pages.report import accuracy
 from tasks.pages.report import figures as drawn
 from tasks.pages.report.page import build_page
 from tasks.pages.report.training_log import log_figures
-from tasks.pages.text import in_order, summary
+from tasks.pages.text import summary
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
 from tasks.tables.schemas import GROUPS
 
-__all__ = ["compare", "report", "summary"]
+__all__ = ["report", "summary"]
 
-SEED = 0  # of the bootstrap; a report made twice from the same artifacts is the same
 GALLERY_SIZE = 48
 MANIFEST_KEYS = (
     *(
@@ -88,10 +86,10 @@ def report(
         "card": _card_facts(data_card),
         "images": _image_counts(predictions[0], places)
         | {"duplicates": _json(Path(split) / "stats.json").get("duplicates", {})},
-        "modes": _modes(predictions[0]),
+        "modes": accuracy.modes_of(predictions[0]),
         "evaluations": [
             {"name": item["name"]}
-            | compare(rows, predictions[0] if index else None)
+            | accuracy.compare(rows, predictions[0] if index else None)
             | {"pass_at_k": _json(Path(item["path"]) / "pass_at_k.json")}
             | {"judged": _judged(item["name"], judged or [], places)}
             | {"letters": changes.letters(rows)}
@@ -140,30 +138,15 @@ def report(
     (output / "index.html").write_text(page, encoding="utf-8")
 
 
-def compare(rows: list[dict], before: list[dict] | None) -> dict[str, Any]:
-    """Accuracy by mode and group, with intervals; with `before` also the paired differences."""
-    result: dict[str, Any] = {"modes": {}}
-    for mode in _modes(rows):
-        now = _by_group(rows, mode)
-        figures: dict[str, Any] = {group: _accuracy(part) for group, part in now.items()}
-        if len(now) == 2:
-            rates = [figures[group]["accuracy"] for group in GROUPS]
-            flags = [_flags(now[group]) for group in GROUPS]
-            figures["harmonic_mean"] = {
-                "accuracy": statistics.harmonic_mean(*rates),
-                "interval": list(statistics.bootstrap_harmonic_mean(*flags, seed=SEED)),
-            }
-        if before is not None and (then := _by_group(before, mode)):
-            figures["difference"] = _differences(then, now)
-        result["modes"][mode] = figures
-    return result
-
-
 def _changed(predictions: list[list[dict]], card: Card) -> dict[str, Any]:
     """Confusions and single classes, before and after; empty without a second evaluation."""
     if len(predictions) < 2:
         return {"confusions": {}, "classes": []}
-    shared = [mode for mode in _modes(predictions[0]) if mode in _modes(predictions[1])]
+    shared = [
+        mode
+        for mode in accuracy.modes_of(predictions[0])
+        if mode in accuracy.modes_of(predictions[1])
+    ]
     mode = shared[0] if shared else ""
     before, after = predictions[:2]
     return {
@@ -175,71 +158,21 @@ def _changed(predictions: list[list[dict]], card: Card) -> dict[str, Any]:
 def _cross(entry: dict) -> dict[str, Any]:
     """The figure of one policy on one set, in the first mode that was asked there."""
     rows = shards.read(Path(entry["path"]), "predictions").to_pylist()
-    modes = compare(rows, None)["modes"]
-    mode = _modes(rows)[0]
+    modes = accuracy.compare(rows, None)["modes"]
+    mode = accuracy.modes_of(rows)[0]
     key = "harmonic_mean" if "harmonic_mean" in modes[mode] else next(iter(modes[mode]))
     figure = {"name": entry["method"], "mode": mode, "key": key, "figure": modes[mode][key]}
     return {"trained_on": entry["trained_on"], "set": entry["set"], **figure}
 
 
 def _judged(name: str, judged: list[dict], places: dict[str, dict]) -> dict[str, Any]:
-    """Accuracy by mode and group with the judge's verdicts; empty where there was no judge."""
+    """Accuracy with a judge's verdicts; empty where the evaluation `name` was not judged."""
     path = next((Path(item["path"]) for item in judged if item["name"] == name), None)
-    if path is None:
-        return {}
-    by_mode: dict[str, Any] = {}
-    rows = shards.read(path, "judgements").to_pylist()
-    for row in rows:
-        row["undecided"] = row["correct_judged"] is None
-        row["correct"] = row["correct"] if row["undecided"] else row["correct_judged"]
-        row["group"] = places[row["image_id"]]["group"]
-    for mode in _modes(rows):
-        for group, part in _by_group(rows, mode).items():
-            undecided = sum(row["undecided"] for row in part.values())
-            figures = _accuracy(part) | {"undecided": undecided}
-            by_mode.setdefault(mode, {})[group] = figures
-    return by_mode
+    return {} if path is None else accuracy.judged(path, places)
 
 
 def _present(*figures: Figure | None) -> list[Figure]:
     return [figure for figure in figures if figure]
-
-
-def _accuracy(rows: dict[str, dict]) -> dict[str, Any]:
-    correct = sum(row["correct"] for row in rows.values())
-    return {
-        "images": len(rows),
-        "correct": correct,
-        "accuracy": correct / len(rows),
-        "interval": list(statistics.wilson(correct, len(rows))),
-        # A status may carry counts ("12 of 20 votes"); what is counted here is its kind.
-        "status": dict(Counter(_kind(row["status"]) for row in rows.values()).most_common()),
-    }
-
-
-def _kind(status: str) -> str:
-    return re.sub(r"\d+ of \d+ ", "", status)
-
-
-def _differences(then: dict[str, dict], now: dict[str, dict]) -> dict[str, Any]:
-    """What changed, image by image: mean with interval, won, lost, and McNemar's p."""
-    result: dict[str, Any] = {}
-    pairs: list[list[bool]] = []
-    for group, rows in now.items():
-        before, after = _flags(then[group], rows), _flags(rows)
-        pairs += [before, after]
-        mean, low, high = statistics.paired_difference(before, after, seed=SEED)
-        result[group] = {
-            "mean": mean,
-            "interval": [low, high],
-            "won": sum(a and not b for b, a in zip(before, after, strict=True)),
-            "lost": sum(b and not a for b, a in zip(before, after, strict=True)),
-            "p": statistics.mcnemar(before, after),
-        }
-    if len(now) == 2:
-        mean, low, high = statistics.paired_harmonic_difference(*pairs, seed=SEED)
-        result["harmonic_mean"] = {"mean": mean, "interval": [low, high]}
-    return result
 
 
 def _predictions(folder: Path, places: dict[str, dict]) -> list[dict]:
@@ -259,7 +192,7 @@ def _check_same_images(evaluations: list[dict], predictions: list[list[dict]]) -
     """One set of images for all: otherwise a policy could gain by dropping the hard ones."""
     wanted = {row["image_id"] for row in predictions[0]}
     for item, rows in zip(evaluations, predictions, strict=True):
-        for mode in _modes(rows):
+        for mode in accuracy.modes_of(rows):
             ids = Counter(row["image_id"] for row in rows if row["mode"] == mode)
             odd = [f"{i!r} is missing" for i in sorted(wanted - set(ids))]
             odd += [f"{i!r} is extra" for i in sorted(set(ids) - wanted)]
@@ -270,24 +203,6 @@ def _check_same_images(evaluations: list[dict], predictions: list[list[dict]]) -
                     f"({item['name']}, {mode}) {odd[0]} ({len(odd)} such images); "
                     f"evaluate all policies on the same split"
                 )
-
-
-def _modes(rows: list[dict]) -> list[str]:
-    return in_order(row["mode"] for row in rows)
-
-
-def _by_group(rows: list[dict], mode: str) -> dict[str, dict[str, dict]]:
-    """Group -> image id -> row, for one mode; groups without images are left out."""
-    parts = {
-        group: {r["image_id"]: r for r in rows if r["mode"] == mode and r["group"] == group}
-        for group in GROUPS
-    }
-    return {group: part for group, part in parts.items() if part}
-
-
-def _flags(rows: dict[str, dict], order: Iterable[str] | None = None) -> list[bool]:
-    """Right or wrong in the order of `order`, so that two policies line up image by image."""
-    return [bool(rows[image_id]["correct"]) for image_id in sorted(order or rows)]
 
 
 def _image_counts(rows: list[dict], places: dict[str, dict]) -> dict[str, Any]:

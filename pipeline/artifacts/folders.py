@@ -12,7 +12,8 @@ from typing import Any
 
 from pipeline.artifacts import lock
 from pipeline.artifacts.host import host, versions
-from tasks.runtime.protocol import DONE_FILE, ERROR_FILE, PROGRESS_FILE, STATS_FILE
+from tasks.runtime.protocol import DONE_FILE, ERROR_FILE, PROGRESS_FILE, SCRATCH, STATS_FILE
+from tasks.tables.durable import sha256_file, sync, sync_tree
 from tasks.tables.manifest import FILE as MANIFEST
 from tasks.tables.manifest import VERSION
 
@@ -39,10 +40,8 @@ def worked_on_by(folder: Path) -> str:
 
 def commit(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest, sync every file to disk, make all read-only, and rename to `folder`."""
-    from tasks.runtime.command import remove_scratch  # with pyarrow, which `status` can do without
-    from tasks.tables import shards
-
-    remove_scratch(partial)
+    for name in SCRATCH:
+        shutil.rmtree(partial / name, ignore_errors=True)
     strays = [partial / name for name in WORKING]
     for stray in [*partial.rglob("*.tmp"), *strays]:
         stray.unlink(missing_ok=True)
@@ -67,14 +66,14 @@ def commit(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
     # Written before anything is frozen: a manifest in a working folder means that files may be
     # read-only.
     (partial / MANIFEST).write_bytes(sealed(manifest))
-    shards.sync_tree(partial)
+    sync_tree(partial)
     (partial / DONE_FILE).unlink(missing_ok=True)  # only now: the manifest has taken its place
     for path in [*files.values(), partial / MANIFEST]:
         _set_mode(path, 0o444)
     for path in [*(p for p in partial.rglob("*") if p.is_dir()), partial]:
         path.chmod(0o555)
     os.rename(partial, folder)
-    shards.sync(folder.parent)
+    sync(folder.parent)
     point_at(folder)
 
 
@@ -168,11 +167,9 @@ def disk_sentence(error: OSError, folder: Path) -> str:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    from tasks.tables import shards
-
-    facts: dict[str, Any] = {"sha256": shards.sha256_file(path), "bytes": path.stat().st_size}
+    facts: dict[str, Any] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
+        import pyarrow.parquet as pq  # slow to import, and `status` does without
 
         facts["rows"] = pq.read_metadata(path).num_rows
     return facts

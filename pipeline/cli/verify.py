@@ -16,6 +16,7 @@ from pipeline.artifacts import store
 from pipeline.cli.status import artifacts
 from tasks.language.prompts import LETTERS
 from tasks.tables import schemas, shards
+from tasks.tables.durable import sha256_file
 from tasks.tables.manifest import Manifest
 
 MEND = "delete the folder, and a run makes it again: python -m pipeline invalidate"
@@ -42,7 +43,7 @@ def problems(folder: Path, others: dict[str, Path]) -> Iterator[str]:
         if not path.exists():
             damaged = True
             yield f"{path} is missing; {MEND}"
-        elif shards.sha256_file(path) != file.sha256:
+        elif sha256_file(path) != file.sha256:
             damaged = True
             yield f"{path} is not what was written (sha256 differs); {MEND}"
         elif file.rows is not None and pq.read_metadata(path).num_rows != file.rows:

@@ -1,4 +1,4 @@
-"""The comparison as Markdown, LaTeX and CSV, from the contents of `compare.json` alone."""
+"""The comparison as Markdown, CSV and plain text, from the contents of `compare.json` alone."""
 
 import csv
 import io
@@ -60,7 +60,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
         "over the datasets (Holm). ± is the standard deviation over seeds.",
     ]
     for table in comparison["sets"]:
-        parts.append(f"## {set_label(table)}\n\n{_counts(table)}")
+        parts.append(f"## {set_label(table)}\n\n{counts_text(table)}")
         for mode, by_row in table["modes"].items():
             parts.append(f"### {title_of(mode)}\n\n{_grid(_mode_rows(by_row))}")
         if pairs := pair_rows(comparison, table):
@@ -74,39 +74,6 @@ def markdown(comparison: Mapping[str, Any]) -> str:
         for mode, by_row in comparison["over_datasets"].items():
             parts.append(f"### {title_of(mode)}\n\n{_grid(_over_rows(by_row))}")
     parts.append(f"## What each method spent\n\n{_budget_text(comparison)}")
-    return "\n\n".join(parts) + "\n"
-
-
-def latex(comparison: Mapping[str, Any]) -> str:
-    """A table a set and one over the sets, for a paper; needs the package booktabs."""
-    parts = ["% needs \\usepackage{booktabs}"]
-    for table in comparison["sets"]:
-        keys = _keys(table["modes"])
-        caption = (
-            f"{set_label(table)}: {_counts(table)} Seeds: {', '.join(map(str, table['seeds']))}."
-        )
-        parts.append(
-            _tabular(
-                comparison,
-                table["modes"],
-                dict(zip(keys, map(title_of, keys), strict=True)),
-                caption,
-            )
-        )
-    if comparison["over_datasets"]:
-        caption = f"Over {len(comparison['sets'])} datasets, each counting the same."
-        parts.append(_tabular(comparison, comparison["over_datasets"], OVER, caption))
-    rows = _budget_rows(comparison)
-    head, body = rows[0], rows[1:]
-    lines = [" & ".join(map(_tex, row)) + r" \\" for row in body]
-    parts.append(
-        _floating(
-            "l" * 2 + "r" * (len(head) - 2),
-            [" & ".join(map(_tex, head)) + r" \\"],
-            lines,
-            "Budgets.",
-        )
-    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -155,7 +122,7 @@ def summary(comparison: Mapping[str, Any]) -> str:
     """The closing lines of a run: each set's tables, as plain text."""
     parts = []
     for table in comparison["sets"]:
-        parts.append(f"{set_label(table)}: {_counts(table)}")
+        parts.append(f"{set_label(table)}: {counts_text(table)}")
         for mode, rows in table["modes"].items():
             parts.append(f"{title_of(mode)}\n{_plain(_mode_rows(rows))}")
     for mode, by_row in comparison["over_datasets"].items():
@@ -208,7 +175,7 @@ def pair_rows(
         return {}
     grids = {}
     for mode, pairs in table.get("pairs", {}).items():
-        key = _keys({mode: table["modes"][mode]})[-1]
+        key = keys_of({mode: table["modes"][mode]})[-1]
         by_pair = {(p["from"], p["to"]): p for p in pairs if p["key"] == key}
         rows = [["", *map(row_label, names[:-1])]]
         for index, name in enumerate(names[1:], 1):
@@ -227,7 +194,7 @@ def _bold_where_significant(change: Mapping[str, Any]) -> str:
     return f"**{text}**" if change["p_holm"] < SIGNIFICANCE else text
 
 
-def _budget_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
+def budget_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
     rows = [["trained on", "", *BUDGET.values()]]
     for place, by_row in comparison["budgets"].items():
         for name, spent in by_row.items():
@@ -236,7 +203,7 @@ def _budget_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _budget_text(comparison: Mapping[str, Any]) -> str:
-    text = _grid(_budget_rows(comparison))
+    text = _grid(budget_rows(comparison))
     if comparison["unequal"]:
         return text + "\n\nNot equal: " + "; ".join(comparison["unequal"]) + "."
     return (
@@ -249,7 +216,7 @@ def _amount(amount: int | Sequence[int]) -> str:
     return f"{amount:,}" if isinstance(amount, int) else " / ".join(f"{n:,}" for n in amount)
 
 
-def _counts(table: Mapping[str, Any]) -> str:
+def counts_text(table: Mapping[str, Any]) -> str:
     counts = " and ".join(f"{count:,} {group}" for group, count in table["images"].items())
     if table["same_images_for_all_seeds"]:
         return f"{counts} test images, the same for every method and seed."
@@ -258,7 +225,7 @@ def _counts(table: Mapping[str, Any]) -> str:
     )
 
 
-def _keys(modes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def keys_of(modes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return list(next(iter(next(iter(modes.values())).values())))
 
 
@@ -280,47 +247,3 @@ def _plain(rows: Sequence[Sequence[str]]) -> str:
         "  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
-
-
-def _tabular(
-    comparison: Mapping[str, Any],
-    modes: Mapping[str, Mapping[str, Any]],
-    keys: Mapping[str, str],
-    caption: str,
-) -> str:
-    """Rows are methods, columns the figures of each mode; the best of a column stands bold."""
-    present = [key for key in keys if key in _keys(modes)]
-    best = {
-        (mode, key): max(percent(figures[key]["mean"]) for figures in by_row.values())
-        for mode, by_row in modes.items()
-        for key in present
-    }
-    head = ["", *(rf"\multicolumn{{{len(present)}}}{{c}}{{{_tex(title_of(m))}}}" for m in modes)]
-    names = ["", *(_tex(keys[key]) for _ in modes for key in present)]
-    lines = []
-    for row in comparison["rows"]:
-        cells = [_tex(row_label(row["name"]))]
-        for mode, by_row in modes.items():
-            for key in present:
-                figure = by_row.get(row["name"], {}).get(key)
-                shown = percent(figure["mean"]) if figure else "--"
-                bold = figure and shown == best[mode, key]
-                spread = figure and figure["spread"] is not None
-                tail = rf" {{\scriptsize$\pm${percent(figure['spread'])}}}" if spread else ""
-                cells.append((rf"\textbf{{{shown}}}" if bold else shown) + tail)
-        lines.append(" & ".join(cells) + r" \\")
-    heads = [" & ".join(head) + r" \\", " & ".join(names) + r" \\"]
-    return _floating("l" + "r" * (len(names) - 1), heads, lines, caption)
-
-
-def _floating(columns: str, heads: Sequence[str], lines: Sequence[str], caption: str) -> str:
-    body = [r"\toprule", *heads, r"\midrule", *lines, r"\bottomrule"]
-    inner = "\n".join([rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{tabular}"])
-    return "\n".join(
-        [r"\begin{table}[t]", r"\centering", rf"\caption{{{_tex(caption)}}}", inner, r"\end{table}"]
-    )
-
-
-def _tex(text: str) -> str:
-    escaped = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(escaped.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tasks.language.fuzzy import text_neighbours
-from tasks.questions.candidates import Candidate, Merged
+from tasks.questions.votes import Candidate, Merged
 
 
 class Option(NamedTuple):

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_cards import Card
-from tasks.questions.candidates import Merged
+from tasks.questions.votes import Merged
 
 
 def candidate_table(

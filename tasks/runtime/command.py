@@ -22,7 +22,7 @@ from tasks.runtime.memory import Watch, own_peak
 from tasks.runtime.progress import Bar
 from tasks.runtime.protocol import DONE_FILE, ERROR_FILE, PROGRESS_FILE, SCRATCH, STOPPED
 from tasks.runtime.settings import Settings, converted, rules
-from tasks.tables.shards import sync_tree, write_text
+from tasks.tables.durable import sync_tree, write_text
 
 
 def main(function: Callable[..., None], short: bool = False) -> None:

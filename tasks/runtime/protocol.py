@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tasks.tables.durable import write_text
+
 ERROR_FILE = "error.txt"  # the one sentence of a failed stage
 STATS_FILE = "stats.json"  # the stage's counts
 PROGRESS_FILE = ".progress.json"  # the figures of the progress bar
@@ -14,6 +16,4 @@ STOPPED = 130  # exit code of a stage that was asked to stop, and did
 
 def save_stats(output: Path, stats: dict[str, Any]) -> None:
     """Write a stage's counts to `stats.json`. The manifest repeats them."""
-    from tasks.tables.shards import write_text  # with pyarrow, which `status` can do without
-
     write_text(output / STATS_FILE, json.dumps(stats, indent=1))

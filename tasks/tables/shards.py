@@ -5,7 +5,6 @@ that is what lets a killed stage go on where it stopped. Page checksums are writ
 because without them most single-bit flips read back as silently wrong values.
 """
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -17,6 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.runtime.errors import ShardError
+from tasks.tables.durable import sha256_file as sha256_file  # whoever reads shards checks them
+from tasks.tables.durable import sync
+from tasks.tables.durable import sync_tree as sync_tree
+from tasks.tables.durable import write_text as write_text
 
 T = TypeVar("T")
 IMAGE_ROWS_PER_GROUP = 100  # one row group of photographs stays near 10 MB
@@ -117,44 +120,6 @@ class Writer:
             with suppress(OSError):  # what is left in its buffer may not fit on the disk
                 self.file.close()
         self.partial.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """A small file that is there whole or not at all, and stays there when the power fails."""
-    partial = path.with_suffix(".tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    sync(path.parent)
-
-
-def sync_tree(folder: Path, besides: Sequence[str] = ()) -> None:
-    """Put everything below a folder on disk, files before the folders that name them.
-
-    `besides` are folders in it that are left out: others may still be at work there.
-    """
-    left_out = [folder / name for name in besides]
-    entries = [
-        path
-        for path in folder.rglob("*")
-        if not path.is_symlink() and not any(path.is_relative_to(place) for place in left_out)
-    ]
-    for path in [p for p in entries if p.is_file()]:
-        sync(path)
-    for path in [*(p for p in entries if p.is_dir()), folder]:
-        sync(path)
-
-
-def sync(path: Path) -> None:
-    """Put a file, or the names in a folder, on disk. A file's own fsync leaves its name out, and
-    what is noted down next may rest on it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write(path: Path, rows: pa.Table | Sequence[dict[str, Any]], schema: pa.Schema) -> None:
@@ -278,12 +243,6 @@ class ImageStore:
 def chunks(items: list[T], size: int) -> Iterable[list[T]]:
     """Consecutive slices of at most `size` items; a shard's rows depend on order alone."""
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_file(

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tasks.language import answers
 from tasks.language.answer_column import read_answers
 from tasks.language.class_names import ClassNames
-from tasks.questions.candidates import Vocabulary, merge, merge_all, merge_images
+from tasks.questions.candidates import merge, merge_all, merge_images
+from tasks.questions.votes import Vocabulary
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
 
