@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.artifacts import lock
 from pipeline.artifacts.host import host, versions
-from tasks.runtime.protocol import DONE_FILE, ERROR_FILE, PROGRESS_FILE, SCRATCH, STATS_FILE
+from tasks.runtime.protocol import DONE_FILE, ERROR_FILE, PROGRESS_FILE, STATS_FILE, remove_scratch
 from tasks.tables.durable import sha256_file, sync, sync_tree
 from tasks.tables.manifest import FILE as MANIFEST
 from tasks.tables.manifest import VERSION
@@ -40,8 +40,7 @@ def worked_on_by(folder: Path) -> str:
 
 def commit(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest, sync every file to disk, make all read-only, and rename to `folder`."""
-    for name in SCRATCH:
-        shutil.rmtree(partial / name, ignore_errors=True)
+    remove_scratch(partial)
     strays = [partial / name for name in WORKING]
     for stray in [*partial.rglob("*.tmp"), *strays]:
         stray.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""What a build needs of the machine, and whether torch sees the GPU that is there.
+"""Checks the machine: what an installation needs of it, and whether torch sees its GPU.
 
-    python -m tasks.runtime.machine cuda     before anything is installed: runs under a bare Python
-    python -m tasks.runtime.machine torch    after that
+    python -m tasks.runtime.machine cuda     before the installation, under a bare Python
+    python -m tasks.runtime.machine torch    after the installation
 
-Each thing that is missing is one sentence with the command that brings it.
+Each problem is one sentence with the command that solves it.
 """
 
 import ctypes
@@ -19,28 +19,30 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-CUDA = (
-    13000  # what the wheels are built with, as cuDriverGetVersion counts: 1000 x major + 10 x minor
-)
-DRIVER = 580  # the first driver with it
-GLIBC = {"x86_64": (2, 31), "aarch64": (2, 34)}  # the oldest that every wheel has a build for
-NO_GPU = ("-1", "NoDevFiles", "none", "void")  # CUDA_VISIBLE_DEVICES ends at these
+# The CUDA version that the wheels are built with, as cuDriverGetVersion counts: 1000 major + 10 minor.
+CUDA = 13000
+DRIVER = 580  # the first driver that supports it
+GLIBC = {"x86_64": (2, 31), "aarch64": (2, 34)}  # the oldest glibc that all wheels support
+NO_GPU = ("-1", "NoDevFiles", "none", "void")  # CUDA ignores CUDA_VISIBLE_DEVICES from these on
 
 
 def gpus() -> list[str]:
-    """This process's NVIDIA GPUs, as CUDA_VISIBLE_DEVICES names them; found without CUDA."""
+    """This process's NVIDIA GPUs, as CUDA_VISIBLE_DEVICES names them. Needs no CUDA."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         named = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
         return named[: next((i for i, gpu in enumerate(named) if gpu in NO_GPU), None)]
-    # Their ordinals begin at 0, whatever the numbers of the devices that a container was given.
+    # CUDA counts from 0, whatever the numbers of the devices that a container was given.
     return [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
 
 def compiler(
     environment: Mapping[str, str], which: Callable[[str], str | None] = shutil.which
 ) -> str:
-    """Triton compiles a launcher for each kernel at run time, by CC, gcc or clang."""
+    """The problem if there is no C compiler; "" if there is one.
+
+    Triton compiles a launcher for each kernel at run time, with CC, gcc or clang.
+    """
     if any(
         which(name) for name in ((environment["CC"],) if "CC" in environment else ("gcc", "clang"))
     ):
@@ -50,14 +52,14 @@ def compiler(
 
 
 def headers(include: Path, version: str) -> str:
-    """These launchers include Python.h; `include` is where this Python keeps it."""
+    """The problem if the folder `include` holds no Python.h, which Triton's launchers include."""
     if (include / "Python.h").is_file():
         return ""
     return f"GPU kernels need {include / 'Python.h'}: run apt-get install python{version}-dev"
 
 
 def c_library(reported: str, machine: str) -> str:
-    """`reported` is what CS_GNU_LIBC_VERSION says, such as glibc 2.36."""
+    """The problem if glibc is too old. `reported` is CS_GNU_LIBC_VERSION, such as "glibc 2.36"."""
     wanted = GLIBC.get(machine)
     if wanted is None:
         return f"there are no wheels for {machine}; use a machine with {' or '.join(GLIBC)}"
@@ -76,9 +78,10 @@ def c_library(reported: str, machine: str) -> str:
 
 
 def driver(version: str, cuda: int) -> str:
-    """`version` is the kernel module's, "" if unknown; `cuda` what libcuda supports, 0 without it.
+    """The problem if the driver is too old for CUDA, or libcuda is missing.
 
-    The two differ with NVIDIA's compatibility package, and libcuda's is what counts.
+    `version` is that of the kernel module, "" if unknown; `cuda` is what libcuda supports, 0 without
+    it. The two differ under NVIDIA's compatibility package, and then libcuda decides.
     """
     if cuda >= CUDA:
         return ""
@@ -94,7 +97,7 @@ def driver(version: str, cuda: int) -> str:
 
 
 def driver_version(of_command: str, of_kernel: str) -> str:
-    """The driver's version, from `nvidia-smi` or else /proc/driver/nvidia/version; "" without any."""
+    """The driver's version in the text of `nvidia-smi`, else of /proc/driver/nvidia/version, else ""."""
     match = re.search(r"^\d+\.[\d.]+$", of_command, re.MULTILINE) or re.search(
         r"(?<=\s)\d{3,}\.[\d.]+", of_kernel.partition("\n")[0]
     )
@@ -102,7 +105,7 @@ def driver_version(of_command: str, of_kernel: str) -> str:
 
 
 def installed_driver() -> str:
-    """The driver's version here, "" without any."""
+    """The version of this machine's driver; "" where there is none."""
     command_output = kernel_text = ""
     with suppress(OSError, subprocess.SubprocessError):
         command_output = subprocess.run(
@@ -115,7 +118,7 @@ def installed_driver() -> str:
 
 
 def supported_cuda() -> int:
-    """What libcuda supports, such as 13000; 0 without it."""
+    """The CUDA version that libcuda supports, such as 13000; 0 without libcuda."""
     number = ctypes.c_int(0)
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
@@ -123,7 +126,7 @@ def supported_cuda() -> int:
 
 
 def missing(build: str) -> list[str]:
-    """What a build, cpu or cuda, lacks on this machine, a sentence each."""
+    """The problems of this machine for a build ("cpu" or "cuda"), one sentence each."""
     libc = ""
     with suppress(ValueError, OSError):
         libc = os.confstr("CS_GNU_LIBC_VERSION") or ""
@@ -143,14 +146,14 @@ def missing(build: str) -> list[str]:
 
 
 def unseen() -> str:
-    """Why torch does not use the GPU that is there, as a sentence; "" where it does or none is."""
+    """The reason why torch does not see this machine's GPU; "" where it does, or there is none."""
     if not gpus():
         return ""
     import torch
 
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA; run make setup DEVICE=cuda"
-    # vLLM has torch ask the driver's management library, which also lists what CUDA cannot use.
+    # vLLM makes torch ask the driver's management library, which also lists GPUs that CUDA cannot use.
     weaker = os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -177,7 +180,7 @@ def unseen() -> str:
 
 
 def check_gpu() -> None:
-    """Raises StageError when there is a GPU and torch does not see it: the CPU is never a surprise."""
+    """Raise StageError when torch does not see a GPU that is there: no stage uses the CPU unasked."""
     from tasks.runtime.errors import StageError
 
     if why := unseen():
@@ -187,7 +190,7 @@ def check_gpu() -> None:
 
 
 def main(what: str) -> int:
-    """Say what is missing; the number of such things."""
+    """Print the problems. Returns how many there are."""
     wrong = list(filter(None, [unseen()])) if what == "torch" else missing(what)
     for sentence in wrong:
         print(f"error: {sentence}", file=sys.stderr)

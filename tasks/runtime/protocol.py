@@ -1,6 +1,7 @@
 """What the process of a stage and the run that started it agree on: file names and exit codes."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,3 +18,9 @@ STOPPED = 130  # exit code of a stage that was asked to stop, and did
 def save_stats(output: Path, stats: dict[str, Any]) -> None:
     """Write a stage's counts to `stats.json`. The manifest repeats them."""
     write_text(output / STATS_FILE, json.dumps(stats, indent=1))
+
+
+def remove_scratch(output: Path) -> None:
+    """Delete the folders that only a resumed run needs."""
+    for name in SCRATCH:
+        shutil.rmtree(output / name, ignore_errors=True)

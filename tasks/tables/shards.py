@@ -1,8 +1,8 @@
-"""Write and read Parquet shards: schema-checked, checksummed, atomic.
+"""Writes and reads Parquet shards: checked against a schema, with page checksums, atomically.
 
-A shard's file name appears only once its bytes are on disk, so a shard that exists is complete:
-that is what lets a killed stage go on where it stopped. Page checksums are written and verified,
-because without them most single-bit flips read back as silently wrong values.
+A shard gets its file name only once its bytes are on disk. So a shard that exists is complete, and a
+killed stage resumes after the last one. Page checksums are written and verified, because without
+them most single-bit flips would read back as silently wrong values.
 """
 
 import os
@@ -22,8 +22,8 @@ from tasks.tables.durable import sync_tree as sync_tree
 from tasks.tables.durable import write_text as write_text
 
 T = TypeVar("T")
-IMAGE_ROWS_PER_GROUP = 100  # one row group of photographs stays near 10 MB
-BYTES_PER_GROUP = 64 << 20  # and never far above this, however large they are
+IMAGE_ROWS_PER_GROUP = 100  # a row group of photographs then has about 10 MB
+BYTES_PER_GROUP = 64 << 20  # a row group of large photographs ends here
 ROWS_PER_GROUP = 1 << 20
 
 
@@ -33,11 +33,11 @@ def shard_path(folder: Path, name: str, index: int) -> Path:
 
 
 class Writer:
-    """One Parquet file, written as its rows come, in a `with` statement; or no file at all.
+    """Writes one Parquet file row by row, in a `with` statement.
 
-    The file gets its name when the statement ends well. After an error, or without rows, there is
-    none: `datasets` cannot load a Parquet file without rows, and one such shard would spoil a
-    whole table. Raises ShardError when rows do not fit the schema.
+    The file gets its name when the statement ends well. After an error, or without rows, there is no
+    file: `datasets` cannot load a Parquet file without rows, and one such shard would spoil a whole
+    table. Raises ShardError when rows do not fit the schema.
     """
 
     def __init__(self, path: Path, schema: pa.Schema):
@@ -54,14 +54,14 @@ class Writer:
         return self
 
     def add(self, row: dict[str, Any]) -> None:
-        """One row; a row group is written as soon as it is full."""
+        """Add one row. A row group is written as soon as it is full."""
         self.rows.append(row)
         self.bytes += len(row["image"]["bytes"]) if self.photographs else 0
         if len(self.rows) == self.rows_per_group or self.bytes >= BYTES_PER_GROUP:
             self._write_rows()
 
     def add_table(self, rows: pa.Table | Sequence[dict[str, Any]]) -> None:
-        """Many rows at once."""
+        """Add many rows at once."""
         try:
             if not isinstance(rows, pa.Table):
                 rows = pa.Table.from_pylist(list(rows), self.schema)
@@ -75,7 +75,7 @@ class Writer:
             self.parquet = pq.ParquetWriter(
                 self.file,
                 self.schema,
-                # Photographs are compressed already; a second time would only take time.
+                # Photographs are compressed already.
                 compression={
                     name: "none" if name == "image.bytes" else "zstd"
                     for field in self.schema
@@ -106,7 +106,7 @@ class Writer:
                     self.file.flush()
                     os.fsync(self.file.fileno())
                     self.file.close()
-                except BaseException:  # a full disk: what is there is no shard
+                except BaseException:  # a full disk: the file is incomplete
                     self._discard()
                     raise
             if self.parquet is not None and kind is None:
@@ -117,19 +117,19 @@ class Writer:
 
     def _discard(self) -> None:
         if self.file is not None:
-            with suppress(OSError):  # what is left in its buffer may not fit on the disk
+            with suppress(OSError):  # flushing its buffer may fail on a full disk
                 self.file.close()
         self.partial.unlink(missing_ok=True)
 
 
 def write(path: Path, rows: pa.Table | Sequence[dict[str, Any]], schema: pa.Schema) -> None:
-    """Write rows as one Parquet file; no rows, no file. Raises ShardError like Writer."""
+    """Write rows as one Parquet file; without rows, no file. Raises ShardError like Writer."""
     with Writer(path, schema) as writer:
         writer.add_table(rows)
 
 
 def _columns(name: str, kind: pa.DataType) -> list[str]:
-    """The Parquet columns of a field: those of a struct apart."""
+    """The Parquet columns of a field: a struct has one for each of its fields."""
     if pa.types.is_struct(kind):
         return [
             c
@@ -140,7 +140,10 @@ def _columns(name: str, kind: pa.DataType) -> list[str]:
 
 
 def paths(folder: Path, name: str) -> list[Path]:
-    """The files of one table, in order: `name.parquet` or `name-*.parquet`."""
+    """The files of one table, in order: `name.parquet` or `name-*.parquet`.
+
+    Raises ShardError when there are none.
+    """
     single = folder / f"{name}.parquet"
     files = [single] if single.exists() else sorted(folder.glob(f"{name}-[0-9]*.parquet"))
     if not files:
@@ -164,12 +167,12 @@ def iter_rows(
 
 
 def count_rows(folder: Path, name: str) -> int:
-    """Rows of one table, from the footers of its files."""
+    """The row count of one table, from the footers of its files."""
     return sum(map(num_rows, paths(folder, name)))
 
 
 def num_rows(path: Path) -> int:
-    """Rows of one shard, from its footer."""
+    """The row count of one shard, from its footer."""
     try:
         return pq.read_metadata(path).num_rows
     except (OSError, pa.ArrowInvalid) as error:
@@ -182,7 +185,7 @@ def iter_batches(
     batch_size: int,
     row_groups: Sequence[int] | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """One shard, or some of its row groups, as record batches; one is in memory at a time.
+    """One shard, or some of its row groups, as record batches, one in memory at a time.
 
     Page checksums are verified. Raises ShardError for a damaged file.
     """
@@ -196,14 +199,14 @@ def iter_batches(
 
 
 class ImageStore:
-    """The encoded images of a Download artifact, by image id; only what is asked for is read."""
+    """The encoded images of a Download artifact by image id. Only the row groups needed are read."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._places: dict[str, tuple[Path, int]] | None = None  # image id -> file, row group
 
     def read(self, image_ids: Sequence[str]) -> dict[str, bytes]:
-        """Bytes by image id. Raises ShardError when an image is not there, or damaged."""
+        """Encoded bytes by image id. Raises ShardError when an image is missing or damaged."""
         wanted = set(image_ids)
         if lost := sorted(wanted - self.places.keys()):
             raise ShardError(f"{len(lost)} images are not in {self.folder}, the first: {lost[0]}")
@@ -226,7 +229,7 @@ class ImageStore:
 
     @property
     def places(self) -> dict[str, tuple[Path, int]]:
-        """Where every image lies, found out once from the ids alone."""
+        """Image id -> (file, row group), read once from the id columns alone."""
         if self._places is None:
             self._places = {}
             for path in paths(self.folder, "images"):
@@ -241,14 +244,18 @@ class ImageStore:
 
 
 def chunks(items: list[T], size: int) -> Iterable[list[T]]:
-    """Consecutive slices of at most `size` items; a shard's rows depend on order alone."""
+    """Consecutive slices of at most `size` items."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def read_file(
     path: Path, columns: Sequence[str] | None = None, where: pc.Expression | None = None
 ) -> pa.Table:
-    """One shard as an Arrow table, page checksums verified; `where` skips row groups by statistics."""
+    """One shard as an Arrow table, page checksums verified.
+
+    `where` filters rows, and skips row groups by their statistics. Raises ShardError for a damaged
+    file or a missing column.
+    """
     try:
         if columns is not None:
             _require(path, columns)
@@ -258,9 +265,9 @@ def read_file(
 
 
 def _require(path: Path, columns: Sequence[str]) -> None:
-    """A table without a column that is asked for is of another version, and not to be misread."""
-    there = pq.read_schema(path).names
-    if lost := [name for name in columns if name.split(".")[0] not in there]:
+    """Raise ShardError when the file lacks one of `columns`: another version wrote it."""
+    present = pq.read_schema(path).names
+    if lost := [name for name in columns if name.split(".")[0] not in present]:
         raise ShardError(
             f"{path} has no column {lost[0]}: it was written by another version; delete its folder "
             "and re-run the stage"
