@@ -16,7 +16,7 @@ RESOLVED = --override requirements/overrides.txt --constraint requirements/$(1).
 
 train: $(READY)
 	@$(BIN)/luigi --module pipeline.tasks TrainDiVE $(if $(DATASET),--dataset $(DATASET))
-	@$(BIN)/python -m pipeline where $(if $(DATASET),--dataset $(DATASET))
+	@$(BIN)/python -m pipeline results $(if $(DATASET),--dataset $(DATASET))
 
 card: $(READY)
 	@test -n "$(NAME)" -a -n "$(FOLDER)" || { echo "error: make card NAME=my_birds FOLDER=path"; exit 1; }
@@ -46,16 +46,21 @@ setup: $(READY)
 
 $(READY): pyproject.toml requirements/$(DEVICE).txt requirements/overrides.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11, 3.12 or 3.13"; exit 1; }
+	@# A set-up that was cut off may have left an interpreter without pip: it is made anew.
+	@test ! -e .venv || $(BIN)/python -m pip --version >/dev/null 2>&1 || rm -rf .venv
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 	  echo "error: $(PYTHON) is $$($(PYTHON) -V); name another: make PYTHON=python3.11 (or 3.12, 3.13)"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv >/dev/null || { rm -rf .venv; \
+	  echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install" \
+	    "$$($(PYTHON) -c 'import sys; print("python{}.{}-venv".format(*sys.version_info))')"; exit 1; }
 	@$(BIN)/python -m tasks.runtime.machine $(DEVICE)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@echo "installing into .venv ($(DEVICE)): about 6 GB, some minutes on a slow line"
+	@echo "installing into .venv ($(DEVICE)): about 6 GB, some minutes on a slow line; cut off, it goes on from there"
 	@# torch first: the CPU build of vLLM pins a torch without torchvision's operators, which the
 	@# overrides replace by the build that works on machines with and without a GPU. Compiled here once:
 	@# each stage is a process, and where PYTHONDONTWRITEBYTECODE is set each would compile all anew.
-	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv $(call RESOLVED,$(DEVICE)) --editable ".[$(DEVICE),test]"
+	@quiet=--quiet; test ! -t 2 || quiet=; set -x; \
+	$(BIN)/uv pip install $$quiet --compile-bytecode --python .venv $(call RESOLVED,$(DEVICE)) --editable ".[$(DEVICE),test]"
 	@$(BIN)/python -m tasks.runtime.machine torch
 	@rm -f .venv/.ready-*
 	@touch $@

@@ -3,7 +3,7 @@
 python -m pipeline status             the graph as a tree: done, partial, stale and why; what a run would do
 python -m pipeline plan               images, rollouts, tokens, steps, hours and memory of a run to come
 python -m pipeline rehearse           what a run would meet first, tried without its GPUs: ready, or what to mend
-python -m pipeline where              the last report's figures, and where everything lies
+python -m pipeline results            the last report's figures, and where everything lies
 python -m pipeline inspect build_mcq  counts, columns and sample rows of a stage's current artifact,
                                       of all or of those that fit --where; with --page as a page with
                                       images, for build_mcq a page of questions to filter
@@ -65,7 +65,8 @@ def parser() -> argparse.ArgumentParser:
         added.add_argument("--json", action="store_true", help="print JSON, for scripts")
         return added
 
-    command("where", "the last report's figures and the folders")
+    results = command("results", "the last report's figures and the folders")
+    commands.choices["where"] = results  # its name in former versions
     status = command(
         "status",
         "the graph as a tree, and what a run would do",
@@ -167,7 +168,7 @@ def parser() -> argparse.ArgumentParser:
     diff.add_argument("other", type=Path)
     answer = command("predict", "what a policy says is on images", "predict photo.jpg")
     predict.add_arguments(answer)
-    parser.set_defaults(known=list(commands.choices))
+    parser.set_defaults(known=[*commands.choices])
     return parser
 
 
@@ -207,7 +208,7 @@ def _run(arguments: Any) -> int:
     folder = root / dataset
     if arguments.command == "verify":
         return verify_artifacts(root, folder, arguments)
-    if arguments.command == "where":
+    if arguments.command in ("results", "where"):
         show_report(folder, arguments.json)
     elif arguments.command == "inspect":
         show_stage(folder, arguments)

@@ -116,3 +116,23 @@ def parameters(settings: type[Settings]) -> Callable[[T], T]:
         return task
 
     return decorate
+
+
+def settings_of(task: type, values: dict[str, Any]) -> Settings | None:
+    """A task's settings from parsed values, where it has settings and each of them has a value.
+
+    Raises StageError for values that do not go together.
+    """
+    kind: type[Settings] | None = getattr(task, "settings_kind", None)
+    if kind is None or not rules(kind).keys() <= values.keys():
+        return None
+    return kind(**{name: plain(values[name]) for name in rules(kind)})
+
+
+def plain(value: Any) -> Any:
+    """Luigi's frozen containers as plain lists and dictionaries."""
+    if isinstance(value, dict) or hasattr(value, "items"):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value

@@ -18,6 +18,11 @@ import luigi
 from luigi import configuration
 from luigi.cmdline_parser import CmdlineParser
 from luigi.parameter import MissingParameterException
+from luigi.task_register import Register
+
+from pipeline.parameters import parameter, settings_of
+from tasks.runtime.errors import StageError
+from tasks.runtime.settings import Rule
 
 # Sections that Luigi reads itself (its configuration reference, "Configurable options").
 LUIGI_SECTIONS = {
@@ -78,9 +83,7 @@ class Checked(luigi.Task):
                 f"luigi.cfg, or give --{family}-{missing[0].replace('_', '-')}"
             ) from error
         except ValueError as error:
-            reason = error.__cause__ or error
-            key = _refused(family, params)
-            raise SettingsError(f"luigi.cfg: section [{family}]{key}: {reason}") from error
+            raise SettingsError(f"[{family}] {error.__cause__ or error}") from error
 
 
 def of_dataset(family: str, params: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -134,6 +137,7 @@ def check_configuration() -> None:
     if contents == getattr(config, "contents_checked", None):
         return
     known = known_keys()
+    values: dict[str, dict[str, dict[str, Any]]] = {}  # section -> dataset, or "" -> key -> value
     for full_name in config.sections():
         section, _, dataset = full_name.partition(":")
         if section in LUIGI_SECTIONS:
@@ -155,21 +159,24 @@ def check_configuration() -> None:
                 instead = f"; set {renamed}" if renamed else _nearest(key, known[section])
                 raise SettingsError(f"luigi.cfg: section [{full_name}] has no key {key!r}{instead}")
             if (parameter := known[section][name]) is not None:
-                _parsed(full_name, key, parameter, config.get(full_name, key))
+                value = _parsed(full_name, key, parameter, config.get(full_name, key))
+                values.setdefault(section, {}).setdefault(dataset, {})[name] = value
+    for section, by_dataset in values.items():
+        for own in by_dataset.values():
+            try:
+                settings_of(Register.get_task_cls(section), {**by_dataset.get("", {}), **own})
+            except StageError as error:
+                raise SettingsError(f"luigi.cfg: {error}") from error
     config.contents_checked = contents
 
 
 def known_keys() -> dict[str, dict[str, Any]]:
     """Section -> key -> parameter, as tasks and configs declare them; None for those of the graph."""
-    from luigi.task_register import Register
-
     return _known_keys(tuple(Register.task_names()))
 
 
 @lru_cache(maxsize=4)  # asked for every task that is made, and always the same
 def _known_keys(names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    from luigi.task_register import Register
-
     known: dict[str, dict[str, Any]] = {}
     for name in names:
         task = Register.get_task_cls(name)
@@ -188,33 +195,24 @@ class run(Checked, luigi.Config):
 
     ignore_unconsumed = frozenset(GRAPH)  # read by Checked for every task, not by this config
 
-    rounds = luigi.IntParameter(description="rounds of propose, build, train; 1 is no refresh")
-    artifacts = luigi.Parameter(description="folder of all artifacts", significant=False)
-    cpu_threads = luigi.IntParameter(description="threads of a stage's process", significant=False)
-    lock_patience = luigi.FloatParameter(
-        significant=False, description="seconds to wait for another run that builds the same"
+    rounds = parameter(int, Rule("rounds of propose, build, train; 1 is no refresh", at_least=1))
+    artifacts = parameter(str, Rule("folder of all artifacts", significant=False))
+    cpu_threads = parameter(
+        int, Rule("threads of a stage's process", at_least=1, significant=False)
     )
-    model_resources = luigi.DictParameter(
-        significant=False, description="luigi resources that a stage with a model takes"
+    lock_patience = parameter(
+        float,
+        Rule("seconds to wait for another run that builds the same", at_least=0, significant=False),
+    )
+    model_resources = parameter(
+        dict, Rule("luigi resources that a stage with a model takes", significant=False)
     )
 
 
-def _refused(family: str, params: Any) -> str:
-    """The key of a section whose value its parameter does not take; "" where none is found."""
-    config = configuration.get_config()
-    for name, parameter in params:
-        if config.has_option(family, name):
-            try:
-                parameter.parse(config.get(family, name))
-            except ValueError:
-                return f" {name}"
-    return ""
-
-
-def _parsed(section: str, key: str, parameter: Any, text: str) -> None:
-    """Raises SettingsError for a value that a parameter does not take."""
+def _parsed(section: str, key: str, parameter: Any, text: str) -> Any:
+    """The value of a key. Raises SettingsError for one that its parameter does not take."""
     try:
-        parameter.parse(text)
+        return parameter.parse(text)
     except ValueError as error:
         named = "" if str(error).startswith(key) else f" {key}:"
         raise SettingsError(f"luigi.cfg: section [{section}]{named} {error}") from error

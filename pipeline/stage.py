@@ -19,6 +19,7 @@ import luigi
 import data_cards
 from pipeline.artifacts import source_code, store
 from pipeline.artifacts.child import LOG
+from pipeline.parameters import plain
 from pipeline.settings import Checked, SettingsError, run
 from tasks.runtime.settings import Settings, rules
 
@@ -228,15 +229,6 @@ class OfSet(Stage):
     def parts(self) -> list[Stage]:
         mixed = len(self.names) > 1 and not self.subset
         return [self.clone(subset=name) for name in self.names] if mixed else []
-
-
-def plain(value: Any) -> Any:
-    """Luigi's frozen containers as plain lists and dictionaries."""
-    if isinstance(value, dict) or hasattr(value, "items"):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
 
 
 class _OneSentence(logging.Filter):

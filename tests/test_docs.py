@@ -72,7 +72,7 @@ def test_commands_can_be_given(page, monkeypatch):
             if (
                 rest[0] in known
                 and "|" not in rest
-                and (len(rest) > 1 or rest[0] in ("plan", "status", "verify", "gc", "where"))
+                and (len(rest) > 1 or rest[0] in ("plan", "status", "verify", "gc", "results"))
             ):
                 parser().parse_args([word for word in rest if word != "[...]"])
         elif not module.startswith("luigi"):

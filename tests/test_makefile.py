@@ -1,6 +1,7 @@
 """`make` looks at the machine before it downloads anything, and at the GPU after."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,16 +16,17 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("make") is None, reason="needs make"),
 ]
 # Stands for Python, uv and all else in .venv/bin: notes its arguments, and fails where told to.
-STUB = f"""#!/bin/sh
+STUB = """#!/bin/sh
 echo "$(basename $0) $*" >>"$NOTES"
 case "$*" in
-"-m venv .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python; exit ;;
+"-m venv .venv") mkdir -p .venv/bin; [ -z "$NO_VENV" ] || exit 1; cp "$0" .venv/bin/python; exit ;;
+"-m pip --version") exit "${NO_PIP:-0}" ;;
 "-m pip install"*) cp "$0" .venv/bin/uv; exit ;;
--c*|"-m tasks.runtime.machine cuda") exec {sys.executable} "$@" ;;
+-c*|"-m tasks.runtime.machine cuda") exec PYTHON "$@" ;;
 -V) echo Python 3.10.1; exit ;;
-"-m tasks.runtime.machine torch") exit "${{BLIND:-0}}" ;;
+"-m tasks.runtime.machine torch") exit "${BLIND:-0}" ;;
 esac
-"""
+""".replace('PYTHON "$@"', f'{sys.executable} "$@"')
 
 
 @pytest.fixture
@@ -33,9 +35,9 @@ def make(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
-    (tmp_path / "tasks").mkdir()
-    for name in ("__init__.py", "machine.py"):
-        shutil.copy(ROOT / "tasks" / name, tmp_path / "tasks")
+    for name in ("tasks/__init__.py", "tasks/runtime/__init__.py", "tasks/runtime/machine.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
     stub = tmp_path / "stubs" / "python3"
     stub.parent.mkdir()
     stub.write_text(STUB)
@@ -79,6 +81,25 @@ def test_nothing_is_downloaded_where_something_is_missing(make):
     assert "error: GPU kernels need a C compiler: CC = no-such-compiler is not there" in said
     assert not any("install" in line for line in called)
     assert make()[0] == 0, "mended, it goes on"
+
+
+def test_an_environment_that_cannot_be_made_is_told_with_what_brings_it_and_leaves_nothing(make):
+    code, said, _ = make(NO_VENV="1")
+    assert code != 0
+    assert re.search(
+        r"error: python3 cannot make a virtual .*apt-get install python3\.\d+-venv", said
+    )
+    assert not (make.folder / ".venv").exists()
+    assert make()[0] == 0
+
+
+def test_an_environment_that_was_cut_off_is_made_anew(make):
+    half = make.folder / ".venv" / "bin" / "python"
+    half.parent.mkdir(parents=True)
+    half.write_text("#!/bin/sh\nexit 1\n")
+    half.chmod(0o755)
+    assert make()[0] == 0
+    assert half.read_text() != "#!/bin/sh\nexit 1\n"
 
 
 def test_a_gpu_that_torch_does_not_see_is_not_ready(make):

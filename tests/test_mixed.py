@@ -111,7 +111,7 @@ def test_where_and_inspect_find_every_set(mixed):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    where = said("where")
+    where = said("results")
     assert "report/few/current/index.html" in where
     assert "report/bugs/current/index.html" in where
     assert "dive_k/round1/train/current" in where

@@ -23,6 +23,8 @@ from pathlib import Path
 CUDA = 13000
 DRIVER = 580  # the first driver that supports it
 GLIBC = {"x86_64": (2, 31), "aarch64": (2, 34)}  # the oldest glibc that all wheels support
+# Bytes on the disk after an installation, measured; those of CUDA from the sizes of its wheels.
+SIZE = {"cpu": 8e9, "cuda": 14e9}
 NO_GPU = ("-1", "NoDevFiles", "none", "void")  # CUDA ignores CUDA_VISIBLE_DEVICES from these on
 
 
@@ -125,6 +127,17 @@ def supported_cuda() -> int:
     return number.value
 
 
+def room(build: str, free: int, installed: bool) -> str:
+    """The problem if the disk has fewer `free` bytes than a build's packages take."""
+    if installed or free >= SIZE[build]:
+        return ""
+    needed, there = SIZE[build] / 1e9, free / 1e9
+    return (
+        f"the packages of this build take {needed:.0f} GB and this disk has {there:.1f} GB free; make "
+        "room, or clone onto another disk"
+    )
+
+
 def missing(build: str) -> list[str]:
     """The problems of this machine for a build ("cpu" or "cuda"), one sentence each."""
     libc = ""
@@ -133,7 +146,11 @@ def missing(build: str) -> list[str]:
     schemes = sysconfig.get_default_scheme().replace(
         "posix_local", "posix_prefix"
     )  # as Triton does
-    problems = [c_library(libc, platform.machine())]
+    installed = any(Path(sys.prefix).glob("lib/python*/site-packages/torch"))
+    problems = [
+        c_library(libc, platform.machine()),
+        room(build, shutil.disk_usage(sys.prefix).free, installed),
+    ]
     if build == "cuda":
         problems += [
             compiler(os.environ),

@@ -215,6 +215,13 @@ def train(**trl) -> dict:
     }  # fmt: skip
 
 
+def test_a_disk_without_room_is_told_before_anything_is_installed():
+    assert machine.room("cpu", 9 * 10**9, False) == ""
+    said = machine.room("cuda", 3 * 10**9, False)
+    assert said.startswith("the packages of this build take 14 GB and this disk has 3.0 GB free")
+    assert machine.room("cuda", 0, True) == "", "they are there already"
+
+
 @pytest.mark.parametrize("name", ["grpo_config", "sft_config"])
 def test_training_does_not_fall_back_to_the_cpu_unless_it_is_told_to(
     unseen_gpu, tmp_path, capsys, name

@@ -140,7 +140,8 @@ def test_a_word_beside_the_bar_says_what_goes_on(tmp_path, monkeypatch, capfd, t
 SHARDS = """
 import time
 from pathlib import Path
-from tasks.runtime.command import main, shard_by_shard, stop_if_asked
+from tasks.runtime.command import main
+from tasks.runtime.interrupts import shard_by_shard, stop_if_asked
 def slow(output: Path) -> None:
     "Shard after shard."
     with shard_by_shard():

@@ -86,7 +86,7 @@ def test_a_filter_that_no_single_table_fits_is_named(root):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    "line", [["status"], ["gc"], ["where"], ["diff", "a", "b"], ["invalidate", "x"]], ids=" ".join
+    "line", [["status"], ["gc"], ["results"], ["diff", "a", "b"], ["invalidate", "x"]], ids=" ".join
 )
 def test_what_only_reads_manifests_imports_nothing_heavy(tmp_path, line):
     code = (
@@ -107,6 +107,11 @@ def test_what_only_reads_manifests_imports_nothing_heavy(tmp_path, line):
         (["status", "TranDiVE"], 1, "no task 'TranDiVE'; did you mean TrainDiVE?"),
         (["status", "tasks"], 1, "no task 'tasks'"),
         (["inspect", "propse"], 1, "no artifact 'propse'"),
+        (
+            ["where", "--dataset", "none"],
+            1,
+            "no report under artifacts/none yet",
+        ),  # as it was called
     ],
 )
 def test_a_wrong_name_is_met_with_the_right_one(line, code, told):
@@ -119,7 +124,7 @@ def test_a_wrong_name_is_met_with_the_right_one(line, code, told):
 
 
 def test_every_command_has_an_example_and_prints_json():
-    for command in ("where", "status", "inspect", "verify", "invalidate", "gc", "diff"):
+    for command in ("results", "status", "inspect", "verify", "invalidate", "gc", "diff"):
         ran = subprocess.run(
             [sys.executable, "-m", "pipeline", command, "--help"],
             cwd=ROOT, capture_output=True, text=True, check=True,

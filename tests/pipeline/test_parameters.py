@@ -1,0 +1,111 @@
+"""Every closed choice and every bound of luigi.cfg: refused in one sentence before a stage has run."""
+
+import os
+import subprocess
+import sys
+
+import luigi
+import pytest
+from luigi.task_register import Register
+
+from pipeline.settings import SettingsError, check_configuration, known_keys
+from tests.conftest import ROOT
+from tests.pipeline.test_stage import config  # noqa: F401  a fixture
+
+
+def ruled():
+    """(section, key, rule) of every setting."""
+    for section, keys in known_keys().items():
+        for key, parameter in keys.items():
+            if (rule := getattr(parameter, "rule", None)) is not None:
+                yield section, key, parameter, rule
+
+
+def wrong_words():
+    for section, key, _, rule in ruled():
+        if rule.choices:
+            yield pytest.param(section, key, rule.choices, id=f"{section}.{key}")
+
+
+def beyond():
+    for section, key, parameter, rule in ruled():
+        step = 1 if parameter.kind is int else 0.001
+        limits = [(rule.at_least, -step), (rule.at_most, step), (rule.above, 0)]
+        for limit, by in limits:
+            if limit is not None:
+                value = parameter.kind(limit + by)
+                yield pytest.param(section, key, value, id=f"{section}.{key}={value}")
+
+
+def refused(config, section, key, value) -> str:  # noqa: F811
+    """What is said of a value, as soon as the first task is made; one sentence."""
+    config.set(section, key, str(value))
+    with pytest.raises(SettingsError) as caught:
+        Register.get_task_cls("TrainDiVE")(dataset="beetles")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("section", "key", "choices"), wrong_words())
+def test_a_wrong_word_is_refused_with_the_right_ones(config, section, key, choices):  # noqa: F811
+    said = refused(config, section, key, "wrongly")
+    assert said.startswith(f"error: luigi.cfg: section [{section}] {key} must ")
+    assert said.endswith("got 'wrongly'")
+    assert all(word in said for word in choices)
+
+
+@pytest.mark.parametrize(("section", "key", "value"), beyond())
+def test_a_number_out_of_bounds_is_refused_with_the_bound(config, section, key, value):  # noqa: F811
+    said = refused(config, section, key, value)
+    assert said.startswith(f"error: luigi.cfg: section [{section}] {key} must be ")
+    assert said.endswith(f"got {value!r}")
+
+
+def test_every_number_has_a_bound_and_every_parameter_a_rule():
+    for section, keys in known_keys().items():
+        for key, parameter in keys.items():
+            if (
+                parameter is None
+                or section == "Compare"
+                or isinstance(parameter, luigi.ListParameter)
+            ):
+                continue
+            rule = getattr(parameter, "rule", None)
+            assert rule is not None, f"[{section}] {key} is declared without a setting"
+            if parameter.kind in (int, float):
+                bounds = (rule.at_least, rule.at_most, rule.above)
+                assert any(bound is not None for bound in bounds), f"[{section}] {key} has no bound"
+
+
+def test_values_that_do_not_go_together_are_refused_as_early(config):  # noqa: F811
+    config.set("Split", "test_share", "0.9")
+    with pytest.raises(SettingsError, match=r"\[Split\] test_share \+ val_share"):
+        check_configuration()
+
+
+def test_settings_of_one_dataset_are_checked_with_the_others(config):  # noqa: F811
+    config.add_section("BuildMCQ:cub")
+    config.set("BuildMCQ:cub", "min_options", "6")
+    with pytest.raises(SettingsError, match="min_options must be at most num_options; got 6 and 5"):
+        check_configuration()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("by", ["file", "command line"])
+def test_luigi_ends_before_a_stage_has_run(tmp_path, by):
+    text = (ROOT / "luigi.cfg").read_text()
+    wrong = text.replace("vocabulary = closed", "vocabulary = ajar") if by == "file" else text
+    (tmp_path / "luigi.cfg").write_text(wrong)
+    line = ["-m", "luigi", "--module", "pipeline.tasks", "TrainDiVE"]
+    line += [] if by == "file" else ["--BuildMCQ-vocabulary", "ajar"]
+    done = subprocess.run(
+        [sys.executable, *line],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "vocabulary must be closed or open; got 'ajar'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["luigi.cfg"]
