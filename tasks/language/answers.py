@@ -1,13 +1,13 @@
-"""One reader of completions, shared by rewards and evaluation.
+"""Reads the answer in a completion, for rewards and evaluation alike.
 
 `parse` finds the answer block; `choose` reads it as an answer to a multiple-choice question. Both
-take any string, never raise, and need time linear in its length.
+take any string, never raise, and need time linear in its length. `answer_column.read_answers` is the
+fast path of `parse` for a whole column; a property test holds the two together.
 
-`choose` reads an answer as a row of claims: letters and option texts, with nothing between them but
-filler ("the answer is") and punctuation. Every claim must mean the same option. So "B.", "(b)",
-"Option B", "Laysan Albatross" and "B. Laysan Albatross" are answers, while "A or B", "B, maybe A",
-a letter beside another option's text, and a letter lost in prose are not: an answer that leaves a
-way out earns nothing.
+`choose` reads an answer as a sequence of claims: letters and option texts, with only filler ("the
+answer is") and punctuation between them. All claims must mean the same option. So "B.", "(b)",
+"Option B", "Laysan Albatross" and "B. Laysan Albatross" are answers. "A or B", "B, maybe A", a
+letter beside another option's text, and a letter inside prose are not: a hedged answer earns nothing.
 """
 
 import re
@@ -20,7 +20,7 @@ from tasks.language.prompts import LETTERS
 
 _TAG = re.compile(r"</?(?:think|answer)>")
 _WELL_FORMED = ["<think>", "</think>", "<answer>", "</answer>"]
-# Words that may stand around a claim without changing it; \boxed{B} is a habit from mathematics.
+# Words that do not change a claim beside them; \boxed{B} is how models answer in mathematics.
 _FILLERS = frozenset(
     """the an answer answers is it its this that my final correct right best option choice letter
     species i say think believe choose pick select would be boxed text textbf mathbf
@@ -33,12 +33,12 @@ _LABEL_ENDS = re.compile(r"[\s*_\])]*[.):\]][\s*_\[(]*")
 
 @dataclass(frozen=True)
 class Parsed:
-    """A completion taken apart.
+    """The parts of a completion, stripped of white space.
 
-    `thought` and `answer` are stripped; `answer` is None unless there is exactly one answer block
-    with something in it, and `problem` then says why: no_answer, unclosed_answer, several_answers,
-    nested_answer or empty_answer. `well_formed` is what the format reward pays for: one think
-    block, then one answer block with something in it, and only white space around them.
+    `answer` is None unless there is exactly one non-empty answer block. `problem` is then the
+    reason: no_answer, unclosed_answer, several_answers, nested_answer or empty_answer; else it is
+    "". `well_formed` is what the format reward pays for: one think block, then one non-empty answer
+    block, and only white space around them.
     """
 
     thought: str | None
@@ -49,11 +49,11 @@ class Parsed:
 
 @dataclass(frozen=True)
 class Choice:
-    """The option an answer names, from 0, or None.
+    """The index of the option that an answer names, or None.
 
-    `status` is how it was read (letter, text, letter_and_text), or why it was not: a `problem` of
-    `Parsed`, hedge, disagree (a letter beside words that are not its option's), out_of_range,
-    ambiguous (a text that fits two options), too_long, or unknown.
+    `status` is how the answer was read (letter, text, letter_and_text), or why it was not: a
+    `problem` of `Parsed`, hedge, disagree (a letter beside words that are not its option's),
+    out_of_range, ambiguous (a text that fits two options), too_long, or unknown.
     """
 
     index: int | None
@@ -62,9 +62,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Options:
-    """The options of a question, ready to be looked up.
+    """The options of a question, indexed for look-up.
 
-    `spellings` maps words joined by spaces to what stands between them, and whose text it is.
+    `spellings` maps an option's words, joined by spaces, to (the texts between them, option index).
+    `bags` does so for sorted words, where one of them is a model year. `longest` counts words.
+    `remarks` says whether an option has a remark in parentheses.
     """
 
     count: int
@@ -76,11 +78,10 @@ class _Options:
 
 
 def parse(completion: str) -> Parsed:
-    """Take a completion apart at its <think> and <answer> tags, which count as written here only.
+    """Split a completion at its <think> and <answer> tags, which must be spelled exactly so.
 
-    A chat template that ends the prompt in <think> leaves that tag out of the completion. The
-    answer is read all the same; for `thought` and `well_formed` put the tag back first:
-    `parse("<think>" + completion)`.
+    Where a chat template ends the prompt in <think>, the completion lacks that tag. Its answer is
+    read all the same; for `thought` and `well_formed` put the tag back: `parse("<think>" + text)`.
     """
     tags = list(_TAG.finditer(completion))
     names = [tag.group() for tag in tags]
@@ -100,7 +101,7 @@ def parse(completion: str) -> Parsed:
 
 
 def choose(completion: str, options: Sequence[str]) -> Choice:
-    """Which of `options`, lettered from A, the completion's answer names; see the module's text."""
+    """Which of `options`, lettered from A, the completion's answer names. The module text has the rules."""
     parsed = parse(completion)
     if parsed.answer is None:
         return Choice(None, parsed.problem)
@@ -110,7 +111,7 @@ def choose(completion: str, options: Sequence[str]) -> Choice:
 
 
 def _answer(completion: str, tags: list[re.Match[str]], names: list[str]) -> tuple[str | None, str]:
-    """The content of the one answer block and "", or None and the problem."""
+    """(content of the one answer block, ""), or (None, problem)."""
     opened, closed = names.count("<answer>"), names.count("</answer>")
     if opened == 0:
         return None, "no_answer"
@@ -119,7 +120,7 @@ def _answer(completion: str, tags: list[re.Match[str]], names: list[str]) -> tup
     start = names.index("<answer>")
     if closed == 0 or names.index("</answer>") < start:
         return None, "unclosed_answer"
-    # Inside a thought: the think tag before it opens (or stood in the prompt), the next closes.
+    # The answer lies inside a thought if the tag before it is no </think> and the next one is.
     within = names[:start][-1:] != ["</think>"] and names[start + 2 :][:1] == ["</think>"]
     if names[start + 1] != "</answer>" or within:
         return None, "nested_answer"
@@ -157,7 +158,10 @@ def _depths(tokens: list[words.Word]) -> list[int]:
 
 
 class _Reading:
-    """An answer's words being read from left to right as claims about the options."""
+    """Reads an answer's words from left to right as claims about the options.
+
+    Each entry of `letters` and `texts` is one claim: the indices of the options that it may mean.
+    """
 
     def __init__(self, tokens: list[words.Word], options: _Options):
         self.words = tokens
@@ -189,6 +193,7 @@ class _Reading:
         return Choice(index, "letter" if self.letters else "text")
 
     def _conflict(self) -> str:
+        """The status of claims that mean no option in common."""
         one_letter = bool(self.letters) and bool(set.intersection(*self.letters))
         one_text = bool(self.texts) and bool(set.intersection(*self.texts))
         return "disagree" if one_letter and one_text else "hedge"
@@ -207,9 +212,9 @@ class _Reading:
             elif len(word.key) == 1 and word.key.upper() in LETTERS:
                 self._read_letter(place)
             elif word.key not in _FILLERS:
-                # A remark in parentheses is let pass, unless it may speak of the options.
-                spoken_of = self.options.remarks or word.key in self.options.vocabulary
-                self.unknown |= depths[place] == 0 or spoken_of
+                # Words in parentheses are ignored, unless they may refer to the options.
+                refers = self.options.remarks or word.key in self.options.vocabulary
+                self.unknown |= depths[place] == 0 or refers
             place += 1
 
     def _read_letter(self, place: int) -> None:
@@ -218,17 +223,17 @@ class _Reading:
         following = self.words[place + 1].key if place + 1 < len(self.words) else ""
         article = word.raw == "a" and word.after == " " and before not in _LETTER_FOLLOWS
         if article and self._option_at(place + 1)[1]:
-            return  # "a Laysan Albatross"; a capital A there is the letter
+            return  # the article of "a Laysan Albatross"; a capital A would be the letter
         if word.key == "i" and following in _SAYING:
             return
         claim = {LETTERS.index(word.key.upper())}
-        # Options that are letters themselves: "B. A" is letter B with its text, "B, A" is a hedge.
+        # An option may itself be a letter: "B. A" is letter B with its text, "B, A" is a hedge.
         if self.letters and _LABEL_ENDS.fullmatch(word.before):
             claim |= {index for _, index in self.options.spellings.get(word.key, [])}
         self.letters.append(claim)
 
     def _option_at(self, place: int) -> tuple[int, set[int]]:
-        """The longest option text that starts at word `place`: its words, and whose it is."""
+        """The longest option text that starts at word `place`: (its word count, option indices)."""
         keys = [word.key for word in self.words[place : place + self.options.longest]]
         for length in range(len(keys), 0, -1):
             if length == 1 and len(keys[0]) == 1:
@@ -243,7 +248,7 @@ class _Reading:
         return 0, set()
 
     def _joined(self, place: int, gaps: tuple[str, ...]) -> bool:
-        """Whether the words from `place` hang together as the option's do, not as a list does."""
+        """Whether the words from `place` are joined as in the option, and not as in a list."""
         return all(
             words.hangs_on(word) or (gap != "" and word.after.strip() == gap)
             for word, gap in zip(self.words[place:], gaps, strict=False)

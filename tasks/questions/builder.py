@@ -1,4 +1,4 @@
-"""Builds the shards of BuildMCQ: votes merged, options chosen, letters balanced, outcomes counted."""
+"""Builds the shards of BuildMCQ: merges votes, chooses options, balances letters, counts outcomes."""
 
 import hashlib
 import pickle
@@ -34,12 +34,12 @@ from tasks.tables import schemas, shards
 from tasks.tables.seeding import row_generator, row_generators
 
 Row = dict[str, Any]
-Asked = tuple[Row, list[Option], int, int]  # the split's row, options, truth, image in its block
+Asked = tuple[Row, list[Option], int, int]  # split row, options, truth, image number in the block
 
 
 @dataclass
 class Builder:
-    """Builds the shards of one card under one set of rules, and counts what happened."""
+    """Builds the shards of one card under some settings, and counts the outcomes in `stats`."""
 
     card: Card
     settings: BuildMCQSettings
@@ -55,10 +55,10 @@ class Builder:
         images_of: Callable[[list[str]], dict[str, bytes]],
         finished: Callable[[int], tuple[pa.Table, pa.Table] | None] = lambda _: None,
     ) -> Iterator[tuple[pa.Table, pa.Table]]:
-        """(candidates, questions) of each `shard_size` of `rows`, which the split lists in order.
+        """(candidates, questions) of each shard of `rows`, which stand in the order of the split.
 
-        `images_of` gives the encoded bytes by image id, `finished` the shards that are there
-        already, which are counted and given back as they are. `stats` is complete at the end.
+        `images_of` returns the encoded bytes by image id. `finished` returns a shard that an earlier
+        run has written; it is counted and passed on. `stats` is complete after the last shard.
         """
         self.stats = empty_stats(len(rows))
         outcomes: Counter[str] = Counter()
@@ -107,8 +107,11 @@ class Builder:
     def _merge(
         self, rows: Sequence[Row], propose: Path, file: IO[bytes]
     ) -> tuple[list[int], Neighbours]:
-        """Merge all votes into `file`, block by block, for what they say of the whole set must be
-        known before the first question; returns each image's truth, and the classes' neighbours."""
+        """Merge all votes, and write the merged blocks to `file`.
+
+        The first question already needs the confusions of the whole set. Returns each image's
+        truth, and the neighbours of each class.
+        """
         rules, card = self.settings, self.card
         names = class_names.ClassNames(
             card.classes,
@@ -120,7 +123,7 @@ class Builder:
         base = sorted(labelled) or list(range(len(card.classes)))
         vocabulary = Vocabulary(names, frozenset(base), rules.vocabulary == "open")
         ids = [row["image_id"] for row in rows]
-        # A block is whole shards, so that each shard lies in one.
+        # A block consists of whole shards.
         per_shard = max(
             1, shards.count_rows(propose, "rollouts") * self.settings.shard_size // len(ids)
         )
@@ -142,7 +145,7 @@ class Builder:
         return truths, Neighbours(card.classes, base, confused)
 
     def _truth(self, row: Row, block: Merged, image: int) -> int:
-        """The class id that counts as right, or -1 where there is none."""
+        """The class id that counts as the truth, or -1 where there is none."""
         if self.settings.answer_from == "label":
             return row["label"] if _labelled(row) else -1
         low, high = block.starts[image], block.starts[image + 1]

@@ -1,8 +1,8 @@
-"""Rollouts -> candidates: one merged, ranked list of names per image.
+"""Merges the rollouts of each image into candidates: one ranked list of classes with their votes.
 
-Votes merge by class before anything is cut, so spelling variants never split a class's votes.
-Candidates stand by falling votes; ties break by mean log-probability, then by class id, so that
-the order of rollouts never matters. Every distinct answer is read and matched once per block.
+Votes merge by class before anything is cut off, so spelling variants never split a class's votes.
+Candidates stand by falling votes. Ties break by mean log-probability, then by class id, so the order
+of rollouts never matters. Every distinct answer is read and matched once a block.
 """
 
 from collections import Counter
@@ -20,13 +20,13 @@ from tasks.questions.rollouts import LOGPROB_UNIT, Block, blocks, logprob_units
 from tasks.questions.votes import OPEN, Merged, Vocabulary, Votes
 from tasks.tables import shards
 
-_UNPARSED, _OUTSIDE = -1, -2  # instead of a candidate
-BLOCK_ROLLOUTS = 40_000  # merged at a time, about
-MERGED_AT_ONCE = 1000  # images, where all results are kept anyway
+_UNPARSED, _OUTSIDE = -1, -2  # targets of an answer that is no candidate
+BLOCK_ROLLOUTS = 40_000  # about as many rollouts are merged at a time
+MERGED_AT_ONCE = 1000  # images a block in `merge_all`, which keeps all results anyway
 
 
 def merge(completions: Iterable[tuple[str, float]], names: ClassNames, allowed: set[int]) -> Votes:
-    """Merge one image's sampled answers, given as (completion, mean log-probability), by class.
+    """Merge one image's rollouts, pairs of (completion, mean log-probability), by class.
 
     Only classes in `allowed` become candidates.
     """
@@ -47,9 +47,9 @@ def merge(completions: Iterable[tuple[str, float]], names: ClassNames, allowed: 
 
 
 def merge_all(propose: Path, names: ClassNames, allowed: set[int]) -> dict[str, Votes]:
-    """Votes by image id over all rollout shards of `propose`; each (image_id, rollout) counts once.
+    """Image id -> votes, over all rollout shards of `propose`.
 
-    For sets that fit in memory; `merge_images` takes any.
+    For sets that fit into memory; `merge_images` takes sets of any size.
     """
     ids = {i for p in shards.paths(propose, "rollouts") for i in _image_ids(p)}
     image_ids = sorted(ids)
@@ -66,16 +66,16 @@ def merge_all(propose: Path, names: ClassNames, allowed: set[int]) -> dict[str, 
 def merge_images(
     propose: Path, image_ids: Sequence[str], vocabulary: Vocabulary, size: int
 ) -> Iterator[Merged]:
-    """Merged votes of `image_ids`, `size` at a time, in order."""
+    """The merged votes of `image_ids`, in order, in blocks of `size` images."""
     for block in blocks(propose, image_ids, size):
         yield merge_block(block, vocabulary)
 
 
 def merge_block(block: Block, vocabulary: Vocabulary) -> Merged:
-    """Count the votes of a block's images. Sorting makes the result independent of row order."""
+    """Merge the votes of a block's images. Sorting makes the result independent of row order."""
     meaning = _meanings(block, vocabulary)
     images = block.stop - block.start
-    # Distinct answers of each image, with their votes and summed log-probabilities.
+    # One row for each distinct answer of an image, with its votes and summed log-probability.
     image, code, votes, logprob = _grouped(
         block.image, meaning.order[block.answer], np.ones(len(block.image), np.int64), block.logprob
     )
@@ -113,10 +113,10 @@ def merge_block(block: Block, vocabulary: Vocabulary) -> Merged:
 
 @dataclass(frozen=True)
 class _Meanings:
-    """What a block's distinct answers mean, by rank in the order of their texts.
+    """What a block's distinct answers mean, in the sorted order of their texts.
 
-    `order` maps a block's answer code to that rank, so that no code depends on the order of rows.
-    A target is a class id, or `classes` and more for an open name.
+    `order` maps a block's answer code to its rank in that order, so that no rank depends on the
+    order of rows. A target is a class id, or at least `classes` for an open name.
     """
 
     order: NDArray[np.int64]
@@ -162,7 +162,7 @@ def _meanings(block: Block, vocabulary: Vocabulary) -> _Meanings:
 def _grouped(
     image: NDArray[np.int64], key: NDArray[np.int64], *values: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], ...]:
-    """Sums of `values` for each distinct (image, key), in that order."""
+    """(images, keys, sums of each of `values`), one row for each distinct (image, key), sorted."""
     if not len(image):
         return (image, key, *values)
     width = int(key.max()) + 1 - min(int(key.min()), 0)
@@ -185,7 +185,7 @@ def _open_names(
     c_image: NDArray[np.int64],
     c_target: NDArray[np.int64],
 ) -> dict[int, str]:
-    """Place among the candidates -> its image's most frequent spelling, white space as one blank."""
+    """Index of an open candidate -> its most frequent spelling in its image, white space as one blank."""
     spelled: dict[tuple[int, int], Counter[str]] = {}
     for at in np.flatnonzero(meaning.targets[code] >= meaning.classes):
         name = " ".join(meaning.texts[code[at]].split())

@@ -1,8 +1,8 @@
-"""Which images a refresh asks about again, and what becomes of the others.
+"""Plans a refresh: which images get new rollouts, which keep their old ones, which are retired.
 
-The first round asks about every training image. A later one can leave out those whose question the
-policy has learned to answer, by the rewards logged while training, or ask about a share only. What
-is not asked again keeps its rollouts, or is retired.
+The first round asks about every training image. A later round can leave out the images whose
+question the policy has learned to answer, judged by the rewards logged in training, or ask about a
+random share only. An image that is not asked again keeps its rollouts, or is retired.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from tasks.tables import schemas, shards
 
 HOW = ("all", "unsolved", "sample")
 SOLVED = ("keep", "retire")
-# The reward that says whether a question was answered: the first of these that was paid.
+# The first of these rewards that was logged shows whether a question was answered right.
 ANSWERED = ("letter", "difficulty_weighted", "exact", "virft_compat")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Image ids: `asked` again, `kept` with the rollouts of the round before, `retired`."""
+    """Image ids: `asked` again, `kept` with the previous round's rollouts, or `retired`."""
 
     asked: list[str]
     kept: list[str]
@@ -42,11 +42,11 @@ def plan(
     train: Path | None,
     seed: int,
 ) -> Plan:
-    """What a round does with its images; `previous` and `train` are the round before's artifacts.
+    """Decide what a round does with its images.
 
-    A question is solved when the completions of its latest use earned at least `solved_at` on
-    average. An image that the round before retired stays retired. Raises StageError for unknown
-    settings, or when nothing is left to ask about or to learn from.
+    `previous` and `train` are the previous round's Propose and Train artifacts. A question is solved
+    when the completions of its latest use earned at least `solved_at` on average. A retired image
+    stays retired. Raises StageError for unknown settings, or when no image is left to ask about.
     """
     if how not in HOW:
         raise StageError(f"[Propose] refresh must be one of {', '.join(HOW)}; got {how!r}")
@@ -79,7 +79,7 @@ def plan(
 
 
 def latest_rewards(train: Path) -> dict[str, float]:
-    """Mean reward for the answer, by image, over the completions of its latest use in training.
+    """Image id -> mean answer reward over the completions of its latest use in training.
 
     Raises StageError where no reward for the answer was logged.
     """
@@ -92,7 +92,7 @@ def latest_rewards(train: Path) -> dict[str, float]:
         )
     images = np.array(table["image_id"].to_pylist())
     steps, paid = np.array(table["step"]), np.array(table[name], dtype=float)
-    # Questions whose difficulty weighs pay up to 2: what counts here is whether they were right.
+    # difficulty_weighted pays up to 2; what counts here is whether the answer was right.
     paid = np.minimum(paid, 1.0)
     ids, places = np.unique(images, return_inverse=True)
     latest = np.zeros(len(ids), dtype=steps.dtype)
@@ -106,9 +106,9 @@ def latest_rewards(train: Path) -> dict[str, float]:
 def merge(
     output: Path, fresh: str, previous: Path, refresh_plan: Plan, order: Sequence[str], size: int
 ) -> None:
-    """Write `rollouts-*` in the order of images: fresh ones where asked, the others' as they were.
+    """Write `rollouts-*` in the order of images: new rollouts where asked, else the previous ones.
 
-    `size` is images a shard. The table `fresh` is deleted at the end.
+    `fresh` is the table of new rollouts, which is deleted at the end. `size` is images a shard.
     """
     asked = set(refresh_plan.asked)
     left = [
@@ -129,7 +129,7 @@ def merge(
 
 
 def write_retired(output: Path, refresh_plan: Plan) -> None:
-    """`retired.parquet`: the images that are no longer asked about; no file where there are none."""
+    """Write `retired.parquet`, the retired images; no file where there are none."""
     rows = [{"image_id": image_id, "reason": "solved"} for image_id in refresh_plan.retired]
     shards.write(output / "retired.parquet", rows, schemas.refused())
 

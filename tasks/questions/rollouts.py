@@ -1,7 +1,7 @@
-"""Rollouts read image by image, a block of images in memory at a time.
+"""Reads rollouts in blocks of consecutive images, one block in memory at a time.
 
-The shards hold the images in the order of the split, as Propose writes them, and are read straight
-through. The files may have any numbers, and the rows of a block any order.
+Propose writes the shards in the order of the split, and they are read in one pass. The files may
+have any numbers, and the rows of a block any order.
 """
 
 import itertools
@@ -28,8 +28,8 @@ _LOGPROB_FLOOR = 1024.0
 class Block:
     """All rollouts of the images `start` to `stop`, one row a rollout, in any order.
 
-    `image` counts from `start`; `answer` indexes `texts` and `problems`
-    (see `tasks.language.answer_column.Answers`); `logprob` is in units of 1 / LOGPROB_UNIT nats.
+    `image` counts from `start`. `answer` indexes `texts` and `problems`, as in
+    `tasks.language.answer_column.Answers`. `logprob` is in units of 1 / LOGPROB_UNIT nats.
     """
 
     start: int
@@ -53,13 +53,16 @@ def blocks(folder: Path, image_ids: Sequence[str], size: int) -> Iterator[Block]
 
 
 def logprob_units(values: NDArray) -> NDArray[np.int64]:
-    """Mean log-probabilities (nats, float) as whole units; one that is missing counts as 0."""
+    """Mean log-probabilities (nats, float) as whole units; a missing one counts as 0.
+
+    Sums of whole numbers do not depend on their order.
+    """
     known = np.nan_to_num(np.asarray(values, np.float64), nan=0.0)
     return np.rint(np.clip(known, -_LOGPROB_FLOOR, _LOGPROB_FLOOR) * LOGPROB_UNIT).astype(np.int64)
 
 
 class _Pending:
-    """The rows of the block being filled, with its own list of distinct answers."""
+    """Collects the rows of one block, with the block's own list of distinct answers."""
 
     def __init__(self) -> None:
         self.parts: list[tuple[NDArray, NDArray, NDArray, NDArray]] = []
@@ -95,28 +98,28 @@ def _blocks(
     pending, number = _Pending(), 0
     for path in paths:
         for batch in shards.iter_batches(path, COLUMNS, BATCH_ROWS):
-            where = _places(batch, places)
-            owner = where // size
-            for block in np.unique(owner[where >= 0]):
+            positions = _positions(batch, places)
+            owner = positions // size
+            for block in np.unique(owner[positions >= 0]):
                 while number < block:
                     yield pending.block(folder, image_ids, edges[number], edges[number + 1])
                     pending, number = _Pending(), number + 1
                 here = owner == block
                 part = batch if here.all() else batch.filter(pa.array(here))
-                pending.add(where[here], part)
+                pending.add(positions[here], part)
     while number < len(edges) - 1:
         yield pending.block(folder, image_ids, edges[number], edges[number + 1])
         pending, number = _Pending(), number + 1
 
 
 def _in_order(folder: Path, places: Mapping[str, int], size: int) -> list[Path]:
-    """The files in the order of their images, of which no block falls back."""
+    """The files in the order of their images. Raises StageError where blocks are out of order."""
     spans = []
     for path in shards.paths(folder, "rollouts"):
         first = last = -1
         for batch in shards.iter_batches(path, ["image_id"], BATCH_ROWS):
-            where = _places(batch, places)
-            owner = where[where >= 0] // size
+            positions = _positions(batch, places)
+            owner = positions[positions >= 0] // size
             if not len(owner):
                 continue
             if owner[0] < last or (np.diff(owner) < 0).any():
@@ -130,14 +133,15 @@ def _in_order(folder: Path, places: Mapping[str, int], size: int) -> list[Path]:
     return [path for *_, path in spans]
 
 
-def _out_of_order(folder: Path, where: str) -> StageError:
+def _out_of_order(folder: Path, location: str) -> StageError:
     return StageError(
-        f"{folder} holds rollouts whose images are not in the order of the split, {where}; sort them "
+        f"{folder} holds rollouts whose images are not in the order of the split, {location}; sort them "
         "by it, or delete the folder and re-run Propose"
     )
 
 
-def _places(batch: pa.RecordBatch, places: Mapping[str, int]) -> NDArray[np.int64]:
+def _positions(batch: pa.RecordBatch, places: Mapping[str, int]) -> NDArray[np.int64]:
+    """Each row's position in the split, -1 where its image is not wanted."""
     encoded = batch.column("image_id").dictionary_encode()
     known = [places.get(image_id, -1) for image_id in encoded.dictionary.to_pylist()]
     return np.array(known, np.int64)[encoded.indices.to_numpy(zero_copy_only=False)]

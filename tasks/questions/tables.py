@@ -1,4 +1,4 @@
-"""What BuildMCQ writes about an image beside its question: candidates, answers, difficulty."""
+"""The columns that BuildMCQ writes beside a question: candidates, distinct answers, difficulty."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +13,10 @@ from tasks.questions.votes import Merged
 def candidate_table(
     part: Sequence[dict[str, Any]], block: Merged, first: int, outcomes: Sequence[str], card: Card
 ) -> pa.Table:
-    """The rows of `tasks.tables.schemas.candidates` for the images `part`, the first of which is the
-    block's image `first`."""
+    """The rows of `tasks.tables.schemas.candidates` for the images `part`.
+
+    The first of them is image number `first` of the block.
+    """
     images = slice(first, first + len(part))
     candidate_slice = slice(block.starts[first], block.starts[first + len(part)])
     answer_slice = slice(block.answer_starts[first], block.answer_starts[first + len(part)])
@@ -60,11 +62,11 @@ def candidate_table(
 def difficulties(
     block: Merged, images: Sequence[int], truths: Sequence[int]
 ) -> dict[str, list[float]]:
-    """How hard each question is to this policy, as columns; images count from `block.start`.
+    """How hard each question is for this policy, as columns; `images` count from `block.start`.
 
-    `truth_share` is the share of rollouts that named the truth; `margin` that share less the share
-    of the strongest other candidate, from -1 (hard) to 1 (easy); `entropy` the spread of the votes
-    over the candidates, in nats. Every image must have a candidate.
+    `truth_share` is the share of rollouts that named the truth. `margin` is that share less the
+    share of the strongest other candidate, from -1 (hard) to 1 (easy). `entropy` is that of the
+    votes over the candidates, in nats. Every image must have a candidate.
     """
     if not images:
         return {"truth_share": [], "margin": [], "entropy": []}

@@ -1,4 +1,4 @@
-"""The votes of images: candidates, distinct answers, and which names may become candidates."""
+"""The merged votes of an image: its candidates and answers, and which names may be candidates."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ OPEN = -1  # the class id of a name that is no class of the card
 
 
 class Candidate(NamedTuple):
-    """A distinct class among an image's rollouts; `logprob` is the mean over its votes, in nats.
+    """A class that some of an image's rollouts name; `logprob` is the mean over its votes, in nats.
 
-    A name that is no class (`vocabulary = open`) has class id -1 and `name` in its most frequent
-    spelling; for a class `name` is "".
+    An open name, one that is no class (`vocabulary = open`), has class id -1, and `name` is its most
+    frequent spelling. For a class `name` is "".
     """
 
     class_id: int
@@ -27,8 +27,11 @@ class Candidate(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A distinct answer of an image: its text ("" if unreadable), how often it came, the class it
-    names (-1: none) and the step of `tasks.language.class_names` or `tasks.language.answers` that decided so."""
+    """A distinct answer among an image's rollouts.
+
+    `text` is "" if unreadable, `class_id` -1 if it names no class. `step` is the matching step of
+    `tasks.language.class_names` or the parser problem of `tasks.language.answers`.
+    """
 
     text: str
     votes: int
@@ -38,10 +41,9 @@ class Answer(NamedTuple):
 
 @dataclass
 class Votes:
-    """One image's rollouts, merged: candidates by falling votes, and what could not be counted.
+    """One image's merged rollouts: candidates and distinct answers, both by falling votes.
 
-    `num_outside` counts answers that may not be candidates; `answers` lists every distinct answer
-    by falling votes.
+    `num_unparsed` counts unreadable answers, `num_outside` those that may not be candidates.
     """
 
     candidates: list[Candidate]
@@ -53,9 +55,9 @@ class Votes:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What may become a candidate: the classes `allowed`, and with `open` names of no class.
+    """What may become a candidate: the classes `allowed` and, with `open`, names that are no class.
 
-    An answer that names a class outside `allowed` never becomes one, in whatever spelling.
+    An answer that names a class outside `allowed` never becomes a candidate, however it is spelled.
     """
 
     names: ClassNames
@@ -63,7 +65,7 @@ class Vocabulary:
     open: bool = False
 
     def read(self, text: str) -> tuple[int, str, str]:
-        """(class id, step, open key) of an answer; the key is "" for all but open candidates."""
+        """(class id, step, open key) of an answer; the key is "" unless it is an open candidate."""
         match = self.names.match(text)
         if match.class_id is not None:
             return match.class_id, match.step, ""
@@ -73,9 +75,9 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Merged:
-    """Merged votes of the images `start` to `stop`, as columns.
+    """The merged votes of the images `start` to `stop`, as columns.
 
-    `counts` is (images, 3): rollouts, unparsed, outside. Image i has the candidates
+    `counts` has the shape (images, 3): rollouts, unparsed, outside. Image i has the candidates
     `starts[i]:starts[i + 1]` and the answers `answer_starts[i]:answer_starts[i + 1]`.
     """
 
@@ -86,7 +88,7 @@ class Merged:
     class_ids: NDArray[np.int32]
     votes: NDArray[np.int32]
     logprobs: NDArray[np.float64]
-    names: dict[int, str]  # of open candidates, by place
+    names: dict[int, str]  # index of an open candidate -> its name
     answer_starts: NDArray[np.int64]
     answer_codes: NDArray[np.int32]  # into the lists below
     answer_votes: NDArray[np.int32]
@@ -95,7 +97,7 @@ class Merged:
     answer_class_ids: NDArray[np.int32]
 
     def candidates(self) -> list[Candidate]:
-        """The candidates of all images, one after the other; `starts` tells them apart."""
+        """The candidates of all images in one list; `starts` delimits the images."""
         columns = (c.tolist() for c in (self.class_ids, self.votes, self.logprobs))
         candidates = list(starmap(Candidate, zip(*columns, strict=True)))
         for place, name in self.names.items():
@@ -103,7 +105,7 @@ class Merged:
         return candidates
 
     def images(self) -> Iterator[Votes]:
-        """All that is known of each image."""
+        """The votes of each image."""
         candidates = self.candidates()
         answer_list = [
             Answer(self.texts[code], votes, int(self.answer_class_ids[code]), self.steps[code])
