@@ -62,7 +62,7 @@ def split(
         follow(images, Path(settings.split_file).expanduser(), data_card, rejects)
         shares = dict.fromkeys(shares, 0.0)
     num_base = base_count(len(data_card.classes), settings.protocol)
-    place = assign(
+    split_codes = assign(
         images,
         num_base,
         shares,
@@ -70,10 +70,10 @@ def split(
         val_per_class=settings.val_per_class,
         shots=settings.shots,
     )
-    cap(images, place, settings.cap(card), seed)
-    counts = _counts(images, place, data_card.classes)
+    cap(images, split_codes, settings.cap(card), seed)
+    counts = _counts(images, split_codes, data_card.classes)
     _check(counts, images.parts, data_card.classes, num_base)
-    _write(output / "split.parquet", images, place, data_card.classes, num_base)
+    _write(output / "split.parquet", images, split_codes, data_card.classes, num_base)
     told = ", ".join(
         f"{group} {part} {count}"
         for group, of_group in (("base", counts[:num_base]), ("novel", counts[num_base:]))
@@ -81,7 +81,7 @@ def split(
         if count
     )
     print(f"split: {num_base} base and {len(data_card.classes) - num_base} novel classes; {told}")
-    pairs = find_duplicates(images, place, settings.near_duplicates)
+    pairs = find_duplicates(images, split_codes, settings.near_duplicates)
     shards.write(output / "duplicates.parquet", pairs, schemas.duplicates())
     kinds = _kinds(pairs)
     save_stats(output, {"duplicates": {told: row["count_all"] for told, row in kinds.items()}})
@@ -90,10 +90,10 @@ def split(
         print(f"split: {row['count_all']} times {told}, such as {first}")
 
 
-def _counts(images: Images, place: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+def _counts(images: Images, split_codes: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
     """Images by class and split."""
     parts = len(images.parts)
-    counts = np.bincount(images.labels * parts + place, minlength=len(names) * parts)
+    counts = np.bincount(images.labels * parts + split_codes, minlength=len(names) * parts)
     return counts.reshape(-1, parts)
 
 
@@ -109,7 +109,7 @@ def _check(counts: np.ndarray, parts: list[str], names: tuple[str, ...], num_bas
 
 
 def _write(
-    path: Path, images: Images, place: np.ndarray, names: tuple[str, ...], num_base: int
+    path: Path, images: Images, split_codes: np.ndarray, names: tuple[str, ...], num_base: int
 ) -> None:
     with shards.Writer(path, schemas.split(names)) as writer:
         for rows in images.blocks():
@@ -119,15 +119,15 @@ def _write(
                 "label": labels,
                 "class_name": pa.array(names).take(labels),
                 "group": pa.array(schemas.GROUPS).take((labels >= num_base).astype(np.int8)),
-                "split": pa.array(images.parts).take(place[rows]),
+                "split": pa.array(images.parts).take(split_codes[rows]),
             }
             writer.add_table(pa.table(table))
 
 
-def find_duplicates(images: Images, place: np.ndarray, near: int) -> pa.Table:
+def find_duplicates(images: Images, split_codes: np.ndarray, near: int) -> pa.Table:
     """Every image with the one of an earlier split that it repeats; unused images do not count."""
     order = [SPLIT_ORDER.index(p) if p in SPLIT_ORDER else -1 for p in images.parts]
-    part = np.array(order, np.int8)[place]
+    part = np.array(order, np.int8)[split_codes]
     alike = duplicates.repeated(images.keys, among=part >= 0)
     pixels = images.pixels.take(alike).dictionary_encode().indices.to_numpy()
     pairs = duplicates.same(pixels, part[alike])
@@ -140,9 +140,9 @@ def find_duplicates(images: Images, place: np.ndarray, near: int) -> pa.Table:
     return pa.table(
         {
             "image_id": ids.take(np.searchsorted(named, later)),
-            "split": parts.take(place[later]),
+            "split": parts.take(split_codes[later]),
             "twin_id": ids.take(np.searchsorted(named, earlier)),
-            "twin_split": parts.take(place[earlier]),
+            "twin_split": parts.take(split_codes[earlier]),
             "same_class": images.labels[later] == images.labels[earlier],
             "same_pixels": distance < 0,
             "distance": np.maximum(0, distance),

@@ -1,4 +1,4 @@
-"""Split files of others, followed exactly: CoOp's, and those of the published DiVE-k code.
+"""Applies published split files exactly: CoOp's, and those of the published DiVE-k code.
 
 CoOp (https://github.com/KaiyangZhou/CoOp): one `split_zhou_*.json` that maps train, val and test to
 lists of [path, label, class name]. DiVE-k (https://github.com/raja-kumar/DiVE-k): a folder such as
@@ -31,11 +31,11 @@ class Listed(NamedTuple):
 
 
 def follow(images: Images, path: Path, card: Card, rejected: Sequence[str] = ()) -> None:
-    """Give every image the split that `path`, a file or a folder, names for it; others are unused.
+    """Give every image the split that the file or folder `path` lists for it; others are unused.
 
-    A listed path is the image whose own path shares the most of its end; one of the `rejected`
-    paths is counted and named. Raises StageError when
-    the file cannot be read, names an image that is not there, one twice, or one of another class.
+    A listed path means the image whose own path shares the longest end with it. Listed images among
+    the `rejected` paths are counted and reported. Raises StageError when the file cannot be read, or
+    when it lists a missing image, one image twice, or an image under another class.
     """
     setting = f"[Split] split_file = {path}"
     listed = read(path)
@@ -82,7 +82,7 @@ def _id(images: Images, index: int) -> str:
 
 
 def sources(path: Path) -> list[Path]:
-    """The files that make up a split, for whoever wants to know whether it has changed."""
+    """The files that make up a split; their content identifies it."""
     return sorted(path.glob("*.json")) if path.is_dir() else [path] if path.is_file() else []
 
 
@@ -93,7 +93,7 @@ def read(path: Path) -> list[Listed]:
             return _dive_k(path)
         parts = json.loads(path.read_text(encoding="utf-8"))
         return [
-            Listed(str(place), part, str(name)) for part in PARTS for place, _, name in parts[part]
+            Listed(str(image), part, str(name)) for part in PARTS for image, _, name in parts[part]
         ]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise StageError(
@@ -117,7 +117,7 @@ def _dive_k(folder: Path) -> list[Listed]:
 
 
 def _by_end(paths: Iterable[str], wanted: Container[str]) -> dict[str, list[int]]:
-    """The numbers of the paths, of at most two, by every wanted end they have."""
+    """Wanted path end -> the indices of the paths that have it, at most two."""
     ends: dict[str, list[int]] = {}
     for index, path in enumerate(paths):
         for tail in _tails(path):
@@ -127,6 +127,6 @@ def _by_end(paths: Iterable[str], wanted: Container[str]) -> dict[str, list[int]
 
 
 def _tails(path: str) -> list[str]:
-    """`a/b/c.jpg`, `b/c.jpg`, `c.jpg`."""
+    """The ends of `a/b/c.jpg`: itself, `b/c.jpg` and `c.jpg`."""
     pieces = path.split("/")
     return ["/".join(pieces[start:]) for start in range(len(pieces))]
