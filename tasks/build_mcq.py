@@ -1,10 +1,10 @@
-"""BuildMCQ: rollouts -> merged candidates -> multiple-choice questions in frozen shards.
+"""BuildMCQ: turns rollouts into multiple-choice questions, in frozen shards.
 
     python -m tasks.build_mcq CONFIG.json
 
-Cheap and pure: the same rollouts and settings give the same bytes. `tasks.questions.candidates` merges votes,
-`tasks.questions.options` chooses who stands beside the truth; two-step inference uses the same functions.
-Rollouts from elsewhere come in, and questions go out to other trainers, by `tasks.exchange`.
+The same rollouts and settings give the same bytes. `tasks.questions.builder` does the work; two-step
+inference merges votes with the same functions. `tasks.exchange` imports rollouts of other programs,
+and exports questions to other trainers.
 """
 
 from functools import partial
@@ -37,13 +37,15 @@ def build_mcq(
 ) -> None:
     """Write `candidates-*.parquet`, `mcq-*.parquet` and `stats.json`.
 
-    Every train image has one row among the candidates, skipped ones included, with the reason in
-    `outcome`: kept, no_candidates (nothing readable was proposed), too_many_unparsed (a larger
-    share than `max_unparsed_per_image`), no_label, truth_only (the truth is the only candidate),
-    truth_rarely_proposed (by fewer than `min_truth_votes`), too_few_options, or duplicate_image
-    (the same bytes already gave a question). Images that a refresh retired have no row and are
-    counted. Raises StageError when the share of no_candidates
-    exceeds `max_lost_share`, or rollouts are missing.
+    Every train image has one row among the candidates, skipped images included. `outcome` is kept or
+    the reason for skipping: no_candidates (nothing readable was proposed), too_many_unparsed (a
+    larger share than `max_unparsed_per_image`), no_label, truth_only (the truth is the only
+    candidate), truth_rarely_proposed (by fewer than `min_truth_votes`), too_few_options, or
+    duplicate_image (the same bytes already gave a question). Images that a refresh retired have no
+    row and are counted.
+
+    Raises StageError when the share of no_candidates exceeds `max_lost_share`, when no image gives a
+    question, or when rollouts are missing.
     """
     builder = Builder(load(card), settings, prompt_style, seed)
     gone = retired(propose)
@@ -60,7 +62,7 @@ def build_mcq(
         for index, (table, questions) in enumerate(bar(built)):
             if not shards.shard_path(output, "candidates", index).exists():
                 shards.write(shards.shard_path(output, "mcq", index), questions, questions.schema)
-                # Written last: where it is, its questions are, if it has any.
+                # Written last: it shows that the shard's questions are complete.
                 shards.write(shards.shard_path(output, "candidates", index), table, schema)
             stop_if_asked()
     stats = builder.stats
@@ -72,7 +74,7 @@ def build_mcq(
         )
     if not outcomes.get("kept"):
         raise StageError(f"no image gave a question ({outcomes}); see {output}/candidates-*")
-    if gone:  # solved in an earlier round, and named in the rollouts' retired.parquet
+    if gone:  # solved in an earlier round, and listed in Propose's retired.parquet
         outcomes["retired"] = len(gone)
     save_stats(output, stats)
     print(
@@ -82,7 +84,7 @@ def build_mcq(
 
 
 def _finished(output: Path, schema: pa.Schema, index: int) -> tuple[pa.Table, pa.Table] | None:
-    """A shard that a run which was cut off has written: its candidates and its questions."""
+    """The candidates and questions of a shard that an earlier run has written; None without one."""
     path, asked = (shards.shard_path(output, name, index) for name in ("candidates", "mcq"))
     if not path.exists():
         return None

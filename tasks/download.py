@@ -1,11 +1,11 @@
-"""Download: a data card's images, checked and decoded, into Parquet.
+"""Download: reads and checks the images of a data card, and writes them to Parquet shards.
 
     python -m tasks.download CONFIG.json
 
-Writes `images-*.parquet` (one row an image), `rejects.parquet` (one row a file that could not be
-used, with the reason; no file when there is none) and the counts in `stats.json`. Every image is
-opened and decoded in full; `tasks/ingest/pictures.py` says what is kept as it came. Images are read one
-after another by a few threads, and written as they come: memory does not grow with their number.
+Writes `images-*.parquet` (one row an image), `rejects.parquet` (one row an unusable file with the
+reason; no file where there is none) and the counts in `stats.json`. Every image is decoded in full;
+`tasks/ingest/pictures.py` defines which are re-encoded. A few threads decode while the shards are
+written, so memory does not grow with the number of images.
 """
 
 import itertools
@@ -33,7 +33,7 @@ from tasks.tables import schemas, shards
 from tasks.tables.durable import write_text
 
 IMAGES_PER_SHARD = 1000
-UNPACKED = "unpacked"  # below the output; gone when the stage has ended
+UNPACKED = "unpacked"  # folder below the output for unpacked archives, deleted at the end
 
 
 def download(
@@ -42,12 +42,12 @@ def download(
     card: str,
     settings: DownloadSettings,
 ) -> None:
-    """Put every image of the card into Parquet shards, and every unusable file into the rejects.
+    """Write every image of the card to Parquet shards, and every unusable file to the rejects.
 
-    What is missing among the official archives is downloaded. Raises StageError when the source is
-    missing, a class has no usable image, or the share of rejected files is too large.
+    Missing official archives are downloaded. Raises StageError when the source is missing, when a
+    class has no usable image, or when the share of rejected files is too large.
     """
-    if (output / STATS_FILE).exists():  # cut off after its last step; what is below may be gone
+    if (output / STATS_FILE).exists():  # an earlier run finished all but the tidying up
         _tidy(output)
         return
     data_card = load(card)
@@ -70,13 +70,13 @@ def download(
             shard=IMAGES_PER_SHARD,
         ) as bar,
     ):
-        for first in items:  # the rest of a shard is taken as it is written
+        for first in items:  # the rest of its shard is read while it is written
             part = itertools.chain([first], itertools.islice(items, IMAGES_PER_SHARD - 1))
             pictures = _pictures(pool, part, bar.update)
             number, bad = _write_shard(output, count, data_card, source, pictures)
             rejects += bad
             count += number
-            # Where the number of images is known, too many rejects are known before the end.
+            # Where the number of images is known, too many rejects show before the end.
             _check_rejects(output, rejects, count, max(count, source.total or 0), settings)
             bar.set_postfix(unusable=len(rejects))
             stop_if_asked()
@@ -89,17 +89,17 @@ def download(
 
 
 def _tidy(output: Path) -> None:
-    """Drop what only an unfinished run needs."""
+    """Delete the notes and the unpacked archives, which only an unfinished run needs."""
     for path in output.glob("part-*.json"):
         path.unlink()
     shutil.rmtree(output / UNPACKED, ignore_errors=True)
 
 
 def _finished(output: Path, source: Source) -> tuple[int, list[dict[str, str]]]:
-    """The files that an earlier run has dealt with, shard by shard, and the rejects among them.
+    """How many files an earlier run has processed, and the rejects among them.
 
-    What it did is kept as far as the source still begins with the same files; from the first shard
-    on that would now be another, everything is done again.
+    Its shards are kept as long as the source still lists the same files for them. From the first
+    shard with other files on, all shards are deleted.
     """
     rejects: list[dict[str, str]] = []
     count = 0
@@ -122,14 +122,14 @@ def _finished(output: Path, source: Source) -> tuple[int, list[dict[str, str]]]:
 
 
 def _identity(source: Source, start: int) -> str:
-    """What a shard that begins at image `start` is made from."""
+    """A text that identifies the files of the shard that begins at image `start`."""
     return source.revision or source.digest(start, start + IMAGES_PER_SHARD)
 
 
 def _pictures(
     pool: ThreadPoolExecutor, items: Iterable[Item], advance: Any
 ) -> Iterator[tuple[Item, Picture | Reject]]:
-    """Items with what they turned out to be, in order; no more are open than threads can work on."""
+    """Each item with its picture or Reject, in order. Twice as many are in memory as there are threads."""
     waiting: deque[tuple[Item, Future[Picture | Reject]]] = deque()
     for item in items:
         waiting.append((item, pool.submit(open_picture, item.load, item.crop_bottom)))
@@ -148,7 +148,7 @@ def _write_shard(
     source: Source,
     pictures: Iterable[tuple[Item, Picture | Reject]],
 ) -> tuple[int, list[dict[str, str]]]:
-    """One shard of images, then the note that it is complete; returns its files and rejects."""
+    """Write one shard of images, then the note that it is complete. Returns (file count, rejects)."""
     rejects, count = [], 0
     index = start // IMAGES_PER_SHARD
     path = shards.shard_path(output, "images", index)
@@ -178,7 +178,7 @@ def _check_rejects(
     settings: DownloadSettings,
 ) -> None:
     if len(rejects) > settings.max_reject_share * expected:
-        for note in output.glob("part-*.json"):  # so that repaired files are opened again
+        for note in output.glob("part-*.json"):  # the next run opens these files again
             if json.loads(note.read_text(encoding="utf-8"))["rejects"]:
                 note.unlink()
         worst = "; ".join(f"{row['path']}: {row['reason']}" for row in rejects[:10])
@@ -189,7 +189,7 @@ def _check_rejects(
 
 
 def _counts(output: Path, card: Card) -> dict[str, Any]:
-    """Images by official split, compared with what the card says.
+    """Image counts by official split; prints where they differ from the card's.
 
     Raises StageError when a class has no usable image.
     """

@@ -1,11 +1,11 @@
-"""Report: did it help, by how much, how sure, and what was done: `metrics.json`, a page, figures.
+"""Report: writes the metrics, the page and the figures of one method on one set.
 
     python -m tasks.report CONFIG.json
 
-Everything is computed from artifacts alone, so a report can be made again at any time without a
-model. Evaluations are paired image by image: the denominator of every figure is the set of test
-images, the same for every policy and every mode, and an answer that could not be read is wrong.
-Intervals are 95 %; they hold for the draw of test images, not for the training seed.
+Everything is computed from artifacts, so a report can be made again without a model. The denominator
+of every figure is the set of test images, the same for every policy and every mode, and an
+unreadable answer is wrong. Differences are paired image by image. Intervals are 95 %; they hold for
+the draw of test images, not for the training seed.
 """
 
 import json
@@ -27,6 +27,7 @@ from tasks.pages.text import summary
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
+from tasks.tables.manifest import read_values
 from tasks.tables.schemas import GROUPS
 
 __all__ = ["report", "summary"]
@@ -49,7 +50,7 @@ MANIFEST_KEYS = (
 
 
 class ReportError(StageError, ValueError):
-    """Evaluations that must not be compared; the message names the folder and the reason."""
+    """Evaluations that cannot be compared; the message names the folder and the reason."""
 
 
 def report(
@@ -65,13 +66,16 @@ def report(
     judged: list[dict] | None = None,
     command: str = "",
 ) -> None:
-    """Write `metrics.json` (every number), `index.html` (the page, which opens offline) and
-    `figures/` (each figure as SVG and PNG, with its data as CSV).
+    """Write `metrics.json`, `index.html`, and `figures/` with each figure as SVG, PNG and CSV.
 
-    The first evaluation is the base policy, the second the method the page is about; any further
-    ones are compared with the first in the same way. `cross` are evaluations on other sets, each
-    with `trained_on`, `set`, `method` and `path`; `judged` are a judge's opinions of evaluations, by
-    their `name` and `path`; `command` is the line that makes it all again.
+    Args:
+        evaluations: the base policy, then the method of the page, then any others; all are compared
+            with the first. Each has `name` and `path`.
+        rounds: for each round `round` and the folders `propose`, `build_mcq` and `train`.
+        cross: evaluations on other sets, each with `trained_on`, `set`, `method` and `path`.
+        judged: Judge artifacts, each with the `name` of its evaluation and `path`.
+        command: the command line that makes everything again.
+
     Raises ReportError when two evaluations do not cover the same test images.
     """
     if not evaluations:
@@ -139,7 +143,7 @@ def report(
 
 
 def _changed(predictions: list[list[dict]], card: Card) -> dict[str, Any]:
-    """Confusions and single classes, before and after; empty without a second evaluation."""
+    """Confusions and single classes before and after training; empty without a second evaluation."""
     if len(predictions) < 2:
         return {"confusions": {}, "classes": []}
     shared = [
@@ -156,7 +160,7 @@ def _changed(predictions: list[list[dict]], card: Card) -> dict[str, Any]:
 
 
 def _cross(entry: dict) -> dict[str, Any]:
-    """The figure of one policy on one set, in the first mode that was asked there."""
+    """The accuracy of one policy on another set, in the first mode of its evaluation."""
     rows = shards.read(Path(entry["path"]), "predictions").to_pylist()
     modes = accuracy.compare(rows, None)["modes"]
     mode = accuracy.modes_of(rows)[0]
@@ -182,14 +186,14 @@ def _predictions(folder: Path, places: dict[str, dict]) -> list[dict]:
     for row in rows:
         place = places.get(row["image_id"])
         if place is None or place["split"] in ("train", "pretrain"):
-            where = "not in the split" if place is None else f"a {place['split']} image"
-            raise ReportError(f"{folder} evaluates {row['image_id']!r}, which is {where}")
+            problem = "not in the split" if place is None else f"a {place['split']} image"
+            raise ReportError(f"{folder} evaluates {row['image_id']!r}, which is {problem}")
         row["group"] = place["group"]
     return rows
 
 
 def _check_same_images(evaluations: list[dict], predictions: list[list[dict]]) -> None:
-    """One set of images for all: otherwise a policy could gain by dropping the hard ones."""
+    """Raise ReportError unless all cover the same images: dropping hard ones would raise a figure."""
     wanted = {row["image_id"] for row in predictions[0]}
     for item, rows in zip(evaluations, predictions, strict=True):
         for mode in accuracy.modes_of(rows):
@@ -250,13 +254,13 @@ def _round(entry: dict, log: list[dict]) -> dict[str, Any]:
 
 
 def _stage(path: Path) -> dict[str, Any]:
-    """What a manifest says of how its artifact was made; checksums stay in the manifest."""
-    manifest = _json(path)
-    return {key: manifest[key] for key in MANIFEST_KEYS if key in manifest}
+    """A manifest's values without the checksums; empty where there is no manifest."""
+    values = read_values(path) if path.exists() else {}
+    return {key: values[key] for key in MANIFEST_KEYS if key in values}
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no file, since not every stage writes every one."""
+    """A JSON object; empty where there is no file, because not every stage writes every one."""
     if not path.exists():
         return {}
     try:
@@ -272,7 +276,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _finite(value: Any) -> Any:
-    """The same value with NaN and infinities as null, which JSON has no word for."""
+    """The same value with null for NaN and infinities, which JSON cannot express."""
     if isinstance(value, dict):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

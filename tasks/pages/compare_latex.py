@@ -8,7 +8,7 @@ from tasks.pages.text import percent, title_of
 
 
 def latex(comparison: Mapping[str, Any]) -> str:
-    """A table a set and one over the sets, for a paper; needs the package booktabs."""
+    """A table for each set and one over all sets; they need the LaTeX package booktabs."""
     parts = ["% needs \\usepackage{booktabs}"]
     for table in comparison["sets"]:
         keys = keys_of(table["modes"])
@@ -44,7 +44,7 @@ def _tabular(
     keys: Mapping[str, str],
     caption: str,
 ) -> str:
-    """Rows are methods, columns the figures of each mode; the best of a column stands bold."""
+    """One table: a row for each method, a column for each figure of each mode; the best is bold."""
     present = [key for key in keys if key in keys_of(modes)]
     best = {
         (mode, key): max(percent(figures[key]["mean"]) for figures in by_row.values())

@@ -1,7 +1,4 @@
-"""The comparison as one page that opens offline, in the report's style.
-
-The markup is in `pages/compare.html.jinja`; this module computes what it shows.
-"""
+"""Builds the comparison page, one HTML file that opens offline; its template is `compare.html.jinja`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,11 +20,11 @@ from tasks.pages.text import label, percent, title_of
 
 
 def compare_page(comparison: Mapping[str, Any]) -> str:
-    """The whole page."""
-    places = ", ".join(set_label(table) for table in comparison["sets"])
+    """The page as HTML, from the contents of `compare.json`."""
+    sets = ", ".join(set_label(table) for table in comparison["sets"])
     return render(
         "compare.html.jinja",
-        title=f"{len(comparison['rows'])} policies on {places}",
+        title=f"{len(comparison['rows'])} policies on {sets}",
         seeds=seeds_text(comparison),
         over_datasets=[
             _table(mode, by_row, OVER)
@@ -94,7 +91,7 @@ def _table(
 
 
 def _pair(text: str) -> tuple[str, bool]:
-    """A cell of the grid of methods, and whether it stands bold."""
+    """A cell of the grid of methods, and whether it is bold."""
     return text.strip("*"), text.startswith("**")
 
 
@@ -105,10 +102,10 @@ def _budgets(comparison: Mapping[str, Any]) -> dict[str, Any]:
         "rows": [
             {
                 "name": row_label(name),
-                "set": place,
+                "set": trained_on,
                 "amounts": [_amount(spent.get(what, 0)) for what in BUDGET],
             }
-            for place, by_row in comparison["budgets"].items()
+            for trained_on, by_row in comparison["budgets"].items()
             for name, spent in by_row.items()
         ],
     }

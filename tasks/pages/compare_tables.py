@@ -20,22 +20,22 @@ BUDGET = {
     "questions_built": "questions built",
     "questions_asked": "questions asked",
 }
-SIGNIFICANCE = 0.05  # p values below it stand bold
+SIGNIFICANCE = 0.05  # differences with a smaller p value are bold
 
 
 def p_text(change: Mapping[str, Any]) -> str:
-    """The p value of a difference, adjusted where it is one of several."""
+    """The p value of a difference as text, adjusted (Holm) where it is one of several."""
     return p_value(change.get("p_holm", change["p"]))
 
 
 def row_label(name: str) -> str:
-    """How a row is called: a method, or a method after one of its rounds."""
+    """A row's name on pages: the method, or the method after one of its rounds."""
     method, _, round_ = name.partition(", round ")
     return f"{label(method)}, round {round_}" if round_ else label(method)
 
 
 def seeds_text(comparison: Mapping[str, Any]) -> str:
-    """mean over training seeds 0, 1, 2; or: training seed 0."""
+    """The seeds in words: "mean over training seeds 0, 1, 2", or "training seed 0"."""
     seeds = ", ".join(map(str, comparison["seeds"]))
     return (
         f"mean over training seeds {seeds}"
@@ -45,7 +45,7 @@ def seeds_text(comparison: Mapping[str, Any]) -> str:
 
 
 def set_label(table: Mapping[str, Any]) -> str:
-    """A set's name, and what the policies were trained on where that is a mix."""
+    """A set's name, with the training set where that is another, a mix."""
     name, trained = table["set"], table["trained_on"]
     return name if name == trained else f"{name} (trained on {trained})"
 
@@ -78,7 +78,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
 
 
 def csv_table(comparison: Mapping[str, Any]) -> str:
-    """One line a figure: set, mode, row, group and seed (`mean` for the mean over seeds)."""
+    """One line for each figure: set, mode, row, group and seed (`mean` for the mean over seeds)."""
     buffer = io.StringIO()
     columns = [
         *("set", "trained_on", "mode", "row", "figure", "seed", "value", "low", "high", "spread"),
@@ -119,7 +119,7 @@ def csv_table(comparison: Mapping[str, Any]) -> str:
 
 
 def summary(comparison: Mapping[str, Any]) -> str:
-    """The closing lines of a run: each set's tables, as plain text."""
+    """Each set's tables as plain text, which a run prints at its end."""
     parts = []
     for table in comparison["sets"]:
         parts.append(f"{set_label(table)}: {counts_text(table)}")
@@ -143,7 +143,7 @@ def _csv_change(change: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mode_rows(by_row: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """One mode of one set: a row a method."""
+    """The table of one mode on one set: a heading, then one row for each method."""
     keys = list(next(iter(by_row.values())))
     last = keys[-1]
     rows = [["", *map(label, keys), f"difference in {label(last)}", "p", "by seed"]]
@@ -169,7 +169,10 @@ def _over_rows(by_row: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 def pair_rows(
     comparison: Mapping[str, Any], table: Mapping[str, Any]
 ) -> dict[str, list[list[str]]]:
-    """Mode -> differences of harmonic means (or of the only group) between every two methods."""
+    """Mode -> grid of the differences in harmonic mean (or in the only group) between every two methods.
+
+    Empty for fewer than three rows.
+    """
     names = [row["name"] for row in comparison["rows"]]
     if len(names) < 3:
         return {}
@@ -196,9 +199,10 @@ def _bold_where_significant(change: Mapping[str, Any]) -> str:
 
 def budget_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
     rows = [["trained on", "", *BUDGET.values()]]
-    for place, by_row in comparison["budgets"].items():
+    for trained_on, by_row in comparison["budgets"].items():
         for name, spent in by_row.items():
-            rows.append([place, row_label(name), *(_amount(spent.get(what, 0)) for what in BUDGET)])
+            amounts = [_amount(spent.get(what, 0)) for what in BUDGET]
+            rows.append([trained_on, row_label(name), *amounts])
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The figures of the report, from the contents of `metrics.json` (`training_log.py`: of the logs)."""
+"""The report's figures, drawn from the contents of `metrics.json`; `training_log.py` draws the logs."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from tasks.pages.charts import Dot, Series, dot_chart, line_chart
 from tasks.pages.figures import Figure
 from tasks.pages.text import label, p_value, title_of
 
-STYLES = 5  # line styles in the style sheet; more policies than that start over
+STYLES = 5  # line styles in the style sheet; further policies reuse them
 MODE_NOTES = {
     "one_step": "one greedy answer to the open question",
     "two_step": "a choice among its most sampled answers",
@@ -18,13 +18,11 @@ MODE_NOTES = {
     "constrained": "the same, kept to letters by force",
 }
 GROUP_NOTES = {"base": "classes it was trained on", "novel": "classes it never saw in training"}
-
-
-FEW = 10  # images; a bin of fewer is in the data, but no point of the line
+FEW = 10  # images; a smaller bin is in the data, but not on the line
 
 
 def accuracy_figures(metrics: Mapping[str, Any]) -> list[Figure]:
-    """One chart a mode, all on the same axis so that modes compare at a glance."""
+    """Accuracy by group, one chart for each mode; all share one axis, so that modes can be compared."""
     evaluations = metrics["evaluations"]
     keys = (*metrics["images"]["groups"], "harmonic_mean")
     estimates = [
@@ -57,7 +55,7 @@ def accuracy_figures(metrics: Mapping[str, Any]) -> list[Figure]:
 
 
 def pass_figures(evaluations: Sequence[Mapping[str, Any]]) -> list[Figure]:
-    """Pass@k of every policy, a chart a group."""
+    """Pass@k of every policy, one chart for each group."""
     figures = []
     for group in ("base", "novel"):
         curves = [
@@ -99,7 +97,7 @@ def pass_figures(evaluations: Sequence[Mapping[str, Any]]) -> list[Figure]:
 
 
 def letter_figure(evaluations: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """By letter, how much oftener it is chosen than without a liking for letters."""
+    """Letter bias: how much more often each letter is chosen than a policy without bias would."""
     with_letters = [(i, e) for i, e in enumerate(evaluations) if e.get("letters")]
     if not with_letters:
         return None
@@ -134,7 +132,7 @@ def letter_figure(evaluations: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 
 def calibration_figure(evaluations: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Accuracy of the majority by its share of the votes, beside the diagonal."""
+    """Calibration: the majority's accuracy by its share of the votes, beside the diagonal."""
     calibrated = [(i, e) for i, e in enumerate(evaluations) if e.get("calibration")]
     if not calibrated:
         return None
@@ -168,7 +166,7 @@ def calibration_figure(evaluations: Sequence[Mapping[str, Any]]) -> Figure | Non
 
 
 def votes_figure(rounds: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Training images by how many of their rollouts name the truth, a line a round."""
+    """Training images by how many of their rollouts name the truth, one line for each round."""
     counted = [entry for entry in rounds if entry["refresh"].get("truth_votes")]
     if not counted:
         return None
@@ -176,7 +174,7 @@ def votes_figure(rounds: Sequence[Mapping[str, Any]]) -> Figure | None:
     for index, entry in enumerate(counted):
         counts = entry["refresh"]["truth_votes"]
         total = sum(counts) or 1
-        # Images that name it at most n times: a rising line, lower where the policy knows more.
+        # The share of images with at most n such rollouts: lower where the policy knows more.
         shares = [100 * sum(counts[: n + 1]) / total for n in range(len(counts))]
         style = index % STYLES
         series.append(Series(f"round {entry['round']}", list(enumerate(shares)), style))
@@ -204,11 +202,11 @@ def votes_figure(rounds: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 
 def policies(evaluations: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
-    """The legend of every chart whose styles are policies."""
+    """The legend, as (name, style), of every chart whose styles are policies."""
     return [(label(e["name"]), i % STYLES) for i, e in enumerate(evaluations)]
 
 
 def axis_of(percents: Sequence[float], step: float = 10) -> tuple[float, float]:
-    """The axis from the last multiple of `step` below to the first above."""
+    """The limits of an axis: the multiples of `step` just below and just above all values."""
     low, high = step * math.floor(min(percents) / step), step * math.ceil(max(percents) / step)
     return low, max(high, low + step)

@@ -1,7 +1,7 @@
-"""The graph of artifacts that a result rests on, drawn from their manifests as inline SVG.
+"""Draws the graph of artifacts that a result depends on, from their manifests, as inline SVG.
 
-A stage stands below everything it was made from; edges that a longer way already says are left
-out, so that the line through the rounds can be seen.
+An artifact stands below all its inputs. An edge is left out where a longer path implies it, so that
+the path through the rounds is easy to see.
 """
 
 from collections import defaultdict
@@ -53,7 +53,7 @@ def graph_svg(stages: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def stage_name(stage: Mapping[str, Any]) -> str:
-    """Train, DiVE-k, round 1."""
+    """A stage's name with its method and round: "Train, DiVE-k, round 1"."""
     settings = stage.get("settings") or {}
     about = []
     method = settings.get("method") or stage.get("method")
@@ -66,7 +66,7 @@ def stage_name(stage: Mapping[str, Any]) -> str:
 
 
 def _depths(inputs: Mapping[str, set[str]]) -> dict[str, int]:
-    """The longest way down to each; what a manifest names in a circle (it cannot) stays on top."""
+    """The length of the longest path to each artifact. Terminates even if a manifest named a cycle."""
     depth = dict.fromkeys(inputs, 0)
     for _ in inputs:
         for mark, needs in inputs.items():
@@ -75,7 +75,7 @@ def _depths(inputs: Mapping[str, set[str]]) -> dict[str, int]:
 
 
 def _shortest(inputs: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """The edges that no longer way replaces."""
+    """Each artifact's inputs, without those that are also inputs of another input."""
     above: dict[str, set[str]] = {}
 
     def ancestors(mark: str) -> set[str]:
