@@ -225,11 +225,11 @@ def _find_images(answers: dict[str, Row], folder: Path) -> dict[str, Path]:
         if exact in known.get(key, []):
             path_of[key] = exact
             continue
-        places = known.get(key) or known.get(Path(key).name) or []
-        if len(places) != 1:
-            problem = "is not there" if not places else f"may be {places[0]} or {places[1]}"
+        matches = known.get(key) or known.get(Path(key).name) or []
+        if len(matches) != 1:
+            problem = "is not there" if not matches else f"may be {matches[0]} or {matches[1]}"
             raise StageError(f"image {key!r} {problem}; name it by its path below {folder}")
-        path_of[key] = places[0]
+        path_of[key] = matches[0]
     owners: dict[Path, str] = {}
     for key, path in path_of.items():
         if owners.setdefault(path, key) != key:

@@ -80,22 +80,22 @@ def report(
     """
     if not evaluations:
         raise ReportError("a report needs at least the evaluation of the base policy")
-    places = {row["image_id"]: row for row in shards.read(Path(split), "split").to_pylist()}
+    split_rows = {row["image_id"]: row for row in shards.read(Path(split), "split").to_pylist()}
     names = [item["name"] for item in evaluations]
-    predictions = [_predictions(Path(item["path"]), places) for item in evaluations]
+    predictions = [_predictions(Path(item["path"]), split_rows) for item in evaluations]
     _check_same_images(evaluations, predictions)
     data_card = load(card)
     logs = [_train_log(entry) for entry in rounds]
     metrics: dict[str, Any] = {
         "card": _card_facts(data_card),
-        "images": _image_counts(predictions[0], places)
+        "images": _image_counts(predictions[0], split_rows)
         | {"duplicates": _json(Path(split) / "stats.json").get("duplicates", {})},
         "modes": accuracy.modes_of(predictions[0]),
         "evaluations": [
             {"name": item["name"]}
             | accuracy.compare(rows, predictions[0] if index else None)
             | {"pass_at_k": _json(Path(item["path"]) / "pass_at_k.json")}
-            | {"judged": _judged(item["name"], judged or [], places)}
+            | {"judged": _judged(item["name"], judged or [], split_rows)}
             | {"letters": changes.letters(rows)}
             | {"calibration": changes.calibration(rows)}
             for index, (item, rows) in enumerate(zip(evaluations, predictions, strict=True))
@@ -129,7 +129,7 @@ def report(
             names,
             shards.ImageStore(Path(download)).read(ids),
             [sampled_votes(Path(item["path"]), ids, data_card) for item in evaluations[:2]],
-            places,
+            split_rows,
             dict(enumerate(data_card.classes)),
         ),
         command,
@@ -169,26 +169,26 @@ def _cross(entry: dict) -> dict[str, Any]:
     return {"trained_on": entry["trained_on"], "set": entry["set"], **figure}
 
 
-def _judged(name: str, judged: list[dict], places: dict[str, dict]) -> dict[str, Any]:
+def _judged(name: str, judged: list[dict], split_rows: dict[str, dict]) -> dict[str, Any]:
     """Accuracy with a judge's verdicts; empty where the evaluation `name` was not judged."""
     path = next((Path(item["path"]) for item in judged if item["name"] == name), None)
-    return {} if path is None else accuracy.judged(path, places)
+    return {} if path is None else accuracy.judged(path, split_rows)
 
 
 def _present(*figures: Figure | None) -> list[Figure]:
     return [figure for figure in figures if figure]
 
 
-def _predictions(folder: Path, places: dict[str, dict]) -> list[dict]:
+def _predictions(folder: Path, split_rows: dict[str, dict]) -> list[dict]:
     rows = shards.read(folder, "predictions").to_pylist()
     if not rows:
         raise ReportError(f"{folder} holds no predictions; run its Evaluate again")
     for row in rows:
-        place = places.get(row["image_id"])
-        if place is None or place["split"] in ("train", "pretrain"):
-            problem = "not in the split" if place is None else f"a {place['split']} image"
+        split_row = split_rows.get(row["image_id"])
+        if split_row is None or split_row["split"] in ("train", "pretrain"):
+            problem = "not in the split" if split_row is None else f"a {split_row['split']} image"
             raise ReportError(f"{folder} evaluates {row['image_id']!r}, which is {problem}")
-        row["group"] = place["group"]
+        row["group"] = split_row["group"]
     return rows
 
 
@@ -209,15 +209,19 @@ def _check_same_images(evaluations: list[dict], predictions: list[list[dict]]) -
                 )
 
 
-def _image_counts(rows: list[dict], places: dict[str, dict]) -> dict[str, Any]:
+def _image_counts(rows: list[dict], split_rows: dict[str, dict]) -> dict[str, Any]:
     groups = {row["image_id"]: row["group"] for row in rows}
     counts = Counter(groups.values())
     return {
         "evaluated": len(groups),
         "groups": {group: counts[group] for group in GROUPS if counts[group]},
-        "in_split": dict(Counter(places[image_id]["split"] for image_id in groups)),
-        "test_images_in_all": sum(place["split"] == "test" for place in places.values()),
-        "classes": dict(Counter(g for _, g in {(p["label"], p["group"]) for p in places.values()})),
+        "in_split": dict(Counter(split_rows[image_id]["split"] for image_id in groups)),
+        "test_images_in_all": sum(
+            split_row["split"] == "test" for split_row in split_rows.values()
+        ),
+        "classes": dict(
+            Counter(g for _, g in {(p["label"], p["group"]) for p in split_rows.values()})
+        ),
     }
 
 

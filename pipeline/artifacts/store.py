@@ -104,8 +104,8 @@ def build(
                 return
             before = _prepare(partial, arguments)
             started = time.monotonic()
-            line = [*starter(launcher), "-m", module, str(partial / RECIPE)]
-            ended = _run_child(line, partial, ours, manifest, environment or {}, on_progress)
+            command = [*starter(launcher), "-m", module, str(partial / RECIPE)]
+            ended = _run_child(command, partial, ours, manifest, environment or {}, on_progress)
             seconds = before + time.monotonic() - started
             if not ours.still_ours():
                 raise StageFailed(

@@ -65,9 +65,9 @@ def lines(rows: Sequence[Row], title: str = "", ascii_only: bool = False) -> lis
         row = by_name[name]
         output.append(f"{label:{width}}  {row['state']:7}  {_facts(row, name in todo)}".rstrip())
         for why in _reasons(row["why"]):
-            place = f"{below:{width}}    "
+            indent = f"{below:{width}}    "
             output += textwrap.wrap(
-                why, WIDTH, initial_indent=place, subsequent_indent=f"{place}  ",
+                why, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ",
                 break_long_words=False,
             )  # fmt: skip
     return [*output, "", f"a run would do {len(todo)} of {len(by_name)} stages"]

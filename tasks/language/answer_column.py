@@ -77,10 +77,10 @@ def _plain_answers(
     at, owner, kind = at[kind > 0], owner[kind > 0], kind[kind > 0]
     counts = np.bincount(owner, minlength=rows)
     first = np.cumsum(counts) - counts
-    place = np.arange(len(at)) - first[owner]
-    digits = np.where(place < 4, kind * 5 ** np.minimum(place, 3), 0)
+    rank = np.arange(len(at)) - first[owner]
+    digits = np.where(rank < 4, kind * 5 ** np.minimum(rank, 3), 0)
     order = np.bincount(owner, weights=digits, minlength=rows).astype(np.int64)
-    wanted = [sum(tag * 5**place for place, tag in enumerate(tags)) for tags in _ORDERS]
+    wanted = [sum(tag * 5**rank for rank, tag in enumerate(tags)) for tags in _ORDERS]
     plain = np.isin(order, wanted) & (counts <= 4)
     starts, ends = np.full(rows, -1, np.int64), np.full(rows, -1, np.int64)
     last = (first + counts - 1)[plain]

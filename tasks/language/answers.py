@@ -199,23 +199,23 @@ class _Reading:
         return "disagree" if one_letter and one_text else "hedge"
 
     def _read(self) -> None:
-        place, depths = 0, _depths(self.words)
-        while place < len(self.words):
-            word = self.words[place]
-            length, named = self._option_at(place)
+        index, depths = 0, _depths(self.words)
+        while index < len(self.words):
+            word = self.words[index]
+            length, named = self._option_at(index)
             if named:
                 self.texts.append(named)
-                place += length
+                index += length
                 continue
             if word.key in words.HEDGES:
                 self.hedged = True
             elif len(word.key) == 1 and word.key.upper() in LETTERS:
-                self._read_letter(place)
+                self._read_letter(index)
             elif word.key not in _FILLERS:
                 # Words in parentheses are ignored, unless they may refer to the options.
                 refers = self.options.remarks or word.key in self.options.vocabulary
-                self.unknown |= depths[place] == 0 or refers
-            place += 1
+                self.unknown |= depths[index] == 0 or refers
+            index += 1
 
     def _read_letter(self, place: int) -> None:
         word = self.words[place]
@@ -232,24 +232,24 @@ class _Reading:
             claim |= {index for _, index in self.options.spellings.get(word.key, [])}
         self.letters.append(claim)
 
-    def _option_at(self, place: int) -> tuple[int, set[int]]:
-        """The longest option text that starts at word `place`: (its word count, option indices)."""
-        keys = [word.key for word in self.words[place : place + self.options.longest]]
+    def _option_at(self, start: int) -> tuple[int, set[int]]:
+        """The longest option text that starts at word `start`: (its word count, option indices)."""
+        keys = [word.key for word in self.words[start : start + self.options.longest]]
         for length in range(len(keys), 0, -1):
             if length == 1 and len(keys[0]) == 1:
                 break  # a lone letter is always read as the letter
             fits = self.options.spellings.get(" ".join(keys[:length]), [])
-            named = {index for gaps, index in fits if self._joined(place, gaps)}
+            named = {index for gaps, index in fits if self._joined(start, gaps)}
             if named:
                 return length, named
-        rest = [word.key for word in self.words[place:]] if self.options.bags else []
+        rest = [word.key for word in self.words[start:]] if self.options.bags else []
         if len(rest) <= self.options.longest:
             return len(rest), self.options.bags.get(words.year_bag(rest), set())
         return 0, set()
 
-    def _joined(self, place: int, gaps: tuple[str, ...]) -> bool:
-        """Whether the words from `place` are joined as in the option, and not as in a list."""
+    def _joined(self, start: int, gaps: tuple[str, ...]) -> bool:
+        """Whether the words from `start` are joined as in the option, and not as in a list."""
         return all(
             words.hangs_on(word) or (gap != "" and word.after.strip() == gap)
-            for word, gap in zip(self.words[place:], gaps, strict=False)
+            for word, gap in zip(self.words[start:], gaps, strict=False)
         )

@@ -86,26 +86,26 @@ def csv_table(comparison: Mapping[str, Any]) -> str:
     ]
     writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    places = [
+    tables = [
         (t["set"], t["trained_on"], t["modes"], t["images"], t["seeds"]) for t in comparison["sets"]
     ]
     if comparison["over_datasets"]:
-        places.append(("all", "all", comparison["over_datasets"], {}, comparison["seeds"]))
-    for name, trained, modes, images, seeds in places:
+        tables.append(("all", "all", comparison["over_datasets"], {}, comparison["seeds"]))
+    for name, trained, modes, images, seeds in tables:
         for mode, by_row in modes.items():
             for row, figures in by_row.items():
                 for key, figure in figures.items():
-                    place = {
+                    keys = {
                         "set": name,
                         "trained_on": trained,
                         "mode": mode,
                         "row": row,
                         "figure": key,
                     }
-                    place["images"] = images.get(key, sum(images.values()) or "")
+                    keys["images"] = images.get(key, sum(images.values()) or "")
                     change = figure.get("difference")
                     writer.writerow(
-                        place
+                        keys
                         | {"seed": "mean", "value": figure["mean"], "spread": figure["spread"]}
                         | dict(zip(("low", "high"), figure["interval"], strict=True))
                         | (_csv_change(change) if change else {})
@@ -114,7 +114,7 @@ def csv_table(comparison: Mapping[str, Any]) -> str:
                         own = {"seed": seed, "value": figure["by_seed"][index]}
                         if change:
                             own["difference"] = change["by_seed"][index]
-                        writer.writerow(place | own)
+                        writer.writerow(keys | own)
     return buffer.getvalue()
 
 

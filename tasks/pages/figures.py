@@ -45,8 +45,8 @@ def write(figures: Iterable[Figure], output: Path) -> None:
 
     folder = output / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as place:
-        font = _font(Path(place))
+    with tempfile.TemporaryDirectory() as scratch:
+        font = _font(Path(scratch))
         for figure in figures:
             drawn = standalone(figure)
             (folder / f"{figure.key}.svg").write_text(drawn, encoding="utf-8")

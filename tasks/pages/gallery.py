@@ -85,7 +85,7 @@ def gallery_values(
     names: Sequence[str],
     images: Mapping[str, bytes],
     votes: Sequence[Mapping[str, Mapping[str, int]]],
-    places: Mapping[str, dict],
+    split_rows: Mapping[str, dict],
     classes: Mapping[int, str],
 ) -> dict[str, Any]:
     """The values for the gallery's template.
@@ -105,7 +105,7 @@ def gallery_values(
             {
                 "picture": data_uri(images.get(item.image_id)),
                 "rest": index >= IN_SIGHT,
-                **_card(item, names, votes, places[item.image_id], classes),
+                **_card(item, names, votes, split_rows[item.image_id], classes),
             }
             for index, item in enumerate(mine)
         ]
@@ -119,16 +119,16 @@ def gallery_values(
                 "hidden": len(cards) - IN_SIGHT,
             }
         )
-    filters = _filters([places[item.image_id] for item in gallery.shown], kinds)
+    filters = _filters([split_rows[item.image_id] for item in gallery.shown], kinds)
     return {"mode": gallery.mode, "images": gallery.images, "filters": filters, "kinds": shown}
 
 
 def _filters(
-    places: Sequence[Mapping[str, Any]], kinds: Mapping[str, Any]
+    split_rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, Any]
 ) -> dict[str, dict[str, str]]:
     """The choices of the filters: for class, group and kind, each value with its name."""
-    labels = {place["label"]: place["class_name"] for place in places}
-    groups = dict.fromkeys(sorted(place["group"] for place in places))
+    labels = {split_row["label"]: split_row["class_name"] for split_row in split_rows}
+    groups = dict.fromkeys(sorted(split_row["group"] for split_row in split_rows))
     return {
         "class": {str(n): labels[n] for n in sorted(labels, key=lambda n: labels[n])},
         "group": {group: f"{group} classes" for group in groups},
@@ -179,10 +179,10 @@ def _card(
     item: Shown,
     names: Sequence[str],
     votes: Sequence[Mapping[str, Mapping[str, int]]],
-    place: Mapping[str, Any],
+    split_row: Mapping[str, Any],
     classes: Mapping[int, str],
 ) -> dict[str, Any]:
-    truth = place["class_name"]
+    truth = split_row["class_name"]
     sides = [
         {
             "name": name,
@@ -195,8 +195,8 @@ def _card(
     ]
     return {
         "truth": truth,
-        "label": place["label"],
-        "group": place["group"],
+        "label": split_row["label"],
+        "group": split_row["group"],
         "path": re.split(r"(?<=[/_])", item.image_id),  # a line may break after each part
         "sides": sides,
     }

@@ -84,8 +84,8 @@ class Builder:
                     continue
                 images = images_of([row["image_id"] for row in part])
                 row_outcomes, asked = [], []
-                for place, row in enumerate(part, start):
-                    image, truth = place - block.start, truths[place]
+                for number, row in enumerate(part, start):
+                    image, truth = number - block.start, truths[number]
                     candidates = listed[block.starts[image] : block.starts[image + 1]]
                     counts = block.counts[image]
                     options, outcome = self._options(row, candidates, counts, truth, near)

@@ -192,10 +192,10 @@ def _open_names(
         counts = spelled.setdefault((image[at], meaning.targets[code[at]]), Counter())
         counts[name] += int(votes[at])
     return {
-        int(place): min(
-            spelled[c_image[place], c_target[place]].items(), key=lambda item: (-item[1], item[0])
+        int(index): min(
+            spelled[c_image[index], c_target[index]].items(), key=lambda item: (-item[1], item[0])
         )[0]
-        for place in np.flatnonzero(c_target >= meaning.classes)
+        for index in np.flatnonzero(c_target >= meaning.classes)
     }
 
 

@@ -65,8 +65,8 @@ def count_confusions(counts: dict[int, Counter[int]], block: Merged, truths: Seq
     if not used.any():
         return
     width = int(block.class_ids.max()) + 1
-    pairs, places = np.unique(truth[used] * width + block.class_ids[used], return_inverse=True)
-    sums = np.bincount(places, block.votes[used]).astype(int)
+    pairs, inverse = np.unique(truth[used] * width + block.class_ids[used], return_inverse=True)
+    sums = np.bincount(inverse, block.votes[used]).astype(int)
     for pair, votes in zip(pairs.tolist(), sums.tolist(), strict=True):
         counts.setdefault(pair // width, Counter())[pair % width] += votes
 

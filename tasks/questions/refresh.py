@@ -94,12 +94,12 @@ def latest_rewards(train: Path) -> dict[str, float]:
     steps, paid = np.array(table["step"]), np.array(table[name], dtype=float)
     # difficulty_weighted pays up to 2; what counts here is whether the answer was right.
     paid = np.minimum(paid, 1.0)
-    ids, places = np.unique(images, return_inverse=True)
+    ids, inverse = np.unique(images, return_inverse=True)
     latest = np.zeros(len(ids), dtype=steps.dtype)
-    np.maximum.at(latest, places, steps)
-    use = steps == latest[places]
-    sums = np.bincount(places[use], weights=np.nan_to_num(paid[use]), minlength=len(ids))
-    counts = np.bincount(places[use], minlength=len(ids))
+    np.maximum.at(latest, inverse, steps)
+    use = steps == latest[inverse]
+    sums = np.bincount(inverse[use], weights=np.nan_to_num(paid[use]), minlength=len(ids))
+    counts = np.bincount(inverse[use], minlength=len(ids))
     return dict(zip(ids.tolist(), (sums / counts).tolist(), strict=True))
 
 
@@ -116,12 +116,12 @@ def merge(
     ]
     new, old = shards.read(output, fresh), shards.read(previous, "rollouts")
     rows = pa.concat_tables([_only(new, asked), _only(old, set(refresh_plan.kept))])
-    position = {image_id: place for place, image_id in enumerate(left)}
-    places = np.array([position[i] for i in rows["image_id"].to_pylist()])
-    ordered = np.lexsort((np.array(rows["rollout"]), places))
-    rows, places = rows.take(pa.array(ordered)), places[ordered]
+    position = {image_id: index for index, image_id in enumerate(left)}
+    positions = np.array([position[i] for i in rows["image_id"].to_pylist()])
+    ordered = np.lexsort((np.array(rows["rollout"]), positions))
+    rows, positions = rows.take(pa.array(ordered)), positions[ordered]
     for number in range(-(-len(left) // size)):
-        low, high = np.searchsorted(places, [number * size, (number + 1) * size])
+        low, high = np.searchsorted(positions, [number * size, (number + 1) * size])
         part = rows.slice(low, high - low)
         shards.write(shards.shard_path(output, "rollouts", number), part, schemas.rollouts())
     for path in shards.paths(output, fresh):

@@ -47,9 +47,9 @@ def blocks(folder: Path, image_ids: Sequence[str], size: int) -> Iterator[Block]
     Rollouts of other images are left out; an image may have none. Raises StageError when the images
     are out of order, or a rollout of an image is there twice.
     """
-    places = {image_id: place for place, image_id in enumerate(image_ids)}
-    paths = _in_order(folder, places, size)
-    return _blocks(folder, paths, image_ids, places, size)
+    position_of = {image_id: position for position, image_id in enumerate(image_ids)}
+    paths = _in_order(folder, position_of, size)
+    return _blocks(folder, paths, image_ids, position_of, size)
 
 
 def logprob_units(values: NDArray) -> NDArray[np.int64]:
@@ -92,13 +92,17 @@ class _Pending:
 
 
 def _blocks(
-    folder: Path, paths: list[Path], image_ids: Sequence[str], places: Mapping[str, int], size: int
+    folder: Path,
+    paths: list[Path],
+    image_ids: Sequence[str],
+    position_of: Mapping[str, int],
+    size: int,
 ) -> Iterator[Block]:
     edges = [*range(0, len(image_ids), size), len(image_ids)]
     pending, number = _Pending(), 0
     for path in paths:
         for batch in shards.iter_batches(path, COLUMNS, BATCH_ROWS):
-            positions = _positions(batch, places)
+            positions = _positions(batch, position_of)
             owner = positions // size
             for block in np.unique(owner[positions >= 0]):
                 while number < block:
@@ -112,13 +116,13 @@ def _blocks(
         pending, number = _Pending(), number + 1
 
 
-def _in_order(folder: Path, places: Mapping[str, int], size: int) -> list[Path]:
+def _in_order(folder: Path, position_of: Mapping[str, int], size: int) -> list[Path]:
     """The files in the order of their images. Raises StageError where blocks are out of order."""
     spans = []
     for path in shards.paths(folder, "rollouts"):
         first = last = -1
         for batch in shards.iter_batches(path, ["image_id"], BATCH_ROWS):
-            positions = _positions(batch, places)
+            positions = _positions(batch, position_of)
             owner = positions[positions >= 0] // size
             if not len(owner):
                 continue
@@ -140,8 +144,8 @@ def _out_of_order(folder: Path, location: str) -> StageError:
     )
 
 
-def _positions(batch: pa.RecordBatch, places: Mapping[str, int]) -> NDArray[np.int64]:
+def _positions(batch: pa.RecordBatch, position_of: Mapping[str, int]) -> NDArray[np.int64]:
     """Each row's position in the split, -1 where its image is not wanted."""
     encoded = batch.column("image_id").dictionary_encode()
-    known = [places.get(image_id, -1) for image_id in encoded.dictionary.to_pylist()]
+    known = [position_of.get(image_id, -1) for image_id in encoded.dictionary.to_pylist()]
     return np.array(known, np.int64)[encoded.indices.to_numpy(zero_copy_only=False)]

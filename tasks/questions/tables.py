@@ -25,9 +25,9 @@ def candidate_table(
     labels = np.array([-1 if row["label"] is None else row["label"] for row in part], np.int64)
     class_ids, votes = block.class_ids[candidate_slice], block.votes[candidate_slice]
     names = np.array(card.classes, object)[class_ids]
-    for place, name in block.names.items():
-        if candidate_slice.start <= place < candidate_slice.stop:
-            names[place - candidate_slice.start] = name
+    for index, name in block.names.items():
+        if candidate_slice.start <= index < candidate_slice.stop:
+            names[index - candidate_slice.start] = name
     owner = np.repeat(np.arange(len(part)), np.diff(starts))
     hits = np.flatnonzero(class_ids == labels[owner])
     rank = np.zeros(len(part), np.int32)
@@ -74,9 +74,9 @@ def difficulties(
     lengths = block.starts[asked + 1] - block.starts[asked]
     first = np.cumsum(lengths) - lengths
     owner = np.repeat(np.arange(len(asked)), lengths)
-    places = block.starts[asked][owner] + np.arange(len(owner)) - first[owner]
-    votes = block.votes[places]
-    right = block.class_ids[places] == np.asarray(truths)[owner]
+    indices = block.starts[asked][owner] + np.arange(len(owner)) - first[owner]
+    votes = block.votes[indices]
+    right = block.class_ids[indices] == np.asarray(truths)[owner]
     mine = np.bincount(owner, votes * right)
     others = np.maximum.reduceat(np.where(right, 0, votes), first)
     shares = votes / np.bincount(owner, votes)[owner]

@@ -100,8 +100,8 @@ class Merged:
         """The candidates of all images in one list; `starts` delimits the images."""
         columns = (c.tolist() for c in (self.class_ids, self.votes, self.logprobs))
         candidates = list(starmap(Candidate, zip(*columns, strict=True)))
-        for place, name in self.names.items():
-            candidates[place] = candidates[place]._replace(name=name)
+        for index, name in self.names.items():
+            candidates[index] = candidates[index]._replace(name=name)
         return candidates
 
     def images(self) -> Iterator[Votes]:

@@ -36,10 +36,10 @@ def compare(rows: list[dict], before: list[dict] | None) -> dict[str, Any]:
     return result
 
 
-def judged(judge: Path, places: dict[str, dict]) -> dict[str, Any]:
+def judged(judge: Path, split_rows: dict[str, dict]) -> dict[str, Any]:
     """Accuracy by mode and group with the verdicts of a Judge artifact.
 
-    An answer without a verdict counts as the card's names decide. `places` are the rows of the
+    An answer without a verdict counts as the card's names decide. `split_rows` are the rows of the
     split by image id.
     """
     result: dict[str, Any] = {}
@@ -47,7 +47,7 @@ def judged(judge: Path, places: dict[str, dict]) -> dict[str, Any]:
     for row in rows:
         row["undecided"] = row["correct_judged"] is None
         row["correct"] = row["correct"] if row["undecided"] else row["correct_judged"]
-        row["group"] = places[row["image_id"]]["group"]
+        row["group"] = split_rows[row["image_id"]]["group"]
     for mode in modes_of(rows):
         for group, part in by_group(rows, mode).items():
             undecided = sum(row["undecided"] for row in part.values())

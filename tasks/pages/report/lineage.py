@@ -31,7 +31,7 @@ def graph_svg(stages: Sequence[Mapping[str, Any]]) -> Markup:
         layers[depth[mark]].append(mark)
     wide = max(len(layer) for layer in layers.values())
     width = max(WIDTH, wide * (BOX + 14))
-    place = {
+    position = {
         mark: ((index + 0.5) * width / len(layer), 6 + level * STEP)
         for level, layer in layers.items()
         for index, mark in enumerate(layer)
@@ -44,11 +44,11 @@ def graph_svg(stages: Sequence[Mapping[str, Any]]) -> Markup:
         rem=f"{width / 16:.1f}",
         description=f"{len(known)} artifacts in {len(layers)} layers, each below what it was made from",
         edges=[
-            _edge(*place[needed], *place[mark])
+            _edge(*position[needed], *position[mark])
             for mark, needs in _shortest(inputs).items()
             for needed in sorted(needs)
         ],
-        boxes=[_box(*place[mark], stage) for mark, stage in known.items()],
+        boxes=[_box(*position[mark], stage) for mark, stage in known.items()],
     )
 
 
