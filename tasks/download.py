@@ -177,6 +177,7 @@ def _check_rejects(
     expected: int,
     settings: DownloadSettings,
 ) -> None:
+    """Raise StageError when more than `max_reject_share` of the `expected` files are unusable."""
     if len(rejects) > settings.max_reject_share * expected:
         for note in output.glob("part-*.json"):  # the next run opens these files again
             if json.loads(note.read_text(encoding="utf-8"))["rejects"]:

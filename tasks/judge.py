@@ -224,6 +224,7 @@ def _pair(row: dict[str, Any], card: Card) -> tuple[str, str]:
 def _judgement(
     row: dict[str, Any], card: Card, question: str, model: str, known: dict[Key, str]
 ) -> dict[str, Any]:
+    """A prediction as a row of `judgements`."""
     judged: bool | None = None
     both: bool | None = row["correct"]
     status = "matched" if row["class_id"] >= 0 else "no_answer"

@@ -180,6 +180,7 @@ def _present(*figures: Figure | None) -> list[Figure]:
 
 
 def _predictions(folder: Path, split_rows: dict[str, dict]) -> list[dict]:
+    """The predictions of an evaluation, with each image's group of the split."""
     rows = shards.read(folder, "predictions").to_pylist()
     if not rows:
         raise ReportError(f"{folder} holds no predictions; run its Evaluate again")
@@ -232,6 +233,7 @@ def _card_facts(card: Card) -> dict[str, Any]:
 
 
 def _train_log(entry: dict) -> list[dict]:
+    """The rows of a round's training log by ascending step; empty where nothing was trained."""
     folder = Path(entry.get("train") or "")
     if not entry.get("train") or not (folder / "train_log.parquet").exists():
         return []

@@ -100,6 +100,7 @@ def _counts(images: Images, split_codes: np.ndarray, names: tuple[str, ...]) -> 
 
 
 def _check(counts: np.ndarray, parts: list[str], names: tuple[str, ...], num_base: int) -> None:
+    """Raise StageError when a base class has no train image, or any class no test image."""
     for part, classes in (("train", num_base), ("test", len(names))):
         lacking = np.flatnonzero(counts[:classes, parts.index(part)] == 0).tolist()
         if lacking:

@@ -29,7 +29,7 @@ def graph(train: Any) -> list[Stage]:
 
 
 def describe(stage: Stage) -> dict[str, Any]:
-    """One stage's state as JSON values. `why` names what differs from the existing artifact."""
+    """One stage's state as JSON values; `why` lists the differences from the existing artifact."""
     facts: dict[str, Any] = {
         "stage": stage.task_family,
         "round": getattr(stage, "refresh_round", None),

@@ -97,11 +97,13 @@ class _Labels:
         self.names: list[str] | None = None
 
     def expect(self, names: list[str] | None) -> None:
+        """Take the hub's class list, and raise StageError for a class that the card does not have."""
         self.names = names
         for name in names or ():
             self.of(name)
 
     def of(self, value: int | str) -> int:
+        """The class id of a label. Raises StageError for an unknown class or a missing label."""
         text = str(value)
         if self.names and isinstance(value, int):
             if not 0 <= value < len(self.names):
@@ -134,6 +136,7 @@ def _undecoded(rows: Any, image: str) -> Any:
 
 
 def _bytes(image: Any) -> bytes:
+    """The bytes of an undecoded image of `datasets`. Raises Reject when there are none."""
     image = image or {}
     if image.get("bytes"):
         return image["bytes"]

@@ -103,6 +103,7 @@ def read(path: Path) -> list[Listed]:
 
 
 def _dive_k(folder: Path) -> list[Listed]:
+    """The images that a folder of the published DiVE-k code lists."""
     files = {part: sorted(folder.glob(f"*_{part}.json")) for part in PARTS}
     if not files["train"] or not files["val"] + files["test"]:
         raise ValueError("it needs *_train.json and *_val.json")

@@ -130,6 +130,7 @@ def _answer(completion: str, tags: list[re.Match[str]], names: list[str]) -> tup
 
 @lru_cache(maxsize=4096)
 def _prepare(options: tuple[str, ...]) -> _Options:
+    """Index the options: each with and without its remarks and its article."""
     spellings: dict[str, list[tuple[tuple[str, ...], int]]] = {}
     bags: dict[tuple[str, ...], set[int]] = {}
     for index, option in enumerate(options):
@@ -172,6 +173,7 @@ class _Reading:
         self.unknown = False
 
     def choice(self) -> Choice:
+        """The option that all claims agree on, or why there is none."""
         self._read()
         claims = self.letters + self.texts
         if self.hedged:
@@ -217,12 +219,13 @@ class _Reading:
                 self.unknown |= depths[index] == 0 or refers
             index += 1
 
-    def _read_letter(self, place: int) -> None:
-        word = self.words[place]
-        before = self.words[place - 1].key if place else ""
-        following = self.words[place + 1].key if place + 1 < len(self.words) else ""
+    def _read_letter(self, at: int) -> None:
+        """Claim the letter that is word `at`, unless it is an article or the pronoun I."""
+        word = self.words[at]
+        before = self.words[at - 1].key if at else ""
+        following = self.words[at + 1].key if at + 1 < len(self.words) else ""
         article = word.raw == "a" and word.after == " " and before not in _LETTER_FOLLOWS
-        if article and self._option_at(place + 1)[1]:
+        if article and self._option_at(at + 1)[1]:
             return  # the article of "a Laysan Albatross"; a capital A would be the letter
         if word.key == "i" and following in _SAYING:
             return

@@ -161,6 +161,7 @@ class Builder:
         truth: int,
         near: Neighbours,
     ) -> tuple[list[Option], str]:
+        """The options of an image's question, and the outcome: kept, or why the image is skipped."""
         rules = self.settings
         rollouts, unparsed = counts[0], counts[1]
         if candidates and unparsed > rules.max_unparsed_per_image * rollouts:
@@ -184,6 +185,7 @@ class Builder:
     def _questions(
         self, asked: list[Asked], block: Merged, images: dict[str, bytes], index: int
     ) -> pa.Table:
+        """Shard number `index` of the table mcq; `images` are encoded bytes by image id."""
         card, ids = self.card, [row["image_id"] for row, *_ in asked]
         counts = [len(options) for _, options, *_ in asked]
         positions = balanced_letters(counts, np.random.default_rng([self.seed, index]))

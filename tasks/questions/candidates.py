@@ -128,6 +128,7 @@ class _Meanings:
 
 
 def _meanings(block: Block, vocabulary: Vocabulary) -> _Meanings:
+    """Match each distinct answer of a block once."""
     texts = [text or "" for text in block.texts]
     ranks = sorted(range(len(texts)), key=lambda code: (texts[code], block.problems[code]))
     order = np.empty(len(ranks), np.int64)

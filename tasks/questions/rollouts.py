@@ -98,6 +98,7 @@ def _blocks(
     position_of: Mapping[str, int],
     size: int,
 ) -> Iterator[Block]:
+    """Read the files in order, and yield each block as soon as a row of a later block comes."""
     edges = [*range(0, len(image_ids), size), len(image_ids)]
     pending, number = _Pending(), 0
     for path in paths:

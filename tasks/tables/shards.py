@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.runtime.errors import ShardError
-from tasks.tables.durable import sha256_file as sha256_file  # whoever reads shards checks them
+from tasks.tables.durable import sha256_file as sha256_file  # also used as `shards.sha256_file`
 from tasks.tables.durable import sync
 from tasks.tables.durable import sync_tree as sync_tree
 from tasks.tables.durable import write_text as write_text
