@@ -52,9 +52,9 @@ def draft(name: str, folder: Path, noun: str, kind: str) -> str:
         raise StageError(f"NAME {name!r} must be lower-case letters, digits and underscores")
     if not folder.is_dir():
         raise StageError(f"{folder} is not a folder")
-    places = class_folders(folder)
-    names = class_names(folder, sorted({path.name for _, path in places}))
-    files = [(path, names[top.name], split) for split, top in places for path in files_below(top)]
+    folders = class_folders(folder)
+    names = class_names(folder, sorted({path.name for _, path in folders}))
+    files = [(path, names[top.name], split) for split, top in folders for path in files_below(top)]
     seen = look_at(folder, files)
     images = [each for each in seen if isinstance(each.picture, Picture)]
     if lacking := sorted(set(names.values()) - {each.name for each in images}):

@@ -107,13 +107,13 @@ def _dive_k(folder: Path) -> list[Listed]:
     files = {part: sorted(folder.glob(f"*_{part}.json")) for part in PARTS}
     if not files["train"] or not files["val"] + files["test"]:
         raise ValueError("it needs *_train.json and *_val.json")
-    places = {"train": "train", "val": "val" if files["test"] else "test", "test": "test"}
+    split_of = {"train": "train", "val": "val" if files["test"] else "test", "test": "test"}
     listed = []
     for part, paths in files.items():
         for file in paths:
             for item in json.loads(file.read_text(encoding="utf-8")):
                 name = item["solution"].removeprefix("<answer>").removesuffix("</answer>")
-                listed.append(Listed(item["image_path"], places[part], name))
+                listed.append(Listed(item["image_path"], split_of[part], name))
     return listed
 
 

@@ -94,7 +94,7 @@ def gallery_values(
         names: the names of the evaluations compared.
         images: encoded bytes by image id.
         votes: for each evaluation, votes by image id and class name.
-        places: rows of the split by image id.
+        split_rows: rows of the split by image id.
         classes: class names by class id.
     """
     kinds = PAIRED if len(names) > 1 else ALONE

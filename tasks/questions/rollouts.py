@@ -68,27 +68,27 @@ class _Pending:
         self.parts: list[tuple[NDArray, NDArray, NDArray, NDArray]] = []
         self.known: dict[tuple[str | None, str], int] = {}
 
-    def add(self, places: NDArray[np.int64], batch: pa.RecordBatch) -> None:
+    def add(self, positions: NDArray[np.int64], batch: pa.RecordBatch) -> None:
         read = read_answers(batch.column("completion"))
         pairs = zip(read.texts, read.problems, strict=True)
         own = np.array([self.known.setdefault(p, len(self.known)) for p in pairs], np.int64)
         logprob = batch.column("mean_logprob").to_numpy(zero_copy_only=False)
         rollout = batch.column("rollout").to_numpy(zero_copy_only=False).astype(np.int64)
-        self.parts.append((places, rollout, own[read.codes], logprob_units(logprob)))
+        self.parts.append((positions, rollout, own[read.codes], logprob_units(logprob)))
 
     def block(self, folder: Path, image_ids: Sequence[str], start: int, stop: int) -> Block:
         empty = np.empty(0, np.int64)
         columns = [np.concatenate(c) for c in zip(*self.parts, strict=True)] or [empty] * 4
-        places, rollout, answer, logprob = columns
+        positions, rollout, answer, logprob = columns
         low = rollout.min() if len(rollout) else 0
         width = int(rollout.max(initial=0) - low) + 1
-        joint = np.sort((places - start) * width + (rollout - low))
+        joint = np.sort((positions - start) * width + (rollout - low))
         same = np.flatnonzero(np.diff(joint) == 0)
         if len(same):
             image_id = image_ids[start + joint[same[0]] // width]
             raise StageError(f"{folder} holds rollouts of {image_id} twice; delete and re-run it")
         texts, problems = [text for text, _ in self.known], [why for _, why in self.known]
-        return Block(start, stop, places - start, answer, logprob, texts, problems)
+        return Block(start, stop, positions - start, answer, logprob, texts, problems)
 
 
 def _blocks(

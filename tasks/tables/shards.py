@@ -203,17 +203,17 @@ class ImageStore:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._places: dict[str, tuple[Path, int]] | None = None  # image id -> file, row group
+        self._locations: dict[str, tuple[Path, int]] | None = None  # image id -> file, row group
 
     def read(self, image_ids: Sequence[str]) -> dict[str, bytes]:
         """Encoded bytes by image id. Raises ShardError when an image is missing or damaged."""
         wanted = set(image_ids)
-        if lost := sorted(wanted - self.places.keys()):
+        if lost := sorted(wanted - self.locations.keys()):
             raise ShardError(f"{len(lost)} images are not in {self.folder}, the first: {lost[0]}")
         images: dict[str, bytes] = {}
         by_file: dict[Path, set[int]] = {}
         for image_id in wanted:
-            path, group = self.places[image_id]
+            path, group = self.locations[image_id]
             by_file.setdefault(path, set()).add(group)
         for path, groups in by_file.items():
             try:
@@ -228,19 +228,19 @@ class ImageStore:
         return images
 
     @property
-    def places(self) -> dict[str, tuple[Path, int]]:
+    def locations(self) -> dict[str, tuple[Path, int]]:
         """Image id -> (file, row group), read once from the id columns alone."""
-        if self._places is None:
-            self._places = {}
+        if self._locations is None:
+            self._locations = {}
             for path in paths(self.folder, "images"):
                 try:
                     with pq.ParquetFile(path, page_checksum_verification=True) as file:
                         for group in range(file.num_row_groups):
                             ids = file.read_row_group(group, ["image_id"])["image_id"].to_pylist()
-                            self._places |= dict.fromkeys(ids, (path, group))
+                            self._locations |= dict.fromkeys(ids, (path, group))
                 except (OSError, pa.ArrowInvalid) as error:
                     raise _damaged(path, error) from error
-        return self._places
+        return self._locations
 
 
 def chunks(items: list[T], size: int) -> Iterable[list[T]]:
