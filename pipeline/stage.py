@@ -84,11 +84,11 @@ class Stage(Checked, luigi.Task):
             for folder in {stage.folder for stage in [self, *lineage(self)]}:
                 if folder.is_dir():
                     store.point_at(folder)
-        if changed := source_code.changed(store.read_manifest(self.folder), self.module):
+        if changed := source_code.changed(store.manifest_of(self.folder), self.module):
             LOGGER.warning(
                 "%s: %s; raise it if the change affects results",
                 self.task_family,
-                source_code.told(changed),
+                source_code.change_note(changed),
             )
         return True
 

@@ -1,8 +1,8 @@
-"""Which images a refresh asks about again, and what becomes of the others.
+"""Plans a refresh: which images get new rollouts, which keep their old ones, which are retired.
 
-The first round asks about every training image. A later one can leave out those whose question the
-policy has learned to answer, by the rewards logged while training, or ask about a share only. What
-is not asked again keeps its rollouts, or is retired.
+The first round asks about every training image. A later round can leave out the images whose
+question the policy has learned to answer, judged by the rewards logged in training, or ask about a
+random share only. An image that is not asked again keeps its rollouts, or is retired.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from tasks.questions.settings import ProposeSettings
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
 
-# The reward that says whether a question was answered: the first of these that was paid.
+# The first of these rewards that was logged shows whether a question was answered right.
 ANSWERED = ("letter", "difficulty_weighted", "exact", "virft_compat")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Image ids: `asked` again, `kept` with the rollouts of the round before, `retired`."""
+    """Image ids: `asked` again, `kept` with the previous round's rollouts, or `retired`."""
 
     asked: list[str]
     kept: list[str]
@@ -38,11 +38,11 @@ def plan(
     train: Path | None,
     seed: int,
 ) -> Plan:
-    """What a round does with its images; `previous` and `train` are the round before's artifacts.
+    """Decide what a round does with its images.
 
-    A question is solved when the completions of its latest use earned at least `solved_at` on
-    average. An image that the round before retired stays retired. Raises StageError when nothing
-    is left to ask about or to learn from.
+    `previous` and `train` are the previous round's Propose and Train artifacts. A question is solved
+    when the completions of its latest use earned at least `solved_at` on average. A retired image
+    stays retired. Raises StageError when no image is left to ask about.
     """
     if settings.refresh == "all" or previous is None or train is None:
         return Plan(list(image_ids), [], [])
@@ -70,7 +70,7 @@ def plan(
 
 
 def latest_rewards(train: Path) -> dict[str, float]:
-    """Mean reward for the answer, by image, over the completions of its latest use in training.
+    """Image id -> mean answer reward over the completions of its latest use in training.
 
     Raises StageError where no reward for the answer was logged.
     """
@@ -83,43 +83,45 @@ def latest_rewards(train: Path) -> dict[str, float]:
         )
     images = np.array(table["image_id"].to_pylist())
     steps, paid = np.array(table["step"]), np.array(table[name], dtype=float)
-    # Questions whose difficulty weighs pay up to 2: what counts here is whether they were right.
+    # difficulty_weighted pays up to 2; what counts here is whether the answer was right.
     paid = np.minimum(paid, 1.0)
-    ids, places = np.unique(images, return_inverse=True)
+    ids, inverse = np.unique(images, return_inverse=True)
     latest = np.zeros(len(ids), dtype=steps.dtype)
-    np.maximum.at(latest, places, steps)
-    use = steps == latest[places]
-    sums = np.bincount(places[use], weights=np.nan_to_num(paid[use]), minlength=len(ids))
-    counts = np.bincount(places[use], minlength=len(ids))
+    np.maximum.at(latest, inverse, steps)
+    use = steps == latest[inverse]
+    sums = np.bincount(inverse[use], weights=np.nan_to_num(paid[use]), minlength=len(ids))
+    counts = np.bincount(inverse[use], minlength=len(ids))
     return dict(zip(ids.tolist(), (sums / counts).tolist(), strict=True))
 
 
 def merge(
-    output: Path, fresh: str, previous: Path, chosen: Plan, order: Sequence[str], size: int
+    output: Path, fresh: str, previous: Path, refresh_plan: Plan, order: Sequence[str], size: int
 ) -> None:
-    """Write `rollouts-*` in the order of images: fresh ones where asked, the others' as they were.
+    """Write `rollouts-*` in the order of images: new rollouts where asked, else the previous ones.
 
-    `size` is images a shard. The table `fresh` is deleted at the end.
+    `fresh` is the table of new rollouts, which is deleted at the end. `size` is images a shard.
     """
-    asked = set(chosen.asked)
-    left = [image_id for image_id in order if image_id in asked or image_id in set(chosen.kept)]
+    asked = set(refresh_plan.asked)
+    left = [
+        image_id for image_id in order if image_id in asked or image_id in set(refresh_plan.kept)
+    ]
     new, old = shards.read(output, fresh), shards.read(previous, "rollouts")
-    rows = pa.concat_tables([_only(new, asked), _only(old, set(chosen.kept))])
-    position = {image_id: place for place, image_id in enumerate(left)}
-    places = np.array([position[i] for i in rows["image_id"].to_pylist()])
-    ordered = np.lexsort((np.array(rows["rollout"]), places))
-    rows, places = rows.take(pa.array(ordered)), places[ordered]
+    rows = pa.concat_tables([_only(new, asked), _only(old, set(refresh_plan.kept))])
+    position = {image_id: index for index, image_id in enumerate(left)}
+    positions = np.array([position[i] for i in rows["image_id"].to_pylist()])
+    ordered = np.lexsort((np.array(rows["rollout"]), positions))
+    rows, positions = rows.take(pa.array(ordered)), positions[ordered]
     for number in range(-(-len(left) // size)):
-        low, high = np.searchsorted(places, [number * size, (number + 1) * size])
+        low, high = np.searchsorted(positions, [number * size, (number + 1) * size])
         part = rows.slice(low, high - low)
         shards.write(shards.shard_path(output, "rollouts", number), part, schemas.rollouts())
     for path in shards.paths(output, fresh):
         path.unlink()
 
 
-def write_retired(output: Path, chosen: Plan) -> None:
-    """`retired.parquet`: the images that are no longer asked about; no file where there are none."""
-    rows = [{"image_id": image_id, "reason": "solved"} for image_id in chosen.retired]
+def write_retired(output: Path, refresh_plan: Plan) -> None:
+    """Write `retired.parquet`, the retired images; no file where there are none."""
+    rows = [{"image_id": image_id, "reason": "solved"} for image_id in refresh_plan.retired]
     shards.write(output / "retired.parquet", rows, schemas.refused())
 
 

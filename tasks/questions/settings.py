@@ -38,7 +38,7 @@ class ProposeSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class BuildMCQSettings(Settings):
-    """[BuildMCQ]: how candidates are merged, and how options are chosen among them."""
+    """[BuildMCQ]: how votes are merged into candidates, and how options are chosen among them."""
 
     section: ClassVar[str] = "BuildMCQ"
 
@@ -59,7 +59,7 @@ class BuildMCQSettings(Settings):
 
     @property
     def draws(self) -> bool:
-        """Whether choosing options takes random numbers."""
+        """Whether some options are drawn at random."""
         return self.top_up == "random" or self.options_from == "random"
 
     def check(self) -> None:

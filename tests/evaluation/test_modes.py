@@ -12,8 +12,9 @@ from tasks.evaluate import evaluate
 from tasks.evaluation.modes import injected_options, read_choice, vote_share
 from tasks.evaluation.settings import MODES
 from tasks.language.class_names import ClassNames
-from tasks.questions.candidates import Candidate, Votes, merge_all
+from tasks.questions.candidates import merge_all
 from tasks.questions.options import Option
+from tasks.questions.votes import Candidate, Votes
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
 from tasks.tables.split_table import select

@@ -21,7 +21,7 @@ def told(monkeypatch, terminal: bool, seconds: float, columns: str = "40") -> li
         now[0] = min(now[0] + most, seconds)
         return over
 
-    waiting._tell("train: loading 7.5 GB", terminal, wait, written.append)
+    waiting._announce("train: loading 7.5 GB", terminal, wait, written.append)
     return written
 
 
