@@ -7,12 +7,13 @@ from typing import Any
 import luigi
 
 import data_cards
-from pipeline.parameters import parameters
+from pipeline.parameters import parameter, parameters
 from pipeline.settings import SettingsError, run
 from pipeline.stage import Stage
 from pipeline.stages.data import data, paths
 from pipeline.stages.rounds import Round, RoundOfSet, Train, graph, last_round
 from tasks.evaluation.settings import EvaluateSettings, JudgeSettings
+from tasks.runtime.settings import Rule
 
 
 class OnAnySet(RoundOfSet):
@@ -45,7 +46,7 @@ class Evaluate(OnAnySet):
     policy that its round `refresh_round` trained. `--on SET` is another set than it was trained
     on; `--policy FOLDER-or-hub-id` a published model in place of the graph's."""
 
-    datasets = luigi.Parameter(significant=False, description="further sets to evaluate on")
+    datasets = parameter(str, Rule("further sets to evaluate on", significant=False))
     policy = luigi.Parameter(default="", description="a folder or hub id; empty: the graph's")
 
     module = "tasks.evaluate"

@@ -25,7 +25,7 @@ class Round(Stage):
     """What the stages of a round share: their place in the chain, and the policy they start from."""
 
     method = luigi.Parameter()
-    refresh_round = luigi.IntParameter()
+    refresh_round = parameter(int, Rule("the round, from 0", at_least=0))
     seed = luigi.IntParameter()
 
     def policy(self) -> Stage:
