@@ -7,6 +7,7 @@ options come from, what is paid for. All see the same training images and take t
 from dataclasses import dataclass
 
 from pipeline.settings import SettingsError
+from tasks.runtime.protocol import ZERO_SHOT
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,6 @@ METHODS = {
         format="caption_format",
     ),
 }
-ZERO_SHOT = "zero_shot"  # the base policy, evaluated
 NAMES = (*METHODS, ZERO_SHOT)
 
 

@@ -1,6 +1,6 @@
 """Judge: asks a language model about free-text answers that matched no class name.
 
-    python -m tasks.judge CONFIG.json
+    python -m tasks.judge recipe.json
 
 The result by the card's names and aliases stays; the judge adds a second column. Any
 OpenAI-compatible endpoint can be asked, once for each distinct pair of names. A verdict is stored
@@ -125,11 +125,11 @@ class Client:
     def __init__(self, settings: JudgeSettings):
         from openai import AsyncOpenAI
 
-        from tasks.engines.base import Background
+        from tasks.engines.base import EventLoopThread
 
         self.settings = settings
         self._key = os.environ.get(settings.api_key_env, "")
-        self._background = Background()
+        self._loop_thread = EventLoopThread()
         self._free = asyncio.Semaphore(settings.concurrency)
         self._client = AsyncOpenAI(
             base_url=settings.url,
@@ -140,7 +140,7 @@ class Client:
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine to its end. Returns its result."""
-        return self._background.run(work)
+        return self._loop_thread.run(work)
 
     async def verdict(self, question: str, truth: str, answer: str) -> str:
         """The status of a pair: yes, no, unreadable, or `failed: ` and the reason.
@@ -170,8 +170,8 @@ class Client:
 
     def close(self) -> None:
         """Close the connections."""
-        self._background.run(self._client.close())
-        self._background.close()
+        self._loop_thread.run(self._client.close())
+        self._loop_thread.close()
 
     def _message(self, error: Exception) -> str:
         message = first_line(error)

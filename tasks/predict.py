@@ -21,13 +21,13 @@ from data_cards import Card
 from tasks.engines import adapters, policies
 from tasks.engines.backends import open_engine
 from tasks.engines.base import Completion, Engine, Request
+from tasks.engines.refusals import generate_or_refuse
 from tasks.engines.sampler import sampling_of
 from tasks.engines.settings import EngineSettings
-from tasks.engines.worker import ask
 from tasks.evaluation.inputs import Source, chosen_card, engine_settings, read_image
 from tasks.evaluation.modes import (
     Reading,
-    choice_asks,
+    choice_queries,
     option_names,
     proposed_options,
     read_choice,
@@ -192,8 +192,8 @@ class Predictor:
             )
             for key in requests
         }
-        asks = choice_asks(options, self.card, self.engine_settings.prompt_style)
-        second = [replace(requests[int(a.image_id)], text=a.text, before="") for a in asks]
+        queries = choice_queries(options, self.card, self.engine_settings.prompt_style)
+        second = [replace(requests[int(a.image_id)], text=a.text, before="") for a in queries]
         chosen = self._ask(second, refused, greedy=True) if second else {}
         return {
             key: self._two_step(
@@ -215,10 +215,10 @@ class Predictor:
         }
 
     def _weights(self) -> Path:
-        if self.engine_settings.backend == "server" or not adapters.adapted(self.policy):
+        if self.engine_settings.backend == "server" or not adapters.adapter_stack(self.policy):
             return self.policy
         self._scratch = TemporaryDirectory(prefix="policy-")
-        return adapters.whole(self.policy, Path(self._scratch.name))
+        return adapters.merged_weights(self.policy, Path(self._scratch.name))
 
     def _ask(
         self, requests: list[Request], refused: dict[str, str], *, greedy: bool
@@ -226,7 +226,7 @@ class Predictor:
         assert self._engine is not None
         given, batch = self.settings, self._batches - 1
         sampling = sampling_of(self.engine_settings, given.num_rollouts, given.seed, batch, greedy)
-        answered = ask(self._engine, requests, sampling, refused)
+        answered = generate_or_refuse(self._engine, requests, sampling, refused)
         return {request.key: found for request, found in zip(requests, answered, strict=True)}
 
     def _one_step(self, name: str, completion: Completion, error: str) -> Prediction:

@@ -1,6 +1,6 @@
 """Split: assigns each image to pretrain, train, val or test, and each class to base or novel.
 
-    python -m tasks.split CONFIG.json
+    python -m tasks.split recipe.json
 
 Base-to-novel (CoOp's rule): by ascending class id the first ceil(n/2) classes are base, the rest
 novel. Official splits are kept. Missing splits are drawn from train, stratified by class, with a

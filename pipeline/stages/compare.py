@@ -14,12 +14,13 @@ from typing import Any
 
 import luigi
 
-from pipeline.methods import NAMES, ZERO_SHOT
+from pipeline.methods import NAMES
 from pipeline.settings import SettingsError
 from pipeline.stage import Stage, lineage, plain
 from pipeline.stages.data import Download, snake
 from pipeline.stages.evaluation import Evaluate
 from pipeline.stages.rounds import last_round
+from tasks.runtime.protocol import ZERO_SHOT
 
 
 class Compare(Stage):

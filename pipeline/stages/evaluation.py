@@ -13,6 +13,7 @@ from pipeline.stage import Stage
 from pipeline.stages.data import data, paths
 from pipeline.stages.rounds import Round, RoundOfSet, Train, graph, last_round
 from tasks.evaluation.settings import EvaluateSettings, JudgeSettings
+from tasks.runtime.protocol import ZERO_SHOT
 from tasks.runtime.settings import Rule
 
 
@@ -69,8 +70,8 @@ class Evaluate(OnAnySet):
         needed = data(self, self.set_name)
         if self.policy:
             return needed
-        zero_shot = self.method == "zero_shot"
-        return {**needed, "policy": super().policy() if zero_shot else Train(**graph(self))}
+        untrained = self.method == ZERO_SHOT
+        return {**needed, "policy": super().policy() if untrained else Train(**graph(self))}
 
     def extra_identity(self):
         given = {"policy": _published(self.policy)["identity"]} if self.policy else {}
@@ -127,7 +128,7 @@ def cross_evaluations(stage: Any) -> dict[str, dict[str, Stage]]:
     `stage` has a dataset, a method and a seed; the base policy is evaluated as `zero_shot`.
     """
     given = {"dataset": stage.dataset, "subset": "", "seed": stage.seed}
-    first = Evaluate(method="zero_shot", refresh_round=0, **given)
+    first = Evaluate(method=ZERO_SHOT, refresh_round=0, **given)
     wanted = [name for name in first.datasets.split() if name not in first.names]
     for name in wanted:
         if not data_cards.exists(name):
@@ -148,12 +149,12 @@ def judgements(stage: Any) -> dict[str, Stage]:
         method: Judge(method=method, refresh_round=last, **given)
         for method, last in _last_rounds(stage.method).items()
     }
-    return found if found["zero_shot"].settings.url else {}
+    return found if found[ZERO_SHOT].settings.url else {}
 
 
 def _last_rounds(method: str) -> dict[str, int]:
     """The base policy and, if it is another, the method, each with the round that is evaluated."""
-    return {"zero_shot": 0} | ({method: last_round(method)} if method != "zero_shot" else {})
+    return {ZERO_SHOT: 0} | ({method: last_round(method)} if method != ZERO_SHOT else {})
 
 
 def _published(policy: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pipeline.stage import OfSet, Stage, lineage
 from pipeline.stages.data import data
 from pipeline.stages.evaluation import Evaluate, cross_evaluations, judgements
 from pipeline.stages.rounds import BuildMCQ, Propose, Train, last_round
+from tasks.runtime.protocol import ZERO_SHOT
 
 
 class Report(OfSet):
@@ -25,9 +26,9 @@ class Report(OfSet):
         given = {"dataset": self.dataset, "seed": self.seed}
         of_set = {"subset": self.subset, **given}
         needed: dict[str, Stage] = {
-            "zero_shot": Evaluate(method="zero_shot", refresh_round=0, **of_set)
+            ZERO_SHOT: Evaluate(method=ZERO_SHOT, refresh_round=0, **of_set)
         }
-        if self.method != "zero_shot":
+        if self.method != ZERO_SHOT:
             chain = {"method": self.method, **of_set}
             needed[self.method] = Evaluate(refresh_round=last_round(self.method), **chain)
             for r in range(last_round(self.method) + 1):
@@ -45,8 +46,8 @@ class Report(OfSet):
 
     def arguments(self):
         need = self.needs()
-        names = ["zero_shot"] if self.method == "zero_shot" else ["zero_shot", self.method]
-        rounds = range(last_round(self.method) + 1) if self.method != "zero_shot" else ()
+        names = [ZERO_SHOT] if self.method == ZERO_SHOT else [ZERO_SHOT, self.method]
+        rounds = range(last_round(self.method) + 1) if self.method != ZERO_SHOT else ()
         return {
             "card": self.set_name,
             "evaluations": [{"name": name, "path": str(need[name].folder)} for name in names],

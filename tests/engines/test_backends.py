@@ -25,7 +25,7 @@ from tasks.engines.sampler import Sampler
 from tasks.engines.server import ServerEngine
 from tasks.engines.settings import EngineSettings
 from tasks.engines.vllm import AsyncVllmEngine
-from tasks.engines.worker import Ask
+from tasks.engines.worker import Query
 from tasks.language import prompts
 from tasks.propose import propose
 from tasks.runtime.errors import StageError
@@ -122,14 +122,14 @@ def test_a_server_forgets_image_embeddings_of_older_weights_or_is_refused(server
         vllm_check.forgetting(engine)
 
 
-def asks(made, count: int = 20) -> list[Ask]:
+def asks(made, count: int = 20) -> list[Query]:
     question = prompts.open_question("beetle", "species")
     rows = select(made.split, "train", ("base",))[:count]
-    return [Ask(row["image_id"], question) for row in rows]
+    return [Query(row["image_id"], question) for row in rows]
 
 
 def greedy(made, name: str, **changed) -> list[str]:
-    """Greedy answers to 20 images, by way of the crew and the shards."""
+    """Greedy answers to 20 images, by way of the worker pool and the shards."""
     output = made.root / f"greedy {name}"
     output.mkdir()
     with Sampler(made.policy, replace(SETTINGS, **changed), 1, 0) as sampler:
@@ -368,7 +368,7 @@ def test_the_real_engine_killed_in_a_shard_loses_that_shard_at_most(made, capfd)
 def test_a_ray_worker_killed_in_the_middle_loses_and_doubles_nothing(made):
     output = made.root / "ray killed"
     output.mkdir()
-    killer = kill_one(output, "ray::.*RayStation|ray::MapWorker")
+    killer = kill_one(output, "ray::.*RayWorker|ray::MapWorker")
     rows = proposed(made, output, backend="ray", processes=2)
     killer.join()
     assert every_image_once(rows, made)

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from tasks.engines.base import EngineDied, Request, Sampling
+from tasks.engines.refusals import REFUSED, generate_or_refuse
 from tasks.engines.server import ServerEngine
 from tasks.engines.settings import EngineSettings
-from tasks.engines.worker import REFUSED, ask
 from tasks.runtime.errors import StageError
 from tests.conftest import settings_of
 from tests.ingest.test_pictures import encoded, photograph
@@ -151,7 +151,7 @@ def test_each_refusal_means_what_it_says(server, policy, status, error, told):
 def test_an_image_too_large_for_the_server_is_refused_and_the_others_answered(server, policy):
     server.large = "question 3"
     refused: dict[str, str] = {}
-    answers = ask(opened(server, policy), requests(5), SAMPLING, refused)
+    answers = generate_or_refuse(opened(server, policy), requests(5), SAMPLING, refused)
     assert list(refused) == ["set/3"]
     assert "status 413" in refused["set/3"]
     assert [row[0].finish_reason for row in answers] == ["stop"] * 3 + [REFUSED] + ["stop"]

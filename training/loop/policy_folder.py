@@ -112,14 +112,14 @@ def name_base(adapter: Path, base: Path) -> None:
 
 def _rest_on(output: Path, origin: Path, dtype: str) -> None:
     """Say what an adapter rests on, and take along those that were trained before it."""
-    below = adapters.adapted(origin) or adapters.Adapted(origin, (), dtype)
+    below = adapters.adapter_stack(origin) or adapters.AdapterStack(origin, (), dtype)
     earlier = []
     for number, adapter in enumerate(below.adapters, start=1):
         earlier.append(output / EARLIER / str(number))
         link_tree(adapter, earlier[-1])
     own = output / ADAPTER
     name_base(own, below.base)
-    adapters.write(output, adapters.Adapted(below.base, (*earlier, own), dtype))
+    adapters.write(output, adapters.AdapterStack(below.base, (*earlier, own), dtype))
     _write_config(origin, output, dtype)
 
 
@@ -193,7 +193,7 @@ Accuracy on test images is found by the stage Evaluate, not here.
 
 def _loading(output: Path, base: Path, settings: TrainSettings) -> str:
     """How the policy is loaded; of adapters with what they go on."""
-    if not (found := adapters.adapted(output)):
+    if not (found := adapters.adapter_stack(output)):
         return f"{LOADING}\n\n{WHOLE}"
     added = "".join(
         f'model = PeftModel.from_pretrained(model, HERE, subfolder="{path.relative_to(output.resolve())}")'
@@ -263,7 +263,7 @@ def _write_config(source: Path, output: Path, dtype: str) -> None:
 
 def _base_name(base: Path) -> str:
     """The hub id or kind of model that a base policy was made from, as its manifest says."""
-    if found := adapters.adapted(base):
+    if found := adapters.adapter_stack(base):
         base = found.base
     try:
         manifest = json.loads((base / "manifest.json").read_text(encoding="utf-8"))
