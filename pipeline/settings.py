@@ -1,10 +1,10 @@
-"""luigi.cfg, checked: a misspelt section or key, or a missing setting, ends in one sentence.
+"""Checks luigi.cfg and its overlays: a misspelt section or key is an error, and so is a missing one.
 
 Luigi itself ignores an unknown section, only warns of an unknown key, and names a missing one
-without saying where it belongs. Here every scientific setting must stand in the configuration.
+without its section. Here every setting must stand in the configuration.
 
-Two things beyond Luigi: `RECIPE=a.cfg,b.cfg` in the environment reads further files over luigi.cfg,
-in order; and a section `[Train:cub]` holds for the dataset cub alone.
+Two features go beyond Luigi. The environment variable `RECIPE=a.cfg,b.cfg` names overlays, which are
+read over luigi.cfg in order. A section `[Train:cub]` holds for the dataset cub alone.
 """
 
 import difflib
@@ -44,17 +44,17 @@ ABSTRACT = (
     "Round",
     "RoundOfSet",
     "OnAnySet",
-)  # base classes; no task and so no section of their own
-# Keys of former versions, and what took their place.
+)  # base classes, which have no section of their own
+# Keys of former versions, and the keys that replaced them.
 RENAMED = {("engine", "server_seeds"): "seeds = request, or engine in place of false"}
-# Travel along the graph; a task that is not told takes them from [run].
+# Parameters that a stage passes on to the stages it needs. Their defaults are in [run].
 GRAPH = ("dataset", "subset", "method", "refresh_round", "seed")
-# Parameters of one stage run alone, on the command line: in luigi.cfg they would mean a whole run.
+# Parameters of a single stage, for the command line only: in luigi.cfg they would hold for all.
 OPERANDS = ("on", "policy")
 
 
 class SettingsError(SystemExit):
-    """The settings cannot be used. Leaves the process with the sentence and exit code 1."""
+    """The settings cannot be used. Ends the process with the sentence and exit code 1."""
 
     def __init__(self, sentence: str):
         super().__init__(f"error: {sentence}")
@@ -64,11 +64,11 @@ S = TypeVar("S", bound=Settings)
 
 
 class Checked(luigi.Task):
-    """Base of tasks and configs whose parameters must all be set and known."""
+    """The base of tasks and configs whose parameters must all be set, and all be known."""
 
     @classmethod
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> Any:
-        """Luigi's own resolution, with graph parameters from [run] and clear refusals."""
+        """Resolve parameters as Luigi does, with defaults from [run], and with clear errors."""
         check_configuration()
         config = configuration.get_config()
         family = cls.get_task_family()
@@ -89,7 +89,7 @@ class Checked(luigi.Task):
             raise SettingsError(f"[{family}] {error.__cause__ or error}") from error
 
     def read(self, kind: type[S]) -> S:
-        """Its settings, with their types. Raises SettingsError where they do not go together."""
+        """The task's settings as an object. Raises SettingsError when they contradict each other."""
         try:
             return kind(**{name: plain(getattr(self, name)) for name in rules(kind)})
         except StageError as error:
@@ -97,9 +97,9 @@ class Checked(luigi.Task):
 
 
 def of_dataset(family: str, params: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a section such as [Train:cub] sets for a task of that dataset; a mix's name is sorted.
+    """The values that a section such as [Train:cub] sets for a task of that dataset.
 
-    What is given on the command line (`--Train-steps 5`) goes before it.
+    The names in a mix are sorted. The command line (`--Train-steps 5`) takes precedence.
     """
     config = configuration.get_config()
     section = f"{family}:{'+'.join(_sorted(str(kwargs.get('dataset', ''))))}"
@@ -185,7 +185,7 @@ def known_keys() -> dict[str, dict[str, Any]]:
     return _known_keys(tuple(Register.task_names()))
 
 
-@lru_cache(maxsize=4)  # asked for every task that is made, and always the same
+@lru_cache(maxsize=4)  # it is called for every task that is made, with the same names
 def _known_keys(names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     known: dict[str, dict[str, Any]] = {}
     for name in names:
@@ -201,7 +201,7 @@ def _known_keys(names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 
 class run(Checked, luigi.Config):
-    """[run]: what travels along the graph, and where artifacts lie."""
+    """[run]: the defaults of the graph's parameters, and the folder of all artifacts."""
 
     ignore_unconsumed = frozenset(GRAPH)  # read by Checked for every task, not by this config
 
@@ -220,7 +220,7 @@ class run(Checked, luigi.Config):
 
 
 def _parsed(section: str, key: str, parameter: Any, text: str) -> Any:
-    """The value of a key. Raises SettingsError for one that its parameter does not take."""
+    """The parsed value of a key. Raises SettingsError when its parameter refuses the text."""
     try:
         return parameter.parse(text)
     except ValueError as error:

@@ -92,7 +92,9 @@ def propose(
         f"{stats['refused']} refused",
     ]
     if settings.refresh != "all" and previous is not None:
-        summary.append(f"{stats['kept']} images keep their rollouts, {stats['retired']} are retired")
+        summary.append(
+            f"{stats['kept']} images keep their rollouts, {stats['retired']} are retired"
+        )
     print(f"propose: {', '.join(summary)}")
 
 

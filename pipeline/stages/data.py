@@ -1,4 +1,4 @@
-"""The stages before the first round: a dataset's images, their places, the policy to start from."""
+"""The stages before the first round: Download, Split and BasePolicy."""
 
 import hashlib
 from dataclasses import replace
@@ -20,7 +20,7 @@ from training.settings import BasePolicySettings, ModelSettings
 
 @parameters(DownloadSettings)
 class Download(Stage):
-    """A data card's images, checked and decoded, into Parquet."""
+    """Writes a data card's images, checked and decoded, to Parquet."""
 
     code_version = 2
 
@@ -44,7 +44,7 @@ class Download(Stage):
 
 @parameters(SplitSettings)
 class Split(Stage):
-    """Which image is pretrain, train, val or test; which class is base or novel."""
+    """Assigns each image to pretrain, train, val or test, and each class to base or novel."""
 
     seed = luigi.IntParameter()
 
@@ -54,22 +54,22 @@ class Split(Stage):
 
     @cached_property
     def settings(self) -> SplitSettings:
-        """Of the caps, only this set's own: another set's is no reason to run again."""
-        given = self.read(SplitSettings)
-        for name in set(given.train_caps) - {"*"}:
+        """[Split] with the cap of this set only, so that other sets' caps leave it unchanged."""
+        settings = self.read(SplitSettings)
+        for name in set(settings.train_caps) - {"*"}:
             if not data_cards.exists(name):
                 raise SettingsError(
                     f"luigi.cfg: [Split] train_caps: there is no data card {name!r}"
                 )
-        return replace(given, train_caps={self.dataset: given.cap(self.dataset)})
+        return replace(settings, train_caps={self.dataset: settings.cap(self.dataset)})
 
     def parts(self):
         return of_each_set(self)
 
     def significant(self):
-        chosen = super().significant()
-        del chosen["train_caps"]
-        return {**chosen, "max_train_images": self.settings.cap(self.dataset)}
+        significant = super().significant()
+        del significant["train_caps"]
+        return {**significant, "max_train_images": self.settings.cap(self.dataset)}
 
     def needs(self):
         return {"download": Download(dataset=self.dataset)}
@@ -156,7 +156,7 @@ class BasePolicy(Stage):
 
 
 def data(stage: Any, name: str) -> dict[str, Stage]:
-    """The images of a set and their places."""
+    """The Download and the Split of a set."""
     return {
         "download": Download(dataset=name),
         "split": Split(dataset=name, seed=stage.seed),
@@ -164,12 +164,12 @@ def data(stage: Any, name: str) -> dict[str, Stage]:
 
 
 def of_each_set(stage: Stage) -> list[Stage]:
-    """The same stage of every set, where its dataset is a mix."""
+    """The same stage for each set of a mix; empty when its dataset is no mix."""
     return [stage.clone(dataset=name) for name in stage.names] if len(stage.names) > 1 else []
 
 
 def paths(stage: Stage) -> dict[str, str]:
-    """The artifact folders a stage reads, by the names its function knows."""
+    """The artifact folders that a stage reads, by the names of its function's arguments."""
     return {name: str(needed.folder) for name, needed in stage.needed.items()}
 
 
