@@ -65,7 +65,7 @@ def evaluate(
     Pass@1..N per group). With one_step alone nothing is sampled. Raises StageError when the
     engine cannot do what a mode asks for.
     """
-    modes = settings.chosen_modes
+    modes = settings.mode_names
     data_card = load(card)
     names = ClassNames(data_card.classes, data_card.aliases)
     rows = split_table.select(split, settings.part, GROUPS)

@@ -238,7 +238,7 @@ def _train(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
 
 def _evaluate(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
     images = sum(counts[stage.set_name]["test"].values())
-    modes = stage.settings.chosen_modes
+    modes = stage.settings.mode_names
     questions = sum(mode in ("two_step", "mcq", "constrained") for mode in modes)
     opened = 1 + ("one_step" in modes)
     of_set = lengths[stage.set_name]

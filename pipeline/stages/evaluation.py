@@ -67,7 +67,7 @@ class Evaluate(OnAnySet):
         del significant["policy"]
         if not significant["limit"]:  # no trial
             del significant["limit"]
-        return {**significant, "modes": self.settings.chosen_modes}
+        return {**significant, "modes": self.settings.mode_names}
 
     def needs(self):
         needed = data(self, self.set_name)

@@ -27,13 +27,13 @@ class EvaluateSettings(Settings):
     limit: int = setting("the first n images of each group only, for a trial; 0: all", at_least=0)
 
     @property
-    def chosen_modes(self) -> list[str]:
+    def mode_names(self) -> list[str]:
         """The modes that are set, in the order of MODES."""
         named = self.modes.replace(",", " ").split()
         return [mode for mode in MODES if mode in named]
 
     def check(self) -> None:
-        if not self.chosen_modes:
+        if not self.mode_names:
             raise StageError(f"[Evaluate] modes must name some of {', '.join(MODES)}; got none")
 
 
