@@ -106,42 +106,42 @@ def of_dataset(family: str, params: Any, kwargs: dict[str, Any]) -> dict[str, An
     if not config.has_section(section):
         return {}
     line = CmdlineParser.get_instance()
-    given = vars(line.known_args) if line else {}
+    options = vars(line.known_args) if line else {}
     return {
         name: parameter.parse(config.get(section, name))
         for name, parameter in params
-        if config.has_option(section, name) and given.get(f"{family}_{name}") is None
+        if config.has_option(section, name) and options.get(f"{family}_{name}") is None
     }
 
 
-def read_recipes() -> None:
-    """Read the files that RECIPE names over luigi.cfg, once for each configuration.
+def read_overlays() -> None:
+    """Read the overlays that RECIPE names over luigi.cfg, once for each configuration.
 
-    Raises SettingsError for one that is not there.
+    Raises SettingsError when one is missing.
     """
     config = configuration.get_config()
-    wanted = recipes()
-    if wanted == getattr(config, "recipes_read", ()):
+    wanted = overlays()
+    if wanted == getattr(config, "overlays_read", ()):
         return
     for path in wanted:
         if not Path(path).is_file():
             raise SettingsError(f"RECIPE: there is no file {path!r}")
         config.read(path)
-    config.recipes_read = wanted
+    config.overlays_read = wanted
 
 
-def recipes() -> tuple[str, ...]:
-    """The files in the environment variable RECIPE, separated by commas."""
+def overlays() -> tuple[str, ...]:
+    """The overlays of luigi.cfg in the environment variable RECIPE, where commas separate them."""
     return tuple(filter(None, os.environ.get("RECIPE", "").split(",")))
 
 
 def check_configuration() -> None:
-    """Refuse unknown sections and keys.
+    """Check all sections, keys and values, also those of stages that this run does not need.
 
-    Raises SettingsError naming the first one and the nearest known name, or the first value that its
-    key does not take, also of stages that this run does not need.
+    Raises SettingsError for the first unknown section or key, with the nearest known name, and for
+    the first value that its key refuses.
     """
-    read_recipes()
+    read_overlays()
     config = configuration.get_config()
     contents = [(name, dict(config[name])) for name in config.sections()]
     if contents == getattr(config, "contents_checked", None):
@@ -181,7 +181,7 @@ def check_configuration() -> None:
 
 
 def known_keys() -> dict[str, dict[str, Any]]:
-    """Section -> key -> parameter, as tasks and configs declare them; None for those of the graph."""
+    """Section -> key -> its parameter; None for the graph's parameters."""
     return _known_keys(tuple(Register.task_names()))
 
 

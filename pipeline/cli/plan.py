@@ -17,7 +17,7 @@ import data_cards
 from pipeline import tasks
 from pipeline.cli import fits, status
 from pipeline.cli.image_counts import images_of
-from pipeline.settings import SettingsError, recipes, run
+from pipeline.settings import SettingsError, overlays, run
 from pipeline.stage import Stage
 from tasks.language import prompts
 from tasks.tables.schemas import GROUPS
@@ -84,14 +84,14 @@ def plan(dataset: str, method: str, seed: int, estimates: Estimates) -> dict[str
     train = next((s for s in stages if isinstance(s, tasks.Train)), None)
     longest = max(lengths.values(), key=lambda each: each["question"])
     prompt = longest["question"], longest["image"]
-    machine = fits.machine_of(recipes(), estimates.gpus, estimates.gpu_gb)
+    machine = fits.machine_of(overlays(), estimates.gpus, estimates.gpu_gb)
     limits = [t for name in counts for t in _too_long(name, lengths[name])]
     return {
         "dataset": dataset,
         "method": method,
         "seed": seed,
         "rounds": run().rounds,
-        "recipes": list(recipes()),
+        "recipes": list(overlays()),
         "model": _base(stages).settings.model,
         "images": counts,
         "prompt_tokens": lengths,

@@ -27,7 +27,7 @@ import data_cards
 from pipeline import tasks
 from pipeline.artifacts import store
 from pipeline.cli.rehearse import MEND, READY, Point
-from pipeline.settings import recipes
+from pipeline.settings import overlays
 from pipeline.stage import Stage
 from tasks.tables import shards
 from tasks.tables.split_table import base_count
@@ -70,7 +70,7 @@ def trial(dataset: str, method: str, seed: int) -> Iterator[Point]:
     with tempfile.TemporaryDirectory(prefix="dive-trial-") as folder:
         file = Path(folder) / "trial.cfg"
         file.write_text(overlay(dataset, uses, bool(train.settings.watch_every)), encoding="utf-8")
-        os.environ["RECIPE"] = ",".join([*recipes(), str(file)])
+        os.environ["RECIPE"] = ",".join([*overlays(), str(file)])
         Register.clear_instance_cache()
         train = tasks.Train(**of_round)
         evaluate = tasks.Evaluate(subset="", **of_round)

@@ -95,17 +95,17 @@ class Split(Stage):
 class BasePolicy(Stage):
     """The policy that training starts from: the embedded miniature, a folder or a hub id.
 
-    A published model that is taught nothing depends on no images, so that all datasets and seeds
-    share one artifact, which lies beside their folders.
+    A published model that is not taught depends on no images. So all datasets and seeds share one
+    artifact, which lies beside their folders.
     """
 
     seed = luigi.IntParameter()
 
     has_model = True
 
-    def __init__(self, *arguments: Any, **given: Any):
-        super().__init__(*arguments, **given)
-        if not self.of_a_set:  # one task for all sets and seeds: two would wait for each other
+    def __init__(self, *arguments: Any, **keywords: Any):
+        super().__init__(*arguments, **keywords)
+        if not self.of_a_set:  # one task for all sets and seeds, or they would wait for one another
             self.task_id = f"{self.task_family}_{self.fingerprint}"
 
     @cached_property
@@ -114,19 +114,19 @@ class BasePolicy(Stage):
 
     @property
     def module(self):  # type: ignore[override]
-        """What takes a published model over, or what teaches one."""
+        """`training.sft` teaches a model on a set; `training.adopt` takes a published one over."""
         return "training.sft" if self.of_a_set else "training.adopt"
 
     @property
     def of_a_set(self) -> bool:
-        """Whether it is taught on the images of one."""
+        """Whether it is taught on the images of a dataset."""
         return self.settings.model == "tiny" or self.settings.steps > 0
 
     def significant(self):
-        chosen = super().significant()
+        significant = super().significant()
         if self.of_a_set:
-            return chosen
-        return {name: chosen[name] for name in rules(ModelSettings)}
+            return significant
+        return {name: significant[name] for name in rules(ModelSettings)}
 
     def needs(self):
         if not self.of_a_set:
