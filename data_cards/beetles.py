@@ -1,11 +1,11 @@
-"""The embedded dataset: beetles, drawn from a seed, so that the line runs without any download.
+"""The embedded dataset: beetles drawn from a seed, so that the pipeline runs without a download.
 
-A species is a body hue with a belt hue. Everything else (pose, size, light, clutter, blur, noise)
-is chance, and the hues themselves waver, so that neighbouring species are lookalikes: a policy
-often has the right name among its guesses and still says a wrong one first.
+A species is a combination of a body hue and a belt hue. All else (pose, size, light, clutter, blur,
+noise) is random, and the hues vary as well, so that neighbouring species are lookalikes: a policy
+often has the right name among its guesses, and still says a wrong one first.
 
-Every image comes from a local generator seeded by (seed, split, class id, index): the same call
-gives the same pixels, whatever was drawn before.
+Every image has its own generator, seeded with (seed, split, class id, index): the same call gives
+the same pixels, whatever was drawn before.
 """
 
 import colorsys
@@ -37,12 +37,12 @@ BELTS = {
 }
 HUE_JITTER = 0.028  # standard deviation in turns; neighbouring bodies are about 0.11 apart
 BELT_JITTER = 0.042
-SCALE = 2  # drawn at twice the size, then reduced: smooth edges
+SCALE = 2  # drawn at twice the size and then reduced, for smooth edges
 
-# Base and novel species form a checkerboard over (pair of neighbouring bodies, belt): every colour
-# is seen in both groups and only the combinations are new, and each base species has the lookalike
-# of the neighbouring hue among the base species, so that training can offer it beside the truth.
-# The first half of the classes is the base group.
+# Base and novel species form a checkerboard over (pair of neighbouring body hues, belt hue). So both
+# groups show every colour, and only the combinations are new. Each base species has its lookalike of
+# the neighbouring hue among the base species, so that training can offer it beside the truth. The
+# first half of the classes is the base group.
 _GRID = [(body, belt) for body in BODIES for belt in BELTS]
 _COLOUR = {
     pair: (list(BODIES).index(pair[0]) // 2 + list(BELTS).index(pair[1])) % 2 for pair in _GRID
@@ -77,7 +77,7 @@ def draw(class_id: int, index: int, seed: int, split: str, *, size: int = 84) ->
 
 
 def _clutter(ground: Image.Image, rng: random.Random) -> None:
-    """Leaves, twigs and pebbles, in colours that mislead a little."""
+    """Draw leaves and pebbles, in colours close to those of the beetles."""
     pen = ImageDraw.Draw(ground)
     side = ground.width
     for _ in range(rng.randint(4, 7)):
@@ -94,7 +94,7 @@ def _clutter(ground: Image.Image, rng: random.Random) -> None:
 
 
 def _beetle(side: int, body: tuple, belt: tuple, rng: random.Random) -> Image.Image:
-    """The animal alone, head up, on a transparent ground."""
+    """The beetle alone, head up, on a transparent ground."""
     layer = Image.new("RGBA", (side, side), (0, 0, 0, 0))
     pen = ImageDraw.Draw(layer)
     half = rng.uniform(0.17, 0.215) * side  # half the width of the body
@@ -141,7 +141,7 @@ def _beetle(side: int, body: tuple, belt: tuple, rng: random.Random) -> Image.Im
 
 
 def _slice(x: float, y: float, rx: float, ry: float, low: float, high: float) -> list[tuple]:
-    """The part of an oval between two heights, given in units of `ry` from its middle."""
+    """The outline of an oval's part between two heights, in units of `ry` from its middle."""
     heights = [low + (high - low) * step / 6 for step in range(7)]
     right = [(x + rx * math.sqrt(1 - h * h), y + ry * h) for h in heights]
     return right + [(2 * x - px, py) for px, py in reversed(right)]
@@ -185,7 +185,7 @@ def _rgb(rng: random.Random, middle: tuple, jitter: float) -> tuple:
 
 
 def _shade(hsv: tuple, factor: float) -> tuple:
-    """RGBA of a colour with its value scaled."""
+    """A colour as RGBA, with its brightness multiplied by `factor`."""
     hue, saturation, value = hsv
     return (
         *(round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value * factor)),

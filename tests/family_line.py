@@ -9,9 +9,12 @@ import json
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 from tasks.engines.backends import open_engine
+from tasks.engines.base import Engine
+from tasks.engines.settings import EngineSettings
 from tasks.evaluate import evaluate
 from tasks.propose import propose
 from tests import families
@@ -28,9 +31,14 @@ STAGES = (
 )
 
 
-def engine(policy, settings):
-    """`[engine] backend`, named in `in_process`, in this process and not in one below it."""
-    return open_engine(policy, {**settings, "backend": settings["in_process"]})
+def vllm(policy: Path, settings: EngineSettings) -> Engine:
+    """The backend of that name, in this process and not in one below it."""
+    return open_engine(policy, replace(settings, backend="vllm"))
+
+
+def transformers(policy: Path, settings: EngineSettings) -> Engine:
+    """The same for this one."""
+    return open_engine(policy, replace(settings, backend="transformers"))
 
 
 def line(given: dict) -> dict[str, float]:

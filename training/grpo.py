@@ -52,7 +52,6 @@ def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
         )
     questions = session.questions(round.prompt_style if round.ask == "mcq" else None)
     rows = session.rows(questions)
-    some = [rows[i] for i in range(min(8, len(rows)))]
     largest, prompt = longest_row(questions, session.watch, session.processor)
     set_context(config, prompt)
     model, adapters = session.model(config, largest)
@@ -72,7 +71,7 @@ def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
 
     def before() -> None:
         if config.use_vllm:
-            vllm_check.check_vllm(trainer, some)
+            vllm_check.check_vllm(trainer, [rows[i] for i in range(min(8, len(rows)))])
         if settings.check_largest_batch and trainer.state.global_step < session.stop:
             try_largest(trainer, largest, prompt)
 

@@ -30,6 +30,7 @@ from transformers import (
 
 from tasks.engines import vllm
 from tasks.engines.base import hushed
+from tasks.engines.settings import EngineSettings
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError, first_line
 from tasks.runtime.memory import own_peak
@@ -50,7 +51,7 @@ def rehearsal(
     *,
     model: str,
     train: TrainSettings,
-    engine: dict[str, Any],
+    engine: EngineSettings,
     question: str,
     min_pixels: int,
     max_pixels: int,
@@ -59,7 +60,7 @@ def rehearsal(
     """Try what a run with `model` would do first, and write what came of it into `stats.json`.
 
     `model` is a folder or hub id, of which the config is read, and the processor where it lies here;
-    `engine` holds the settings of `[engine]`. `processes` is how many the launcher starts. The stats hold `points`: (what, ready or mend, a sentence).
+    `processes` is how many the launcher starts. The stats hold `points`: (what, ready or mend, a sentence).
     """
     points: list[tuple[str, str, str]] = []
     policy = output / "cache" / "policy"
@@ -101,10 +102,10 @@ def check_config(output: Path, train: TrainSettings, processes: int) -> str:
     )
 
 
-def check_engine(policy: Path, engine: dict[str, Any]) -> str:
+def check_engine(policy: Path, engine: EngineSettings) -> str:
     """Have vLLM check its arguments against the model's config; nothing is loaded."""
-    if engine["backend"] not in ("vllm", "ray"):
-        return f"backend {engine['backend']}, which is not vLLM's"
+    if engine.backend not in ("vllm", "ray"):
+        return f"backend {engine.backend}, which is not vLLM's"
     from vllm import EngineArgs
 
     with hushed():

@@ -130,7 +130,7 @@ def _engine(stages: Sequence[Stage], machine: Machine | None) -> str:
     """Propose's and Evaluate's engine; raises StageError where it does not fit."""
     from training.resources import vllm_memory
 
-    engine = tasks.engine()
+    engine = tasks.engine().settings
     if engine.backend not in ("vllm", "ray"):
         raise Unknown(f"the engine is {engine.backend}, which is not looked at")
     base = next(s for s in stages if isinstance(s, tasks.BasePolicy))

@@ -154,7 +154,7 @@ def first_minutes(train: Any, stages: list[Any], processes: int) -> Iterator[Poi
             "output": str(Path(folder) / "output"),
             "model": str(base.folder if base.folder.is_dir() else policy.model),
             "train": train.settings.values(),
-            "engine": train.engine(),
+            "engine": train.engine().values(),
             "question": max((plan.longest_question(n, stages) for n in train.names), key=len),
             "min_pixels": policy.min_pixels,
             "max_pixels": policy.max_pixels,

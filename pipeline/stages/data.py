@@ -136,7 +136,7 @@ class BasePolicy(Stage):
         }
 
     def extra_identity(self):
-        return {"prompt_style": engine().prompt_style} if self.of_a_set else {}
+        return {"prompt_style": engine().settings.prompt_style} if self.of_a_set else {}
 
     def place(self):
         return "base_policy"
@@ -149,7 +149,7 @@ class BasePolicy(Stage):
             "card": "+".join(self.names),
             "download": [str(need[f"download/{name}"].folder) for name in self.names],
             "split": [str(need[f"split/{name}"].folder) for name in self.names],
-            "prompt_style": engine().prompt_style,
+            "prompt_style": engine().settings.prompt_style,
             "seed": self.seed,
             **self.settings.values(),
         }

@@ -6,24 +6,26 @@ from typing import Any
 
 import luigi
 
-from pipeline.methods import method_of, num_rounds, with_style
+from pipeline.methods import method_of, num_rounds
 from pipeline.parameters import parameter, parameters
 from pipeline.settings import run
 from pipeline.stage import OfSet, Stage
 from pipeline.stages.data import BasePolicy, data, paths, snake
 from pipeline.stages.engine import engine
-from tasks.questions.settings import BuildMCQSettings
+from tasks.engines.settings import EngineSettings
+from tasks.questions.settings import BuildMCQSettings, ProposeSettings
 from tasks.runtime.settings import Rule
 from training.settings import TrainSettings
 
-REFRESH = ("refresh", "refresh_share", "solved_at", "solved")  # keys of [Propose]
+# What a refresh depends on, by its kind.
+OF_REFRESH = {"all": (), "unsolved": ("solved_at", "solved"), "sample": ("refresh_share",)}
 
 
 class Round(Stage):
     """What the stages of a round share: their place in the chain, and the policy they start from."""
 
     method = luigi.Parameter()
-    refresh_round = luigi.IntParameter()
+    refresh_round = parameter(int, Rule("the round, from 0", at_least=0))
     seed = luigi.IntParameter()
 
     def policy(self) -> Stage:
@@ -48,15 +50,15 @@ class Round(Stage):
         )
         return f"{method}round{self.refresh_round}/{snake(self.task_family)}"
 
-    def engine(self) -> dict[str, Any]:
+    def engine(self) -> EngineSettings:
         """[engine] in the wording of this method; before any training all methods propose alike."""
+        given, style = engine().settings, method_of(self.method).prompt_style
         untrained = self.refresh_round == 0 and self.task_family == "Propose"
-        everything = engine().everything()
-        return everything if untrained else with_style(everything, self.method)
+        return replace(given, prompt_style=style) if style and not untrained else given
 
     def engine_identity(self) -> dict[str, Any]:
         """What of the engine can change what a result means."""
-        style = {"engine.prompt_style": self.engine()["prompt_style"]}
+        style = {"engine.prompt_style": self.engine().prompt_style}
         return {**engine().significant(), **style}
 
 
@@ -67,41 +69,32 @@ class RoundOfSet(Round, OfSet):
         return "/".join(filter(None, (super().place(), self.subset)))
 
 
+@parameters(ProposeSettings)
 class Propose(RoundOfSet):
     """N rollouts per training image from the round's policy, batched in vLLM, raw."""
-
-    num_rollouts = luigi.IntParameter()
-    prompt = luigi.Parameter(description="open or closed_list")
-    shard_size = luigi.IntParameter(description="images a shard; the unit of resuming")
-    max_unparsed_share = luigi.FloatParameter(description="more unreadable answers: an error")
-    fail_fast_unparsed_share = luigi.FloatParameter(description="the same after two shards")
-    max_lost_share = luigi.FloatParameter(description="more images the engine refuses: an error")
-    limit = luigi.IntParameter(description="the first n images only, for a trial; 0: all")
-    refresh = luigi.Parameter(description="later rounds ask again about: all, unsolved, sample")
-    refresh_share = luigi.FloatParameter(description="of the images, with refresh = sample")
-    solved_at = luigi.FloatParameter(description="mean reward of its latest use: solved")
-    solved = luigi.Parameter(description="with refresh = unsolved: keep, or retire those solved")
 
     code_version = 2
     module = "tasks.propose"
     has_model = True
 
+    @cached_property
+    def settings(self) -> ProposeSettings:
+        """[Propose]; before any training there is nothing to refresh, and all images are asked about."""
+        given = self.read(ProposeSettings)
+        return replace(given, refresh="all") if self.refresh_round == 0 else given
+
     def significant(self):
         """Of what a refresh chooses, only what it depends on."""
-        chosen = super().significant()
-        refresh = {key: chosen.pop(key) for key in REFRESH}
-        if self.refresh_round == 0 or self.refresh == "all":
-            return chosen
-        used = {"unsolved": ("solved_at", "solved"), "sample": ("refresh_share",)}
-        return {
-            **chosen,
-            "refreshed": self.refresh,
-            **{key: refresh[key] for key in used.get(self.refresh, ())},
-        }
+        chosen, kind = super().significant(), self.settings.refresh
+        used = OF_REFRESH[kind]
+        for name in ("refresh", "refresh_share", "solved_at", "solved"):
+            if name not in used:
+                del chosen[name]
+        return chosen if kind == "all" else {**chosen, "refreshed": kind}
 
     def needs(self):
         needed = {**data(self, self.set_name), "policy": self.policy()}
-        if self.refresh_round > 0 and self.refresh != "all":
+        if self.settings.refresh != "all":
             before = graph(self, refresh_round=self.refresh_round - 1)
             needed |= {"previous": self.clone(**before), "train": Train(**before)}
         return needed
@@ -110,8 +103,9 @@ class Propose(RoundOfSet):
         return {**self.engine_identity(), "refresh_round": self.refresh_round}
 
     def arguments(self):
-        settings = self.significant() | {"seed": 1000 * self.seed + self.refresh_round}
-        return {"card": self.set_name, "engine": self.engine(), **settings, **paths(self)}
+        own = {"card": self.set_name, "engine": self.engine().values()}
+        own["seed"] = 1000 * self.seed + self.refresh_round
+        return {**own, **self.settings.values(), **paths(self)}
 
 
 @parameters(BuildMCQSettings)
@@ -149,18 +143,18 @@ class BuildMCQ(RoundOfSet):
         return {**needed, "propose": Propose(subset=self.subset, **graph(self))}
 
     def extra_identity(self):
-        return {"method": self.method, "prompt_style": self.engine()["prompt_style"]}
+        return {"method": self.method, "prompt_style": self.engine().prompt_style}
 
     def arguments(self):
         own = {"card": self.set_name, "seed": self.seed}
-        own["prompt_style"] = self.engine()["prompt_style"]
+        own["prompt_style"] = self.engine().prompt_style
         if self.asks_openly:
             rest = {"prompt": self._prompt(), "shard_size": self.settings.shard_size}
             return {**own, **rest, **paths(self)}
         return {**own, **self.settings.values(), **paths(self)}
 
     def _prompt(self) -> str:
-        return Propose(subset=self.subset, **graph(self)).prompt
+        return Propose(subset=self.subset, **graph(self)).settings.prompt
 
 
 @parameters(TrainSettings)
@@ -213,7 +207,7 @@ class Train(Round):
         return {
             "method": self.method,
             "refresh_round": self.refresh_round,
-            "prompt_style": self.engine()["prompt_style"],
+            "prompt_style": self.engine().prompt_style,
         }
 
     def arguments(self):
@@ -230,7 +224,7 @@ class Train(Round):
             **{kind: folders(kind) for kind in ("mcq", "download", "split")},
             "base": str(self.base().folder),
             "policy": str(self.policy().folder),
-            "prompt_style": self.engine()["prompt_style"],
+            "prompt_style": self.engine().prompt_style,
             "refresh_round": self.refresh_round,
             "rounds": self.rounds,
             "seed": self.seed,

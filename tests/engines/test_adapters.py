@@ -143,7 +143,7 @@ def test_whoever_asks_an_adapter_asks_its_whole_weights_and_leaves_none_behind(
     from tasks.engines.sampler import Sampler
     from tasks.engines.worker import Ask
     from tasks.predict import Predictor
-    from tasks.runtime.command import remove_scratch
+    from tasks.runtime.protocol import remove_scratch
     from tests import fakes
     from tests.conftest import ENGINE
 

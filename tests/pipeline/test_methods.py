@@ -90,7 +90,7 @@ def test_a_policy_is_evaluated_in_the_words_it_was_trained_in():
     captioned = tasks.Evaluate(subset="", **graph("caption"))
     assert captioned.arguments()["engine"]["prompt_style"] == "caption"
     plain = tasks.Evaluate(subset="", **graph("zero_shot"))
-    assert plain.arguments()["engine"]["prompt_style"] == tasks.engine().prompt_style
+    assert plain.arguments()["engine"]["prompt_style"] == tasks.engine().settings.prompt_style
 
 
 def test_an_unknown_method_is_told_what_there_is():

@@ -15,7 +15,6 @@ from pipeline.artifacts import source_code, store
 from pipeline.settings import GRAPH, OPERANDS, SettingsError, check_configuration
 from pipeline.stage import Stage
 from pipeline.stages.engine import engine
-from tasks.evaluation import modes
 from tasks.runtime.command import bind
 from tests.conftest import ROOT, write_few_card
 
@@ -308,8 +307,9 @@ def test_an_evaluation_on_another_set_reads_that_sets_images(config):
 def test_the_order_of_modes_means_nothing_and_an_unknown_one_is_named(config):
     first = evaluation(modes="two_step one_step").folder
     assert first == evaluation(modes="one_step two_step").folder != evaluation().folder
-    assert set(tasks.MODES) == set(modes.MODES)
-    with pytest.raises(SettingsError, match=r"\[Evaluate\] modes: 'two_steps' is none of one_step"):
+    with pytest.raises(
+        SettingsError, match=r"\[Evaluate\].* modes must name some of one_step, .*'two_steps'"
+    ):
         _ = evaluation(modes="two_steps").fingerprint
 
 
@@ -423,7 +423,9 @@ def test_a_value_of_the_wrong_type_names_its_section(config):
 
 def test_who_holds_the_seed_is_one_of_two_words_and_its_old_key_is_told(config):
     config.set("engine", "seeds", "requests")
-    with pytest.raises(SettingsError, match=r"\[engine\] seeds: requests is not a valid choice"):
+    with pytest.raises(
+        SettingsError, match=r"\[engine\] seeds must be request or engine; got 'requests'"
+    ):
         engine()
     config.set("engine", "seeds", "engine")
     config.set("engine", "server_seeds", "false")

@@ -3,22 +3,19 @@
 import os
 import platform
 import sysconfig
+from dataclasses import replace
 
 import pytest
 
 from tasks.runtime import machine
 from tasks.runtime.errors import StageError
-from tests.conftest import ROOT, run_stage, settings_of
+from tests.conftest import ENGINE, ROOT, run_stage, settings_of
 from training.settings import TrainSettings
 
 NVRM = (
     "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.10  Release Build\n"
     "GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n"
 )
-
-
-def settings(backend: str) -> dict:
-    return {"backend": backend, "max_model_len": 64, "seeds": "request", "dtype": "float32"}
 
 
 @pytest.mark.parametrize(
@@ -190,7 +187,7 @@ def test_no_engine_falls_back_to_the_cpu(unseen_gpu, tmp_path, backend):
     from tasks.engines.backends import open_engine
 
     with pytest.raises(StageError, match="torch does not see the GPU of this machine"):
-        open_engine(tmp_path, settings(backend))
+        open_engine(tmp_path, replace(ENGINE, backend=backend))
 
 
 def test_vllms_cpu_build_is_not_used_beside_a_gpu(monkeypatch):

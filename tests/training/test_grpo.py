@@ -212,8 +212,8 @@ def test_a_batch_decodes_a_picture_once_at_the_size_that_the_policy_takes(
     folder = trained(tmp_path / "out", given)
     asked = set(shards.read(folder, "completions")["mcq_id"].to_pylist())
     assert len(asked) == 6
-    # Each was looked at before, to tell what memory it takes; and 4 val images.
-    assert len(made) == 6 + len(asked) + 4
+    # The largest one is looked at before, to tell what memory it takes; and 4 val images.
+    assert len(made) == 1 + len(asked) + 4
     assert {picture.size for picture in made} == {(56, 56)}
 
 
