@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "tasks/evaluation": "data_cards, tasks/{runtime, tables, language, ingest, engines, questions}",
     "tasks/pages": "data_cards, tasks/{runtime, tables, language, questions, evaluation}",
     "tasks": "data_cards, every room of tasks",
-    "training/model": "tasks/{runtime, engines}, training",
+    "training/model": "tasks/{runtime, language, engines}, training",
     "training/data": "data_cards, tasks/{runtime, tables, language}, training",
     "training/shared_prefix": "tasks/runtime, training/model",
     "training/resources": "tasks/{runtime, language}, training, training/{model, shared_prefix}",
