@@ -134,6 +134,20 @@ def test_rooms_are_small():
         assert len(modules) <= 14, folder
 
 
+def test_files_are_of_a_length_that_one_reads():
+    for path in [*FILES, *(ROOT / "tests").rglob("*.py")]:
+        assert len(path.read_text().splitlines()) <= 300, path
+
+
+def test_no_function_takes_more_than_ten_arguments():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                given = node.args
+                names = [arg.arg for arg in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+                assert len(set(names) - {"self", "cls"}) <= 10, f"{path}: {node.name}"
+
+
 def tree() -> str:
     """Every room and module, with the first sentence of its docstring."""
     lines = []
