@@ -221,7 +221,7 @@ def test_seeds_with_splits_of_their_own_are_compared_and_told(runs, tmp_path):
     assert table["modes"]["one_step"]["dive_k"]["base"]["by_seed"] == pytest.approx([0.7, 0.75])
 
 
-def test_the_task_evaluates_every_method_seed_and_round_on_the_same_split(config):  # noqa: F811
+def test_the_task_evaluates_every_method_seed_and_round_on_the_same_split(config):
     task = line.Compare(dataset="beetles", seeds=[0, 1], by_rounds=["dive_k"], methods=["dive_k"])
     runs = task.arguments()["runs"]
     told = [(r["method"], r["round"], r["seed"]) for r in runs]
@@ -240,7 +240,7 @@ def test_the_task_evaluates_every_method_seed_and_round_on_the_same_split(config
     assert task.folder.parent.parent.name == "beetles"
 
 
-def test_several_datasets_and_mixes_are_told_apart(config):  # noqa: F811
+def test_several_datasets_and_mixes_are_told_apart(config):
     task = line.Compare(dataset="beetles", datasets=["pets", "beetles+pets"], seeds=[0])
     sets = {(run["set"], run["trained_on"]) for run in task.arguments()["runs"]}
     assert sets == {("pets", "pets"), ("beetles", "beetles+pets"), ("pets", "beetles+pets")}
@@ -257,6 +257,6 @@ def test_several_datasets_and_mixes_are_told_apart(config):  # noqa: F811
         ({"seeds": []}, "seeds is empty"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_in_one_sentence(config, given, told):  # noqa: F811
+def test_what_cannot_be_compared_is_refused_in_one_sentence(config, given, told):
     with pytest.raises(SettingsError, match=re.escape(told)):
         line.Compare(dataset="beetles", **given).needs()

@@ -108,7 +108,7 @@ def test_settings_that_are_named_stand_in_luigi_cfg(page):
 
 
 @each_page
-def test_ini_blocks_are_read_as_they_stand(page, recipe):  # noqa: F811
+def test_ini_blocks_are_read_as_they_stand(page, recipe):
     for block in blocks(page, "ini"):
         recipe(block)
         settings.check_configuration()

@@ -43,9 +43,11 @@ from tasks.engines.base import PromptBuilder
 from tasks.runtime.errors import StageError
 from training import adopt
 from training.model import processors
+from training.settings import ModelSettings
 policy = Path(sys.argv[1])
-base = {"model": str(policy), "min_pixels": 0, "max_pixels": 0, "dtype": "float32"}
-for load in (PromptBuilder, processors.load_processor, lambda policy: adopt.adopt(policy, **base)):
+base = ModelSettings(model=str(policy), min_pixels=784, max_pixels=784, dtype="float32")
+loads = PromptBuilder, processors.load_processor, lambda policy: adopt.adopt(policy, settings=base)
+for load in loads:
     try:
         load(policy)
     except StageError as error:

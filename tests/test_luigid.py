@@ -21,7 +21,7 @@ from tests.conftest import ROOT, write_few_card
 from tests.pipeline.test_stage import config  # noqa: F401 - a fixture
 
 
-def test_stages_with_a_model_take_what_the_configuration_says(config):  # noqa: F811
+def test_stages_with_a_model_take_what_the_configuration_says(config):
     assert tasks.Propose().resources == {"gpu": 1}
     assert tasks.Train().resources == tasks.BasePolicy().resources == tasks.Evaluate().resources
     assert tasks.Split().resources == tasks.BuildMCQ().resources == {}
@@ -29,7 +29,7 @@ def test_stages_with_a_model_take_what_the_configuration_says(config):  # noqa: 
     assert tasks.Propose().resources == {"gpu": 2, "ssd": 1}
 
 
-def test_two_stages_with_a_model_do_not_run_at_once(config):  # noqa: F811
+def test_two_stages_with_a_model_do_not_run_at_once(config):
     scheduler = Scheduler()
     for worker, stage in (("one", tasks.Propose()), ("other", tasks.BasePolicy())):
         scheduler.add_task(worker=worker, task_id=worker, resources=stage.resources)

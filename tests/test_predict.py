@@ -19,7 +19,6 @@ from tasks.predict import Predictor, thought
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
 from tests.conftest import ENGINE, evaluate_arguments, run_stage
-from tests.pipeline.test_stage import config  # noqa: F401 - a fixture
 
 SETTINGS = ("mode", "num_rollouts", "num_options", "prompt")
 NAMES = ("amber beetle", "teal beetle", "rose beetle")

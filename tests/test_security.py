@@ -109,7 +109,7 @@ def test_a_template_escapes_whatever_it_prints():
         pages.render("rows.html.jinja", title="", facts=[], where="")
 
 
-def test_a_password_in_an_address_is_refused_for_recipes_would_keep_it(config):  # noqa: F811
+def test_a_password_in_an_address_is_refused_for_recipes_would_keep_it(config):
     config.set("engine", "server_url", "http://me:hunter2@127.0.0.1:8000/v1")
     with pytest.raises(SettingsError, match="OPENAI_API_KEY") as caught:
         tasks.Propose().arguments()

@@ -144,10 +144,10 @@ def _engine(stages: Sequence[Stage], machine: Machine | None) -> str:
         batched_tokens=engine.max_num_batched_tokens,
     )
     if machine is None:
-        return needed.told()
+        return needed.described()
     vllm_memory.check_vllm(needed, engine.gpu_memory_utilization, machine.gpu, SHARE, say=_quiet)
     share = engine.gpu_memory_utilization * machine.gpu
-    return f"{needed.told()}; {SHARE} gives {share / GIB:.2f}"
+    return f"{needed.described()}; {SHARE} gives {share / GIB:.2f}"
 
 
 def _train(asked: Any, machine: Machine | None) -> str:
@@ -160,9 +160,13 @@ def _train(asked: Any, machine: Machine | None) -> str:
         needs.of_vllm(asked),
         main_memory.of_main_memory(asked),
     )
-    needs_of = [f"{needed.told()} a process", *([engine.told()] if engine else []), main.told()]
+    parts = [
+        f"{needed.described()} a process",
+        *([engine.described()] if engine else []),
+        main.described(),
+    ]
     if machine is None:
-        return "; ".join(needs_of)
+        return "; ".join(parts)
     if asked.place.processes > machine.gpus:
         raise StageError(
             f"[Train] launcher starts {asked.place.processes} processes and there are "
@@ -177,11 +181,11 @@ def _train(asked: Any, machine: Machine | None) -> str:
     room = machine.gpu - (0.0 if sleeps else share)
     if needed.total > room:
         raise StageError(
-            f"training takes about {needed.told()} a process and there are {room / GIB:.2f} GiB"
+            f"training takes about {needed.described()} a process and there are {room / GIB:.2f} GiB"
         )
     if machine.main:
         main_memory.check_main(main, machine.main, say=_quiet)
-    return "; ".join([*needs_of, f"{room / GIB:.2f} GiB are there for a process"])
+    return "; ".join([*parts, f"{room / GIB:.2f} GiB are there for a process"])
 
 
 def disk(stages: Sequence[Stage], prompt: tuple[int, int], work: Sequence[Any]) -> dict[str, Any]:
@@ -206,7 +210,7 @@ def disk(stages: Sequence[Stage], prompt: tuple[int, int], work: Sequence[Any]) 
         try:
             if isinstance(stage, tasks.Train):
                 needed = of_disk(asked_of(stage, prompt))
-                how = needed.told()
+                how = needed.described()
                 size = (needed.peak if stage is trains[-1] else needed.left) / GB
             elif isinstance(stage, tasks.BasePolicy):
                 bytes_of = 4 if stage.settings.dtype == "float32" else 2

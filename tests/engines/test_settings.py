@@ -26,7 +26,7 @@ def test_what_cannot_change_a_result_has_the_default_of_luigi_cfg_and_nothing_el
 
 
 @pytest.mark.parametrize("name", ["backend", "ray_address", "temperature"])
-def test_a_key_that_luigi_cfg_lacks_is_an_error_with_a_default_or_without(config, name):  # noqa: F811
+def test_a_key_that_luigi_cfg_lacks_is_an_error_with_a_default_or_without(config, name):
     config.remove_option("engine", name)
     Register.clear_instance_cache()
     with pytest.raises(SettingsError, match=rf"section \[engine\] lacks {name}"):

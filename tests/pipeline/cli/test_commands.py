@@ -175,7 +175,7 @@ def test_diff_says_what_differs(root, rollouts, monkeypatch, capsys):
     assert run(monkeypatch, "diff", str(one), str(root)) == 1
 
 
-def test_status_tells_done_partial_stale_and_missing(config, tmp_path):  # noqa: F811
+def test_status_tells_done_partial_stale_and_missing(config, tmp_path):
     config.set("run", "artifacts", str(tmp_path))
     train = tasks.TrainDiVE(dataset="beetles", method="dive_k", seed=0)
     stages = {f"{s.task_family}{getattr(s, 'refresh_round', '')}": s for s in status.graph(train)}
@@ -207,7 +207,7 @@ def test_status_tells_done_partial_stale_and_missing(config, tmp_path):  # noqa:
     assert rows["Split"]["requires"] == [rows["Download"]["fingerprint"]]
 
 
-def test_finished_shards_are_those_of_the_table_at_hand_and_of_how_many(config, tmp_path):  # noqa: F811
+def test_finished_shards_are_those_of_the_table_at_hand_and_of_how_many(config, tmp_path):
     config.set("run", "artifacts", str(tmp_path))
     for stage, tables, recipe, progress in (
         (tasks.Download(dataset="beetles"), ["images"], {}, {"total": 2800, "shard": 1000}),

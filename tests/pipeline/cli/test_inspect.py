@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 from tests.pipeline.cli.test_commands import root, run, writable  # noqa: F401 - a fixture
 
 
-def test_inspect_shows_the_rows_that_fit(root, monkeypatch, capsys):  # noqa: F811
+def test_inspect_shows_the_rows_that_fit(root, monkeypatch, capsys):
     line = ["inspect", "propose", "--where", "finish_reason == 'length'", "--rows", "4", "--json"]
     assert run(monkeypatch, *line) == 0
     (told,) = json.loads(capsys.readouterr().out)
@@ -28,21 +28,21 @@ def test_inspect_shows_the_rows_that_fit(root, monkeypatch, capsys):  # noqa: F8
     assert table["columns"]["num_tokens"] == "int32"
 
 
-def test_a_filter_tells_only_of_tables_that_have_its_columns(root, monkeypatch, capsys):  # noqa: F811
+def test_a_filter_tells_only_of_tables_that_have_its_columns(root, monkeypatch, capsys):
     assert run(monkeypatch, "inspect", "build_mcq", "--where", "truth_injected") == 0
     told = capsys.readouterr().out
     assert "mcq: " in told
     assert "candidates: " not in told
 
 
-def test_a_filter_on_no_column_ends_in_one_sentence(root, monkeypatch, capsys):  # noqa: F811
+def test_a_filter_on_no_column_ends_in_one_sentence(root, monkeypatch, capsys):
     assert run(monkeypatch, "inspect", "propose", "--where", "finish_reson == 'length'") == 1
     error = capsys.readouterr().err
     assert "error: --where: there is no column 'finish_reson'; did you mean finish_reason?" in error
     assert "Traceback" not in error
 
 
-def test_a_page_shows_images_as_thumbnails_and_escapes_the_rest(root, monkeypatch):  # noqa: F811
+def test_a_page_shows_images_as_thumbnails_and_escapes_the_rest(root, monkeypatch):
     line = ["inspect", "download", "--page", "page.html", "--rows", "7"]
     assert run(monkeypatch, *line) == 0
     text = (root.parent / "page.html").read_text()
@@ -51,7 +51,7 @@ def test_a_page_shows_images_as_thumbnails_and_escapes_the_rest(root, monkeypatc
     assert "<script" not in text
 
 
-def test_two_artifacts_of_a_stage_get_a_page_each(root, monkeypatch):  # noqa: F811
+def test_two_artifacts_of_a_stage_get_a_page_each(root, monkeypatch):
     from tests.pipeline.cli.test_commands import commit
 
     commit(root, "few/dive_k/round1/propose", "p9", "Propose", root / "few/round0/propose/p1")
@@ -59,14 +59,14 @@ def test_two_artifacts_of_a_stage_get_a_page_each(root, monkeypatch):  # noqa: F
     assert {path.name for path in root.parent.glob("page*")} == {"page-p1.html", "page-p9.html"}
 
 
-def test_rows_without_images_show_those_of_their_ids(root):  # noqa: F811
+def test_rows_without_images_show_those_of_their_ids(root):
     text = inspect.page(root / "few/round0/propose/p1", 5, "finish_reason == 'stop'")
     assert text.count('<img src="data:image/') == 5
     assert "&lt;think&gt;" in text
     assert "<think>" not in text
 
 
-def test_a_damaged_row_is_named_wherever_the_damage_lies(root):  # noqa: F811
+def test_a_damaged_row_is_named_wherever_the_damage_lies(root):
     path = root / "few/round0/propose/p1/rollouts-00000.parquet"
     group = pq.read_metadata(path).row_group(0)
     names = [group.column(i).path_in_schema for i in range(group.num_columns)]
@@ -80,7 +80,7 @@ def test_a_damaged_row_is_named_wherever_the_damage_lies(root):  # noqa: F811
             inspect.tables(path.parent, 3, where)
 
 
-def test_a_filter_that_no_single_table_fits_is_named(root):  # noqa: F811
+def test_a_filter_that_no_single_table_fits_is_named(root):
     with pytest.raises(ConditionError, match="no table has all of"):
         inspect.tables(root / "few/dive_k/round0/build_mcq/m1", 3, "truth_injected and votes == 1")
 
@@ -133,7 +133,7 @@ def test_every_command_has_an_example_and_prints_json():
         assert "--json" in ran.stdout
 
 
-def test_a_damaged_manifest_ends_in_one_sentence(root, monkeypatch, capsys):  # noqa: F811
+def test_a_damaged_manifest_ends_in_one_sentence(root, monkeypatch, capsys):
     path = root / "few/round0/propose/p1/manifest.json"
     path.parent.chmod(0o755)
     path.chmod(0o644)

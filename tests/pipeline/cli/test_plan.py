@@ -21,7 +21,7 @@ PAPER = ("paper_7b.cfg", "paper_3b.cfg")
 
 
 @pytest.fixture
-def recipe(config, monkeypatch, tmp_path):  # noqa: F811
+def recipe(config, monkeypatch, tmp_path):
     """Read a text, or a file of training/recipes, over the default luigi.cfg."""
     monkeypatch.chdir(tmp_path)
 

@@ -85,7 +85,7 @@ def test_the_newest_policy_of_the_configuration_is_the_default(
     tmp_path,
     monkeypatch,
     capsys,
-    config,  # noqa: F811
+    config,
 ):
     config.set("run", "artifacts", str(tmp_path / "artifacts"))
     for number in (2, 10):

@@ -20,26 +20,26 @@ def points(dataset: str = "beetles") -> dict[str, rehearse.Point]:
     return {point.what: point for point in found}
 
 
-def test_the_default_run_is_ready_without_a_step(recipe):  # noqa: F811
+def test_the_default_run_is_ready_without_a_step(recipe):
     recipe()
     found = points()
     assert {point.state for point in found.values()} <= {rehearse.READY, rehearse.OPEN}
     assert {"graph", "packages", "gpu", "lengths", "launcher"} <= found.keys()
 
 
-def test_a_prompt_that_is_too_long_is_a_point_to_mend(recipe):  # noqa: F811
+def test_a_prompt_that_is_too_long_is_a_point_to_mend(recipe):
     recipe("[engine]\nmax_model_len = 20\n")
     assert points()["lengths"].state == rehearse.MEND
     assert "max_model_len" in points()["lengths"].sentence
 
 
-def test_a_setting_that_cannot_be_used_is_the_last_point(recipe):  # noqa: F811
+def test_a_setting_that_cannot_be_used_is_the_last_point(recipe):
     recipe("[Evaluate]\nmodes = one_stepp\n")
     assert list(points())[-1] == "settings"
     assert "one_stepp" in points()["settings"].sentence
 
 
-def test_a_package_of_another_version_is_named(recipe, monkeypatch):  # noqa: F811
+def test_a_package_of_another_version_is_named(recipe, monkeypatch):
     recipe()
     monkeypatch.setattr(
         rehearse.metadata,
@@ -53,7 +53,7 @@ def test_a_package_of_another_version_is_named(recipe, monkeypatch):  # noqa: F8
     assert "make setup" in told
 
 
-def test_the_cpu_build_beside_a_gpu_is_to_mend(recipe, monkeypatch):  # noqa: F811
+def test_the_cpu_build_beside_a_gpu_is_to_mend(recipe, monkeypatch):
     recipe()
     monkeypatch.setattr(rehearse, "gpus", lambda: ["0"])
     monkeypatch.setattr(rehearse.vllm, "on_gpu", lambda: False)
@@ -78,7 +78,7 @@ def test_a_launcher_is_found_and_its_processes_are_counted(line, processes):
     assert point.state == (rehearse.READY if processes else rehearse.MEND), point.sentence
 
 
-def test_a_trials_settings_go_before_a_recipes_own_for_a_dataset(recipe):  # noqa: F811
+def test_a_trials_settings_go_before_a_recipes_own_for_a_dataset(recipe):
     recipe("paper_7b.cfg", overlay("cub", 2, True))
     train = tasks.Train(dataset="cub", method="dive_k", refresh_round=0, seed=0)
     own = train.settings
@@ -88,7 +88,7 @@ def test_a_trials_settings_go_before_a_recipes_own_for_a_dataset(recipe):  # noq
     assert settings.known_keys()  # and no key of it is unknown
 
 
-def test_a_limit_of_no_images_is_no_other_evaluation(recipe):  # noqa: F811
+def test_a_limit_of_no_images_is_no_other_evaluation(recipe):
     recipe()
     whole = tasks.Evaluate(dataset="beetles", refresh_round=0)
     assert "limit" not in whole.significant()

@@ -101,7 +101,7 @@ def test_changed_inputs_are_one_line_and_long_reasons_are_wrapped():
     assert f"inputs changed: {', '.join(inputs)} and 3 more" in " ".join(" ".join(told).split())
 
 
-def test_the_tree_of_the_whole_comparison_is_narrow_and_says_each_stage_once(config, tmp_path):  # noqa: F811
+def test_the_tree_of_the_whole_comparison_is_narrow_and_says_each_stage_once(config, tmp_path):
     config.set("run", "artifacts", str(tmp_path))
     rows = [status.describe(stage) for stage in status.graph(tasks.Compare())]
     told = tree.lines(rows)
@@ -112,7 +112,7 @@ def test_the_tree_of_the_whole_comparison_is_narrow_and_says_each_stage_once(con
     assert any(line.startswith("├─ Evaluate zero_shot seed 1 ") for line in told)
 
 
-def test_of_a_mix_stages_bear_the_name_of_their_set(config, tmp_path):  # noqa: F811
+def test_of_a_mix_stages_bear_the_name_of_their_set(config, tmp_path):
     config.set("run", "artifacts", str(tmp_path))
     mix = tasks.TrainDiVE(dataset="pets+flowers", method="dive_k", seed=0)
     told = tree.lines([status.describe(stage) for stage in status.graph(mix)], "TrainDiVE")

@@ -191,7 +191,7 @@ def fitting(dataset: str = "cub") -> dict:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_fits_the_machine_that_it_names(recipe, monkeypatch, path):  # noqa: F811
+def test_a_recipe_fits_the_machine_that_it_names(recipe, monkeypatch, path):
     recipe(path.name)
     monkeypatch.chdir(ROOT)  # where launchers' files are looked for
     found = fitting()
@@ -214,7 +214,7 @@ def examples() -> list[str]:
 
 
 def test_the_pages_have_an_example_for_a_gpu_and_it_fits_the_machine_that_it_names(
-    recipe, monkeypatch  # noqa: F811
+    recipe, monkeypatch
 ):  # fmt: skip
     found = examples()
     assert found, "a block ```ini with a line # machine: 1 x 80 GB"
@@ -224,7 +224,7 @@ def test_the_pages_have_an_example_for_a_gpu_and_it_fits_the_machine_that_it_nam
         fitting()
 
 
-def test_what_a_recipe_asks_for_does_not_fit_a_smaller_machine(recipe, monkeypatch):  # noqa: F811
+def test_what_a_recipe_asks_for_does_not_fit_a_smaller_machine(recipe, monkeypatch):
     recipe("one_gpu_lora.cfg")
     monkeypatch.chdir(ROOT)
     found = plan.plan("cub", "dive_k", 0, plan.Estimates(gpu_gb=16))

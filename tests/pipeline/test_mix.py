@@ -1,0 +1,86 @@
+"""A mix of sets in the graph: one policy, each set's own images, questions and evaluation."""
+
+import pytest
+from luigi.task_register import Register
+
+from pipeline import tasks
+from pipeline.settings import SettingsError
+from pipeline.stage import Stage
+from tests.pipeline.test_stage import config  # noqa: F401
+
+
+def stages_of_a_mix() -> dict[str, Stage]:
+    train = tasks.TrainDiVE(dataset="pets+beetles", method="dive_k", seed=0)
+    found = [stage for report in train.requires() for stage in [*tasks.lineage(report), report]]
+    return {
+        f"{s.task_family}/{getattr(s, 'subset', '') or s.dataset}/{getattr(s, 'refresh_round', '')}": s
+        for s in found
+    }
+
+
+def test_a_mix_trains_one_policy_on_the_questions_of_every_set(config):
+    found = stages_of_a_mix()
+    assert {key for key in found if key.startswith("Train")} == {
+        "Train/pets+beetles/0",
+        "Train/pets+beetles/1",
+    }
+    train = found["Train/pets+beetles/0"]
+    assert train.arguments()["card"] == "beetles+pets"
+    assert train.arguments()["mcq"] == [
+        str(found[f"BuildMCQ/{name}/0"].folder) for name in ("beetles", "pets")
+    ]
+    again = found["Propose/pets/1"]
+    assert again.arguments()["card"] == "pets"
+    assert again.needs()["policy"].fingerprint == train.fingerprint
+    assert (
+        found["Evaluate/pets/1"].needs()["policy"].fingerprint
+        == found["Train/pets+beetles/1"].fingerprint
+    )
+    folders = [stage.folder for stage in found.values()]
+    assert len({*folders}) == len(folders)
+
+
+def test_the_sets_of_a_mix_share_their_images_with_runs_of_their_own(config):
+    mixed, alone = stages_of_a_mix(), tasks.Split(dataset="pets", seed=0)
+    assert mixed["Split/pets/"].folder == alone.folder
+    other = tasks.Train(dataset="beetles+pets", method="dive_k", refresh_round=0, seed=0)
+    assert other.folder == mixed["Train/pets+beetles/0"].folder, "order means nothing"
+
+
+def test_a_stage_of_one_set_asked_for_a_mix_stands_for_each_set(config):
+    both = tasks.Propose(dataset="beetles+pets", method="dive_k", refresh_round=0, seed=0)
+    assert [stage.subset for stage in both.requires()] == ["beetles", "pets"]
+    assert [stage.dataset for stage in tasks.Split(dataset="beetles+pets").requires()] == [
+        "beetles",
+        "pets",
+    ]
+    assert not both.complete()
+
+
+def test_a_cap_of_one_set_leaves_the_others_as_they_are(config):
+    before = {name: tasks.Split(dataset=name).fingerprint for name in ("beetles", "pets")}
+    config.set("Split", "train_caps", '{"pets": 50}')
+    Register.clear_instance_cache()
+    after = {name: tasks.Split(dataset=name).fingerprint for name in ("beetles", "pets")}
+    assert after["beetles"] == before["beetles"]
+    assert after["pets"] != before["pets"]
+    assert tasks.Split(dataset="pets").arguments()["train_caps"] == {"pets": 50}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "subset", "told"),
+    [
+        ("beetles+", "", "joined by +"),
+        ("beetles+beetles", "", "joined by +"),
+        ("beetles+pets", "cub", "subset 'cub' is not in dataset 'beetles.pets'"),
+    ],
+)
+def test_a_mix_that_cannot_be_is_named(config, dataset, subset, told):
+    with pytest.raises(SettingsError, match=told):
+        _ = tasks.Evaluate(dataset=dataset, subset=subset).fingerprint
+
+
+def test_a_cap_for_a_card_that_is_not_there_is_named(config):
+    config.set("Split", "train_caps", '{"beatles": 50}')
+    with pytest.raises(SettingsError, match="train_caps: there is no data card 'beatles'"):
+        _ = tasks.Split(dataset="beetles").fingerprint
