@@ -160,22 +160,18 @@ class Client:
             except openai.APIStatusError as error:
                 if error.status_code in (401, 403, 404):
                     raise StageError(
-                        f"[Judge] url = {self.settings.url} turns requests down ({self._message(error)}); its key "
+                        f"[Judge] url = {self.settings.url} turns requests down ({first_line(error, self._key)}); its key "
                         f"is read from {self.settings.api_key_env or 'no variable'}, [Judge] api_key_env"
                     ) from None
-                return f"failed: {self._message(error)}"
+                return f"failed: {first_line(error, self._key)}"
             except openai.OpenAIError as error:
-                return f"failed: {self._message(error)}"
+                return f"failed: {first_line(error, self._key)}"
         return read_verdict((reply.choices[0].message.content or "") if reply.choices else "")
 
     def close(self) -> None:
         """Close the connections."""
         self._loop_thread.run(self._client.close())
         self._loop_thread.close()
-
-    def _message(self, error: Exception) -> str:
-        message = first_line(error)
-        return message.replace(self._key, "***") if self._key else message
 
 
 def _ask(output: Path, client: Client, todo: list[Key], shard_size: int) -> dict[Key, str]:

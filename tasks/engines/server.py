@@ -52,9 +52,10 @@ class ServerEngine:
         self._is_vllm = False
         self._model = settings.server_model or str(policy)
         self._loop_thread = EventLoopThread()
+        self._key = os.environ.get("OPENAI_API_KEY", "")
         self._client = AsyncOpenAI(
             base_url=settings.server_url,
-            api_key=os.environ.get("OPENAI_API_KEY") or "none",
+            api_key=self._key or "none",
             timeout=settings.server_timeout,
             max_retries=ATTEMPTS - 1,
         )
@@ -73,7 +74,7 @@ class ServerEngine:
             served = {model.id: model async for model in self._client.models.list()}
         except openai.OpenAIError as error:
             raise StageError(
-                f"nobody answers at [engine] server_url = {url} ({first_line(error)}); start one, such as: "
+                f"nobody answers at [engine] server_url = {url} ({first_line(error, self._key)}); start one, such as: "
                 f"vllm serve {self._model}"
             ) from error
         if self._model not in served:
@@ -132,12 +133,14 @@ class ServerEngine:
                 )
             except openai.APIStatusError as error:
                 if error.status_code in (400, 413, 422):
-                    raise ValueError(first_line(error)) from error
+                    raise ValueError(first_line(error, self._key)) from error
                 if error.status_code in (401, 403, 404):
-                    raise StageError(f"the server will not answer: {first_line(error)}") from error
-                raise EngineDied(f"the server gave up: {first_line(error)}") from error
+                    raise StageError(
+                        f"the server will not answer: {first_line(error, self._key)}"
+                    ) from error
+                raise EngineDied(f"the server gave up: {first_line(error, self._key)}") from error
             except openai.OpenAIError as error:
-                raise EngineDied(f"the server gave up: {first_line(error)}") from error
+                raise EngineDied(f"the server gave up: {first_line(error, self._key)}") from error
         if answer.usage:
             self.counts["prompt_tokens"] += answer.usage.prompt_tokens
             details = answer.usage.prompt_tokens_details
