@@ -24,14 +24,14 @@ from tasks.runtime import waiting
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError, first_line
 from tasks.runtime.links import link
-from training.model import weights
+from training.model import tiny_policy, weights
 from training.model.processors import sized_processor
 
 
 def adopt(output: Path, *, model: str, min_pixels: int, max_pixels: int, dtype: str) -> None:
     """Write the base policy into the folder `output`.
 
-    `model` is a model id of the hub, or a folder. `min_pixels` and `max_pixels` bound the area an
+    `model` is a model id of the hub, a folder, or `embedded`. `min_pixels` and `max_pixels` bound the area an
     image is scaled to; `dtype` is the precision of the weights. Raises StageError when the model
     cannot be had.
     """
@@ -45,6 +45,7 @@ def adopt(output: Path, *, model: str, min_pixels: int, max_pixels: int, dtype: 
             f"[BasePolicy] model = {model} is an adapter; make whole weights of it first: "
             f"python -m training.export {model} FOLDER"
         )
+    model = tiny_policy.source(model)
     model = str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model
     try:
         config = AutoConfig.from_pretrained(model)

@@ -1,9 +1,9 @@
 """Supervised fine-tuning: it makes the base policy of the embedded dataset, and is a baseline.
 
-`base_policy` resolves the policy that everything starts from. For `tiny` that is an
-untrained model of under two million parameters, taught on the images set aside for pretraining
-(base and novel classes alike, as a real vision-language model has seen birds of all kinds). For
-anything else it is a model of the hub or a folder; `adopt.py` takes over one that is taught nothing.
+`base_policy` teaches the policy that everything starts from on the images set aside for pretraining
+(base and novel classes alike, as a real vision-language model has seen birds of all kinds). That is
+the embedded policy, an untrained one of its size (`tiny`), a folder, or a model of the hub;
+`adopt.py` takes over one that is taught nothing.
 
     python -m training.sft CONFIG.json
 
@@ -67,7 +67,7 @@ def base_policy(
     A share `question_share` of the examples are multiple-choice questions, `blind_share` of those
     with a grey image.
 
-    `model` is `tiny`, a model id of the hub, or a folder. `card` is one card's name, or several
+    `model` is `embedded`, `tiny`, a model id of the hub, or a folder. `card` is one card's name, or several
     joined by +, each with a folder in `download` and in `split`; only rows whose split is
     `pretrain` are read. `min_pixels` and `max_pixels` bound the
     area an image is scaled to. `dtype` is the precision of the saved weights.
@@ -77,9 +77,11 @@ def base_policy(
         check_gpu()
     cards = [data_cards.load(name) for name in card.split("+")]
     pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    texts = [text for each in cards for text in (each.kind, each.noun, *each.classes)]
     if model == "tiny":
-        texts = [text for each in cards for text in (each.kind, each.noun, *each.classes)]
         policy, processor = tiny_policy.build(tiny_policy.slot_words(texts), seed=seed, **pixels)
+    elif model == "embedded":
+        policy, processor = tiny_policy.embedded(tiny_policy.slot_words(texts), **pixels)
     else:
         try:
             processor = sized_processor(model, **pixels)
@@ -99,6 +101,11 @@ def base_policy(
         rows = [
             row for places in zip(download, split, strict=True) for row in pretrain_images(*places)
         ]
+        if not rows:
+            raise StageError(
+                "no image is set aside for pretraining; give [Split] a pretrain_share, or set "
+                "[BasePolicy] steps = 0"
+            )
         batches = _random_batches(
             rows, Decoder(processor), names, wording, seed, batch_size, question_share, blind_share
         )
@@ -155,17 +162,21 @@ def train_supervised(
         progress(None, desc="supervised", total=steps, unit="steps", done=first) as bar,
     ):
         for step, batch in zip(range(first, steps), batches, strict=False):
-            inputs = collate(processor, batch).to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = model(**inputs).loss
-            loss.backward()
+            parts = [collate(processor, part).to(device) for part in _of_alike_lengths(batch)]
+            taught = sum(int((part["labels"][:, 1:] != -100).sum()) for part in parts)
+            mean_loss = 0.0
+            for part in parts:
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    loss = model(**part, num_items_in_batch=taught).loss
+                loss.backward()
+                mean_loss += loss.item()
             torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
             for schedule in schedules:
                 schedule.step()
-            recent = [*recent[-9:], loss.item()]
+            recent = [*recent[-9:], mean_loss]
             bar.update()
             bar.set_postfix(loss=f"{sum(recent) / len(recent):.3f}")
             if checkpoint and (stop_asked() or (step + 1) % every == 0):
@@ -180,7 +191,8 @@ def collate(processor: Any, batch: list[sft_examples.Example]) -> Any:
     prompt_texts = [
         prompts.rendered(processor, prompts.chat(example.question)) for example in batch
     ]
-    ends = [example.completion + processor.tokenizer.eos_token for example in batch]
+    stop = processor.tokenizer.eos_token
+    ends = [example.completion + ("" if example.unfinished else stop) for example in batch]
     inputs = processor(
         text=[prompt + end for prompt, end in zip(prompt_texts, ends, strict=True)],
         images=[[example.image] for example in batch],
@@ -188,28 +200,36 @@ def collate(processor: Any, batch: list[sft_examples.Example]) -> Any:
         return_tensors="pt",
     )
     labels = torch.full_like(inputs["input_ids"], -100)
-    for row, end in enumerate(ends):
-        length = len(processor.tokenizer(end, add_special_tokens=False)["input_ids"])
-        labels[row, -length:] = inputs["input_ids"][row, -length:]
+    for row, (end, example) in enumerate(zip(ends, batch, strict=True)):
+        learned = _num_tokens(processor, end) - _num_tokens(processor, example.given)
+        labels[row, -learned:] = inputs["input_ids"][row, -learned:]
     inputs["labels"] = labels
     return inputs
+
+
+def _of_alike_lengths(batch: list[sft_examples.Example]) -> list[list[sft_examples.Example]]:
+    """The short and the long examples of a batch, so that few are padded to the longest."""
+    lengths = [len(example.question) + len(example.completion) for example in batch]
+    middle = (min(lengths) + max(lengths)) / 2
+    pairs = list(zip(batch, lengths, strict=True))
+    short = [example for example, length in pairs if length <= middle]
+    long = [example for example, length in pairs if length > middle]
+    return [part for part in (short, long) if part]
+
+
+def _num_tokens(processor: Any, text: str) -> int:
+    return len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else 0
 
 
 def pretrain_images(download: Path, split: Path) -> list[tuple[str, str, bytes]]:
     """(card, class name, encoded image) of every image set aside for pretraining."""
     rows = shards.read(split, "split", ["image_id", "class_name", "split"]).to_pylist()
     wanted = {row["image_id"]: row["class_name"] for row in rows if row["split"] == "pretrain"}
-    found = [
+    return [
         (row["image_id"].split("/", 1)[0], wanted[row["image_id"]], row["image"]["bytes"])
         for row in shards.iter_rows(download, "images", ["image_id", "image"])
         if row["image_id"] in wanted
     ]
-    if not found:
-        raise StageError(
-            f"{split} sets no image aside for pretraining; give the split a pretrain share, or set "
-            "[BasePolicy] steps = 0"
-        )
-    return found
 
 
 def _optimizers(

@@ -228,10 +228,12 @@ def disk(stages: Sequence[Stage], prompt: tuple[int, int], work: Sequence[Any]) 
 
 def model_of(base: Any) -> Path | str:
     """The base policy's folder where it is made, else what it is made of; `tiny` is a few MB."""
+    from training.model import tiny_policy
+
     with contextlib.suppress(OSError):
         if base.folder.is_dir():
             return Path(base.folder)
-    return str(base.model)
+    return tiny_policy.source(base.model)
 
 
 def lines(found: dict[str, Any]) -> list[str]:

@@ -142,7 +142,7 @@ def launcher(line: str) -> tuple[int, Point]:
 def first_minutes(train: Any, stages: list[Any], processes: int) -> Iterator[Point]:
     """What the libraries say to the settings, and one step, in a process of its own."""
     base = train.base()
-    if base.model == "tiny":
+    if base.model in ("tiny", "embedded"):
         yield Point("step", OPEN, "the embedded policy needs no rehearsal: run it")
         return
     root = Path(run().artifacts).resolve()

@@ -15,6 +15,9 @@ from pipeline.stage import Stage
 from pipeline.stages.engine import engine
 from tasks.ingest.settings import DownloadSettings, SplitSettings
 
+EMBEDDED = "embedded"  # [BasePolicy] model: the policy in training/base_policy
+EMBEDDED_WEIGHTS = 1  # raised when its weights are others
+
 
 @parameters(DownloadSettings)
 class Download(Stage):
@@ -122,7 +125,9 @@ class BasePolicy(Stage):
 
     @property
     def of_a_set(self) -> bool:
-        """Whether it is taught on the images of one."""
+        """Whether it is taught on the images of one; the embedded policy knows the beetles already."""
+        if self.model == EMBEDDED:
+            return self.steps > 0 and not all(_sets_nothing_aside(name) for name in self.names)
         return self.model == "tiny" or self.steps > 0
 
     def significant(self):
@@ -139,7 +144,8 @@ class BasePolicy(Stage):
         }
 
     def extra_identity(self):
-        return {"prompt_style": engine().prompt_style} if self.of_a_set else {}
+        style = {"prompt_style": engine().prompt_style} if self.of_a_set else {}
+        return {**style, **({"weights": EMBEDDED_WEIGHTS} if self.model == EMBEDDED else {})}
 
     def place(self):
         return "base_policy"
@@ -155,6 +161,14 @@ class BasePolicy(Stage):
             "prompt_style": engine().prompt_style,
             **self.significant(),
         }
+
+
+def _sets_nothing_aside(name: str) -> bool:
+    """Whether a drawn set has no images to be pretrained on; other sets may have, by [Split]."""
+    if not data_cards.exists(name):  # said elsewhere
+        return False
+    source = data_cards.load(name).source
+    return source["kind"] == "drawn" and not source["images_per_class"].get("pretrain")
 
 
 def data(stage: Any, name: str) -> dict[str, Stage]:

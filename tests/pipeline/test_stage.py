@@ -14,6 +14,7 @@ from pipeline import methods, tasks
 from pipeline.artifacts import source_code, store
 from pipeline.settings import GRAPH, OPERANDS, SettingsError, check_configuration
 from pipeline.stage import Stage
+from pipeline.stages.data import EMBEDDED_WEIGHTS
 from pipeline.stages.engine import engine
 from tasks.evaluation import modes
 from tasks.runtime.command import bind
@@ -177,6 +178,21 @@ def test_a_published_model_is_one_artifact_for_all_sets_seeds_and_words(config):
     config.set("BasePolicy", "steps", "5")
     assert made().folder.parent == Path("artifacts/beetles/base_policy").resolve()
     assert made("pets").fingerprint != made().fingerprint
+
+
+def test_the_embedded_policy_is_taken_as_it_is_for_beetles_and_taught_first_for_other_sets(config):
+    def made(dataset: str) -> tasks.BasePolicy:
+        Register.clear_instance_cache()
+        return tasks.BasePolicy(dataset=dataset, seed=0)
+
+    known, taught = made("beetles"), made("pets")
+    assert (known.module, taught.module) == ("training.adopt", "training.sft")
+    assert known.requires() == []
+    assert made("beetles+pets").module == "training.sft"
+    for stage in (known, taught):
+        assert stage.identity["settings"]["weights"] == EMBEDDED_WEIGHTS
+    config.set("BasePolicy", "steps", "0")
+    assert made("pets").folder == made("beetles").folder == known.folder
 
 
 def test_whoever_asks_an_adapter_requires_the_base_below_it(config):

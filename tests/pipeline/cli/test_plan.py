@@ -112,11 +112,11 @@ def test_the_papers_recipes_hold_what_is_known_of_it(recipe, name):
 def test_a_plan_counts_what_the_settings_say(recipe):
     recipe("[Train]\nsteps = 30\n")
     found = plan.plan("beetles", "dive_k", 0, plan.Given(tokens_per_second=100, answer_tokens=10))
-    assert found["images"]["beetles"]["train"] == 800
-    assert found["images"]["beetles"]["test"] == {"base": 300, "novel": 300}
+    assert found["images"]["beetles"]["train"] == 960
+    assert found["images"]["beetles"]["test"] == {"base": 360, "novel": 360}
     work = {one["stage"]: one for one in found["work"]}
-    assert work["Propose dive_k 1"]["completions"] == 800 * 20
-    assert work["Propose dive_k 1"]["tokens_out"] == 800 * 20 * 10
+    assert work["Propose dive_k 1"]["completions"] == 960 * 20
+    assert work["Propose dive_k 1"]["tokens_out"] == 960 * 20 * 10
     assert work["Propose dive_k 1"]["hours"] == pytest.approx(160_000 / 100 / 3600)
     assert work["Train dive_k 0"]["completions"] == 30 * 24 * 8
     assert work["Train dive_k 0"]["told"][0].startswith("30 steps of 24 questions: 0.90 epochs")
