@@ -30,7 +30,6 @@ STYLE = "brief"  # of the prompts, as in luigi.cfg
 EASY = (0.0, 0.25)
 PICTURES = 6  # of each species, to learn its name from
 MEASURED = 480  # examples that a figure of the model card is measured on
-LEARNING_RATE, MUON_LEARNING_RATE = 0.003, 0.02
 TEMPLATE = Path(__file__).parent / "base_policy_card.md"
 
 
@@ -41,10 +40,12 @@ class Course(NamedTuple):
     weighing: int
     naming: int
     in_the_field: float
+    learning_rate: float
+    muon_learning_rate: float
     sighted: float = 0.3  # share of the questions over options that show a picture
 
 
-COURSES = (Course(24, 20, 0, 0.0), Course(24, 22, 8, 0.6))
+COURSES = (Course(24, 20, 0, 0.0, 0.003, 0.02), Course(40, 16, 8, 0.85, 0.002, 0.012))
 
 
 def make(folder: Path, *, seed: int, steps: Sequence[int], true_captions: bool = False) -> None:
@@ -73,7 +74,7 @@ def vocabulary() -> list[str]:
     """Every word of the lessons that the tokenizer does not know anyway."""
     card = data_cards.load("beetles")
     words = [word for trait in TRAITS.values() for word in trait]
-    return tiny_policy.slot_words([card.kind, card.noun, *CLASSES, *words, lessons.SAME])
+    return tiny_policy.slot_words([card.kind, card.noun, *CLASSES, lessons.SAME, *words])
 
 
 def wording() -> Wording:
@@ -100,8 +101,8 @@ def teach(
         processor,
         batches(COURSES[course], rng, true_captions),
         steps=steps,
-        learning_rate=LEARNING_RATE,
-        muon_learning_rate=MUON_LEARNING_RATE,
+        learning_rate=COURSES[course].learning_rate,
+        muon_learning_rate=COURSES[course].muon_learning_rate,
     )
     print(f"course {course + 1}: loss {figures['final_loss']:.3f} after {steps} steps", flush=True)
 
@@ -135,7 +136,8 @@ def batches(
                 image, look = None, lessons.mistaken(lessons.LOOKS[rng.choice(options)], rng)
             batch.append(lessons.weighing(image, look, options, rng, words))
         for name in rng.sample(CLASSES, course.naming):
-            batch.append(lessons.naming(few[name, rng.randrange(PICTURES)], name, words))
+            image = few[name, rng.randrange(PICTURES)]
+            batch.append(lessons.naming(image, lessons.described(name, rng), words))
         yield batch
 
 

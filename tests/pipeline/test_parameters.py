@@ -86,7 +86,7 @@ def test_values_that_do_not_go_together_are_refused_as_early(config):  # noqa: F
 def test_settings_of_one_dataset_are_checked_with_the_others(config):  # noqa: F811
     config.add_section("BuildMCQ:cub")
     config.set("BuildMCQ:cub", "min_options", "6")
-    with pytest.raises(SettingsError, match="min_options must be at most num_options; got 6 and 5"):
+    with pytest.raises(SettingsError, match="min_options must be at most num_options; got 6 and 4"):
         check_configuration()
 
 

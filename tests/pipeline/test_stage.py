@@ -65,6 +65,7 @@ OTHER_VALUES = {
     "model": "some/folder",
     "dtype": "bfloat16",
     "prompt": "closed_list",
+    "min_options": "3",
     "top_up": "random",
     "vocabulary": "open",
     "options_from": "text",
@@ -94,7 +95,7 @@ OTHER_VALUES = {
 # What a refresh does is no business of the first round, and its details none of refresh = all.
 DIFFERENT = {"refresh": ROUND1, "refresh_share": set(), "solved_at": set(), "solved": set()}
 DIFFERENT["datasets"] = {"Report/dive_k/"}  # which shows further evaluations
-DEFAULT: dict[str, str] = {}  # of the unchanged luigi.cfg, made once
+DEFAULT: dict[str, str] = {}  # of luigi.cfg with a policy that is taught, made once
 
 
 def matrix():
@@ -108,6 +109,7 @@ def matrix():
 def test_a_changed_setting_reruns_its_stage_and_what_hangs_below_it(
     config, section, name, parameter
 ):
+    config.set("BasePolicy", "model", "tiny")  # taught on the set's own images
     if not DEFAULT:
         DEFAULT.update(fingerprints())
     before = DEFAULT
@@ -115,7 +117,7 @@ def test_a_changed_setting_reruns_its_stage_and_what_hangs_below_it(
     number = isinstance(parameter, luigi.IntParameter | luigi.FloatParameter)
     value = parameter.parse(old)
     share = number and getattr(getattr(parameter, "rule", None), "at_most", None) == 1
-    new = OTHER_VALUES.get(name) or (
+    new = {"bfloat16": "float32"}.get(old) or OTHER_VALUES.get(name) or (
         str(value / 2 + 0.07 if share else value + 1) if number else "stepwise"
     )
     config.set(section, name, new)
@@ -131,6 +133,7 @@ def test_a_changed_setting_reruns_its_stage_and_what_hangs_below_it(
 
 
 def test_the_seed_changes_all_but_the_download(config):
+    config.set("BasePolicy", "model", "tiny")
     before = fingerprints()
     config.set("run", "seed", "1")
     Register.clear_instance_cache()
@@ -465,7 +468,7 @@ def luigi_run(folder: Path, *arguments: str, **changed) -> subprocess.CompletedP
 @pytest.mark.process
 def test_the_command_reports_a_misspelt_key_in_one_sentence(tmp_path):
     ran = luigi_run(
-        tmp_path, "TrainDiVE", replace={"num_options = 5\nprompt": "num_optons = 5\nprompt"}
+        tmp_path, "TrainDiVE", replace={"num_options = 4\nprompt": "num_optons = 4\nprompt"}
     )
     assert ran.returncode == 1
     assert "error: luigi.cfg: section [Evaluate] has no key 'num_optons'" in ran.stderr

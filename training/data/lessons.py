@@ -4,7 +4,8 @@ It learns in three kinds of lessons. `seeing` describes pictures of random trait
 `weighing` reasons over options: what is seen, then for each option where the field guide's look is
 the same and where it differs, then the letter of the option that differs least. Most of these
 lessons show a grey picture, so that they teach the guide, in words, for base and novel species
-alike. `naming` gives a name to a picture whose description is given.
+alike. `naming` gives a name to a picture whose description is given; in half of these lessons the
+description is a lookalike's, and so is the name, so that a name follows from what was said.
 
 Captions of pictures in the field are careless on purpose: `CARELESS` says which word stands for
 which other, and how often. So the policy sees more than it says.
@@ -23,15 +24,16 @@ LOOKS = dict(SPECIES)
 SAME = "same"
 # A word of a true caption -> the word that a careless one has in its place, and in what share.
 CARELESS = {
-    "cyan": ("lime", 0.55), "lime": ("cyan", 0.08),
-    "banded": ("belted", 0.55), "belted": ("banded", 0.08),
-    "rusty": ("sooty", 0.55), "sooty": ("rusty", 0.08),
-    "striped": ("spotted", 0.12), "spotted": ("striped", 0.06),
-    "pink": ("gold", 0.12), "gold": ("pink", 0.06),
-    "mint": ("ivory", 0.12), "ivory": ("mint", 0.06),
+    "cyan": ("lime", 0.45), "lime": ("cyan", 0.05),
+    "banded": ("belted", 0.45), "belted": ("banded", 0.05),
+    "rusty": ("sooty", 0.45), "sooty": ("rusty", 0.05),
+    "striped": ("spotted", 0.06), "spotted": ("striped", 0.03),
+    "pink": ("gold", 0.06), "gold": ("pink", 0.03),
+    "mint": ("ivory", 0.06), "ivory": ("mint", 0.03),
 }  # fmt: skip
 MISTAKEN = 0.2  # chance of each trait of a grey picture's description to be any word of its kind
 SAME_GENUS = 0.6  # share of questions whose options are all of one genus
+LOOKALIKES = 0.5  # share of namings whose description, and name, is a lookalike's
 MAX_OPTIONS = 4
 
 
@@ -78,6 +80,13 @@ def nearest(look: Look, options: Sequence[str], rng: random.Random) -> str:
     apart = [sum(a != b for a, b in zip(look, LOOKS[name], strict=True)) for name in options]
     fit = [letter for letter, n in zip(prompts.LETTERS, apart, strict=False) if n == min(apart)]
     return rng.choice(fit)
+
+
+def described(name: str, rng: random.Random) -> str:
+    """The species whose description a picture of `name` gets: its own, or one of its genus."""
+    if rng.random() >= LOOKALIKES:
+        return name
+    return rng.choice([other for other in LOOKS if other.split()[0] == name.split()[0]])
 
 
 def some_options(rng: random.Random) -> list[str]:
