@@ -1,8 +1,8 @@
-"""Data cards: one Markdown file per dataset, and the one loader that reads them.
+"""Data cards: one Markdown file for each dataset, and the loader that reads them.
 
-The YAML front matter is what the machine needs (source, noun, classes, aliases, splits); the body
-is for people. Everything the pipeline knows about a dataset comes from its card. A card is also a
-Hugging Face dataset card: the keys of theirs that describe a dataset may stand beside ours.
+The YAML front matter is for the pipeline (source, noun, classes, aliases, splits); the body is for
+people. All that the pipeline knows about a dataset comes from its card. A card is also a Hugging
+Face dataset card, so Hugging Face's own keys may stand beside ours.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ SOURCE_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "archive": ({"layout", "files"}, {"mirror", "crop_bottom"}),
 }
 LAYOUTS = ("cub", "flowers", "pets", "cars", "aircraft")
-# Keys of Hugging Face dataset cards that say nothing the pipeline needs to know.
+# Keys of Hugging Face dataset cards that the pipeline ignores.
 HUGGING_FACE_KEYS = {
     "annotations_creators", "configs", "dataset_info", "language", "license_link",
     "paperswithcode_id", "pretty_name", "size_categories", "source_datasets", "tags",
@@ -33,7 +33,7 @@ SPLITS = ("train", "val", "test", "pretrain")
 
 
 class CardError(ValueError):
-    """A card that is missing or cannot be understood; the message says where and how to mend it."""
+    """A card is missing or malformed; the message says where, and how to mend it."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Card:
     """A dataset as the pipeline sees it.
 
     `classes` are the names by class id; `aliases` maps a class name to further spellings of it.
-    `source` always holds `kind`; its other keys belong to that kind (see `tasks/ingest/sources.py`).
-    `official_splits` are the image counts of the official split, where there is one. `taxonomy`
-    maps a group, such as a genus, to its classes; `descriptions` says of a class how it looks.
+    `source` has the key `kind`, and further keys that depend on it (SOURCE_KEYS). `official_splits`
+    maps a split to its image count, where there is an official split. `taxonomy` maps a group, such
+    as a genus, to its classes; `descriptions` maps a class to a text that says how it looks.
     """
 
     name: str
@@ -68,9 +68,9 @@ def load(name: str) -> Card:
     Raises CardError naming the file and the key when something is missing, unknown or of the
     wrong type.
     """
-    path = next((p for folder in _places() if (p := folder / f"{name}.md").is_file()), None)
+    path = next((p for folder in _folders() if (p := folder / f"{name}.md").is_file()), None)
     if path is None:
-        known = sorted({card.stem for folder in _places() for card in folder.glob("*.md")})
+        known = sorted({card.stem for folder in _folders() for card in folder.glob("*.md")})
         raise CardError(
             f"there is no data card {FOLDER / name}.md; known cards: {', '.join(known) or 'none'}"
         )
@@ -80,16 +80,16 @@ def load(name: str) -> Card:
 
 def exists(name: str) -> bool:
     """Whether there is a card of that name."""
-    return any((folder / f"{name}.md").is_file() for folder in _places())
+    return any((folder / f"{name}.md").is_file() for folder in _folders())
 
 
-def _places() -> list[Path]:
+def _folders() -> list[Path]:
     return [Path("cards"), FOLDER]
 
 
 @lru_cache(maxsize=16)  # every stage asks for its card; the text is part of the key
 def _parse(path: Path, text: str, digest: str) -> Card:
-    import yaml  # a tenth of a second that `import pipeline.tasks` need not spend
+    import yaml  # takes a tenth of a second, which `import pipeline.tasks` does without
 
     pieces = text.split("---\n", 2)
     if len(pieces) != 3 or pieces[0].strip():
@@ -121,14 +121,14 @@ def _parse(path: Path, text: str, digest: str) -> Card:
 
 
 def clean_name(text: str) -> str:
-    """A class name as it is shown and asked for: NFKC, single spaces, no punctuation at its end."""
+    """A class name as prompts show it: NFKC, single spaces, no punctuation at its end."""
     return " ".join(unicodedata.normalize("NFKC", text).split()).rstrip(" .,;:!?")
 
 
 def names_in(dataset: str) -> list[str]:
-    """The card names in `cub+flowers`, sorted: the order in which a mix is given means nothing.
+    """The card names of a mix such as `cub+flowers`, sorted, because their order means nothing.
 
-    Raises CardError when a name is empty or given twice.
+    Raises CardError when a name is empty or comes twice.
     """
     names = sorted(dataset.split("+"))
     if not all(names) or len(set(names)) != len(names):
@@ -157,22 +157,26 @@ def _classes(path: Path, classes: Any) -> tuple[str, ...]:
 def _aliases(path: Path, aliases: Any, classes: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     if not isinstance(aliases, dict):
         raise CardError(f"{path}: aliases must map a class name to a list of spellings")
-    found = {}
+    by_class = {}
     for name, spellings in aliases.items():
         if clean_name(str(name)) not in classes:
             raise CardError(f"{path}: aliases names {name!r}, which is not among the classes")
         if not isinstance(spellings, list):
             raise CardError(f"{path}: the aliases of {name!r} must be a list of names")
-        found[clean_name(str(name))] = tuple(map(str, spellings))
-    return found
+        by_class[clean_name(str(name))] = tuple(map(str, spellings))
+    return by_class
 
 
 def _taxonomy(path: Path, groups: Any, classes: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    if not isinstance(groups, dict) or not all(isinstance(names, list) for names in groups.values()):
+    if not isinstance(groups, dict) or not all(
+        isinstance(names, list) for names in groups.values()
+    ):
         raise CardError(f"{path}: taxonomy must map a group, such as a genus, to a list of classes")
-    found = {str(group): tuple(clean_name(str(n)) for n in names) for group, names in groups.items()}
+    by_group = {
+        str(group): tuple(clean_name(str(n)) for n in names) for group, names in groups.items()
+    }
     seen: set[str] = set()
-    for group, names in found.items():
+    for group, names in by_group.items():
         for name in names:
             if name not in classes:
                 raise CardError(
@@ -181,7 +185,7 @@ def _taxonomy(path: Path, groups: Any, classes: tuple[str, ...]) -> dict[str, tu
             if name in seen:
                 raise CardError(f"{path}: taxonomy names the class {name!r} twice")
             seen.add(name)
-    return found
+    return by_group
 
 
 def _descriptions(path: Path, texts: Any, classes: tuple[str, ...]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The embedded dataset: beetles, drawn from a seed, so that the line runs without any download.
+"""The embedded dataset: beetles drawn from a seed, so that the pipeline runs without a download.
 
 A species is a combination of five traits that an eye can see in every picture; its name says nothing
 about them. A genus has one body colour and one shape. Its eight species are the combinations of two
@@ -83,7 +83,7 @@ GENERA = {
 }  # fmt: skip
 FIELD = (0.6, 1.0)  # how hard the circumstances of the dataset's pictures are, of 0 to 1
 JITTER = 0.012  # standard deviation of a trait's hue, in turns
-SCALE = 2  # drawn at twice the size, then reduced: smooth edges
+SCALE = 2  # drawn at twice the size and then reduced, for smooth edges
 
 
 def _species() -> tuple[tuple[str, Look], ...]:
@@ -116,9 +116,7 @@ def draw(class_id: int, index: int, seed: int, split: str, *, size: int = 84) ->
     )
 
 
-def picture(
-    look: Look, key: str, *, hardness: tuple[float, float], size: int = 84
-) -> Image.Image:
+def picture(look: Look, key: str, *, hardness: tuple[float, float], size: int = 84) -> Image.Image:
     """A beetle that looks like `look`; everything that its traits leave open comes from `key`.
 
     The circumstances are drawn between two degrees of `hardness`: at 0 a beetle sits upright on
@@ -151,7 +149,7 @@ def picture(
 
 
 def _clutter(ground: Image.Image, rng: random.Random, hard: float) -> None:
-    """Leaves and pebbles below the beetle."""
+    """Draw leaves and pebbles below the beetle."""
     pen = ImageDraw.Draw(ground)
     side = ground.width
     for _ in range(round(rng.uniform(2, 8) * hard)):
@@ -165,7 +163,7 @@ def _clutter(ground: Image.Image, rng: random.Random, hard: float) -> None:
 
 
 def _blade(ground: Image.Image, rng: random.Random) -> None:
-    """A blade of grass across the beetle."""
+    """Draw a blade of grass across the beetle."""
     side = ground.width
     x, y = (rng.uniform(0.1, 0.9) * side for _ in range(2))
     outline = _leaf(x, y, rng.uniform(0, math.tau), rng.uniform(0.3, 0.5) * side, 0.045 * side)
@@ -174,7 +172,7 @@ def _blade(ground: Image.Image, rng: random.Random) -> None:
 
 
 def _beetle(side: int, look: Look, rng: random.Random) -> Image.Image:
-    """The animal alone, head up, on a transparent ground."""
+    """The beetle alone, head up, on a transparent ground."""
     body, shape, marks, hue, head = look
     layer = Image.new("RGBA", (side, side), (0, 0, 0, 0))
     pen = ImageDraw.Draw(layer)
@@ -204,7 +202,7 @@ def _beetle(side: int, look: Look, rng: random.Random) -> Image.Image:
 def _mark(
     pen: ImageDraw.ImageDraw, marks: str, oval: tuple[float, ...], paint: Any, rng: random.Random
 ) -> None:
-    """What stands on the wing cases, whose outline is `oval`."""
+    """Draw the marks on the wing cases, whose outline is `oval`."""
     x, y, rx, ry = oval
     if marks in ("belted", "banded"):  # one broad belt, or two narrow bands
         wide, middles = (0.24, (0.0,)) if marks == "belted" else (0.14, (-0.44, 0.30))
@@ -216,7 +214,14 @@ def _mark(
         if marks == "spotted":
             for middle in (-0.50, 0.02, 0.52):
                 r = rx * rng.uniform(0.18, 0.22)
-                _oval(pen, x + turn * rx * 0.47, y + ry * (middle + rng.uniform(-0.02, 0.02)), r, r, paint)
+                _oval(
+                    pen,
+                    x + turn * rx * 0.47,
+                    y + ry * (middle + rng.uniform(-0.02, 0.02)),
+                    r,
+                    r,
+                    paint,
+                )
         else:
             left = x + turn * rx * 0.46 - rx * 0.14
             box = [left, y - ry * 0.72, left + rx * 0.28, y + ry * 0.72]
@@ -224,7 +229,7 @@ def _mark(
 
 
 def _slice(x: float, y: float, rx: float, ry: float, low: float, high: float) -> list[tuple]:
-    """The part of an oval between two heights, given in units of `ry` from its middle."""
+    """The outline of an oval's part between two heights, in units of `ry` from its middle."""
     heights = [low + (high - low) * step / 6 for step in range(7)]
     right = [(x + rx * math.sqrt(1 - h * h), y + ry * h) for h in heights]
     return right + [(2 * x - px, py) for px, py in reversed(right)]
@@ -264,7 +269,7 @@ def _rgb(rng: random.Random, middle: Colour, jitter: float) -> tuple:
 
 
 def _shade(colour: Colour, factor: float) -> tuple:
-    """RGBA of a colour with its value scaled."""
+    """A colour as RGBA, with its brightness multiplied by `factor`."""
     hue, saturation, value = colour
     return (
         *(round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value * factor)),

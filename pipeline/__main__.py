@@ -31,15 +31,13 @@ from pipeline.cli import predict
 from pipeline.cli.commands import (
     collect_garbage,
     invalidate_stage,
-    places,
     show_differences,
     show_plan,
     show_rehearsal,
-    show_report,
-    show_stage,
     show_status,
     verify_artifacts,
 )
+from pipeline.cli.show import configured_root, show_report, show_stage
 
 
 def parser() -> argparse.ArgumentParser:
@@ -206,7 +204,7 @@ def _run(arguments: Any) -> int:
         return show_rehearsal(arguments)
     if arguments.command == "predict":
         return predict.predict(arguments)
-    root, dataset = places(arguments.dataset)
+    root, dataset = configured_root(arguments.dataset)
     folder = root / dataset
     if arguments.command == "verify":
         return verify_artifacts(root, folder, arguments)

@@ -5,7 +5,6 @@ options come from, what is paid for. All see the same training images and take t
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.settings import SettingsError
 
@@ -78,9 +77,3 @@ def method_of(name: str) -> Method:
 def num_rounds(name: str, rounds: int) -> int:
     """In how many rounds a method trains, where [run] sets `rounds`."""
     return rounds if method_of(name).refreshes else 1
-
-
-def with_style(engine: dict[str, Any], name: str) -> dict[str, Any]:
-    """Engine settings in the wording that a method is trained in."""
-    style = method_of(name).prompt_style
-    return {**engine, "prompt_style": style} if style else engine

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import luigi
 from luigi import configuration
@@ -20,9 +20,9 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.parameter import MissingParameterException
 from luigi.task_register import Register
 
-from pipeline.parameters import parameter, settings_of
+from pipeline.parameters import parameter, plain, settings_of
 from tasks.runtime.errors import StageError
-from tasks.runtime.settings import Rule
+from tasks.runtime.settings import Rule, Settings, rules
 
 # Sections that Luigi reads itself (its configuration reference, "Configurable options").
 LUIGI_SECTIONS = {
@@ -60,6 +60,9 @@ class SettingsError(SystemExit):
         super().__init__(f"error: {sentence}")
 
 
+S = TypeVar("S", bound=Settings)
+
+
 class Checked(luigi.Task):
     """Base of tasks and configs whose parameters must all be set and known."""
 
@@ -84,6 +87,13 @@ class Checked(luigi.Task):
             ) from error
         except ValueError as error:
             raise SettingsError(f"[{family}] {error.__cause__ or error}") from error
+
+    def read(self, kind: type[S]) -> S:
+        """Its settings, with their types. Raises SettingsError where they do not go together."""
+        try:
+            return kind(**{name: plain(getattr(self, name)) for name in rules(kind)})
+        except StageError as error:
+            raise SettingsError(f"luigi.cfg: {error}") from error
 
 
 def of_dataset(family: str, params: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import logging
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import luigi
 
@@ -21,9 +21,6 @@ from pipeline.artifacts import source_code, store
 from pipeline.artifacts.child import LOG
 from pipeline.parameters import plain
 from pipeline.settings import Checked, SettingsError, run
-from tasks.runtime.settings import Settings, rules
-
-S = TypeVar("S", bound=Settings)
 
 # Recorded in the manifest, but not hashed: what they change shows in the inputs or extra_identity.
 GRAPH_ONLY = ("dataset", "subset", "method", "refresh_round")
@@ -87,11 +84,11 @@ class Stage(Checked, luigi.Task):
             for folder in {stage.folder for stage in [self, *lineage(self)]}:
                 if folder.is_dir():
                     store.point_at(folder)
-        if changed := source_code.changed(store.read_manifest(self.folder), self.module):
+        if changed := source_code.changed(store.manifest_of(self.folder), self.module):
             LOGGER.warning(
                 "%s: %s; raise it if the change affects results",
                 self.task_family,
-                source_code.told(changed),
+                source_code.change_note(changed),
             )
         return True
 
@@ -135,10 +132,6 @@ class Stage(Checked, luigi.Task):
         if tell is not None:
             with contextlib.suppress(Exception):  # a page is no reason to stop
                 tell(value)
-
-    def read(self, kind: type[S]) -> S:
-        """Its settings, with their types."""
-        return kind(**{name: plain(getattr(self, name)) for name in rules(kind)})
 
     def significant(self) -> dict[str, Any]:
         """Significant parameters, as plain JSON values; graph parameters other than seed left out."""

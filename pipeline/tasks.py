@@ -29,13 +29,12 @@ from pipeline.stage import lineage
 from pipeline.stages.compare import Compare
 from pipeline.stages.data import BasePolicy, Download, Split, data, paths, snake
 from pipeline.stages.engine import engine
-from pipeline.stages.evaluation import MODES, Evaluate, Judge, cross_evaluations, judgements
+from pipeline.stages.evaluation import Evaluate, Judge, cross_evaluations, judgements
 from pipeline.stages.report import Report, TrainDiVE
 from pipeline.stages.rounds import BuildMCQ, Propose, Train, graph, last_round
 
 __all__ = [
     "METHODS",
-    "MODES",
     "BasePolicy",
     "BuildMCQ",
     "Compare",

@@ -1,5 +1,5 @@
-"""The work of each Luigi task: plain functions on paths, free of Luigi.
+"""The work of each Luigi task, as plain functions on paths that know nothing of Luigi.
 
 Each stage is one module with one public function of the same name. `python -m tasks.propose
-CONFIG.json` runs it by hand from the configuration recorded in an artifact.
+CONFIG.json` runs it by hand, with the configuration that an artifact recorded.
 """

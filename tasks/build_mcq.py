@@ -1,58 +1,27 @@
-"""BuildMCQ: rollouts -> merged candidates -> multiple-choice questions in frozen shards.
+"""BuildMCQ: turns rollouts into multiple-choice questions, in frozen shards.
 
     python -m tasks.build_mcq CONFIG.json
 
-Cheap and pure: the same rollouts and settings give the same bytes. `tasks.questions.candidates` merges votes,
-`tasks.questions.options` chooses who stands beside the truth; two-step inference uses the same functions.
-Rollouts from elsewhere come in, and questions go out to other trainers, by `tasks.exchange`.
+The same rollouts and settings give the same bytes. `tasks.questions.builder` does the work; two-step
+inference merges votes with the same functions. `tasks.exchange` imports rollouts of other programs,
+and exports questions to other trainers.
 """
 
-import hashlib
-import pickle
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
 
-import numpy as np
 import pyarrow as pa
 
-from data_cards import Card, load
-from tasks.language import class_names, prompts
-from tasks.language.prompts import LETTERS
-from tasks.questions.candidates import (
-    BLOCK_ROLLOUTS,
-    Candidate,
-    Merged,
-    Vocabulary,
-    merge_images,
-)
-from tasks.questions.options import (
-    Neighbours,
-    Option,
-    balanced_letters,
-    choose_options,
-    count_confusions,
-    mcq_id,
-    shuffle_options,
-)
+from data_cards import load
+from tasks.questions.builder import Builder
 from tasks.questions.refresh import retired
 from tasks.questions.settings import BuildMCQSettings
-from tasks.questions.stats import count, empty_stats, most_confused
-from tasks.questions.tables import candidate_table, difficulties
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError
 from tasks.runtime.interrupts import shard_by_shard, stop_if_asked
 from tasks.runtime.progress import progress
 from tasks.runtime.protocol import save_stats
 from tasks.tables import schemas, shards, split_table
-from tasks.tables.seeding import row_generator, row_generators
-
-Row = dict[str, Any]
-Asked = tuple[Row, list[Option], int, int]  # the split's row, options, truth, image in its block
 
 
 def build_mcq(
@@ -68,13 +37,15 @@ def build_mcq(
 ) -> None:
     """Write `candidates-*.parquet`, `mcq-*.parquet` and `stats.json`.
 
-    Every train image has one row among the candidates, skipped ones included, with the reason in
-    `outcome`: kept, no_candidates (nothing readable was proposed), too_many_unparsed (a larger
-    share than `max_unparsed_per_image`), no_label, truth_only (the truth is the only candidate),
-    truth_rarely_proposed (by fewer than `min_truth_votes`), too_few_options, or duplicate_image
-    (the same bytes already gave a question). Images that a refresh retired have no row and are
-    counted. Raises StageError when the share of no_candidates
-    exceeds `max_lost_share`, or rollouts are missing.
+    Every train image has one row among the candidates, skipped images included. `outcome` is kept or
+    the reason for skipping: no_candidates (nothing readable was proposed), too_many_unparsed (a
+    larger share than `max_unparsed_per_image`), no_label, truth_only (the truth is the only
+    candidate), truth_rarely_proposed (by fewer than `min_truth_votes`), too_few_options, or
+    duplicate_image (the same bytes already gave a question). Images that a refresh retired have no
+    row and are counted.
+
+    Raises StageError when the share of no_candidates exceeds `max_lost_share`, when no image gives a
+    question, or when rollouts are missing.
     """
     builder = Builder(load(card), settings, prompt_style, seed)
     gone = retired(propose)
@@ -91,7 +62,7 @@ def build_mcq(
         for index, (table, questions) in enumerate(bar(built)):
             if not shards.shard_path(output, "candidates", index).exists():
                 shards.write(shards.shard_path(output, "mcq", index), questions, questions.schema)
-                # Written last: where it is, its questions are, if it has any.
+                # Written last: it shows that the shard's questions are complete.
                 shards.write(shards.shard_path(output, "candidates", index), table, schema)
             stop_if_asked()
     stats = builder.stats
@@ -103,7 +74,7 @@ def build_mcq(
         )
     if not outcomes.get("kept"):
         raise StageError(f"no image gave a question ({outcomes}); see {output}/candidates-*")
-    if gone:  # solved in an earlier round, and named in the rollouts' retired.parquet
+    if gone:  # solved in an earlier round, and listed in Propose's retired.parquet
         outcomes["retired"] = len(gone)
     save_stats(output, stats)
     print(
@@ -113,204 +84,12 @@ def build_mcq(
 
 
 def _finished(output: Path, schema: pa.Schema, index: int) -> tuple[pa.Table, pa.Table] | None:
-    """A shard that a run which was cut off has written: its candidates and its questions."""
+    """The candidates and questions of a shard that an earlier run has written; None without one."""
     path, asked = (shards.shard_path(output, name, index) for name in ("candidates", "mcq"))
     if not path.exists():
         return None
     questions = shards.read_file(asked) if asked.exists() else schema.empty_table()
     return shards.read_file(path), questions
-
-
-@dataclass
-class Builder:
-    """Builds the shards of one card under one set of rules, and counts what happened."""
-
-    card: Card
-    settings: BuildMCQSettings
-    prompt_style: str
-    seed: int
-    stats: dict[str, Any] = field(default_factory=dict)
-    schema: pa.Schema = field(default_factory=schemas.mcq)
-
-    def shards(
-        self,
-        rows: Sequence[Row],
-        propose: Path,
-        images_of: Callable[[list[str]], dict[str, bytes]],
-        finished: Callable[[int], tuple[pa.Table, pa.Table] | None] = lambda _: None,
-    ) -> Iterator[tuple[pa.Table, pa.Table]]:
-        """(candidates, questions) of each `shard_size` of `rows`, which the split lists in order.
-
-        `images_of` gives the encoded bytes by image id, `finished` the shards that are there
-        already, which are counted and given back as they are. `stats` is complete at the end.
-        """
-        self.stats = empty_stats(len(rows))
-        outcomes: Counter[str] = Counter()
-        seen: set[str] = set()
-        with tempfile.TemporaryFile() as merged:
-            truths, near = self._merge(rows, propose, merged)
-            merged.seek(0)
-            block = pickle.load(merged)
-            listed = block.candidates()
-            for index, part in enumerate(shards.chunks(list(rows), self.settings.shard_size)):
-                start = index * self.settings.shard_size
-                if start >= block.stop:
-                    block = pickle.load(merged)
-                    listed = block.candidates()
-                if done := finished(index):
-                    table, written = done
-                    told = table["outcome"].to_pylist()
-                    pictures = written["image"].to_pylist()
-                    seen.update(hashlib.sha256(image["bytes"]).hexdigest() for image in pictures)
-                    outcomes.update(told)
-                    count(self.stats, written, table, self.settings.num_options)
-                    yield done
-                    continue
-                images = images_of([row["image_id"] for row in part])
-                told, asked = [], []
-                for place, row in enumerate(part, start):
-                    image, truth = place - block.start, truths[place]
-                    candidates = listed[block.starts[image] : block.starts[image + 1]]
-                    counts = block.counts[image]
-                    options, outcome = self._options(row, candidates, counts, truth, near)
-                    if outcome == "kept":
-                        digest = hashlib.sha256(images[row["image_id"]]).hexdigest()
-                        outcome = "duplicate_image" if digest in seen else outcome
-                        seen.add(digest)
-                    if outcome == "kept":
-                        asked.append((row, options, truth, image))
-                    told.append(outcome)
-                outcomes.update(told)
-                table = candidate_table(part, block, start - block.start, told, self.card)
-                written = self._questions(asked, block, images, index)
-                count(self.stats, written, table, self.settings.num_options)
-                yield table, written
-        self.stats["outcomes"] = dict(outcomes)
-        self.stats["most_confused"] = most_confused(near.confused, self.card)
-
-    def _merge(
-        self, rows: Sequence[Row], propose: Path, file: IO[bytes]
-    ) -> tuple[list[int], Neighbours]:
-        """Merge all votes into `file`, block by block, for what they say of the whole set must be
-        known before the first question; returns each image's truth, and the classes' neighbours."""
-        rules, card = self.settings, self.card
-        names = class_names.ClassNames(
-            card.classes,
-            card.aliases,
-            fuzzy_threshold=rules.fuzzy_threshold,
-            fuzzy_margin=rules.fuzzy_margin,
-        )
-        labelled = {row["label"] for row in rows if _labelled(row)}
-        base = sorted(labelled) or list(range(len(card.classes)))
-        vocabulary = Vocabulary(names, frozenset(base), rules.vocabulary == "open")
-        ids = [row["image_id"] for row in rows]
-        # A block is whole shards, so that each shard lies in one.
-        per_shard = max(
-            1, shards.count_rows(propose, "rollouts") * self.settings.shard_size // len(ids)
-        )
-        size = self.settings.shard_size * max(1, BLOCK_ROLLOUTS // per_shard)
-        truths: list[int] = []
-        without: list[int] = []
-        confused: dict[int, Counter[int]] = {}
-        for block in merge_images(propose, ids, vocabulary, size):
-            own = [self._truth(row, block, image) for row, image in _within(rows, block)]
-            count_confusions(confused, block, own)
-            truths += own
-            without += (block.start + np.flatnonzero(block.counts[:, 0] == 0)).tolist()
-            pickle.dump(block, file)
-        if without:
-            raise StageError(
-                f"{propose} has no rollouts of {len(without)} images, {ids[without[0]]} first; a trial "
-                "with [Propose] limit ends there: set it to 0 and run again"
-            )
-        return truths, Neighbours(card.classes, base, confused)
-
-    def _truth(self, row: Row, block: Merged, image: int) -> int:
-        """The class id that counts as right, or -1 where there is none."""
-        if self.settings.answer_from == "label":
-            return row["label"] if _labelled(row) else -1
-        low, high = block.starts[image], block.starts[image + 1]
-        classes = block.class_ids[low:high]
-        known = classes[classes >= 0]
-        return int(known[0]) if len(known) else -1
-
-    def _options(
-        self,
-        row: Row,
-        candidates: list[Candidate],
-        counts: np.ndarray,
-        truth: int,
-        near: Neighbours,
-    ) -> tuple[list[Option], str]:
-        rules = self.settings
-        rollouts, unparsed = counts[0], counts[1]
-        if candidates and unparsed > rules.max_unparsed_per_image * rollouts:
-            return [], "too_many_unparsed"
-        if candidates and truth < 0:
-            return [], "no_label" if rules.answer_from == "label" else "no_candidates"
-        by_text = "text" in (rules.top_up, rules.options_from) and bool(candidates)
-        return choose_options(
-            candidates,
-            truth,
-            num_options=rules.num_options,
-            min_options=rules.min_options,
-            top_up=rules.top_up,
-            confusion=near.of("confusion", truth) if candidates else (),
-            generator=row_generator(self.seed, row["image_id"]) if rules.draws else None,
-            text=near.of("text", truth) if by_text else (),
-            options_from=rules.options_from,
-            min_truth_votes=rules.min_truth_votes,
-        )
-
-    def _questions(
-        self, asked: list[Asked], block: Merged, images: dict[str, bytes], index: int
-    ) -> pa.Table:
-        card, ids = self.card, [row["image_id"] for row, *_ in asked]
-        counts = [len(options) for _, options, *_ in asked]
-        positions = balanced_letters(counts, np.random.default_rng([self.seed, index]))
-        generators = row_generators(self.seed + 1, ids)
-        orders = [
-            shuffle_options(options, generator, position, truth)
-            for (_, options, truth, _), position, generator in zip(
-                asked, positions, generators, strict=True
-            )
-        ]
-        names = [[option.name or card.classes[option.class_id] for option in o] for o in orders]
-        sources = [[option.source for option in order] for order in orders]
-        class_ids = [[option.class_id for option in order] for order in orders]
-        open_names = [[option.name for option in order if option.name] for order in orders]
-        style = self.prompt_style
-        columns = {
-            "mcq_id": [mcq_id(*of) for of in zip(ids, class_ids, open_names, strict=True)],
-            "image_id": ids,
-            "image": pa.StructArray.from_arrays(
-                [pa.array([images[i] for i in ids], pa.binary()), pa.array(ids, pa.string())],
-                ["bytes", "path"],
-            ),
-            "question": [
-                prompts.mcq_question(card.noun, card.kind, listed, style=style) for listed in names
-            ],
-            "options": names,
-            "option_class_ids": class_ids,
-            "option_votes": [[option.votes for option in order] for order in orders],
-            "option_sources": sources,
-            "answer_letter": [LETTERS[position] for position in positions],
-            "truth_injected": ["truth" in listed for listed in sources],
-            "label_differs": [_labelled(row) and row["label"] != t for row, _, t, _ in asked],
-            **difficulties(block, [a[3] for a in asked], [a[2] for a in asked]),
-        }
-        return pa.table(
-            [pa.array(columns[field.name], field.type) for field in self.schema],
-            schema=self.schema,
-        )
-
-
-def _within(rows: Sequence[Row], block: Merged) -> Iterator[tuple[Row, int]]:
-    return zip(rows[block.start : block.stop], range(block.stop - block.start), strict=True)
-
-
-def _labelled(row: Row) -> bool:
-    return row["label"] is not None and row["label"] >= 0
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Open questions in frozen shards, for the methods that train on them: every image, one question.
+"""Builds the open question about every train image, for the methods that train on open questions.
 
     python -m tasks.build_open CONFIG.json
 
 The baselines that train on the open question (exact match, supervised) need no proposals. Their
-shards have the schema of multiple-choice questions, with the truth as the only option, so that
-everything downstream, checks included, reads them alike.
+shards have the schema of multiple-choice questions, with the truth as the only option, so that Train
+and the checks read both alike.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ def build_open(
     """Write `mcq-*.parquet` and `stats.json`: the open question about every base-class train image.
 
     With `prompt = closed_list` the question lists the base classes. Images without a label give no
-    question and are counted. Raises StageError when none has one.
+    question. Raises StageError when no image has a label.
     """
     data_card = load(card)
     rows = split_table.select(split, "train", ("base",))

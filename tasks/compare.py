@@ -1,11 +1,11 @@
-"""Compare: several methods and seeds on the same test images, in tables and on a page.
+"""Compare: compares methods and seeds on the same test images, in tables and on a page.
 
     python -m tasks.compare CONFIG.json
 
-From artifacts alone. The denominator of every figure is the set of test images, the same for every
-method; differences are paired image by image against the base policy and between methods, with
-p values adjusted over the datasets (Holm). What each method spent (rollouts, optimiser steps,
-completions, questions) stands beside what it reached, and a budget that is not equal is named.
+Everything is computed from artifacts. The denominator of every figure is the set of test images, the
+same for every method. Differences are paired image by image, from the base policy and between
+methods, with p values adjusted over the datasets (Holm). Each method's budget (rollouts, optimiser
+steps, completions, questions) stands beside its accuracy, and unequal budgets are pointed out.
 """
 
 import json
@@ -19,8 +19,9 @@ from tasks.evaluation import comparison
 from tasks.evaluation.comparison import Figure
 from tasks.evaluation.cost import budgets, unequal
 from tasks.evaluation.metrics import holm
+from tasks.pages.compare_latex import latex
 from tasks.pages.compare_page import compare_page
-from tasks.pages.compare_tables import csv_table, latex, markdown
+from tasks.pages.compare_tables import csv_table, markdown
 from tasks.pages.text import in_order
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError
@@ -30,7 +31,8 @@ from tasks.tables.schemas import GROUPS
 BASELINE = "zero_shot"
 SEED = 0  # of the bootstrap: the same artifacts give the same tables
 
-Outcomes = dict[str, dict[str, dict[str, list[dict[str, bool]]]]]  # row, mode, group, seed
+# Row -> mode -> group -> for each seed: image id -> right or wrong.
+Outcomes = dict[str, dict[str, dict[str, list[dict[str, bool]]]]]
 
 
 class CompareError(StageError):
@@ -40,39 +42,39 @@ class CompareError(StageError):
 def compare(output: Path, *, runs: list[dict[str, Any]]) -> None:
     """Write `compare.json`, `.csv`, `.md`, `.tex` and `index.html`.
 
-    Each run is one evaluated policy: `set`, `trained_on`, `method`, `round` (null for the last),
-    `seed`, and the artifact folders `evaluate` and `split`, and `propose`, `build_mcq` and `train`
-    as lists of all that it rests on. Raises CompareError when policies were evaluated on different
-    images, or when some seed of a method is missing.
+    Each run is one evaluated policy, with the keys `set`, `trained_on`, `method`, `round` (null for
+    the last round), `seed`, the artifact folders `evaluate` and `split`, and the lists of all folders
+    of `propose`, `build_mcq` and `train` that it depends on. Raises CompareError when policies were
+    evaluated on different images, or when a method lacks a seed.
     """
-    found = tabulate(runs)
+    contents = tabulate(runs)
     output.mkdir(parents=True, exist_ok=True)
     files = {
-        "compare.json": json.dumps(found, indent=1, allow_nan=False) + "\n",
-        "compare.csv": csv_table(found),
-        "compare.md": markdown(found),
-        "compare.tex": latex(found),
-        "index.html": compare_page(found),
+        "compare.json": json.dumps(contents, indent=1, allow_nan=False) + "\n",
+        "compare.csv": csv_table(contents),
+        "compare.md": markdown(contents),
+        "compare.tex": latex(contents),
+        "index.html": compare_page(contents),
     }
     for name, text in files.items():
         (output / name).write_text(text, encoding="utf-8")
 
 
 def tabulate(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Everything that the tables say, as plain values (the contents of `compare.json`)."""
+    """The contents of `compare.json`: all figures of the tables as JSON values."""
     if not runs:
         raise CompareError("there is nothing to compare: [Compare] methods is empty")
     rows = {row_name(run): run for run in runs}
-    names = sorted(rows, key=lambda name: name != BASELINE)  # the baseline first, else as given
+    names = sorted(rows, key=lambda name: name != BASELINE)  # the baseline first, else unchanged
     sets = list(dict.fromkeys((run["set"], run["trained_on"]) for run in runs))
     tables, all_figures = [], []
-    for place in sets:
-        mine = [run for run in runs if (run["set"], run["trained_on"]) == place]
-        table, figures = _of_set(mine, names)
-        tables.append({"set": place[0], "trained_on": place[1], **table})
+    for name, trained_on in sets:
+        own_runs = [run for run in runs if (run["set"], run["trained_on"]) == (name, trained_on)]
+        table, figures = _of_set(own_runs, names)
+        tables.append({"set": name, "trained_on": trained_on, **table})
         all_figures.append(figures)
     _compare_rows(tables, all_figures, names)
-    found: dict[str, Any] = {
+    contents: dict[str, Any] = {
         "rows": [
             {"name": name, "method": rows[name]["method"], "round": rows[name]["round"]}
             for name in names
@@ -83,19 +85,19 @@ def tabulate(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "over_datasets": _over_datasets(all_figures, names) if len(sets) > 1 else {},
         "budgets": budgets(runs, row_name),
     }
-    found["unequal"] = unequal(found, BASELINE)
-    return found
+    contents["unequal"] = unequal(contents, BASELINE)
+    return contents
 
 
 def row_name(run: Mapping[str, Any]) -> str:
-    """A method, or a method after one of its rounds."""
+    """A row's name: the method, or the method after one of its rounds."""
     return run["method"] if run["round"] is None else f"{run['method']}, round {run['round']}"
 
 
 def _of_set(
     runs: Sequence[Mapping[str, Any]], names: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, dict[str, dict[str, Any]]]]:
-    """One set's figures by mode and row, as plain values and as `Figure`s with their outcomes."""
+    """One set's table as JSON values, and its figures by mode and row with their outcomes."""
     seeds = sorted({run["seed"] for run in runs})
     outcomes, ids = _outcomes(runs, names, seeds)
     order = {group: sorted(set().union(*by_seed)) for group, by_seed in ids.items()}
@@ -113,9 +115,9 @@ def _of_set(
                 group: comparison.align(outcomes[name][mode][group], order[group])
                 for group in order
             }
-            found = comparison.figures(values, draws)
-            figures[mode][name] = {"figures": found, "outcomes": values}
-            shown.setdefault(mode, {})[name] = {key: _plain(f) for key, f in found.items()}
+            by_group = comparison.figures(values, draws)
+            figures[mode][name] = {"figures": by_group, "outcomes": values}
+            shown.setdefault(mode, {})[name] = {key: _plain(f) for key, f in by_group.items()}
     counts = {group: len(images) for group, images in order.items()}
     same = all(len({frozenset(seed) for seed in by_seed}) == 1 for by_seed in ids.values())
     table = {"seeds": seeds, "images": counts, "same_images_for_all_seeds": same, "modes": shown}
@@ -125,15 +127,15 @@ def _of_set(
 def _outcomes(
     runs: Sequence[Mapping[str, Any]], names: Sequence[str], seeds: Sequence[int]
 ) -> tuple[Outcomes, dict[str, list[set[str]]]]:
-    """Right or wrong by row, mode, group and seed, and each seed's image ids by group."""
-    by_place = {(row_name(run), run["seed"]): run for run in runs}
-    places = {run["seed"]: _groups(Path(run["split"])) for run in runs}
+    """The outcomes of all runs on one set, and each seed's image ids by group."""
+    by_row = {(row_name(run), run["seed"]): run for run in runs}
+    group_of = {run["seed"]: _groups(Path(run["split"])) for run in runs}
     ids: dict[str, list[set[str]]] = {}
     outcomes: Outcomes = {name: {} for name in names}
     for number, seed in enumerate(seeds):
         wanted: set[str] | None = None
         for name in names:
-            if (run := by_place.get((name, seed))) is None:
+            if (run := by_row.get((name, seed))) is None:
                 raise CompareError(
                     f"{name} was not evaluated on {runs[0]['set']} with seed {seed}; every method "
                     "needs every seed"
@@ -146,17 +148,17 @@ def _outcomes(
                         f"policies must be compared on the same images, but {run['evaluate']} "
                         f"({name}, {mode}) differs in {len(odd)} from the others, such as {odd[0]!r}"
                     )
-                if unknown := sorted(set(right) - set(places[seed])):
+                if unknown := sorted(set(right) - set(group_of[seed])):
                     raise CompareError(f"{run['evaluate']} evaluates {unknown[0]!r}, no such image")
                 for group in GROUPS:
-                    mine = {i: value for i, value in right.items() if places[seed][i] == group}
-                    if mine:
+                    own = {i: value for i, value in right.items() if group_of[seed][i] == group}
+                    if own:
                         by_group = outcomes[name].setdefault(mode, {})
-                        by_group.setdefault(group, []).append(mine)
+                        by_group.setdefault(group, []).append(own)
         for group in GROUPS:
-            if mine_ids := {i for i in wanted or () if places[seed][i] == group}:
-                ids.setdefault(group, []).append(mine_ids)
-        for name in names:  # a mode that only some seeds have cannot be averaged over them
+            if own_ids := {i for i in wanted or () if group_of[seed][i] == group}:
+                ids.setdefault(group, []).append(own_ids)
+        for name in names:  # drop a mode that only some seeds have: it has no mean over seeds
             outcomes[name] = {
                 mode: parts
                 for mode, parts in outcomes[name].items()
@@ -166,16 +168,17 @@ def _outcomes(
 
 
 def _answers(folder: Path) -> dict[str, dict[str, bool]]:
-    """Right or wrong by mode and image id."""
-    found: dict[str, dict[str, bool]] = defaultdict(dict)
+    """Mode -> image id -> right or wrong."""
+    right: dict[str, dict[str, bool]] = defaultdict(dict)
     for row in shards.read(folder, "predictions", ["image_id", "mode", "correct"]).to_pylist():
-        found[row["mode"]][row["image_id"]] = bool(row["correct"])
-    if not found:
+        right[row["mode"]][row["image_id"]] = bool(row["correct"])
+    if not right:
         raise CompareError(f"{folder} holds no predictions; run its Evaluate again")
-    return dict(found)
+    return dict(right)
 
 
 def _groups(folder: Path) -> dict[str, str]:
+    """Image id -> group."""
     rows = shards.read(folder, "split", ["image_id", "group"]).to_pylist()
     return {row["image_id"]: row["group"] for row in rows}
 
@@ -183,7 +186,7 @@ def _groups(folder: Path) -> dict[str, str]:
 def _compare_rows(
     tables: list[dict[str, Any]], all_figures: list[dict[str, Any]], names: Sequence[str]
 ) -> None:
-    """Fill in the paired differences of every two rows; Holm over the sets for each of them."""
+    """Add the paired differences of every two rows to `tables`, with p adjusted over the sets (Holm)."""
     for first, second in combinations(names, 2):
         families: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
         for table, figures in zip(tables, all_figures, strict=True):
@@ -216,15 +219,15 @@ def _difference(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -
 
 
 def _over_datasets(all_figures: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    """Means over the sets by mode and row, and their differences from the base policy."""
-    found: dict[str, Any] = {}
+    """Means over the sets, by mode and row, and their differences from the base policy."""
+    means: dict[str, Any] = {}
     for mode in in_order(mode for figures in all_figures for mode in figures):
         summaries = {}
         for name in names:
             parts = [figures.get(mode, {}).get(name) for figures in all_figures]
             if all(parts):
                 summaries[name] = comparison.over_datasets([part["figures"] for part in parts])
-        found[mode] = {
+        means[mode] = {
             name: {key: _plain(figure) for key, figure in summary.items()}
             for name, summary in summaries.items()
         }
@@ -235,8 +238,8 @@ def _over_datasets(all_figures: list[dict[str, Any]], names: Sequence[str]) -> d
                 base = summaries[BASELINE][key]
                 change = Figure(figure.by_seed - base.by_seed, figure.drawn - base.drawn)
                 p = comparison.bootstrap_p(change.drawn)
-                found[mode][name][key]["difference"] = {**_plain(change), "p": p}
-    return found
+                means[mode][name][key]["difference"] = {**_plain(change), "p": p}
+    return means
 
 
 def _plain(figure: Figure) -> dict[str, Any]:

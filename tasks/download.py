@@ -1,11 +1,11 @@
-"""Download: a data card's images, checked and decoded, into Parquet.
+"""Download: reads and checks the images of a data card, and writes them to Parquet shards.
 
     python -m tasks.download CONFIG.json
 
-Writes `images-*.parquet` (one row an image), `rejects.parquet` (one row a file that could not be
-used, with the reason; no file when there is none) and the counts in `stats.json`. Every image is
-opened and decoded in full; `tasks/ingest/pictures.py` says what is kept as it came. Images are read one
-after another by a few threads, and written as they come: memory does not grow with their number.
+Writes `images-*.parquet` (one row an image), `rejects.parquet` (one row an unusable file with the
+reason; no file where there is none) and the counts in `stats.json`. Every image is decoded in full;
+`tasks/ingest/pictures.py` defines which are re-encoded. A few threads decode while the shards are
+written, so memory does not grow with the number of images.
 """
 
 import itertools
@@ -30,9 +30,10 @@ from tasks.runtime.interrupts import shard_by_shard, stop_if_asked
 from tasks.runtime.progress import progress
 from tasks.runtime.protocol import STATS_FILE, save_stats
 from tasks.tables import schemas, shards
+from tasks.tables.durable import write_text
 
 IMAGES_PER_SHARD = 1000
-UNPACKED = "unpacked"  # below the output; gone when the stage has ended
+UNPACKED = "unpacked"  # folder below the output for unpacked archives, deleted at the end
 
 
 def download(
@@ -41,12 +42,12 @@ def download(
     card: str,
     settings: DownloadSettings,
 ) -> None:
-    """Put every image of the card into Parquet shards, and every unusable file into the rejects.
+    """Write every image of the card to Parquet shards, and every unusable file to the rejects.
 
-    What is missing among the official archives is downloaded. Raises StageError when the source is
-    missing, a class has no usable image, or the share of rejected files is too large.
+    Missing official archives are downloaded. Raises StageError when the source is missing, when a
+    class has no usable image, or when the share of rejected files is too large.
     """
-    if (output / STATS_FILE).exists():  # cut off after its last step; what is below may be gone
+    if (output / STATS_FILE).exists():  # an earlier run finished all but the tidying up
         _tidy(output)
         return
     data_card = load(card)
@@ -69,13 +70,13 @@ def download(
             shard=IMAGES_PER_SHARD,
         ) as bar,
     ):
-        for first in items:  # the rest of a shard is taken as it is written
+        for first in items:  # the rest of its shard is read while it is written
             part = itertools.chain([first], itertools.islice(items, IMAGES_PER_SHARD - 1))
             pictures = _pictures(pool, part, bar.update)
             number, bad = _write_shard(output, count, data_card, source, pictures)
             rejects += bad
             count += number
-            # Where the number of images is known, too many rejects are known before the end.
+            # Where the number of images is known, too many rejects show before the end.
             _check_rejects(output, rejects, count, max(count, source.total or 0), settings)
             bar.set_postfix(unusable=len(rejects))
             stop_if_asked()
@@ -88,17 +89,17 @@ def download(
 
 
 def _tidy(output: Path) -> None:
-    """Drop what only an unfinished run needs."""
+    """Delete the notes and the unpacked archives, which only an unfinished run needs."""
     for path in output.glob("part-*.json"):
         path.unlink()
     shutil.rmtree(output / UNPACKED, ignore_errors=True)
 
 
 def _finished(output: Path, source: Source) -> tuple[int, list[dict[str, str]]]:
-    """The files that an earlier run has dealt with, shard by shard, and the rejects among them.
+    """How many files an earlier run has processed, and the rejects among them.
 
-    What it did is kept as far as the source still begins with the same files; from the first shard
-    on that would now be another, everything is done again.
+    Its shards are kept as long as the source still lists the same files for them. From the first
+    shard with other files on, all shards are deleted.
     """
     rejects: list[dict[str, str]] = []
     count = 0
@@ -106,14 +107,14 @@ def _finished(output: Path, source: Source) -> tuple[int, list[dict[str, str]]]:
         note = _note(output, index)
         if not note.exists():
             break
-        found = json.loads(note.read_text(encoding="utf-8"))
-        if found["source"] != _identity(source, count):
+        recorded = json.loads(note.read_text(encoding="utf-8"))
+        if recorded["source"] != _identity(source, count):
             print(
                 "download: the source has changed since the run was cut off; going on before that"
             )
             break
-        count += found["items"]
-        rejects += found["rejects"]
+        count += recorded["items"]
+        rejects += recorded["rejects"]
     for path in (*output.glob("part-*.json"), *output.glob("images-*.parquet")):
         if int(path.stem.rpartition("-")[2]) >= -(-count // IMAGES_PER_SHARD):
             path.unlink()
@@ -121,14 +122,14 @@ def _finished(output: Path, source: Source) -> tuple[int, list[dict[str, str]]]:
 
 
 def _identity(source: Source, start: int) -> str:
-    """What a shard that begins at image `start` is made from."""
+    """A text that identifies the files of the shard that begins at image `start`."""
     return source.revision or source.digest(start, start + IMAGES_PER_SHARD)
 
 
 def _pictures(
     pool: ThreadPoolExecutor, items: Iterable[Item], advance: Any
 ) -> Iterator[tuple[Item, Picture | Reject]]:
-    """Items with what they turned out to be, in order; no more are open than threads can work on."""
+    """Each item with its picture or Reject, in order. Twice as many are in memory as there are threads."""
     waiting: deque[tuple[Item, Future[Picture | Reject]]] = deque()
     for item in items:
         waiting.append((item, pool.submit(open_picture, item.load, item.crop_bottom)))
@@ -147,7 +148,7 @@ def _write_shard(
     source: Source,
     pictures: Iterable[tuple[Item, Picture | Reject]],
 ) -> tuple[int, list[dict[str, str]]]:
-    """One shard of images, then the note that it is complete; returns its files and rejects."""
+    """Write one shard of images, then the note that it is complete. Returns (file count, rejects)."""
     rejects, count = [], 0
     index = start // IMAGES_PER_SHARD
     path = shards.shard_path(output, "images", index)
@@ -160,8 +161,8 @@ def _write_shard(
                 image_id = f"{card.name}/{item.path}"
                 writer.add(image_row(image_id, item.path, item.label, item.official_split, picture))
     note = _note(output, index)
-    told = {"items": count, "source": _identity(source, start), "rejects": rejects}
-    shards.write_text(note, json.dumps(told))
+    record = {"items": count, "source": _identity(source, start), "rejects": rejects}
+    write_text(note, json.dumps(record))
     return count, rejects
 
 
@@ -176,8 +177,9 @@ def _check_rejects(
     expected: int,
     settings: DownloadSettings,
 ) -> None:
+    """Raise StageError when more than `max_reject_share` of the `expected` files are unusable."""
     if len(rejects) > settings.max_reject_share * expected:
-        for note in output.glob("part-*.json"):  # so that repaired files are opened again
+        for note in output.glob("part-*.json"):  # the next run opens these files again
             if json.loads(note.read_text(encoding="utf-8"))["rejects"]:
                 note.unlink()
         worst = "; ".join(f"{row['path']}: {row['reason']}" for row in rejects[:10])
@@ -188,25 +190,25 @@ def _check_rejects(
 
 
 def _counts(output: Path, card: Card) -> dict[str, Any]:
-    """Images by official split, compared with what the card says.
+    """Image counts by official split; prints where they differ from the card's.
 
     Raises StageError when a class has no usable image.
     """
     labels: set[int] = set()
-    found: Counter[str] = Counter()
+    by_split: Counter[str] = Counter()
     for path in shards.paths(output, "images"):
         table = shards.read_file(path, ["label", "official_split"])
         labels |= set(table["label"].unique().to_pylist())
-        found.update(table["official_split"].to_pylist())
+        by_split.update(table["official_split"].to_pylist())
     require_every_class(card, labels, "usable image")
-    listed = {split: count for split, count in found.items() if split}
+    listed = {split: count for split, count in by_split.items() if split}
     if card.official_splits and listed != card.official_splits:
-        told = [
+        texts = [
             ", ".join(f"{n} {s}" for s, n in sorted(c.items())) or "no split"
             for c in (listed, card.official_splits)
         ]
         print(
-            f"download: usable images: {told[0]}; the official split of {card.name} has {told[1]}"
+            f"download: usable images: {texts[0]}; the official split of {card.name} has {texts[1]}"
         )
     return {"official_splits": dict(sorted(listed.items()))}
 

@@ -1,9 +1,9 @@
-"""Draft a data card from a folder of photographs: `make card NAME=my_birds FOLDER=~/photos/birds`.
+"""Drafts a data card from a folder of photographs: `make card NAME=my_birds FOLDER=~/photos/birds`.
 
-The folder holds `class_name/*.jpg`, or the same under `train/`, `val/` and `test/`. Class names are
-taken from the folders, with underscores read as spaces and a leading "001." dropped. Every file is
-opened: the card says how many images each class has, how large they are, which files are no images,
-and which pictures stand in two classes or two splits.
+The folder holds `class_name/*.jpg`, or the same under `train/`, `val/` and `test/`. Class names come
+from the folders, with underscores read as spaces and a leading "001." dropped. Every file is opened.
+The card lists each class's image count, the image sizes, the files that are no images, and the
+pictures that occur in two classes or two splits.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from tasks.runtime.errors import StageError
 from tasks.runtime.progress import progress
 
 NEAR = 6  # bits of 64 in which the difference hashes of near duplicates differ at most
-SMALL = 32  # pixels; a shorter side hardly shows what tells lookalikes apart
-SHOWN = 20  # findings of a kind that the card lists; it counts them all
+SMALL = 32  # pixels; with a shorter side lookalikes can hardly be distinguished
+SHOWN = 20  # findings of a kind that the card lists at most
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One file: where it lies below the folder, its class and split, and what it turned out to be."""
+    """One file: its path below the folder, its class and split, and its picture or Reject."""
 
     path: str
     name: str
@@ -45,15 +45,16 @@ class Seen:
 def draft(name: str, folder: Path, noun: str, kind: str) -> str:
     """The text of a card for `folder`.
 
-    Raises StageError, in one sentence, when there are no class folders or two give one name.
+    Raises StageError when there are no class folders, when two of them give the same class name, or
+    when a class has no usable image.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
         raise StageError(f"NAME {name!r} must be lower-case letters, digits and underscores")
     if not folder.is_dir():
         raise StageError(f"{folder} is not a folder")
-    places = class_folders(folder)
-    names = class_names(folder, sorted({path.name for _, path in places}))
-    files = [(path, names[top.name], split) for split, top in places for path in files_below(top)]
+    folders = class_folders(folder)
+    names = class_names(folder, sorted({path.name for _, path in folders}))
+    files = [(path, names[top.name], split) for split, top in folders for path in files_below(top)]
     seen = look_at(folder, files)
     images = [each for each in seen if isinstance(each.picture, Picture)]
     if lacking := sorted(set(names.values()) - {each.name for each in images}):
@@ -95,13 +96,13 @@ def class_names(folder: Path, tops: Sequence[str]) -> dict[str, str]:
 
 
 def readable(folder_name: str) -> str:
-    """`001.Black_footed_Albatross` -> `Black footed Albatross`."""
+    """A folder's class name: `001.Black_footed_Albatross` -> `Black footed Albatross`."""
     plain = re.sub(r"^\d+[._-]+", "", folder_name).replace("_", " ")
     return clean_name(plain) or folder_name
 
 
 def look_at(folder: Path, files: Sequence[tuple[Path, str, str]]) -> list[Seen]:
-    """Open every file; the pictures' bytes are let go."""
+    """Open every file. The pictures' bytes are dropped."""
     load = reader(folder)
 
     def one(file: tuple[Path, str, str]) -> Seen:
@@ -117,7 +118,7 @@ def look_at(folder: Path, files: Sequence[tuple[Path, str, str]]) -> list[Seen]:
 
 
 def body(name: str, classes: Sequence[str], seen: Sequence[Seen]) -> list[str]:
-    """The card's paragraphs for people."""
+    """The paragraphs of the card's text."""
     images = [(each, each.picture) for each in seen if isinstance(each.picture, Picture)]
     base = -(-len(classes) // 2)
     widths = [p.width for _, p in images]
@@ -156,26 +157,26 @@ def table(classes: Sequence[str], images: Sequence[Seen]) -> str:
 
 
 def repeats(images: Sequence[Seen], pictures: Sequence[Picture]) -> list[str]:
-    """The same or nearly the same picture in two classes, or in two splits."""
+    """The sections on pictures that occur, exactly or nearly, in two classes or two splits."""
     pixels, dhash = [p.pixels for p in pictures], [p.dhash for p in pictures]
-    told = []
+    sections = []
     for what, keys in (
         ("two classes", [each.name for each in images]),
         ("two splits", [each.split for each in images]),
     ):
         number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-        found = twins(pixels, dhash, [number[key] for key in keys], NEAR)
+        pairs = twins(pixels, dhash, [number[key] for key in keys], NEAR)
         lines = [
             f"`{images[t.later].path}` and `{images[t.earlier].path}`: "
             + ("the same pixels" if t.distance < 0 else f"{t.distance} of 64 bits apart")
-            for t in found
+            for t in pairs
         ]
-        told += findings(f"The same or nearly the same picture in {what}", lines)
-    return told
+        sections += findings(f"The same or nearly the same picture in {what}", lines)
+    return sections
 
 
 def findings(title: str, lines: Sequence[str]) -> list[str]:
-    """A section with the first of the findings and the number of all; none without findings."""
+    """A section with the number of findings and the first of them; empty without findings."""
     if not lines:
         return []
     rest = [f"- and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
@@ -183,7 +184,7 @@ def findings(title: str, lines: Sequence[str]) -> list[str]:
 
 
 def size_category(count: int) -> str:
-    """The size category of Hugging Face dataset cards."""
+    """The size category of a Hugging Face dataset card."""
     for below, text in ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K")):
         if count < below:
             return text
@@ -191,7 +192,7 @@ def size_category(count: int) -> str:
 
 
 def main() -> None:
-    """Write the card, unless there is one of that name already."""
+    """Write the card, unless a card of that name exists."""
     parser = argparse.ArgumentParser(
         prog="python -m tasks.draft_card",
         description=__doc__.partition("\n\n")[2],
@@ -205,8 +206,8 @@ def main() -> None:
     parser.add_argument("--noun", default="object", help="what the photographs show (bird, car)")
     parser.add_argument("--kind", default="kind", help="what is asked for (species, model)")
     arguments = parser.parse_args()
-    place = Path("cards") if Path("cards").is_dir() else FOLDER
-    path = place / f"{arguments.name}.md"
+    folder = Path("cards") if Path("cards").is_dir() else FOLDER
+    path = folder / f"{arguments.name}.md"
     if path.exists():
         sys.exit(f"error: {path} exists; edit it, or choose another name")
     try:

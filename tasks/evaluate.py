@@ -8,7 +8,6 @@ with a status.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ import numpy as np
 from data_cards import Card, load
 from tasks.engines.policies import local
 from tasks.engines.sampler import Sampler, Tally, throughput
+from tasks.engines.settings import EngineSettings
 from tasks.engines.worker import Ask
 from tasks.evaluation.metrics import pass_at_k
 from tasks.evaluation.modes import (
     OF_QUESTIONS,
     Reading,
-    check_modes,
     choice_asks,
     injected_options,
     letter_of,
@@ -33,6 +32,7 @@ from tasks.evaluation.modes import (
     read_open,
     vote_share,
 )
+from tasks.evaluation.settings import EvaluateSettings
 from tasks.language import prompts
 from tasks.language.class_names import ClassNames
 from tasks.questions.candidates import Votes, merge_all
@@ -52,15 +52,9 @@ def evaluate(
     download: Path,
     split: Path,
     policy: Path,
-    engine: dict[str, Any],
-    part: str,
-    num_rollouts: int,
-    num_options: int,
-    prompt: str,
-    shard_size: int,
+    engine: EngineSettings,
+    settings: EvaluateSettings,
     seed: int,
-    modes: Sequence[str] = ("one_step", "majority", "two_step"),
-    limit: int = 0,
 ) -> None:
     """Ask the policy about every image of one part (test, or val for tuning), base and novel.
 
@@ -68,32 +62,36 @@ def evaluate(
 
     Writes the raw answers of every mode that asks (`one_step-*`, `two_step-*`, ...) and the sampled
     `rollouts-*`, `predictions.parquet` (one row per image and mode) and `pass_at_k.json` (unbiased
-    Pass@1..N per group). With one_step alone nothing is sampled. Raises StageError when a mode is
-    unknown, or the engine cannot do what one asks for.
+    Pass@1..N per group). With one_step alone nothing is sampled. Raises StageError when the
+    engine cannot do what a mode asks for.
     """
-    check_modes(modes)
+    modes = settings.chosen_modes
     data_card = load(card)
     names = ClassNames(data_card.classes, data_card.aliases)
-    style = engine["prompt_style"]
-    rows = split_table.select(split, part, GROUPS)
-    if limit:
+    rows = split_table.select(split, settings.part, GROUPS)
+    if limit := settings.limit:
         rows = [row for g in GROUPS for row in [r for r in rows if r["group"] == g][:limit]]
     labels = {row["image_id"]: row["label"] for row in rows}
-    allowed = {group: _allowed(rows, group, prompt, data_card) for group in GROUPS}
+    allowed = {group: _allowed(rows, group, settings.prompt, data_card) for group in GROUPS}
     texts = {
         group: prompts.card_question(
-            data_card, engine, prompt, [data_card.classes[i] for i in sorted(allowed[group])]
+            data_card,
+            settings.prompt,
+            [data_card.classes[i] for i in sorted(allowed[group])],
+            style=engine.prompt_style,
+            list_position=engine.list_position,
         )
         for group in GROUPS
     }
     asks = [Ask(row["image_id"], *texts[row["group"]][::-1]) for row in rows]
     tally = Tally(labels, data_card)
-    place = (download, shard_size)
+    place = (download, settings.shard_size)
     votes: dict[str, Votes] = {}
     options: dict[str, dict[str, list[Option]]] = {}
-    with Sampler(local(policy, engine["backend"]), engine, num_rollouts, seed) as sampler:
+    n = settings.num_rollouts
+    with Sampler(local(policy, engine.backend), engine, n, seed) as sampler:
         if sampled := any(mode != "one_step" for mode in modes):
-            desc = f"evaluate: {num_rollouts} samples"
+            desc = f"evaluate: {n} samples"
             sampler.run(output, "rollouts", asks, *place, desc, tally=tally)
         if "one_step" in modes:
             sampler.run(output, "one_step", asks, *place, "evaluate: one_step", greedy=True)
@@ -101,11 +99,19 @@ def evaluate(
             votes = _votes(output, rows, names, allowed)
         for mode in (each for each in OF_QUESTIONS if each in modes):
             options[mode] = (
-                injected_options(votes, labels, num_options, seed)
+                injected_options(votes, labels, settings.num_options, seed)
                 if mode == "mcq"
-                else {key: proposed_options(votes[key], num_options, seed, key) for key in labels}
+                else {
+                    key: proposed_options(votes[key], settings.num_options, seed, key)
+                    for key in labels
+                }
             )
-            asks = choice_asks(options[mode], data_card, style, constrained=mode == "constrained")
+            asks = choice_asks(
+                options[mode],
+                data_card,
+                engine.prompt_style,
+                constrained=mode == "constrained",
+            )
             sampler.run(output, mode, asks, *place, f"evaluate: {mode}", greedy=True)
 
     completions = {mode: _completions(output, mode) for mode in modes if mode != "majority"}

@@ -1,4 +1,4 @@
-"""Rollouts from elsewhere in, questions out to other trainers.
+"""Imports rollouts of other programs for BuildMCQ, and exports questions to other trainers.
 
     python -m tasks.exchange import answers.json --card cub --images FOLDER --output imported
     python -m tasks.build_mcq imported/build_mcq.json
@@ -6,8 +6,8 @@
 
 `import` reads the official code's JSON, `{image: {"groundtruth": name, "predictions": {name:
 count}}}`; in place of predictions an image may have `"completions": [text, ...]`. It writes the
-tables that BuildMCQ reads, and its configuration with the settings of luigi.cfg. `export` writes
-what these trainers read: `visual_rft` (and the official trainer): image, problem, solution;
+tables that BuildMCQ reads, and its configuration with the settings of luigi.cfg. `export` writes the
+columns of these trainers: `visual_rft` (and the official trainer): image, problem, solution;
 `easyr1`: images, problem, answer; `verl`: data_source, prompt, images, ability, reward_model,
 extra_info.
 """
@@ -33,24 +33,24 @@ from tasks.tables import schemas, shards
 STR = Value("string")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 IMAGES_PER_SHARD = 500
-PLACE = "<image>"  # where the image stands in a prompt, for trainers of the verl family
+PLACEHOLDER = "<image>"  # marks the image in a prompt, for trainers of the verl family
 Row = dict[str, Any]
 
 
 def import_rollouts(file: Path, card: Card, images: Path, output: Path) -> dict[str, int]:
     """Write `download/`, `split/` and `propose/` below `output` from a JSON file of answers.
 
-    An image is named by its path below `images`, or by a file name that occurs there once; its
-    id is `<card>/<path>`. The classes that occur as ground truth are the ones offered. Returns
-    counts. Raises StageError for a file that is not of this form, an image that is not there or
-    not unique, and a ground truth that is no class of the card.
+    The file names an image by its path below `images`, or by a file name that occurs there once. Its
+    image id is `<card>/<path>`. The classes that occur as ground truth are the ones offered. Returns
+    the counts of images and rollouts. Raises StageError for a file of another form, an image that is
+    missing or ambiguous, and a ground truth that is no class of the card.
     """
     answers = _read_json(file)
     names = ClassNames(card.classes, card.aliases)
-    found = _find_images(answers, images)
+    files = _find_images(answers, images)
     rows = []
-    for key, path in sorted(found.items(), key=lambda item: item[1].as_posix()):
-        texts = _completions(file, key, answers[key])  # first: it says what has another form
+    for key, path in sorted(files.items(), key=lambda item: item[1].as_posix()):
+        texts = _completions(file, key, answers[key])  # first, because it checks the entry's form
         truth = answers[key].get("groundtruth")
         label = -1 if truth is None else names.match(str(truth)).class_id
         if label is None:
@@ -73,7 +73,7 @@ def import_rollouts(file: Path, card: Card, images: Path, output: Path) -> dict[
         ]
         path = shards.shard_path(output / "propose", "rollouts", index)
         shards.write(path, rollouts, schemas.rollouts())
-    places = [
+    split_rows = [
         {
             "image_id": image_id,
             "label": label,
@@ -83,12 +83,12 @@ def import_rollouts(file: Path, card: Card, images: Path, output: Path) -> dict[
         }
         for image_id, _, label, _ in rows
     ]
-    shards.write(output / "split" / "split.parquet", places, schemas.split(card.classes))
+    shards.write(output / "split" / "split.parquet", split_rows, schemas.split(card.classes))
     return {"images": len(rows), "rollouts": sum(len(texts) for *_, texts in rows)}
 
 
 def configuration(card: Card, output: Path, settings: Path) -> Row:
-    """BuildMCQ's keyword arguments for what `import_rollouts` wrote, as luigi.cfg sets them."""
+    """BuildMCQ's configuration for imported rollouts, with the settings of the luigi.cfg `settings`."""
     config = ConfigParser(interpolation=None)
     if not config.read(settings) or not config.has_section("BuildMCQ"):
         raise StageError(f"{settings} has no [BuildMCQ] section; run this in the project's folder")
@@ -104,7 +104,7 @@ def configuration(card: Card, output: Path, settings: Path) -> Row:
 
 
 def export_questions(mcq: Path, style: str, output: Path) -> int:
-    """Write the question shards of `mcq` in another trainer's format; returns how many questions.
+    """Write the question shards of `mcq` in another trainer's format. Returns the question count.
 
     Raises StageError for an unknown format.
     """
@@ -122,7 +122,7 @@ def export_questions(mcq: Path, style: str, output: Path) -> int:
 
 
 def read_exported(folder: Path, style: str) -> Iterator[Row]:
-    """What an exported shard asks: image (bytes, path), question, options and answer_letter."""
+    """Rows of exported shards in our columns: image (bytes, path), question, options, answer_letter."""
     for row in shards.iter_rows(folder, "train"):
         if style == "visual_rft":
             image, question, answer = row["image"], row["problem"], row["solution"]
@@ -131,7 +131,7 @@ def read_exported(folder: Path, style: str) -> Iterator[Row]:
         else:
             image, question = row["images"][0], row["prompt"][0]["content"]
             answer = row["reward_model"]["ground_truth"]
-        question = question.removeprefix(PLACE)
+        question = question.removeprefix(PLACEHOLDER)
         lines = re.findall(r"^[A-Z]\. (.+)$", question, re.MULTILINE)
         letter = re.sub(r"</?answer>", "", answer)
         yield {"image": image, "question": question, "options": lines, "answer_letter": letter}
@@ -148,7 +148,7 @@ def _visual_rft(row: Row, _: int) -> Row:
 def _easyr1(row: Row, _: int) -> Row:
     return {
         "images": [row["image"]],
-        "problem": PLACE + row["question"],
+        "problem": PLACEHOLDER + row["question"],
         "answer": row["answer_letter"],
     }
 
@@ -156,7 +156,7 @@ def _easyr1(row: Row, _: int) -> Row:
 def _verl(row: Row, number: int) -> Row:
     return {
         "data_source": row["image_id"].split("/")[0],
-        "prompt": [{"role": "user", "content": PLACE + row["question"]}],
+        "prompt": [{"role": "user", "content": PLACEHOLDER + row["question"]}],
         "images": [row["image"]],
         "ability": "fine_grained_recognition",
         "reward_model": {"style": "rule", "ground_truth": row["answer_letter"]},
@@ -193,11 +193,11 @@ def _read_json(file: Path) -> dict[str, Row]:
     return answers
 
 
-def _completions(file: Path, key: str, told: Any) -> list[str]:
+def _completions(file: Path, key: str, entry: Any) -> list[str]:
     """The answers of an image as completions that the parser reads."""
-    if isinstance(told, dict) and isinstance(told.get("completions"), list):
-        return [str(text) for text in told["completions"]]
-    counts = told.get("predictions") if isinstance(told, dict) else None
+    if isinstance(entry, dict) and isinstance(entry.get("completions"), list):
+        return [str(text) for text in entry["completions"]]
+    counts = entry.get("predictions") if isinstance(entry, dict) else None
     fits = isinstance(counts, dict) and all(type(n) is int and n >= 0 for n in counts.values())
     if not fits or not counts:
         raise StageError(
@@ -207,7 +207,7 @@ def _completions(file: Path, key: str, told: Any) -> list[str]:
 
 
 def _find_images(answers: dict[str, Row], folder: Path) -> dict[str, Path]:
-    """Each key's file below `folder`."""
+    """Key of an answer -> its image file below `folder`."""
     files = [p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and p.is_file()]
     known: dict[str, list[Path]] = {}
     for path in sorted(files):
@@ -219,22 +219,22 @@ def _find_images(answers: dict[str, Row], folder: Path) -> dict[str, Path]:
             path.stem,
         }:
             known.setdefault(name, []).append(path)
-    found: dict[str, Path] = {}
+    path_of: dict[str, Path] = {}
     for key in answers:
         exact = folder / key
         if exact in known.get(key, []):
-            found[key] = exact
+            path_of[key] = exact
             continue
-        places = known.get(key) or known.get(Path(key).name) or []
-        if len(places) != 1:
-            told = "is not there" if not places else f"may be {places[0]} or {places[1]}"
-            raise StageError(f"image {key!r} {told}; name it by its path below {folder}")
-        found[key] = places[0]
+        matches = known.get(key) or known.get(Path(key).name) or []
+        if len(matches) != 1:
+            problem = "is not there" if not matches else f"may be {matches[0]} or {matches[1]}"
+            raise StageError(f"image {key!r} {problem}; name it by its path below {folder}")
+        path_of[key] = matches[0]
     owners: dict[Path, str] = {}
-    for key, path in found.items():
+    for key, path in path_of.items():
         if owners.setdefault(path, key) != key:
             raise StageError(f"{owners[path]!r} and {key!r} are the same image, {path}")
-    return found
+    return path_of
 
 
 def _picture(image_id: str, path: Path, label: int) -> Row:
@@ -268,20 +268,20 @@ def main() -> None:
     giving.add_argument("--format", required=True, help=", ".join(FORMATS))
     for command in (taking, giving):
         command.add_argument("--output", type=Path, required=True)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        if given.command == "export":
-            count = export_questions(given.shards, given.format, given.output)
-            print(f"exchange: {count} questions in {given.output}, for {given.format}")
+        if arguments.command == "export":
+            count = export_questions(arguments.shards, arguments.format, arguments.output)
+            print(f"exchange: {count} questions in {arguments.output}, for {arguments.format}")
             return
-        card = load(given.card)
-        config = configuration(card, given.output, Path("luigi.cfg"))
-        counts = import_rollouts(given.file, card, given.images, given.output)
-        path = given.output / "build_mcq.json"
+        card = load(arguments.card)
+        config = configuration(card, arguments.output, Path("luigi.cfg"))
+        counts = import_rollouts(arguments.file, card, arguments.images, arguments.output)
+        path = arguments.output / "build_mcq.json"
         path.write_text(json.dumps(config, indent=1), encoding="utf-8")
         print(
             f"exchange: {counts['rollouts']} rollouts of {counts['images']} images in "
-            f"{given.output}; now run: python -m tasks.build_mcq {path}"
+            f"{arguments.output}; now run: python -m tasks.build_mcq {path}"
         )
     except (StageError, CardError, ShardError) as error:
         sys.exit(f"exchange: {error}")

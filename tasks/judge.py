@@ -1,12 +1,11 @@
-"""Judge: a language model's second opinion on free-text answers that matched no class.
+"""Judge: asks a language model about free-text answers that matched no class name.
 
     python -m tasks.judge CONFIG.json
 
-Matching by the card's names and aliases comes first and stays the result; a judge only adds a
-second column. Any OpenAI-compatible endpoint is asked, once for each distinct pair of names: a
-verdict is remembered by (prompt version, model, question, truth, answer), and those of other
-evaluations below the same artifact root are used again. A pair without a verdict is counted apart
-and never as wrong.
+The result by the card's names and aliases stays; the judge adds a second column. Any
+OpenAI-compatible endpoint can be asked, once for each distinct pair of names. A verdict is stored
+under (prompt version, model, question, truth, answer), and verdicts of other evaluations below the
+same artifact root are reused. A pair without a verdict is counted separately, never as wrong.
 """
 
 import asyncio
@@ -26,9 +25,10 @@ from tasks.runtime.interrupts import shard_by_shard, stop_if_asked
 from tasks.runtime.progress import progress
 from tasks.runtime.protocol import save_stats
 from tasks.tables import schemas, shards
+from tasks.tables.manifest import FILE as MANIFEST
 
-PROMPT_VERSION = 1  # raised whenever the wording below changes, for a verdict rests on it
-MODES = ("one_step",)  # those answered in free text
+PROMPT_VERSION = 1  # raise it when the wording below changes: a verdict depends on it
+FREE_TEXT_MODES = ("one_step",)  # the modes with free-text answers
 _KEY = ("prompt_version", "model", "question", "truth", "answer")
 VERDICTS = ("yes", "no")
 
@@ -46,9 +46,8 @@ def judge(
     """Write `judgements.parquet`, `verdicts-*.parquet` and `stats.json` for an Evaluate artifact.
 
     `judgements` has a row for every prediction of a free-text mode, `verdicts` one for every pair
-    that was asked about here. Raises StageError when the endpoint turns the request down, or when
-    more than `max_failed_share` of the pairs have no verdict; those are asked about again by the
-    next run, all others are not.
+    that was asked about in this run. Raises StageError when the endpoint refuses the request, or when
+    more than `max_failed_share` of the pairs have no verdict. The next run asks about those alone.
     """
     data_card = load(card)
     columns = ["image_id", "label", "group", "mode", "answer", "class_id", "correct"]
@@ -88,7 +87,7 @@ def judge(
 
 
 def wording(question: str, truth: str, answer: str) -> str:
-    """What the judge is asked. Names stand as JSON strings: an answer can't pass for instructions."""
+    """The judge's prompt. Names are JSON strings, so that an answer can't pass for instructions."""
     return (
         f"An expert was asked: What {question} is this? The right name is "
         f"{json.dumps(truth, ensure_ascii=False)}. The answer given was "
@@ -100,13 +99,13 @@ def wording(question: str, truth: str, answer: str) -> str:
 
 
 def read_verdict(reply: str) -> str:
-    """yes, no, or unreadable."""
+    """The verdict in a reply: yes, no, or unreadable."""
     word = reply.strip().strip(" .!\"'`*").casefold()
     return word if word in VERDICTS else "unreadable"
 
 
 def known_verdicts(folders: Iterable[Path]) -> dict[Key, str]:
-    """The statuses of all pairs that were asked about, the last one of each."""
+    """Key -> status of every pair in the verdict tables of `folders`; a yes or no is final."""
     known: dict[Key, str] = {}
     for folder in folders:
         for path in sorted(folder.glob("verdicts-[0-9]*.parquet")):
@@ -118,9 +117,9 @@ def known_verdicts(folders: Iterable[Path]) -> dict[Key, str]:
 
 
 class Client:
-    """An OpenAI-compatible endpoint, asked for verdicts, `concurrency` at a time.
+    """Asks an OpenAI-compatible endpoint for verdicts, `concurrency` at a time.
 
-    The key is read from the environment and appears in no message.
+    The API key is read from the environment and appears in no message.
     """
 
     def __init__(self, settings: JudgeSettings):
@@ -140,11 +139,14 @@ class Client:
         )
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """The result of a coroutine."""
+        """Run a coroutine to its end. Returns its result."""
         return self._background.run(work)
 
     async def verdict(self, question: str, truth: str, answer: str) -> str:
-        """yes, no, unreadable, or `failed: ` and why. Raises StageError when it is turned down."""
+        """The status of a pair: yes, no, unreadable, or `failed: ` and the reason.
+
+        Raises StageError when the endpoint refuses the request.
+        """
         import openai
 
         async with self._free:
@@ -158,29 +160,29 @@ class Client:
             except openai.APIStatusError as error:
                 if error.status_code in (401, 403, 404):
                     raise StageError(
-                        f"[Judge] url = {self.settings.url} turns requests down ({self._told(error)}); its key "
+                        f"[Judge] url = {self.settings.url} turns requests down ({self._message(error)}); its key "
                         f"is read from {self.settings.api_key_env or 'no variable'}, [Judge] api_key_env"
                     ) from None
-                return f"failed: {self._told(error)}"
+                return f"failed: {self._message(error)}"
             except openai.OpenAIError as error:
-                return f"failed: {self._told(error)}"
+                return f"failed: {self._message(error)}"
         return read_verdict((reply.choices[0].message.content or "") if reply.choices else "")
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._background.run(self._client.close())
         self._background.close()
 
-    def _told(self, error: Exception) -> str:
-        told = first_line(error)
-        return told.replace(self._key, "***") if self._key else told
+    def _message(self, error: Exception) -> str:
+        message = first_line(error)
+        return message.replace(self._key, "***") if self._key else message
 
 
 def _ask(output: Path, client: Client, todo: list[Key], shard_size: int) -> dict[Key, str]:
-    """Ask about every pair, shard by shard; each is on disk before the next is begun."""
+    """Ask about every pair, shard by shard. A shard is on disk before the next one begins."""
     from tasks.engines.base import all_of
 
-    found: dict[Key, str] = {}
+    verdicts: dict[Key, str] = {}
     first = 1 + max((int(p.stem[-5:]) for p in output.glob("verdicts-[0-9]*.parquet")), default=-1)
     with shard_by_shard(), progress(None, desc="judge", total=len(todo), unit="pairs") as bar:
         for number, part in enumerate(shards.chunks(todo, shard_size), start=first):
@@ -194,24 +196,24 @@ def _ask(output: Path, client: Client, todo: list[Key], shard_size: int) -> dict
                 for key, status in zip(part, statuses, strict=True)
             ]
             shards.write(shards.shard_path(output, "verdicts", number), rows, schemas.verdicts())
-            found |= dict(zip(part, statuses, strict=True))
+            verdicts |= dict(zip(part, statuses, strict=True))
             bar.update(len(part))
             stop_if_asked()
-    return found
+    return verdicts
 
 
 def _committed(root: Path) -> list[Path]:
     """The finished Judge artifacts below a root."""
-    found = {path.parent for path in root.rglob("judge/**/verdicts-00000.parquet")}
-    return sorted(folder for folder in found if (folder / "manifest.json").exists())
+    folders = {path.parent for path in root.rglob("judge/**/verdicts-00000.parquet")}
+    return sorted(folder for folder in folders if (folder / MANIFEST).exists())
 
 
 def _free(row: dict[str, Any]) -> bool:
-    return row["mode"] in MODES
+    return row["mode"] in FREE_TEXT_MODES
 
 
 def _open(row: dict[str, Any]) -> bool:
-    """Whether there is something to ask: an answer that is no class of the card."""
+    """Whether the judge has to be asked: the answer is no class of the card."""
     return row["class_id"] < 0 and bool(row["answer"].strip())
 
 
@@ -222,6 +224,7 @@ def _pair(row: dict[str, Any], card: Card) -> tuple[str, str]:
 def _judgement(
     row: dict[str, Any], card: Card, question: str, model: str, known: dict[Key, str]
 ) -> dict[str, Any]:
+    """A prediction as a row of `judgements`."""
     judged: bool | None = None
     both: bool | None = row["correct"]
     status = "matched" if row["class_id"] >= 0 else "no_answer"
@@ -235,11 +238,11 @@ def _judgement(
 
 def _stats(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts by group and mode: right by name, right with the judge, without a verdict."""
-    found: dict[str, Any] = {
+    stats: dict[str, Any] = {
         "statuses": dict(Counter(row["status"].split(":")[0] for row in rows).most_common())
     }
     for row in rows:
-        counts = found.setdefault(
+        counts = stats.setdefault(
             f"{row['mode']} {row['group']}",
             {"images": 0, "correct": 0, "correct_judged": 0, "no_verdict": 0},
         )
@@ -247,7 +250,7 @@ def _stats(rows: list[dict[str, Any]]) -> dict[str, Any]:
         counts["correct"] += row["correct"]
         counts["correct_judged"] += bool(row["correct_judged"])
         counts["no_verdict"] += row["correct_judged"] is None
-    return found
+    return stats
 
 
 if __name__ == "__main__":

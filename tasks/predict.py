@@ -22,6 +22,7 @@ from tasks.engines import adapters, policies
 from tasks.engines.backends import open_engine
 from tasks.engines.base import Completion, Engine, Request
 from tasks.engines.sampler import sampling_of
+from tasks.engines.settings import EngineSettings
 from tasks.engines.worker import ask
 from tasks.evaluation.inputs import Source, chosen_card, engine_settings, read_image
 from tasks.evaluation.modes import (
@@ -33,17 +34,16 @@ from tasks.evaluation.modes import (
     read_open,
     vote_share,
 )
+from tasks.evaluation.settings import PredictSettings
 from tasks.ingest.pictures import Picture, Reject
 from tasks.language import answers, prompts
 from tasks.language.class_names import ClassNames
 from tasks.questions.candidates import Votes, merge
 from tasks.questions.options import Option
-from tasks.runtime.errors import StageError
 from tasks.runtime.waiting import opening
 from tasks.tables.pixels import Decoder
 from tasks.tables.shards import chunks
 
-MODES = ("two_step", "one_step")
 BATCH = 32  # images asked at a time
 SHOWN_ANSWERS = 5  # of those that name no class
 
@@ -93,9 +93,9 @@ class Predictor:
 
     `policy` is a folder, an artifact, or a model of the hub. What an image may show is said by
     `card` (a name or a Card) or `classes` (names; `noun` and `kind` word the question); without
-    either by the card that the policy was trained on. `engine` are settings of `[engine]`, on top
-    of defaults that suit the machine; `prompt` is open or closed_list. Raises StageError when the
-    policy, the card or a setting cannot be used.
+    either by the card that the policy was trained on. Without `engine` it is
+    `tasks.evaluation.inputs.engine_settings`: what suits the policy and the machine. Raises
+    StageError when the policy or the card cannot be used.
     """
 
     def __init__(
@@ -106,33 +106,21 @@ class Predictor:
         classes: Sequence[str] | None = None,
         noun: str = "object",
         kind: str = "kind",
-        mode: str = "two_step",
-        engine: dict[str, Any] | None = None,
-        num_rollouts: int = 20,
-        num_options: int = 5,
-        prompt: str = "open",
-        seed: int = 0,
+        engine: EngineSettings | None = None,
+        settings: PredictSettings | None = None,
     ):
-        if mode not in MODES:
-            raise StageError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
-        if num_rollouts < 1 or not 2 <= num_options <= len(prompts.LETTERS):
-            raise StageError(
-                f"needs num_rollouts >= 1 and 2 <= num_options <= {len(prompts.LETTERS)}; got "
-                f"{num_rollouts} and {num_options}"
-            )
-        self.policy = policies.local(policy, (engine or {}).get("backend", ""))
+        self.policy = policies.local(policy, engine.backend if engine else "")
         self.card = chosen_card(card, classes, noun, kind, self.policy)
-        self.mode = mode
-        self.settings = engine_settings(self.policy) | (engine or {})
-        self._n, self._num_options, self._seed = num_rollouts, num_options, seed
+        self.engine_settings = engine or engine_settings(self.policy)
+        self.settings = settings or PredictSettings()
         self._names = ClassNames(self.card.classes, self.card.aliases)
-        names = list(self.card.classes)
-        try:
-            self._before, self._text = prompts.card_question(
-                self.card, self.settings, prompt, names
-            )
-        except ValueError as error:  # a style of prompts that there is not
-            raise StageError(f"[engine] {error}") from error
+        self._before, self._text = prompts.card_question(
+            self.card,
+            self.settings.prompt,
+            list(self.card.classes),
+            style=self.engine_settings.prompt_style,
+            list_position=self.engine_settings.list_position,
+        )
         self._batches = 0
         self._engine: Engine | None = None
         self._scratch: TemporaryDirectory[str] | None = None  # of an adapter's weights, made whole
@@ -176,13 +164,13 @@ class Predictor:
     def _answers(self, images: dict[int, bytes], names: list[str]) -> dict[int, Prediction]:
         if self._engine is None:
             policy = self._weights()
-            with opening("predict", policy, self.settings):
-                self._engine = open_engine(policy, self.settings)
+            with opening("predict", policy, self.engine_settings.backend):
+                self._engine = open_engine(policy, self.engine_settings)
                 if hasattr(self._engine, "check"):
                     self._engine.check(self._requests(images)[min(images)])
         requests = self._requests(images)
         refused: dict[str, str] = {}
-        two = self.mode == "two_step"
+        two = self.settings.mode == "two_step"
         self._batches += 1
         sampled = self._ask(list(requests.values()), refused, greedy=not two)
         if not two:
@@ -199,10 +187,12 @@ class Predictor:
             for key in requests
         }
         options = {
-            str(key): proposed_options(votes[key], self._num_options, self._seed, names[key])
+            str(key): proposed_options(
+                votes[key], self.settings.num_options, self.settings.seed, names[key]
+            )
             for key in requests
         }
-        asks = choice_asks(options, self.card, self.settings["prompt_style"])
+        asks = choice_asks(options, self.card, self.engine_settings.prompt_style)
         second = [replace(requests[int(a.image_id)], text=a.text, before="") for a in asks]
         chosen = self._ask(second, refused, greedy=True) if second else {}
         return {
@@ -225,7 +215,7 @@ class Predictor:
         }
 
     def _weights(self) -> Path:
-        if self.settings["backend"] == "server" or not adapters.adapted(self.policy):
+        if self.engine_settings.backend == "server" or not adapters.adapted(self.policy):
             return self.policy
         self._scratch = TemporaryDirectory(prefix="policy-")
         return adapters.whole(self.policy, Path(self._scratch.name))
@@ -234,7 +224,8 @@ class Predictor:
         self, requests: list[Request], refused: dict[str, str], *, greedy: bool
     ) -> dict[str, list[Completion]]:
         assert self._engine is not None
-        sampling = sampling_of(self.settings, self._n, self._seed, self._batches - 1, greedy)
+        given, batch = self.settings, self._batches - 1
+        sampling = sampling_of(self.engine_settings, given.num_rollouts, given.seed, batch, greedy)
         answered = ask(self._engine, requests, sampling, refused)
         return {request.key: found for request, found in zip(requests, answered, strict=True)}
 

@@ -1,16 +1,15 @@
-"""Report: did it help, by how much, how sure, and what was done: `metrics.json`, a page, figures.
+"""Report: writes the metrics, the page and the figures of one method on one set.
 
     python -m tasks.report CONFIG.json
 
-Everything is computed from artifacts alone, so a report can be made again at any time without a
-model. Evaluations are paired image by image: the denominator of every figure is the set of test
-images, the same for every policy and every mode, and an answer that could not be read is wrong.
-Intervals are 95 %; they hold for the draw of test images, not for the training seed.
+Everything is computed from artifacts, so a report can be made again without a model. The denominator
+of every figure is the set of test images, the same for every policy and every mode, and an
+unreadable answer is wrong. Differences are paired image by image. Intervals are 95 %; they hold for
+the draw of test images, not for the training seed.
 """
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,21 +17,21 @@ from typing import Any
 
 from data_cards import Card, load
 from tasks.evaluation import changes
-from tasks.evaluation import metrics as statistics
 from tasks.pages.figures import Figure, write
 from tasks.pages.gallery import choose, gallery_values, sampled_votes
+from tasks.pages.report import accuracy
 from tasks.pages.report import figures as drawn
 from tasks.pages.report.page import build_page
 from tasks.pages.report.training_log import log_figures
-from tasks.pages.text import in_order, summary
+from tasks.pages.text import summary
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
+from tasks.tables.manifest import read_values
 from tasks.tables.schemas import GROUPS
 
-__all__ = ["compare", "report", "summary"]
+__all__ = ["report", "summary"]
 
-SEED = 0  # of the bootstrap; a report made twice from the same artifacts is the same
 GALLERY_SIZE = 48
 MANIFEST_KEYS = (
     *(
@@ -51,7 +50,7 @@ MANIFEST_KEYS = (
 
 
 class ReportError(StageError, ValueError):
-    """Evaluations that must not be compared; the message names the folder and the reason."""
+    """Evaluations that cannot be compared; the message names the folder and the reason."""
 
 
 def report(
@@ -67,33 +66,36 @@ def report(
     judged: list[dict] | None = None,
     command: str = "",
 ) -> None:
-    """Write `metrics.json` (every number), `index.html` (the page, which opens offline) and
-    `figures/` (each figure as SVG and PNG, with its data as CSV).
+    """Write `metrics.json`, `index.html`, and `figures/` with each figure as SVG, PNG and CSV.
 
-    The first evaluation is the base policy, the second the method the page is about; any further
-    ones are compared with the first in the same way. `cross` are evaluations on other sets, each
-    with `trained_on`, `set`, `method` and `path`; `judged` are a judge's opinions of evaluations, by
-    their `name` and `path`; `command` is the line that makes it all again.
+    Args:
+        evaluations: the base policy, then the method of the page, then any others; all are compared
+            with the first. Each has `name` and `path`.
+        rounds: for each round `round` and the folders `propose`, `build_mcq` and `train`.
+        cross: evaluations on other sets, each with `trained_on`, `set`, `method` and `path`.
+        judged: Judge artifacts, each with the `name` of its evaluation and `path`.
+        command: the command line that makes everything again.
+
     Raises ReportError when two evaluations do not cover the same test images.
     """
     if not evaluations:
         raise ReportError("a report needs at least the evaluation of the base policy")
-    places = {row["image_id"]: row for row in shards.read(Path(split), "split").to_pylist()}
+    split_rows = {row["image_id"]: row for row in shards.read(Path(split), "split").to_pylist()}
     names = [item["name"] for item in evaluations]
-    predictions = [_predictions(Path(item["path"]), places) for item in evaluations]
+    predictions = [_predictions(Path(item["path"]), split_rows) for item in evaluations]
     _check_same_images(evaluations, predictions)
     data_card = load(card)
     logs = [_train_log(entry) for entry in rounds]
-    found: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "card": _card_facts(data_card),
-        "images": _image_counts(predictions[0], places)
+        "images": _image_counts(predictions[0], split_rows)
         | {"duplicates": _json(Path(split) / "stats.json").get("duplicates", {})},
-        "modes": _modes(predictions[0]),
+        "modes": accuracy.modes_of(predictions[0]),
         "evaluations": [
             {"name": item["name"]}
-            | compare(rows, predictions[0] if index else None)
+            | accuracy.compare(rows, predictions[0] if index else None)
             | {"pass_at_k": _json(Path(item["path"]) / "pass_at_k.json")}
-            | {"judged": _judged(item["name"], judged or [], places)}
+            | {"judged": _judged(item["name"], judged or [], split_rows)}
             | {"letters": changes.letters(rows)}
             | {"calibration": changes.calibration(rows)}
             for index, (item, rows) in enumerate(zip(evaluations, predictions, strict=True))
@@ -106,28 +108,28 @@ def report(
         ],
         "stages": [_stage(Path(path)) for path in manifests],
     }
-    found["seconds"] = sum(stage.get("seconds") or 0 for stage in found["stages"])
+    metrics["seconds"] = sum(stage.get("seconds") or 0 for stage in metrics["stages"])
     gallery = choose(predictions, GALLERY_SIZE)
     ids = [item.image_id for item in gallery.shown]
     figures = {
-        "accuracy": drawn.accuracy_figures(found),
-        "pass": drawn.pass_figures(found["evaluations"]),
-        "rounds": _present(drawn.votes_figure(found["rounds"])),
-        "log": log_figures(logs, found["rounds"]),
+        "accuracy": drawn.accuracy_figures(metrics),
+        "pass": drawn.pass_figures(metrics["evaluations"]),
+        "rounds": _present(drawn.votes_figure(metrics["rounds"])),
+        "log": log_figures(logs, metrics["rounds"]),
         "changes": _present(
-            drawn.letter_figure(found["evaluations"]),
-            drawn.calibration_figure(found["evaluations"]),
+            drawn.letter_figure(metrics["evaluations"]),
+            drawn.calibration_figure(metrics["evaluations"]),
         ),
     }
     page = build_page(
-        found,
+        metrics,
         figures,
         gallery_values(
             gallery,
             names,
             shards.ImageStore(Path(download)).read(ids),
             [sampled_votes(Path(item["path"]), ids, data_card) for item in evaluations[:2]],
-            places,
+            split_rows,
             dict(enumerate(data_card.classes)),
         ),
         command,
@@ -135,35 +137,20 @@ def report(
     output.mkdir(parents=True, exist_ok=True)
     write((figure for part in figures.values() for figure in part), output)
     (output / "metrics.json").write_text(
-        json.dumps(_finite(found), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        json.dumps(_finite(metrics), indent=1, allow_nan=False) + "\n", encoding="utf-8"
     )
     (output / "index.html").write_text(page, encoding="utf-8")
 
 
-def compare(rows: list[dict], before: list[dict] | None) -> dict[str, Any]:
-    """Accuracy by mode and group, with intervals; with `before` also the paired differences."""
-    result: dict[str, Any] = {"modes": {}}
-    for mode in _modes(rows):
-        now = _by_group(rows, mode)
-        figures: dict[str, Any] = {group: _accuracy(part) for group, part in now.items()}
-        if len(now) == 2:
-            rates = [figures[group]["accuracy"] for group in GROUPS]
-            flags = [_flags(now[group]) for group in GROUPS]
-            figures["harmonic_mean"] = {
-                "accuracy": statistics.harmonic_mean(*rates),
-                "interval": list(statistics.bootstrap_harmonic_mean(*flags, seed=SEED)),
-            }
-        if before is not None and (then := _by_group(before, mode)):
-            figures["difference"] = _differences(then, now)
-        result["modes"][mode] = figures
-    return result
-
-
 def _changed(predictions: list[list[dict]], card: Card) -> dict[str, Any]:
-    """Confusions and single classes, before and after; empty without a second evaluation."""
+    """Confusions and single classes before and after training; empty without a second evaluation."""
     if len(predictions) < 2:
         return {"confusions": {}, "classes": []}
-    shared = [mode for mode in _modes(predictions[0]) if mode in _modes(predictions[1])]
+    shared = [
+        mode
+        for mode in accuracy.modes_of(predictions[0])
+        if mode in accuracy.modes_of(predictions[1])
+    ]
     mode = shared[0] if shared else ""
     before, after = predictions[:2]
     return {
@@ -173,93 +160,44 @@ def _changed(predictions: list[list[dict]], card: Card) -> dict[str, Any]:
 
 
 def _cross(entry: dict) -> dict[str, Any]:
-    """The figure of one policy on one set, in the first mode that was asked there."""
+    """The accuracy of one policy on another set, in the first mode of its evaluation."""
     rows = shards.read(Path(entry["path"]), "predictions").to_pylist()
-    modes = compare(rows, None)["modes"]
-    mode = _modes(rows)[0]
+    modes = accuracy.compare(rows, None)["modes"]
+    mode = accuracy.modes_of(rows)[0]
     key = "harmonic_mean" if "harmonic_mean" in modes[mode] else next(iter(modes[mode]))
-    told = {"name": entry["method"], "mode": mode, "key": key, "figure": modes[mode][key]}
-    return {"trained_on": entry["trained_on"], "set": entry["set"], **told}
+    figure = {"name": entry["method"], "mode": mode, "key": key, "figure": modes[mode][key]}
+    return {"trained_on": entry["trained_on"], "set": entry["set"], **figure}
 
 
-def _judged(name: str, judged: list[dict], places: dict[str, dict]) -> dict[str, Any]:
-    """Accuracy by mode and group with the judge's verdicts; empty where there was no judge."""
+def _judged(name: str, judged: list[dict], split_rows: dict[str, dict]) -> dict[str, Any]:
+    """Accuracy with a judge's verdicts; empty where the evaluation `name` was not judged."""
     path = next((Path(item["path"]) for item in judged if item["name"] == name), None)
-    if path is None:
-        return {}
-    found: dict[str, Any] = {}
-    rows = shards.read(path, "judgements").to_pylist()
-    for row in rows:
-        row["undecided"] = row["correct_judged"] is None
-        row["correct"] = row["correct"] if row["undecided"] else row["correct_judged"]
-        row["group"] = places[row["image_id"]]["group"]
-    for mode in _modes(rows):
-        for group, part in _by_group(rows, mode).items():
-            undecided = sum(row["undecided"] for row in part.values())
-            figures = _accuracy(part) | {"undecided": undecided}
-            found.setdefault(mode, {})[group] = figures
-    return found
+    return {} if path is None else accuracy.judged(path, split_rows)
 
 
 def _present(*figures: Figure | None) -> list[Figure]:
     return [figure for figure in figures if figure]
 
 
-def _accuracy(rows: dict[str, dict]) -> dict[str, Any]:
-    correct = sum(row["correct"] for row in rows.values())
-    return {
-        "images": len(rows),
-        "correct": correct,
-        "accuracy": correct / len(rows),
-        "interval": list(statistics.wilson(correct, len(rows))),
-        # A status may carry counts ("12 of 20 votes"); what is counted here is its kind.
-        "status": dict(Counter(_kind(row["status"]) for row in rows.values()).most_common()),
-    }
-
-
-def _kind(status: str) -> str:
-    return re.sub(r"\d+ of \d+ ", "", status)
-
-
-def _differences(then: dict[str, dict], now: dict[str, dict]) -> dict[str, Any]:
-    """What changed, image by image: mean with interval, won, lost, and McNemar's p."""
-    result: dict[str, Any] = {}
-    pairs: list[list[bool]] = []
-    for group, rows in now.items():
-        before, after = _flags(then[group], rows), _flags(rows)
-        pairs += [before, after]
-        mean, low, high = statistics.paired_difference(before, after, seed=SEED)
-        result[group] = {
-            "mean": mean,
-            "interval": [low, high],
-            "won": sum(a and not b for b, a in zip(before, after, strict=True)),
-            "lost": sum(b and not a for b, a in zip(before, after, strict=True)),
-            "p": statistics.mcnemar(before, after),
-        }
-    if len(now) == 2:
-        mean, low, high = statistics.paired_harmonic_difference(*pairs, seed=SEED)
-        result["harmonic_mean"] = {"mean": mean, "interval": [low, high]}
-    return result
-
-
-def _predictions(folder: Path, places: dict[str, dict]) -> list[dict]:
+def _predictions(folder: Path, split_rows: dict[str, dict]) -> list[dict]:
+    """The predictions of an evaluation, with each image's group of the split."""
     rows = shards.read(folder, "predictions").to_pylist()
     if not rows:
         raise ReportError(f"{folder} holds no predictions; run its Evaluate again")
     for row in rows:
-        place = places.get(row["image_id"])
-        if place is None or place["split"] in ("train", "pretrain"):
-            where = "not in the split" if place is None else f"a {place['split']} image"
-            raise ReportError(f"{folder} evaluates {row['image_id']!r}, which is {where}")
-        row["group"] = place["group"]
+        split_row = split_rows.get(row["image_id"])
+        if split_row is None or split_row["split"] in ("train", "pretrain"):
+            problem = "not in the split" if split_row is None else f"a {split_row['split']} image"
+            raise ReportError(f"{folder} evaluates {row['image_id']!r}, which is {problem}")
+        row["group"] = split_row["group"]
     return rows
 
 
 def _check_same_images(evaluations: list[dict], predictions: list[list[dict]]) -> None:
-    """One set of images for all: otherwise a policy could gain by dropping the hard ones."""
+    """Raise ReportError unless all cover the same images: dropping hard ones would raise a figure."""
     wanted = {row["image_id"] for row in predictions[0]}
     for item, rows in zip(evaluations, predictions, strict=True):
-        for mode in _modes(rows):
+        for mode in accuracy.modes_of(rows):
             ids = Counter(row["image_id"] for row in rows if row["mode"] == mode)
             odd = [f"{i!r} is missing" for i in sorted(wanted - set(ids))]
             odd += [f"{i!r} is extra" for i in sorted(set(ids) - wanted)]
@@ -272,33 +210,19 @@ def _check_same_images(evaluations: list[dict], predictions: list[list[dict]]) -
                 )
 
 
-def _modes(rows: list[dict]) -> list[str]:
-    return in_order(row["mode"] for row in rows)
-
-
-def _by_group(rows: list[dict], mode: str) -> dict[str, dict[str, dict]]:
-    """Group -> image id -> row, for one mode; groups without images are left out."""
-    parts = {
-        group: {r["image_id"]: r for r in rows if r["mode"] == mode and r["group"] == group}
-        for group in GROUPS
-    }
-    return {group: part for group, part in parts.items() if part}
-
-
-def _flags(rows: dict[str, dict], order: Iterable[str] | None = None) -> list[bool]:
-    """Right or wrong in the order of `order`, so that two policies line up image by image."""
-    return [bool(rows[image_id]["correct"]) for image_id in sorted(order or rows)]
-
-
-def _image_counts(rows: list[dict], places: dict[str, dict]) -> dict[str, Any]:
+def _image_counts(rows: list[dict], split_rows: dict[str, dict]) -> dict[str, Any]:
     groups = {row["image_id"]: row["group"] for row in rows}
     counts = Counter(groups.values())
     return {
         "evaluated": len(groups),
         "groups": {group: counts[group] for group in GROUPS if counts[group]},
-        "in_split": dict(Counter(places[image_id]["split"] for image_id in groups)),
-        "test_images_in_all": sum(place["split"] == "test" for place in places.values()),
-        "classes": dict(Counter(g for _, g in {(p["label"], p["group"]) for p in places.values()})),
+        "in_split": dict(Counter(split_rows[image_id]["split"] for image_id in groups)),
+        "test_images_in_all": sum(
+            split_row["split"] == "test" for split_row in split_rows.values()
+        ),
+        "classes": dict(
+            Counter(g for _, g in {(p["label"], p["group"]) for p in split_rows.values()})
+        ),
     }
 
 
@@ -309,6 +233,7 @@ def _card_facts(card: Card) -> dict[str, Any]:
 
 
 def _train_log(entry: dict) -> list[dict]:
+    """The rows of a round's training log by ascending step; empty where nothing was trained."""
     folder = Path(entry.get("train") or "")
     if not entry.get("train") or not (folder / "train_log.parquet").exists():
         return []
@@ -335,13 +260,13 @@ def _round(entry: dict, log: list[dict]) -> dict[str, Any]:
 
 
 def _stage(path: Path) -> dict[str, Any]:
-    """What a manifest says of how its artifact was made; checksums stay in the manifest."""
-    manifest = _json(path)
-    return {key: manifest[key] for key in MANIFEST_KEYS if key in manifest}
+    """A manifest's values without the checksums; empty where there is no manifest."""
+    values = read_values(path) if path.exists() else {}
+    return {key: values[key] for key in MANIFEST_KEYS if key in values}
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no file, since not every stage writes every one."""
+    """A JSON object; empty where there is no file, because not every stage writes every one."""
     if not path.exists():
         return {}
     try:
@@ -357,7 +282,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _finite(value: Any) -> Any:
-    """The same value with NaN and infinities as null, which JSON has no word for."""
+    """The same value with null for NaN and infinities, which JSON cannot express."""
     if isinstance(value, dict):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

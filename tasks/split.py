@@ -1,16 +1,16 @@
-"""Split: which image is for pretraining, train, val or test, and which class is base or novel.
+"""Split: assigns each image to pretrain, train, val or test, and each class to base or novel.
 
     python -m tasks.split CONFIG.json
 
-Base-to-novel (CoOp's rule): classes by ascending class id, the first ceil(n/2) are base, the rest
-novel. Official splits are kept; what is missing is cut from train, stratified by class, by a
+Base-to-novel (CoOp's rule): by ascending class id the first ceil(n/2) classes are base, the rest
+novel. Official splits are kept. Missing splits are drawn from train, stratified by class, with a
 generator seeded with (seed, class). Train images of novel classes become `unused`.
 
-Few-shot (CoOp's draw, https://github.com/KaiyangZhou/CoOp): of all classes alike, before they are
-cut to base and novel, `shots` train images and min(shots, 4) val images stay; test is never
+Few-shot (CoOp's draw, https://github.com/KaiyangZhou/CoOp): every class keeps `shots` train images
+and min(shots, 4) val images, before classes are divided into base and novel. Test is never
 subsampled.
 
-The same picture in two splits is reported, not removed: a protocol says which images count.
+A picture that occurs in two splits is reported, not removed: the protocol says which images count.
 """
 
 from pathlib import Path
@@ -44,10 +44,10 @@ def split(
 ) -> None:
     """Write `split.parquet`: every image of Download with its group and split, exactly once.
 
-    `duplicates.parquet` holds the images that show what one of another split shows: the same
-    pixels or a difference hash of at most `near_duplicates` bits apart. A split file of others (see
-    `tasks/ingest/split_files.py`) is followed instead of official splits and shares. Raises
-    StageError when a class is left without a train (base classes) or test image.
+    `duplicates.parquet` holds the images that repeat one of an earlier split: with the same pixels,
+    or with a difference hash at most `near_duplicates` bits apart. A split file
+    (`tasks/ingest/split_files.py`) replaces official splits and shares. Raises StageError when a
+    base class is left without a train image, or any class without a test image.
     """
     data_card = load(card)
     images = read_images(download, with_dhash=settings.near_duplicates > 0)
@@ -62,7 +62,7 @@ def split(
         follow(images, Path(settings.split_file).expanduser(), data_card, rejects)
         shares = dict.fromkeys(shares, 0.0)
     num_base = base_count(len(data_card.classes), settings.protocol)
-    place = assign(
+    split_codes = assign(
         images,
         num_base,
         shares,
@@ -70,46 +70,49 @@ def split(
         val_per_class=settings.val_per_class,
         shots=settings.shots,
     )
-    cap(images, place, settings.cap(card), seed)
-    counts = _counts(images, place, data_card.classes)
+    cap(images, split_codes, settings.cap(card), seed)
+    counts = _counts(images, split_codes, data_card.classes)
     _check(counts, images.parts, data_card.classes, num_base)
-    _write(output / "split.parquet", images, place, data_card.classes, num_base)
-    told = ", ".join(
+    _write(output / "split.parquet", images, split_codes, data_card.classes, num_base)
+    summary = ", ".join(
         f"{group} {part} {count}"
         for group, of_group in (("base", counts[:num_base]), ("novel", counts[num_base:]))
         for part, count in sorted(zip(images.parts, of_group.sum(axis=0).tolist(), strict=True))
         if count
     )
-    print(f"split: {num_base} base and {len(data_card.classes) - num_base} novel classes; {told}")
-    pairs = find_duplicates(images, place, settings.near_duplicates)
+    print(
+        f"split: {num_base} base and {len(data_card.classes) - num_base} novel classes; {summary}"
+    )
+    pairs = find_duplicates(images, split_codes, settings.near_duplicates)
     shards.write(output / "duplicates.parquet", pairs, schemas.duplicates())
     kinds = _kinds(pairs)
-    save_stats(output, {"duplicates": {told: row["count_all"] for told, row in kinds.items()}})
-    for told, row in kinds.items():
+    save_stats(output, {"duplicates": {kind: row["count_all"] for kind, row in kinds.items()}})
+    for kind, row in kinds.items():
         first = f"{row['image_id_first']} and {row['twin_id_first']}"
-        print(f"split: {row['count_all']} times {told}, such as {first}")
+        print(f"split: {row['count_all']} times {kind}, such as {first}")
 
 
-def _counts(images: Images, place: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-    """Images by class and split."""
+def _counts(images: Images, split_codes: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    """Image counts of shape (classes, splits)."""
     parts = len(images.parts)
-    counts = np.bincount(images.labels * parts + place, minlength=len(names) * parts)
+    counts = np.bincount(images.labels * parts + split_codes, minlength=len(names) * parts)
     return counts.reshape(-1, parts)
 
 
 def _check(counts: np.ndarray, parts: list[str], names: tuple[str, ...], num_base: int) -> None:
+    """Raise StageError when a base class has no train image, or any class no test image."""
     for part, classes in (("train", num_base), ("test", len(names))):
         lacking = np.flatnonzero(counts[:classes, parts.index(part)] == 0).tolist()
         if lacking:
-            told = ", ".join(names[label] for label in lacking[:5])
+            examples = ", ".join(names[label] for label in lacking[:5])
             raise StageError(
-                f"{len(lacking)} classes have no {part} image ({told}); give them more images, or "
+                f"{len(lacking)} classes have no {part} image ({examples}); give them more images, or "
                 f"lower the shares in [Split]"
             )
 
 
 def _write(
-    path: Path, images: Images, place: np.ndarray, names: tuple[str, ...], num_base: int
+    path: Path, images: Images, split_codes: np.ndarray, names: tuple[str, ...], num_base: int
 ) -> None:
     with shards.Writer(path, schemas.split(names)) as writer:
         for rows in images.blocks():
@@ -119,30 +122,33 @@ def _write(
                 "label": labels,
                 "class_name": pa.array(names).take(labels),
                 "group": pa.array(schemas.GROUPS).take((labels >= num_base).astype(np.int8)),
-                "split": pa.array(images.parts).take(place[rows]),
+                "split": pa.array(images.parts).take(split_codes[rows]),
             }
             writer.add_table(pa.table(table))
 
 
-def find_duplicates(images: Images, place: np.ndarray, near: int) -> pa.Table:
-    """Every image with the one of an earlier split that it repeats; unused images do not count."""
+def find_duplicates(images: Images, split_codes: np.ndarray, near: int) -> pa.Table:
+    """The rows of `duplicates.parquet`: images that repeat one of an earlier split.
+
+    Unused images do not count.
+    """
     order = [SPLIT_ORDER.index(p) if p in SPLIT_ORDER else -1 for p in images.parts]
-    part = np.array(order, np.int8)[place]
+    part = np.array(order, np.int8)[split_codes]
     alike = duplicates.repeated(images.keys, among=part >= 0)
     pixels = images.pixels.take(alike).dictionary_encode().indices.to_numpy()
-    found = duplicates.same(pixels, part[alike])
-    found = found._replace(later=alike[found.later], earlier=alike[found.earlier])
+    pairs = duplicates.same(pixels, part[alike])
+    pairs = pairs._replace(later=alike[pairs.later], earlier=alike[pairs.earlier])
     if near:
-        found = duplicates.joined(found, duplicates.near(images.dhash, part, near))
-    later, earlier, distance = found
+        pairs = duplicates.joined(pairs, duplicates.near(images.dhash, part, near))
+    later, earlier, distance = pairs
     named = np.unique(np.concatenate((later, earlier)))
     ids, parts = images.ids.take(named), pa.array(images.parts)
     return pa.table(
         {
             "image_id": ids.take(np.searchsorted(named, later)),
-            "split": parts.take(place[later]),
+            "split": parts.take(split_codes[later]),
             "twin_id": ids.take(np.searchsorted(named, earlier)),
-            "twin_split": parts.take(place[earlier]),
+            "twin_split": parts.take(split_codes[earlier]),
             "same_class": images.labels[later] == images.labels[earlier],
             "same_pixels": distance < 0,
             "distance": np.maximum(0, distance),
@@ -151,7 +157,7 @@ def find_duplicates(images: Images, place: np.ndarray, near: int) -> pa.Table:
 
 
 def _kinds(pairs: pa.Table) -> dict[str, dict[str, Any]]:
-    """How many pairs there are of each kind, and the first of them, by what the kind is called."""
+    """Kind of duplicate, in words -> its count and its first pair."""
     kind = ["split", "twin_split", "same_class", "same_pixels"]
     wanted = [([], "count_all"), ("image_id", "first"), ("twin_id", "first")]
     rows = pairs.group_by(kind, use_threads=False).aggregate(wanted).to_pylist()

@@ -15,6 +15,7 @@ import pytest
 import data_cards
 from pipeline import stage
 from pipeline.parameters import parameter
+from tasks.engines.settings import EngineSettings
 from tasks.runtime.command import bind
 from tasks.runtime.settings import Settings, rules
 from tasks.tables import schemas, shards
@@ -25,16 +26,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 S = TypeVar("S", bound=Settings)
 ROOT = Path(__file__).parent.parent
-ENGINE = {
-    "backend": "tests.fakes:engine",
-    "prompt_style": "brief",
-    "dtype": "float32",
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "repetition_penalty": 1.0,
-    "max_new_tokens": 32,
-    "list_position": "in_question",
-}
 
 
 def settings_of(kind: type[S], **changed: Any) -> S:
@@ -48,6 +39,9 @@ def settings_of(kind: type[S], **changed: Any) -> S:
         if name in section
     }
     return kind(**{**found, **changed})
+
+
+ENGINE = settings_of(EngineSettings, backend="tests.fakes:engine")
 
 
 def run_stage(function: Callable[..., None], output: Path, **values: Any) -> None:
@@ -138,13 +132,23 @@ def propose_arguments(made: SimpleNamespace, **changed) -> dict:
         "split": made.split,
         "policy": made.root,
         "engine": ENGINE,
-        "num_rollouts": 20,
-        "prompt": "open",
         "shard_size": 16,
-        "max_unparsed_share": 0.5,
         "fail_fast_unparsed_share": 1.0,
         "max_lost_share": 0.0,
-        "limit": 0,
+        "seed": 0,
+    } | changed
+
+
+def evaluate_arguments(made: SimpleNamespace, **changed) -> dict:
+    """Evaluate's keyword arguments on a `split_set`."""
+    return {
+        "card": "few",
+        "download": made.download,
+        "split": made.split,
+        "policy": made.root,
+        "engine": ENGINE,
+        "modes": "one_step majority two_step",
+        "shard_size": 16,
         "seed": 0,
     } | changed
 
@@ -193,5 +197,6 @@ def write_rollouts(folder: Path, answers: dict[str, list[str]]) -> None:
 
 def as_config(path: Path, arguments: dict) -> Path:
     """Keyword arguments as the JSON file that a stage's command reads."""
-    path.write_text(json.dumps(arguments, default=str))
+    plain = {k: v.values() if isinstance(v, Settings) else v for k, v in arguments.items()}
+    path.write_text(json.dumps(plain, default=str))
     return path

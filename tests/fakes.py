@@ -5,6 +5,7 @@ of the time, in several spellings; the rest are lookalikes, unknown names and br
 """
 
 import hashlib
+import json
 import os
 import re
 import signal
@@ -14,8 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from tasks.engines.base import Completion, EngineDied, Request, Sampling
+from tasks.engines.settings import EngineSettings
 from tasks.runtime.errors import StageError
 
+AILS = "FAKE_ENGINE_AILS"  # the variable that holds what ails an AilingEngine
 SPELLINGS = (str, str.upper, lambda name: name.replace("-", " "), lambda name: f"the {name}.")
 
 
@@ -24,8 +27,8 @@ class FakeEngine:
 
     constrained = True
 
-    def __init__(self, policy, settings):
-        self.pause = float(settings.get("pause", 0))
+    def __init__(self, policy: Path, settings: EngineSettings):
+        self.pause = 0.0
 
     def generate(self, requests: list[Request], sampling: Sampling) -> list[list[Completion]]:
         time.sleep(self.pause)
@@ -62,7 +65,9 @@ def engine(policy, settings) -> FakeEngine:
 
 def slow_engine(policy, settings) -> FakeEngine:
     """A tenth of a second a shard, so that a test can kill a stage in the middle."""
-    return FakeEngine(policy, {**settings, "pause": 0.3})
+    made = FakeEngine(policy, settings)
+    made.pause = 0.3
+    return made
 
 
 def free_engine(policy, settings) -> FakeEngine:
@@ -73,20 +78,21 @@ def free_engine(policy, settings) -> FakeEngine:
 
 
 class AilingEngine(FakeEngine):
-    """Refuses, dies or starves as `settings["ails"]` says; what happened is noted in a folder.
+    """Refuses, dies or starves as JSON in the environment says; what happened is noted in a folder.
 
     `refuse` and `kill` are parts of image ids; `deaths` is how many engines die on a batch with
     such an image, by themselves or, with `give_up`, by saying so. `batch` is the largest batch
     that does not kill it.
     """
 
-    def __init__(self, policy, settings):
+    def __init__(self, policy: Path, settings: EngineSettings):
         super().__init__(policy, settings)
-        self.ails = settings["ails"]
+        self.ails = json.loads(os.environ[AILS])
+        self.pause = self.ails.get("pause", 0.0)
         self.notes = Path(self.ails["notes"])
         self.slots = self.ails.get("slots", 1)
         self.counts = {"prompt_tokens": 0, "cached_tokens": 0}
-        self.note("opened", str(settings.get("max_num_seqs")))
+        self.note("opened", str(settings.max_num_seqs))
 
     def note(self, kind: str, text: str) -> None:
         with (self.notes / kind).open("a") as file:

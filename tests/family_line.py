@@ -9,12 +9,16 @@ import json
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 from tasks.engines.backends import open_engine
+from tasks.engines.base import Engine
+from tasks.engines.settings import EngineSettings
 from tasks.evaluate import evaluate
 from tasks.propose import propose
 from tests import families
+from tests.conftest import run_stage
 from training.grpo import grpo
 from training.sft import base_policy
 
@@ -27,19 +31,14 @@ STAGES = (
 )
 
 
-def engine(policy, settings):
-    """`[engine] backend`, named in `in_process`, in this process and not in one below it."""
-    return open_engine(policy, {**settings, "backend": settings["in_process"]})
+def vllm(policy: Path, settings: EngineSettings) -> Engine:
+    """The backend of that name, in this process and not in one below it."""
+    return open_engine(policy, replace(settings, backend="vllm"))
 
 
-def paths(given: dict) -> dict:
-    """The arguments of a stage, with folders as paths."""
-    made = dict(given)
-    for key in ("download", "split", "policy", "base", "output", "mcq"):
-        if key in made:
-            value = made[key]
-            made[key] = [Path(each) for each in value] if isinstance(value, list) else Path(value)
-    return made
+def transformers(policy: Path, settings: EngineSettings) -> Engine:
+    """The same for this one."""
+    return open_engine(policy, replace(settings, backend="transformers"))
 
 
 def line(given: dict) -> dict[str, float]:
@@ -48,8 +47,9 @@ def line(given: dict) -> dict[str, float]:
     seconds = {}
     for name, stage in (pair for pair in STAGES if pair[0] in given):
         started = time.monotonic()
-        Path(given[name]["output"]).mkdir()
-        stage(**paths(given[name]))
+        output = Path(given[name].pop("output"))
+        output.mkdir()
+        run_stage(stage, output, **given[name])
         seconds[name] = round(time.monotonic() - started, 1)
     return seconds
 

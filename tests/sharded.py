@@ -7,16 +7,17 @@ end of a round whose first step was the best, and the next round's start from th
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
+from tests.conftest import settings_of
 from training.loop import checkpoints, policy_folder, training_state
 from training.loop.session import Session
 from training.model.processors import load_processor
+from training.settings import TrainSettings
 
 
 class Sharded(checkpoints.StrictResume, Trainer):
@@ -68,7 +69,7 @@ def ended(policy: Path, output: Path, keep_policy: str) -> None:
     session = Session.__new__(Session)
     session.output, session.origin = output, policy
     session.processor = load_processor(policy)
-    session.set = SimpleNamespace(keep_policy=keep_policy, dtype="float32")
+    session.settings = settings_of(TrainSettings, keep_policy=keep_policy)
     policy_folder.save(output, trainer, session.processor, policy, "float32")
     chosen = session._keep_best(trainer, places[1], 1)
     if trainer.accelerator.is_main_process:

@@ -81,7 +81,9 @@ def test_a_taxonomy_or_description_that_does_not_fit_is_named(tmp_path, monkeypa
     card.write_text(f"{text}{lines}\n---\n")
     with pytest.raises(data_cards.CardError, match=told):
         data_cards.load("mine")
-    card.write_text(f"{text}taxonomy: {{Milvus: [Red  Kite]}}\ndescriptions: {{Red Kite: forked}}\n---\n")
+    card.write_text(
+        f"{text}taxonomy: {{Milvus: [Red  Kite]}}\ndescriptions: {{Red Kite: forked}}\n---\n"
+    )
     loaded = data_cards.load("mine")
     assert loaded.taxonomy == {"Milvus": ("Red Kite",)}
     assert loaded.descriptions == {"Red Kite": "forked"}

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tasks.build_mcq import build_mcq
 from tasks.language.class_names import ClassNames
 from tasks.language.prompts import LETTERS
-from tasks.questions.candidates import Candidate, merge
+from tasks.questions.candidates import merge
 from tasks.questions.options import balanced_letters, choose_options, mcq_id, shuffle_options
+from tasks.questions.votes import Candidate
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
 from tasks.tables.seeding import row_generator

@@ -11,7 +11,8 @@ import pytest
 from pipeline import tasks as line
 from pipeline.settings import SettingsError
 from tasks.compare import CompareError, compare, tabulate
-from tasks.pages.compare_tables import latex, markdown, summary
+from tasks.pages.compare_latex import latex
+from tasks.pages.compare_tables import markdown, summary
 from tasks.tables import schemas, shards
 from tests.browser import Browser
 from tests.pipeline.test_stage import config  # noqa: F401  the default luigi.cfg, to be changed

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -17,7 +18,7 @@ from PIL import Image
 import data_cards
 from tasks.tables import shards
 from tasks.tables.split_table import select
-from tests.conftest import ENGINE, ROOT, propose_arguments
+from tests.conftest import ENGINE, ROOT, evaluate_arguments, propose_arguments
 from tests.photographs import THUMBNAIL, TWELVE_MP, photograph, replaced
 from tests.training.test_grpo import arguments, cards_of, freeze
 from training.model.trainable import PARTS
@@ -86,43 +87,28 @@ def told(photographs, drawn_once, tmp_path_factory):
 
 def of_family(name: str, made, folder) -> dict:
     """The arguments of each stage for one family."""
-    engine = {
-        **ENGINE,
-        "backend": "tests.family_line:engine",
-        # Whose start takes long with so many pieces; the bench of the real shape has it run there.
-        "in_process": "transformers" if name == "real_vocabulary" else "vllm",
-        "processes": 1,
-        "max_new_tokens": 8,
-        "max_model_len": 512,
-        "max_num_seqs": 32,
-        "max_num_batched_tokens": 0,
-        "gpu_memory_utilization": 0.5,
-        "tensor_parallel_size": 1,
-        "cpu_kv_cache_gib": 1,
-        "quantization": "",
-        "lora": "",
-    }
+    # Whose start takes long with so many pieces; the bench of the real shape has vLLM run there.
+    first = "transformers" if name == "real_vocabulary" else "vllm"
+    engine = replace(
+        ENGINE,
+        backend=f"tests.family_line:{first}",
+        processes=1,
+        max_new_tokens=8,
+        max_num_seqs=32,
+        gpu_memory_utilization=0.5,
+    )
+    by_transformers = replace(engine, backend="tests.family_line:transformers")
     place = type("Place", (), {"root": folder / "base"})()
     place.download, place.split = made / "download", made / "split"
-    asked = {"engine": engine, "num_rollouts": 2, "max_unparsed_share": 1.0, "limit": 6}
-    evaluated = {
-        "card": "few",
-        "download": place.download,
-        "split": place.split,
-        "policy": folder / "train",
-        "engine": engine,
-        "part": "val",
-        "num_rollouts": 2,
-        "num_options": 5,
-        "prompt": "open",
-        "shard_size": 100,
-        "seed": 0,
-    }
+    asked = {"engine": engine.values(), "num_rollouts": 2, "max_unparsed_share": 1.0, "limit": 6}
+    policy = folder / "train"
+    given = {"policy": policy, "part": "val", "num_rollouts": 2, "shard_size": 100}
+    evaluated = evaluate_arguments(place, engine=engine.values(), **given)
     again = {
         **evaluated,
         "output": folder / "again",
-        "engine": {**engine, "in_process": "transformers"},
-        "modes": ["one_step"],
+        "engine": by_transformers.values(),
+        "modes": "one_step",
     }
     return {
         **({} if name == "real_vocabulary" else {"again": again}),

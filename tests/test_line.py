@@ -245,10 +245,10 @@ from tasks.language import prompts
 from tasks.tables import shards
 from tasks.engines.backends import open_engine
 from tasks.engines.base import Request, Sampling
+from tasks.engines.settings import EngineSettings
+from tests.conftest import settings_of
 policy, download, backend = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-engine = open_engine(policy, {"backend": backend, "dtype": "float32", "max_model_len": 512,
-    "max_num_seqs": 64, "gpu_memory_utilization": 0.5, "tensor_parallel_size": 1,
-    "cpu_kv_cache_gib": 1})
+engine = open_engine(policy, settings_of(EngineSettings, backend=backend))
 rows = shards.read(download, "images").to_pylist()[-20:]
 text = prompts.open_question("beetle", "species")
 asked = [Request(r["image_id"], r["image"]["bytes"], text) for r in rows]

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,18 @@ from PIL import Image
 import data_cards
 from pipeline.cli.predict import Table, files, printable, summary
 from tasks.engines.base import Completion
+from tasks.engines.settings import EngineSettings
 from tasks.evaluate import evaluate
+from tasks.evaluation.inputs import engine_settings
+from tasks.evaluation.settings import PredictSettings
 from tasks.predict import Prediction, Predictor, thought
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
-from tests.conftest import ENGINE, run_stage
-from tests.evaluation.test_modes import evaluate_arguments
+from tests.conftest import ENGINE, evaluate_arguments, run_stage
 from tests.pipeline.cli.test_commands import run
 from tests.pipeline.test_stage import config  # noqa: F401 - a fixture
 
+SETTINGS = ("mode", "num_rollouts", "num_options", "prompt")
 NAMES = ("amber beetle", "teal beetle", "rose beetle")
 
 
@@ -79,9 +83,15 @@ def policy(tmp_path) -> Path:
 
 
 def predictor(policy, **changed) -> Predictor:
-    given = {"classes": NAMES, "noun": "beetle", "kind": "species", "num_rollouts": 8}
-    engine = {"backend": "tests.test_predict:oracle", "prompt_style": "brief"}
-    return Predictor(policy, **given | {"engine": engine} | changed)
+    """One that asks an Oracle; `changed` are settings, and keyword arguments of Predictor."""
+    settings = {"num_rollouts": 8} | {k: changed.pop(k) for k in SETTINGS if k in changed}
+    given = {"classes": NAMES, "noun": "beetle", "kind": "species"} | changed
+    return Predictor(policy, **given, engine=asked_by(policy), settings=PredictSettings(**settings))
+
+
+def asked_by(policy: Path, **changed) -> EngineSettings:
+    oracle = {"backend": "tests.test_predict:oracle", "prompt_style": "brief"}
+    return replace(engine_settings(policy), **oracle | changed)
 
 
 def test_two_steps_give_candidates_votes_reasoning_and_confidence(policy):
@@ -166,7 +176,7 @@ def test_it_answers_as_evaluate_does(split_set, tmp_path):
     """The same engine, prompts, votes and reading; only the draws have other keys."""
     output = split_set.root / "evaluate"
     output.mkdir()
-    arguments = evaluate_arguments(split_set, modes=["one_step"])
+    arguments = evaluate_arguments(split_set, modes="one_step")
     run_stage(evaluate, output, **arguments)
     rows = shards.read(output, "predictions").to_pylist()[:8]
     images = shards.ImageStore(split_set.download).read([row["image_id"] for row in rows])
@@ -188,9 +198,9 @@ def test_it_answers_as_evaluate_does(split_set, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"mode": "three_step"}, "mode must be one of two_step, one_step"),
-        ({"num_rollouts": 0}, "num_rollouts >= 1"),
-        ({"engine": {"prompt_style": "terse"}}, "prompt_style must be one of brief, stepwise"),
+        ({"mode": "three_step"}, "mode must be two_step or one_step; got 'three_step'"),
+        ({"num_rollouts": 0}, "num_rollouts must be at least 1; got 0"),
+        ({"num_options": 27}, "num_options must be at least 2 and at most 26; got 27"),
         ({"prompt": "closed"}, "prompt must be open or closed_list"),
         ({"classes": ["one"]}, "two or more classes; got 1"),
         ({"classes": ["Rose", "rose"]}, "cannot be told apart"),
@@ -207,10 +217,10 @@ def test_what_cannot_be_asked_is_said(policy, changed, told):
 def test_a_policy_of_this_pipeline_says_itself_what_it_was_trained_on(policy, few_beetles):
     recipe = {"card": "few", "prompt_style": "brief", "max_completion_length": 48}
     (policy / "recipe.json").write_text(json.dumps(recipe))
-    ours = Predictor(policy, engine={"backend": "tests.test_predict:oracle"})
+    ours = Predictor(policy)
     assert ours.card.name == "few"
-    assert ours.settings["prompt_style"] == "brief"
-    assert (ours.settings["max_new_tokens"], ours.settings["max_model_len"]) == (48, 2048)
+    told = ours.engine_settings
+    assert (told.prompt_style, told.max_new_tokens, told.max_model_len) == ("brief", 48, 2048)
     (policy / "recipe.json").write_text(json.dumps(recipe | {"card": "few+bugs"}))
     with pytest.raises(StageError, match=r"--card, --classes\); it was trained on few\+bugs"):
         Predictor(policy)
@@ -328,6 +338,6 @@ def test_names_are_short_where_that_tells_them_apart():
 
 
 def test_a_card_can_be_given_as_it_is(policy, few_beetles):
-    ours = Predictor(policy, few_beetles, engine={"backend": "x:y"})
+    ours = Predictor(policy, few_beetles, engine=asked_by(policy, backend="x:y"))
     assert ours.card is few_beetles
     assert Predictor(policy, "few").card == data_cards.load("few")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,10 +16,19 @@ from tasks.evaluate import evaluate
 from tasks.language.class_names import ClassNames
 from tasks.propose import propose
 from tasks.questions.candidates import merge_all
+from tasks.questions.settings import ProposeSettings
 from tasks.runtime.errors import ShardError, StageError
 from tasks.tables import shards
 from tasks.tables.split_table import select
-from tests.conftest import ENGINE, ROOT, as_config, propose_arguments, run_stage
+from tests.conftest import (
+    ENGINE,
+    ROOT,
+    as_config,
+    evaluate_arguments,
+    propose_arguments,
+    run_stage,
+    settings_of,
+)
 from tests.fakes import FakeEngine
 
 
@@ -58,7 +68,7 @@ def test_a_resumed_stage_redoes_nothing_and_ends_with_the_same_bytes(rollouts):
 
 
 def test_nothing_left_to_do_opens_no_engine(rollouts):
-    broken = ENGINE | {"backend": "tests.fakes:no_such_engine"}
+    broken = replace(ENGINE, backend="tests.fakes:no_such_engine")
     run_stage(propose, rollouts.propose, **propose_arguments(rollouts, engine=broken))
 
 
@@ -66,8 +76,9 @@ def test_nothing_left_to_do_opens_no_engine(rollouts):
 def test_killed_in_the_middle_it_goes_on_and_each_rollout_is_there_once(split_set, few_beetles):
     output = split_set.root / "killed"
     output.mkdir()
-    slow = ENGINE | {"backend": "tests.fakes:slow_engine"}
-    arguments = propose_arguments(split_set, engine=slow, shard_size=6)
+    slow = replace(ENGINE, backend="tests.fakes:slow_engine")
+    own = settings_of(ProposeSettings, shard_size=6).values()
+    arguments = propose_arguments(split_set, **own, engine=slow.values())
     config = as_config(split_set.root / "recipe.json", {"output": output, **arguments})
     code = (
         "import sys, data_cards; from pathlib import Path;"
@@ -112,8 +123,10 @@ def test_an_engine_that_answers_too_few_is_refused(split_set, monkeypatch):
 
 def test_an_unknown_backend_is_named(split_set):
     (split_set.root / "p").mkdir()
-    engine = ENGINE | {"backend": "vlm"}
-    with pytest.raises(StageError, match=r"backend = 'vlm' is unknown"):
+    with pytest.raises(StageError, match=r"backend must be vllm, server, .*; got 'vlm'"):
+        replace(ENGINE, backend="vlm")
+    engine = replace(ENGINE, backend="tests.fakes:none")
+    with pytest.raises(StageError, match=r"backend = 'tests.fakes:none' cannot be imported"):
         run_stage(propose, split_set.root / "p", **propose_arguments(split_set, engine=engine))
 
 
@@ -131,10 +144,7 @@ def test_damaged_images_are_found_when_read(split_set):
 def evaluated(split_set):
     output = split_set.root / "evaluate"
     output.mkdir()
-    arguments = propose_arguments(split_set, part="test", num_options=5)
-    for name in ("max_unparsed_share", "fail_fast_unparsed_share", "max_lost_share", "limit"):
-        del arguments[name]
-    run_stage(evaluate, output, **arguments)
+    run_stage(evaluate, output, **evaluate_arguments(split_set))
     split_set.evaluate = output
     return split_set
 

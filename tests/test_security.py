@@ -37,7 +37,7 @@ def test_no_code_of_others_is_run_and_no_pickle_is_read(path):
         assert not name.startswith(("joblib.", "dill.", "cloudpickle.")), path
         if name.startswith("pickle."):  # to a file without a name, in the process that reads it
             assert "TemporaryFile" in path.read_text()
-            assert path.name == "build_mcq.py"
+            assert path == ROOT / "tasks/questions/builder.py"
         if name == "yaml.load":
             assert "SafeLoader" in given["Loader"], path
         if name.endswith(("extractall", "tar.extract", "archive.extract")):

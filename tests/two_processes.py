@@ -9,8 +9,8 @@ import random
 import sys
 
 from tasks.runtime.command import main
-from training import grpo as module
 from training.grpo import grpo
+from training.loop import sampling
 from training.loop.sampling import Timed
 
 
@@ -32,5 +32,5 @@ class FixedTimed(Timed, Fixed):
 
 
 if __name__ == "__main__":
-    module.Timed = FixedTimed  # type: ignore[misc]
+    sampling.Timed = FixedTimed  # type: ignore[misc]
     sys.exit(main(grpo))

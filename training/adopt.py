@@ -26,20 +26,16 @@ from tasks.runtime.errors import StageError, first_line
 from tasks.runtime.links import link
 from training.model import tiny_policy, weights
 from training.model.processors import sized_processor
+from training.settings import ModelSettings
 
 
-def adopt(output: Path, *, model: str, min_pixels: int, max_pixels: int, dtype: str) -> None:
+def adopt(output: Path, *, settings: ModelSettings) -> None:
     """Write the base policy into the folder `output`.
 
-    `model` is a model id of the hub, a folder, or `embedded`. `min_pixels` and `max_pixels` bound the area an
-    image is scaled to; `dtype` is the precision of the weights. Raises StageError when the model
-    cannot be had.
+    Raises StageError when the model cannot be had.
     """
     disable_progress_bar()  # of the library
-    if dtype not in weights.DTYPES:
-        raise StageError(
-            f"[BasePolicy] dtype must be one of {', '.join(weights.DTYPES)}; got {dtype!r}"
-        )
+    model, dtype = settings.model, settings.dtype
     if (Path(model).expanduser() / FILE).is_file():
         raise StageError(
             f"[BasePolicy] model = {model} is an adapter; make whole weights of it first: "
@@ -49,7 +45,7 @@ def adopt(output: Path, *, model: str, min_pixels: int, max_pixels: int, dtype: 
     model = str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model
     try:
         config = AutoConfig.from_pretrained(model)
-        processor = sized_processor(model, min_pixels, max_pixels)
+        processor = sized_processor(model, settings.min_pixels, settings.max_pixels)
         if type(config) not in AutoModelForImageTextToText._model_mapping:
             raise ValueError(f"{config.model_type} is no model that takes images and answers text")
         files = weights.weight_files(model)

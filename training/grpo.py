@@ -13,7 +13,7 @@ out is a folder that transformers, vLLM and PEFT load.
     data/           questions -> rows, rewards by name
     resources/      whether it will fit, and whether it does
     shared_prefix/  how it is trained: a group's image and prompt computed once
-    settings.py     [Train] -> TRL's configuration
+    settings.py     [BasePolicy], [Train], and what else a round is told
 """
 
 from pathlib import Path
@@ -26,118 +26,60 @@ from training.data.reward_choice import choose_rewards
 from training.loop import vllm_check
 from training.loop.context_length import longest_row, set_context
 from training.loop.log import Recorder
-from training.loop.sampling import with_ours
+from training.loop.sampling import trainer_of
 from training.loop.session import Session
+from training.loop.trl_settings import grpo_config, of_reference_alone
 from training.resources.largest_batch import try_largest
-from training.settings import grpo_config, of_reference_alone
-from training.shared_prefix.trainer import make_trainer
+from training.settings import Round, TrainSettings
 
 
-def grpo(
-    output: Path,
-    *,
-    card: str,
-    method: str,
-    ask: str,
-    truth_rollout: bool,
-    mcq: list[Path],
-    download: list[Path],
-    split: list[Path],
-    base: Path,
-    policy: Path,
-    prompt_style: str,
-    dtype: str,
-    order: str,
-    freeze: str,
-    lora_rank: int,
-    lora_alpha: float,
-    lora_dropout: float,
-    lora_targets: str,
-    quantize: str,
-    steps: int,
-    rounds: int,
-    questions_per_step: int,
-    num_generations: int,
-    max_completion_length: int,
-    learning_rate: float,
-    rewards: dict[str, float],
-    dynamic_sampling: int,
-    watch_every: int,
-    watch_images: int,
-    keep_policy: str,
-    carry_over: bool,
-    trl: dict[str, Any],
-    shared_prefix: bool,
-    tokens_per_micro_batch: int,
-    check_shared_prefix: bool,
-    check_largest_batch: bool,
-    micro_batch_size: int,
-    save_steps: int,
-    keep_checkpoints: int,
-    check_memory: bool,
-    report_to: str,
-    push_to_hub: str,
-    refresh_round: int,
-    seed: int,
-) -> None:
-    """Train for `steps` optimiser steps of `questions_per_step` groups each: one of `rounds` rounds.
-
-    `card` is one card's name, or several joined by +, with a folder each in `mcq` (questions),
-    `download` and `split` (val images to watch). `ask` is mcq or open; `truth_rollout` puts the
-    truth among every group's completions. `base` is the policy of round 0's start, `policy` that of
-    this round's. `rewards` maps a reward's name to its weight; `trl` holds any further GRPOConfig
-    option. `order` is that of the questions (`training.data.dataset`); `freeze` and `lora_targets` name
-    parts (`training.model.trainable`). `dynamic_sampling` is how often groups without a gradient are replaced.
-    With `carry_over` a round goes on from the last one's training state. `keep_policy` is last, or
-    best by val images. `shared_prefix` computes each group's image and prompt once, in passes of at
-    most `tokens_per_micro_batch` tokens, and `check_shared_prefix` compares with TRL's own pass once.
-    `check_largest_batch` takes the largest batch that this run can have before its first step.
+def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
+    """Train for `steps` optimiser steps of `questions_per_step` groups each.
 
     Writes the policy folder, `train_log.parquet` and `completions-*.parquet`. Raises StageError for
     a damaged shard, an unknown option, a batch that cannot be divided, or memory that is not there.
     """
-    session = Session(output, dict(locals()))
-    chosen = choose_rewards(rewards, session.cards, max_completion_length)
-    config = grpo_config(output, session.given, session.total)
-    check_scaling(rewards, config)
-    if ask == "open" and order == "curriculum":
+    session = Session(output, round, settings)
+    rewards = list(settings.rewards)
+    chosen = choose_rewards(settings.rewards, session.cards, settings.max_completion_length)
+    config = grpo_config(output, settings, total_steps=session.total, seed=round.seed)
+    check_scaling(settings.rewards, config)
+    if round.ask == "open" and settings.order == "curriculum":
         raise StageError("[Train] order = curriculum needs candidates; open questions have none")
-    if quantize != "none" and config.use_vllm:
+    if settings.quantized and config.use_vllm:
         raise StageError(
             '[Train] quantize does not go with vLLM in the trainer; set "use_vllm": false in trl'
         )
-    questions = session.questions(prompt_style if ask == "mcq" else None)
+    questions = session.questions(round.prompt_style if round.ask == "mcq" else None)
     rows = session.rows(questions)
     some = [rows[i] for i in range(min(8, len(rows)))]
     largest, prompt = longest_row(questions, session.watch, session.processor)
     set_context(config, prompt)
     model, adapters = session.model(config, largest)
     starts = "the trainer and its vLLM start" if config.use_vllm else "the trainer starts"
-    with waiting.loading(f"train: {starts}"), of_reference_alone(trl):
-        trainer = make_trainer(
+    with waiting.loading(f"train: {starts}"), of_reference_alone(settings.trl):
+        trainer = trainer_of(
+            settings,
+            truth_rollout=round.truth_rollout,
             model=model,
-            shared_prefix=shared_prefix,
-            tokens_per_micro_batch=tokens_per_micro_batch,
-            check_first_batch=check_shared_prefix,
-            mixed=lambda kind: with_ours(kind, truth_rollout),
             args=config,
             processing_class=session.processor,
             train_dataset=rows,
             reward_funcs=chosen,
             peft_config=adapters,
         )
-    trainer.attempts, trainer.further = dynamic_sampling, questions.further
+    trainer.further = questions.further
 
     def before() -> None:
         if config.use_vllm:
             vllm_check.check_vllm(trainer, some)
-        if check_largest_batch and trainer.state.global_step < session.stop:
+        if settings.check_largest_batch and trainer.state.global_step < session.stop:
             try_largest(trainer, largest, prompt)
 
-    recorder = session.train(trainer, Recorder, list(rewards), before)
+    recorder = session.train(trainer, Recorder, rewards, before)
     session.finish(trainer, recorder, figures(recorder.log, config))
     if trainer.accelerator.is_main_process:
-        print(f"train: first and last steps: {told(recorder.log, list(rewards))}")
+        print(f"train: first and last steps: {told(recorder.log, rewards)}")
 
 
 def check_scaling(rewards: dict[str, float], config: Any) -> None:

@@ -23,8 +23,8 @@ import data_cards
 from data_cards.beetles import CLASSES, FIELD, SPECIES, TRAITS, Look, picture
 from training.data import lessons
 from training.data.sft_examples import Example, Wording
+from training.loop.supervised import collate, train_supervised
 from training.model import tiny_policy
-from training.sft import collate, train_supervised
 
 STYLE = "brief"  # of the prompts, as in luigi.cfg
 EASY = (0.0, 0.25)
@@ -148,7 +148,9 @@ def measured(policy: PreTrainedModel, processor: Any, seed: int) -> dict[str, fl
 
     def seen() -> Example:
         look = lessons.random_look(rng)
-        return lessons.seeing(picture(look, f"measured {rng.random()}", hardness=FIELD), look, words)
+        return lessons.seeing(
+            picture(look, f"measured {rng.random()}", hardness=FIELD), look, words
+        )
 
     def weighed() -> Example:
         options = lessons.some_options(rng)

@@ -13,6 +13,7 @@ import copy
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,17 @@ from transformers import (
 
 from tasks.engines import vllm
 from tasks.engines.base import hushed
+from tasks.engines.settings import EngineSettings
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError, first_line
 from tasks.runtime.memory import own_peak
 from tasks.runtime.protocol import save_stats
-from training.loop.sampling import with_ours
+from training.loop.sampling import trainer_of
+from training.loop.trl_settings import grpo_config
 from training.model import loading, processors, tiny_policy
 from training.model.shapes import config_of
-from training.settings import grpo_config
+from training.settings import TrainSettings
 from training.shared_prefix.forward import PREFIX_MODELS
-from training.shared_prefix.trainer import make_trainer
 
 LAYERS, VISION_LAYERS = 1, 2
 COMPLETIONS, TOKENS = 2, 16  # of one question, and of each completion
@@ -48,8 +50,8 @@ def rehearsal(
     output: Path,
     *,
     model: str,
-    train: dict[str, Any],
-    engine: dict[str, Any],
+    train: TrainSettings,
+    engine: EngineSettings,
     question: str,
     min_pixels: int,
     max_pixels: int,
@@ -58,8 +60,7 @@ def rehearsal(
     """Try what a run with `model` would do first, and write what came of it into `stats.json`.
 
     `model` is a folder or hub id, of which the config is read, and the processor where it lies here;
-    `train` holds `training.grpo.grpo`'s arguments, `engine` the settings of `[engine]`. `processes`
-    is how many the launcher starts. The stats hold `points`: (what, ready or mend, a sentence).
+    `processes` is how many the launcher starts. The stats hold `points`: (what, ready or mend, a sentence).
     """
     points: list[tuple[str, str, str]] = []
     policy = output / "cache" / "policy"
@@ -83,14 +84,14 @@ def rehearsal(
     save_stats(output, {"points": points, "peak_memory_mb": round(own_peak())})
 
 
-def check_config(output: Path, train: dict[str, Any], processes: int) -> str:
+def check_config(output: Path, train: TrainSettings, processes: int) -> str:
     """Have TRL build its configuration as each of so many processes would."""
     own = {} if torch.cuda.is_available() else {"use_cpu": True}
-    total = train["rounds"] * train["steps"]
     kept = os.environ.get("WORLD_SIZE")
     os.environ["WORLD_SIZE"] = str(processes)
     try:
-        made = grpo_config(output, {**train, "trl": {**train["trl"], **own}}, total)
+        given = replace(train, trl={**train.trl, **own})
+        made = grpo_config(output, given, total_steps=train.steps, seed=0)
     finally:
         os.environ.pop("WORLD_SIZE")
         if kept is not None:
@@ -101,10 +102,10 @@ def check_config(output: Path, train: dict[str, Any], processes: int) -> str:
     )
 
 
-def check_engine(policy: Path, engine: dict[str, Any]) -> str:
+def check_engine(policy: Path, engine: EngineSettings) -> str:
     """Have vLLM check its arguments against the model's config; nothing is loaded."""
-    if engine["backend"] not in ("vllm", "ray"):
-        return f"backend {engine['backend']}, which is not vLLM's"
+    if engine.backend not in ("vllm", "ray"):
+        return f"backend {engine.backend}, which is not vLLM's"
     from vllm import EngineArgs
 
     with hushed():
@@ -123,21 +124,16 @@ def check_engine(policy: Path, engine: dict[str, Any]) -> str:
 
 
 def one_step(
-    output: Path, policy: Path, train: dict[str, Any], question: str, max_pixels: int
+    output: Path, policy: Path, train: TrainSettings, question: str, max_pixels: int
 ) -> str:
     """One optimiser step on one question about a picture of `max_pixels`, and its checkpoint."""
-    given = {**train, **small(train)}
-    config = grpo_config(output, given, 1)
-    model, adapters = loading.load_model(
-        policy, **{k: given[k] for k in ("dtype", "quantize", "freeze")}, **lora(given)
-    )
-    trainer = make_trainer(
+    settings = small(train)
+    model, adapters = loading.load_model(policy, settings)
+    trainer = trainer_of(
+        settings,
+        truth_rollout=False,
         model=model,
-        shared_prefix=given["shared_prefix"],
-        tokens_per_micro_batch=given["tokens_per_micro_batch"],
-        check_first_batch=given["check_shared_prefix"],
-        mixed=lambda kind: with_ours(kind, False),
-        args=config,
+        args=grpo_config(output, settings, total_steps=1, seed=0),
         processing_class=processors.load_processor(policy),
         train_dataset=Dataset.from_list(questions(question, max_pixels)),
         reward_funcs=uneven,
@@ -224,31 +220,28 @@ def name_tokens(config: PretrainedConfig, tokenizer: Any) -> None:
     text.bos_token_id = None
 
 
-def small(train: dict[str, Any]) -> dict[str, Any]:
+def small(train: TrainSettings) -> TrainSettings:
     """What is smaller than in the real run: one question, two short completions, one process."""
-    trl = {key: v for key, v in train["trl"].items() if not key.startswith(("vllm", "use_vllm"))}
+    trl = {key: v for key, v in train.trl.items() if not key.startswith(("vllm", "use_vllm"))}
     trl = {key: v for key, v in trl.items() if key not in ("steps_per_generation", "fsdp")}
     if not torch.cuda.is_available():
         trl["use_cpu"] = True
-    return {
-        "trl": trl,
-        "steps": 1,
-        "save_steps": 1,
-        "watch_every": 0,
-        "dynamic_sampling": 0,
-        "questions_per_step": 1,
-        "num_generations": COMPLETIONS,
-        "micro_batch_size": COMPLETIONS,
-        "max_completion_length": TOKENS,
-        "rewards": {"uneven": 1.0},
-        "report_to": "",
-        "quantize": train["quantize"] if torch.cuda.is_available() else "none",
-    }
-
-
-def lora(given: dict[str, Any]) -> dict[str, Any]:
-    """The settings of adapters among those of Train."""
-    return {key: given[key] for key in ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")}
+    return replace(
+        train,
+        trl=trl,
+        steps=1,
+        save_steps=1,
+        watch_every=0,
+        keep_policy="last",
+        dynamic_sampling=0,
+        questions_per_step=1,
+        num_generations=COMPLETIONS,
+        micro_batch_size=COMPLETIONS,
+        max_completion_length=TOKENS,
+        rewards={"uneven": 1.0},
+        report_to="",
+        quantize=train.quantize if torch.cuda.is_available() else "none",
+    )
 
 
 def questions(text: str, pixels: int) -> list[dict[str, Any]]:

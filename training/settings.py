@@ -1,214 +1,165 @@
-"""[Train] -> TRL's configuration, without a twin of it: whatever TRL knows can be set in `trl`."""
+"""The settings of BasePolicy and Train, and what else a round of training is told."""
 
-import dataclasses
-import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import TrainingArguments
-from trl import GRPOConfig, SFTConfig
+from typing import Any, ClassVar
 
 from tasks.runtime.errors import StageError
-from tasks.runtime.machine import check_gpu, gpus
-from training.loop import checkpoints
-from training.model import sharding
+from tasks.runtime.settings import Settings, setting
 
-OURS = {
-    "output_dir",
-    "max_steps",
-    "learning_rate",
-    "num_generations",
-    "max_completion_length",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "seed",
-    "save_steps",
-    "save_total_limit",
-    "reward_weights",
-    "report_to",
-    "push_to_hub",
-    # What the recorder, resuming and the order of questions rest on.
-    "logging_steps",
-    "save_only_model",
-    "save_strategy",
-    "ignore_data_skip",
-    "shuffle_dataset",
-    "eval_strategy",
-}
+PARTS = ("vision", "projector", "language")  # of a vision-language model (training.model.trainable)
+DTYPES = ("float32", "bfloat16", "float16")
+ORDERS = ("shuffled", "curriculum")
 
 
-def grpo_config(output: Path, given: dict[str, Any], total_steps: int) -> GRPOConfig:
-    """GRPO's configuration for `total_steps` of all rounds; `given` holds `grpo`'s arguments.
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Settings):
+    """[BasePolicy], where nothing is taught: which model, at what size of images, in what precision."""
 
-    Raises StageError for options TRL does not have, values it refuses, batches that cannot be
-    divided among processes, and checkpoints that would not fall on a boundary.
+    section: ClassVar[str] = "BasePolicy"
+
+    model: str = setting("embedded, tiny, a model id of the hub, or a folder")
+    min_pixels: int = setting("the area that a smaller image is enlarged to", at_least=1)
+    max_pixels: int = setting("the area that a larger image is reduced to", at_least=1)
+    dtype: str = setting("precision of the saved weights", choices=DTYPES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BasePolicySettings(ModelSettings):
+    """[BasePolicy]: the policy that training starts from, and how it is taught."""
+
+    steps: int = setting("supervised steps; 0: nothing is taught", at_least=0)
+    batch_size: int = setting("examples a step", at_least=1)
+    learning_rate: float = setting("of AdamW", at_least=0)
+    muon_learning_rate: float = setting("of Muon on hidden matrices; 0: none", at_least=0)
+    question_share: float = setting("share of multiple-choice examples", at_least=0, at_most=1)
+    blind_share: float = setting("share of those with a grey image", at_least=0, at_most=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(Settings):
+    """[Train]: GRPO on frozen questions, and the supervised baseline on the same images."""
+
+    section: ClassVar[str] = "Train"
+
+    steps: int = setting("optimiser steps in each round", at_least=1)
+    questions_per_step: int = setting(at_least=1)
+    num_generations: int = setting("completions per question, GRPO's group size", at_least=2)
+    max_completion_length: int = setting("tokens", at_least=1)
+    learning_rate: float = setting(above=0)
+    rewards: dict[str, float] = setting("reward name or module:function -> weight")
+    order: str = setting("of questions; curriculum: each epoch from easy to hard", choices=ORDERS)
+    dynamic_sampling: int = setting(
+        "how often groups without a gradient are replaced by further questions; 0: never",
+        at_least=0,
+    )
+    freeze: str = setting("parts that stay", choices=("none", *PARTS), several=True)
+    lora_rank: int = setting("of adapters; 0: all weights are trained", at_least=0)
+    lora_alpha: float = setting(at_least=0)
+    lora_dropout: float = setting(at_least=0, at_most=1)
+    lora_targets: str = setting("parts with adapters", choices=PARTS, several=True)
+    quantize: str = setting("of the weights below adapters; on a GPU", choices=("none", "nf4"))
+    carry_over: bool = setting("rounds are one run: optimizer, schedule and step go on")
+    watch_every: int = setting("steps between looks at val images; 0: never", at_least=0)
+    watch_images: int = setting("val images looked at", at_least=1)
+    keep_policy: str = setting("best: by val images", choices=("last", "best"))
+    trl: dict[str, Any] = setting("any further option of TRL's GRPOConfig")
+    dtype: str = setting("precision of the policy", choices=("float32", "bfloat16"))
+    shared_prefix: bool = setting(
+        "each group's image and prompt are computed once; the same up to rounding",
+        significant=False,
+    )
+    tokens_per_micro_batch: int = setting(
+        "with shared_prefix: tokens of one pass; 0: no bound", at_least=0, significant=False
+    )
+    check_shared_prefix: bool = setting(
+        "compare the first batch with TRL's own pass", significant=False
+    )
+    check_largest_batch: bool = setting(
+        "take the largest batch that the run can have before its first step", significant=False
+    )
+    micro_batch_size: int = setting(
+        "completions a process holds at a time", at_least=1, significant=False
+    )
+    save_steps: int = setting("steps between checkpoints", at_least=1, significant=False)
+    keep_checkpoints: int = setting("complete ones kept", at_least=1, significant=False)
+    check_memory: bool = setting("refuse to start what cannot fit", significant=False)
+    report_to: str = setting("tensorboard, wandb, ...; empty", significant=False)
+    push_to_hub: str = setting(
+        "a repository for the policy, made private; empty: none", significant=False
+    )
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The parts that stay as they are where all weights are trained."""
+        return _parts(self.freeze)
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """The parts whose linear layers have adapters; none without a `lora_rank`."""
+        return _parts(self.lora_targets) if self.lora_rank else ()
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the weights below adapters are held in few bits."""
+        return self.quantize != "none"
+
+    def check(self) -> None:
+        if not self.rewards:
+            raise StageError(
+                "[Train] rewards is empty; the paper's are {'format': 1.0, 'letter': 1.0}"
+            )
+        for name, weight in self.rewards.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float):
+                raise StageError(f"[Train] rewards: the weight of {name!r} must be a number")
+        if "none" in self.freeze and self.frozen:
+            raise StageError(f"[Train] freeze must be none, or parts; got {self.freeze!r}")
+        if self.frozen == PARTS:
+            raise StageError("[Train] freeze names every part, so that nothing is left to train")
+        if self.lora_rank and self.frozen:
+            raise StageError(
+                "[Train] freeze is for training all weights; with lora_rank set, lora_targets says "
+                "which parts get adapters, and everything else is frozen"
+            )
+        if self.lora_rank and not self.adapted:
+            raise StageError(
+                f"[Train] lora_targets names no part; choose of {', '.join(PARTS)}, or lora_rank = 0 "
+                "to train all weights"
+            )
+        if self.quantized and not self.lora_rank:
+            raise StageError(
+                f"[Train] quantize = {self.quantize} needs adapters to train: set lora_rank above 0"
+            )
+        if self.keep_policy == "best" and not self.watch_every:
+            raise StageError(
+                "[Train] keep_policy = best needs watch_every above 0 to know the best"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round(Settings):
+    """One round of training: its questions and images, the policies it starts from, its place.
+
+    `card` is one card's name, or several joined by +, with a folder each in `mcq`, `download` and
+    `split`; the last two are empty where no val images are watched.
     """
-    _check_device(given["trl"])
-    batch = given["questions_per_step"] * given["num_generations"]
-    options = dict(given["trl"])
-    if options.get("use_vllm") and not vllm_takes_weights():
-        print(
-            "train: without a GPU vLLM cannot take up weights; transformers generates", flush=True
-        )
-        options = {key: value for key, value in options.items() if "vllm" not in key}
-    made = _build(
-        GRPOConfig,
-        options,
-        {
-            **_shared(output, given, batch, total_steps),
-            "num_generations": given["num_generations"],
-            "max_completion_length": given["max_completion_length"],
-            "reward_weights": list(given["rewards"].values()),
-        },
-        {
-            "shuffle_dataset": False,  # the questions are in order already
-            "gradient_checkpointing": False,
-            "bf16": given["dtype"] == "bfloat16",
-            **_of_reference(given["dtype"]),
-        },
-    )
-    held = made.per_device_train_batch_size * made.steps_per_generation
-    if given["dynamic_sampling"] and held % made.num_generations:
-        raise StageError(
-            f"[Train] dynamic_sampling needs whole groups on every process: micro_batch_size x "
-            f"steps_per_generation = {held} completions are no multiple of num_generations = "
-            f"{made.num_generations}"
-        )
-    if made.steps_per_generation < made.gradient_accumulation_steps:
-        raise StageError(
-            f"[Train] trl: steps_per_generation = {made.steps_per_generation} would generate several "
-            f"times a step; set it to {made.gradient_accumulation_steps} or more, or leave it out"
-        )
-    checkpoints.check_boundaries(
-        {
-            "gradient_accumulation_steps": made.gradient_accumulation_steps,
-            "steps_per_generation": made.steps_per_generation,
-            "num_iterations": made.num_iterations,
-            **{key: given[key] for key in ("save_steps", "steps", "watch_every")},
-        }
-    )
-    return made
+
+    card: str
+    method: str = setting("as the pipeline calls it")
+    ask: str = setting("which questions `mcq` holds", choices=("mcq", "open"))
+    truth_rollout: bool = setting("the truth is one of every group's completions")
+    mcq: list[Path]
+    download: list[Path]
+    split: list[Path]
+    base: Path = setting("the policy that round 0 started from")
+    policy: Path = setting("the policy that this round starts from")
+    prompt_style: str
+    refresh_round: int = setting("this round, from 0", at_least=0)
+    rounds: int = setting("how many there are", at_least=1)
+    seed: int
 
 
-def sft_config(output: Path, given: dict[str, Any], total_steps: int) -> SFTConfig:
-    """The supervised baseline's configuration; options that only GRPO has are left out."""
-    _check_device(given["trl"])
-    known = set(SFTConfig.__dataclass_fields__)
-    grpo = set(GRPOConfig.__dataclass_fields__)
-    options = {key: v for key, v in given["trl"].items() if key in known or key not in grpo}
-    examples = given["questions_per_step"]
-    each = max(1, examples // _world_size())
-    most = min(given["micro_batch_size"], each)
-    micro = next(size for size in range(most, 0, -1) if each % size == 0)
-    return _build(
-        SFTConfig,
-        options,
-        _shared(output, {**given, "micro_batch_size": micro}, examples, total_steps),
-        {
-            "shuffle_dataset": False,
-            "gradient_checkpointing": False,
-            "bf16": given["dtype"] == "bfloat16",
-            "dataset_kwargs": {"skip_prepare_dataset": True},
-            "max_length": None,
-        },
-    )
-
-
-def _shared(output: Path, given: dict[str, Any], batch: int, total_steps: int) -> dict[str, Any]:
-    micro, world = given["micro_batch_size"], _world_size()
-    if micro < 1 or batch % (micro * world):
-        raise StageError(
-            f"[Train] a step's batch of {batch} (questions_per_step x num_generations completions, "
-            f"or examples) must be a multiple of micro_batch_size x processes = {micro} x {world}"
-        )
-    return {
-        "output_dir": str(output / checkpoints.FOLDER),
-        "max_steps": total_steps,
-        "learning_rate": given["learning_rate"],
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": batch // (micro * world),
-        "save_steps": given["save_steps"],
-        "save_total_limit": None,  # the recorder rotates: only complete ones count
-        "seed": given["seed"],
-        "report_to": given["report_to"].split() or "none",
-    }
-
-
-def _build(
-    kind: type[TrainingArguments],
-    options: dict[str, Any],
-    fixed: dict[str, Any],
-    defaults: dict[str, Any],
-) -> Any:
-    if clash := sorted(set(options) & OURS):
-        raise StageError(f"[Train] trl: {clash[0]!r} is set by another key of [Train]")
-    if unknown := sorted(set(options) - {field.name for field in dataclasses.fields(kind)}):
-        raise StageError(f"[Train] trl: TRL's {kind.__name__} has no option {unknown[0]!r}")
-    quiet = {
-        "logging_steps": 1,
-        "remove_unused_columns": False,
-        "disable_tqdm": True,
-        **sharding.reduced_each_time(),
-    }
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(fixed["output_dir"]).parent / "runs"))
-    try:
-        made = kind(**fixed, **{**quiet, **defaults, **options})
-    except (ValueError, TypeError) as error:
-        raise StageError(f"[Train] TRL refuses the settings: {error}") from error
-    if made.n_gpu > 1:  # without a launcher; TRL takes no model spread by torch's DataParallel
-        print(
-            f"train: on the first of {made.n_gpu} GPUs; [Train] launcher puts a process on each, as "
-            "in training/recipes/eight_gpus_fsdp2.cfg",
-            flush=True,
-        )
-        made._n_gpu = 1
-    return made
-
-
-def _check_device(trl: dict[str, Any]) -> None:
-    """Raises StageError when a GPU is there that would not be used unasked; says so where asked."""
-    if not trl.get("use_cpu"):
-        check_gpu()
-    elif gpus() and os.environ.get("RANK", "0") == "0":
-        print(
-            'train: on the CPU beside a GPU, since [Train] trl has "use_cpu": true; set it to false '
-            "to use the GPU",
-            flush=True,
-        )
-
-
-def vllm_takes_weights() -> bool:
-    """Whether vLLM can take up new weights here: its CPU build packs those that it has loaded."""
-    return torch.cuda.is_available()
-
-
-@contextmanager
-def of_reference_alone(options: dict[str, Any]) -> Iterator[None]:
-    """Keep TRL from saying that `model_init_kwargs` are ignored, unless the user has set them.
-
-    They are for the reference model, which TRL loads; the policy is loaded already.
-    """
-    ours = "model_init_kwargs" not in options
-    log = logging.getLogger("trl.trainer.grpo_trainer")
-
-    def wanted(record: logging.LogRecord) -> bool:
-        return not (ours and "model_init_kwargs" in record.getMessage())
-
-    log.addFilter(wanted)
-    try:
-        yield
-    finally:
-        log.removeFilter(wanted)
-
-
-def _of_reference(dtype: str) -> dict[str, Any]:
-    """How TRL loads the reference model; in float32 unless told otherwise."""
-    return {} if dtype == "float32" else {"model_init_kwargs": {"dtype": dtype}}
-
-
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def _parts(words: str) -> tuple[str, ...]:
+    """Of several words the parts, in the order in which a model has them."""
+    named = words.replace(",", " ").split()
+    return tuple(part for part in PARTS if part in named)

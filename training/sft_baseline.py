@@ -8,7 +8,6 @@ question is learned where GRPO samples `num_generations`, so the equal budget is
 questions, not of tokens.
 """
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ from tasks.language import prompts
 from tasks.language.prompts import LETTERS
 from tasks.runtime.command import main
 from training.data.sft_examples import thought
-from training.grpo import grpo
 from training.loop import checkpoints
 from training.loop.context_length import longest_row
 from training.loop.log import SupervisedRecorder
 from training.loop.session import Session
-from training.settings import sft_config
+from training.loop.trl_settings import sft_config
+from training.settings import Round, TrainSettings
 
 
 class Supervised(checkpoints.StrictResume, SFTTrainer):
@@ -34,14 +33,13 @@ class Supervised(checkpoints.StrictResume, SFTTrainer):
         return SequentialSampler(train_dataset or self.train_dataset)
 
 
-@functools.wraps(grpo, assigned=("__annotations__",))
-def sft_baseline(output: Path, **given: Any) -> None:
+def sft_baseline(output: Path, *, round: Round, settings: TrainSettings) -> None:
     """Teach the truth for `steps` optimiser steps of `questions_per_step` images each.
 
-    The arguments are those of `training.grpo.grpo`; what only sampling needs is passed over.
+    What only sampling needs of the settings is passed over.
     """
-    session = Session(output, {"output": output, **given})
-    config = sft_config(output, session.given, session.total)
+    session = Session(output, round, settings)
+    config = sft_config(output, settings, total_steps=session.total, seed=round.seed)
     questions = session.questions(None)
     rows = session.rows(questions, then=example)
     largest, _ = longest_row(questions, None, session.processor)
@@ -55,7 +53,7 @@ def sft_baseline(output: Path, **given: Any) -> None:
     )
     recorder = session.train(trainer, SupervisedRecorder, [])
     log = recorder.log
-    session.finish(trainer, recorder, {"examples": given["questions_per_step"] * len(log)})
+    session.finish(trainer, recorder, {"examples": settings.questions_per_step * len(log)})
     if trainer.accelerator.is_main_process:
         print(f"train: loss {log[0]['loss']:.3f} -> {log[-1]['loss']:.3f} in {len(log)} steps")
 

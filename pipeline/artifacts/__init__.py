@@ -1,1 +1,1 @@
-"""The artifact store, free of Luigi: folders, locks, child processes, manifests, sources."""
+"""The artifact store, without Luigi: folders, locks, child processes, manifests, source digests."""

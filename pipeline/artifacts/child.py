@@ -1,7 +1,8 @@
-"""A stage's process: started, listened to, interrupted, and told of when it fails.
+"""Run a stage as a child process: its output, its log, its progress, Ctrl-C, its peak memory.
 
-What it says goes to the terminal as it comes and into a log beside its files, without the values
-of any tokens. Ctrl-C once lets it finish the shard, step or short stage it is at, twice ends it at once.
+The child's output goes to the terminal at once, and line by line into a log in its working folder;
+the values of secret variables are masked. The first Ctrl-C lets the child finish its current shard,
+training step or short stage; the second ends it at once.
 """
 
 import json
@@ -21,24 +22,26 @@ from pathlib import Path
 from typing import IO, Any
 
 from tasks.runtime.memory import Watch, megabytes
+from tasks.runtime.protocol import PROGRESS_FILE
 
 LOG = "run.log"
-PROGRESS = (
-    ".progress.json"  # what the child's progress bar stands at: see tasks/runtime/progress.py
-)
-STOPPED = 130  # exit code of a child that was asked to stop, and did
-SECRET = ("TOKEN", "API_KEY", "SECRET", "PASSWORD", "ACCESS_KEY")  # ends of variables' names
-LAST_LINES = 12
-POLL = 1.0
+# A variable whose name ends so holds a secret.
+SECRET = ("TOKEN", "API_KEY", "SECRET", "PASSWORD", "ACCESS_KEY")
+LAST_LINES = 12  # kept for the error message
+POLL = 1.0  # seconds between two reads of the child's progress
 
-Told = Callable[[str, int | None], None]  # a status message, and percent done where known
+# Takes a status message, and the percentage done or None.
+ProgressListener = Callable[[str, int | None], None]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended: exit code (negative for a signal), its last lines, and the peak memory in
-    MB of it and the processes it started, as `tasks.runtime.memory.Watch` has it;
-    `stopped` when Ctrl-C was pressed and it ended well nevertheless."""
+    """How a child ended.
+
+    `code` is the exit code, negative for a signal. `memory` is the peak in MB of the child and its
+    descendants (`tasks.runtime.memory.Watch`). `stopped` means that Ctrl-C was pressed and the
+    child ended well nevertheless.
+    """
 
     code: int
     memory: float
@@ -52,25 +55,25 @@ def run(
     environment: dict[str, str],
     *,
     inherited: int,
-    on_progress: Told | None = None,
+    on_progress: ProgressListener | None = None,
 ) -> Ended:
-    """Run `command`, whose working folder is `folder`, to its end.
+    """Run `command`, which writes to `folder`, and wait for its end.
 
-    `inherited` is a descriptor that it inherits; `on_progress` is told about once a second how far
-    it is. Raises KeyboardInterrupt when it was stopped by Ctrl-C.
+    The child inherits the file descriptor `inherited`. `on_progress` is called about once a second.
+    Raises KeyboardInterrupt when Ctrl-C stopped the child.
     """
-    (folder / PROGRESS).unlink(missing_ok=True)
-    told: dict[str, str] = {"PYTHONUNBUFFERED": "1", "DIVE_PARENT": str(os.getpid())}
+    (folder / PROGRESS_FILE).unlink(missing_ok=True)
+    variables: dict[str, str] = {"PYTHONUNBUFFERED": "1", "DIVE_PARENT": str(os.getpid())}
     if sys.stderr.isatty():
-        told |= {"DIVE_TERMINAL": "1", "COLUMNS": str(shutil.get_terminal_size().columns)}
+        variables |= {"DIVE_TERMINAL": "1", "COLUMNS": str(shutil.get_terminal_size().columns)}
     log = _Log(folder / LOG, secrets(os.environ))
     log.line(f"--- {time.strftime('%Y-%m-%d %H:%M:%S %Z')} {shlex.join(command)}")
     direct = command[0] == sys.executable
-    with _unheard() if direct else nullcontext():
+    with _interrupts_ignored() if direct else nullcontext():
         child = subprocess.Popen(
             command,
             pass_fds=[inherited],
-            env={**os.environ, **environment, **told},
+            env={**os.environ, **environment, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
@@ -91,54 +94,54 @@ def run(
     finally:
         over.set()
         for reader in readers:
-            reader.join(2)  # no longer: a process that the child left behind may hold its end
+            reader.join(2)  # not for ever: a process that outlives the child may hold the pipe open
         log.close()
     child.returncode = code = os.waitstatus_to_exitcode(status)
     if presses and code != 0:
         raise KeyboardInterrupt
     memory = watch.peak
     if code != 0 or not memory:
-        # Exact to the end, but of one process, and of this one's size at least.
+        # Exact to the end, but of the child alone, and never below this process's own size.
         memory = max(memory, megabytes(usage.ru_maxrss))
     return Ended(code, memory, tuple(log.last), bool(presses))
 
 
 def secrets(environment: Any) -> list[bytes]:
-    """The values of variables that hold tokens, longest first."""
-    found = {
+    """The values of the variables that hold secrets, longest first."""
+    values = {
         value.encode()
         for name, value in environment.items()
         if name.upper().endswith(SECRET) and len(value) >= 8
     }
-    return sorted(found, key=len, reverse=True)
+    return sorted(values, key=len, reverse=True)
 
 
 def progress(folder: Path) -> dict[str, Any]:
-    """What the child in `folder` last said of its progress: what, done, total, unit."""
+    """The figures of the child's progress bar (what, done, total, unit); {} where there are none."""
     try:
-        found = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+        figures = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return figures if isinstance(figures, dict) else {}
 
 
 class _Log:
-    """Two streams to the terminal and, as whole lines, to one file."""
+    """Copies the child's two streams to the terminal and, as whole lines, to one file."""
 
     def __init__(self, path: Path, hidden: list[bytes]):
         self.last: deque[str] = deque(maxlen=LAST_LINES)
         self._hidden = hidden
         self._lock = threading.Lock()
         self._file: IO[bytes] | None = None
-        with suppress(OSError):  # a full disk is told of by the stage itself
+        with suppress(OSError):  # the stage itself reports a full disk
             self._file = path.open("ab", buffering=0)
 
     def copy(self, stream: IO[bytes], terminal: int) -> None:
-        """Everything that comes, until the stream ends."""
+        """Copy `stream` to the descriptor `terminal` and to the log, until the stream ends."""
         waiting, line = b"", b""
         while chunk := os.read(stream.fileno(), 1 << 16):
             waiting, rest = self._hide(waiting + chunk)
-            with suppress(OSError):  # nobody looks any more
+            with suppress(OSError):  # the terminal is gone
                 os.write(terminal, waiting)
             *lines, line = (line + waiting).split(b"\n")
             for each in lines:
@@ -152,7 +155,7 @@ class _Log:
         stream.close()
 
     def line(self, text: str) -> None:
-        """One line, into the file and among the last ones."""
+        """Write one line to the log, and keep it among the last lines."""
         with self._lock, suppress(OSError, ValueError):
             self.last.append(text)
             if self._file is not None:
@@ -164,7 +167,7 @@ class _Log:
                 self._file.close()
 
     def _hide(self, text: bytes) -> tuple[bytes, bytes]:
-        """`text` without secrets, and an end of it that may be the beginning of one."""
+        """`text` with secrets masked, and an end of it that may be the beginning of a secret."""
         for secret in self._hidden:
             text = text.replace(secret, b"***")
         held = 0
@@ -177,12 +180,12 @@ class _Log:
 
 
 def _shown(line: bytes) -> str:
-    """A line as a terminal shows it in the end: what a progress bar wrote over is gone."""
+    """A line as a terminal shows it in the end, without what a progress bar overwrote."""
     return line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace").rstrip()
 
 
-def _follow(folder: Path, told: Told, over: threading.Event) -> None:
-    """Tell of every change, and of the last one after the end."""
+def _follow(folder: Path, listener: ProgressListener, over: threading.Event) -> None:
+    """Call `listener` for every change of the progress, and once more after the end."""
     before: dict[str, Any] = {}
     ended = False
     while not ended:
@@ -193,14 +196,16 @@ def _follow(folder: Path, told: Told, over: threading.Event) -> None:
             total, done = now.get("total"), now.get("done", 0)
             of = f" of {total:,}" if total else ""
             percent = min(100, int(100 * done / total)) if total else None
-            with suppress(Exception):  # a scheduler that is not there now is no reason to stop
-                told(f"{now.get('what')}: {done:,}{of} {now.get('unit')}", percent)
+            with suppress(Exception):  # a scheduler that does not answer is no reason to stop
+                listener(f"{now.get('what')}: {done:,}{of} {now.get('unit')}", percent)
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
-    """What is started here ignores Ctrl-C from its first moment, while it still imports: a terminal
-    sends it to everybody, and this process passes it on."""
+def _interrupts_ignored() -> Iterator[None]:
+    """Start a child that ignores Ctrl-C from its first moment, also while it imports.
+
+    A terminal sends Ctrl-C to every process; this process passes it on to the child itself.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -213,11 +218,10 @@ def _unheard() -> Iterator[None]:
 
 @contextmanager
 def _interruptible(child: subprocess.Popen, direct: bool) -> Iterator[list[int]]:
-    """The child finishes what it is at on the first Ctrl-C and ends on the second; yields the presses.
+    """Ask the child to finish on the first Ctrl-C, and end it on the second; yield the presses.
 
-    What it is at (a shard, a step, a short stage) the child itself knows and says: see tasks/runtime/progress.py.
-
-    Only the main thread hears of Ctrl-C; elsewhere the child is left to itself.
+    The child knows and prints what it finishes first (`tasks/runtime/interrupts.py`). Only the main
+    thread receives Ctrl-C; in any other thread the child is left to itself.
     """
     presses: list[int] = []
 
@@ -225,8 +229,9 @@ def _interruptible(child: subprocess.Popen, direct: bool) -> Iterator[list[int]]
         presses.append(1)
         if len(presses) == 1:
             print("stopping; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
-            sys.excepthook = _say_nothing
-            # A launcher does not know SIGUSR1; it ends its processes, which leave checkpoints.
+            sys.excepthook = _without_interrupts
+            # A launcher does not know SIGUSR1. On SIGTERM it ends its processes, which have
+            # checkpoints to resume from.
             child.send_signal(signal.SIGUSR1 if direct else signal.SIGTERM)
         else:
             child.terminate()
@@ -241,6 +246,7 @@ def _interruptible(child: subprocess.Popen, direct: bool) -> Iterator[list[int]]
         signal.signal(signal.SIGINT, before)
 
 
-def _say_nothing(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def _without_interrupts(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Print the traceback of any exception but KeyboardInterrupt."""
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)

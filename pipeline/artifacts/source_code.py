@@ -1,18 +1,19 @@
-"""Which of the project's own modules a stage runs, and a digest of each.
+"""Digests of the project's own modules that a stage imports, directly or not.
 
-A stage's result can change with any module that its own one imports, however far down. So the
-manifest keeps a digest of each, and a run says which have changed since. Imports are found in the
-text, those inside functions too: nothing is imported. A package's templates count with it.
+A stage's result can change with any of these modules. So the manifest keeps a digest of each, and a
+run warns about those that have changed since. Imports are found by reading the source text, inside
+functions too; no module is imported. A package's templates count as part of it.
 """
 
 import hashlib
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+
+from tasks.tables.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("tasks", "training", "data_cards")  # where stages and all they import live
+ROOMS = ("tasks", "training", "data_cards")  # the packages of the stages and all that they import
 TEMPLATES = (".jinja", ".css", ".js")
 _NAME = rf"(?:{'|'.join(ROOMS)})(?:\.\w+)*"
 _FROM = re.compile(
@@ -22,47 +23,50 @@ _IMPORT = re.compile(rf"^[ \t]*import[ \t]+({_NAME})", re.MULTILINE)
 
 
 def digests(module: str) -> dict[str, str]:
-    """Path below the project -> sha256 (16 hex digits): a module, all of ours it imports, templates."""
-    found: dict[str, str] = {}
+    """Path below the project's root -> sha256 (16 hex digits).
+
+    The paths are those of `module`, of every module of ours that it imports, and of their templates.
+    """
+    digest_of: dict[str, str] = {}
     waiting = [module]
     while waiting:
         path = _path(waiting.pop())
-        if path is None or (name := path.relative_to(ROOT).as_posix()) in found:
+        if path is None or (name := path.relative_to(ROOT).as_posix()) in digest_of:
             continue
-        found[name], imported = _read(path)
+        digest_of[name], imported = _read(path)
         waiting += imported
         for template in _templates(path):
-            found[template.relative_to(ROOT).as_posix()] = _digest(template)
-    return found
+            digest_of[template.relative_to(ROOT).as_posix()] = _digest(template)
+    return digest_of
 
 
-def changed(recorded: dict[str, Any], module: str) -> list[str]:
-    """The modules that differ from those an artifact was made by, as its manifest records them.
+def changed(recorded: Manifest, module: str) -> list[str]:
+    """The paths of the modules that differ from those that `recorded` was made by.
 
-    A module that came or went counts. Older manifests know the stage's own module alone.
+    A module that was added or removed counts. Older manifests know the stage's own module alone.
     """
-    now, then = digests(module), recorded.get("sources")
+    now, then = digests(module), recorded.sources
     if then is None:
         own = next(iter(now), "")
         whole = hashlib.sha256((ROOT / own).read_bytes()).hexdigest() if own else ""
-        return [own] if recorded.get("source_sha256") != whole else []
+        return [own] if recorded.source_sha256 != whole else []
     return sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
 
 
-def told(names: list[str]) -> str:
-    """Some changed modules in words."""
+def change_note(names: list[str]) -> str:
+    """A warning that names the first three changed modules."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(names[:3])}{more} changed since, and code_version did not"
 
 
 @cache
 def _read(path: Path) -> tuple[str, tuple[str, ...]]:
-    """A file's digest, and the modules that it may import."""
+    """A file's digest, and the names of the modules that it may import."""
     data = path.read_bytes()
     text = data.decode("utf-8")
     modules = _IMPORT.findall(text)
     for package, names in _FROM.findall(text):
-        # A name may be a module of the package, or something in it.
+        # An imported name may be a module of the package, or an attribute of it.
         modules += [package, *(f"{package}.{name}" for name in re.findall(r"\w+", names))]
     return hashlib.sha256(data).hexdigest()[:16], tuple(dict.fromkeys(modules))
 
@@ -74,7 +78,7 @@ def _digest(path: Path) -> str:
 
 @cache
 def _templates(module: Path) -> list[Path]:
-    """What a package renders pages from; nothing for a module."""
+    """The template files of a package; none for a plain module."""
     if module.name != "__init__.py":
         return []
     return sorted(path for path in module.parent.iterdir() if path.suffix in TEMPLATES)
@@ -82,9 +86,9 @@ def _templates(module: Path) -> list[Path]:
 
 @cache
 def _path(module: str) -> Path | None:
-    """The file of a module of ours; of a package, its own. None for what is no module."""
-    place = ROOT.joinpath(*module.split("."))
-    for path in (place.with_suffix(".py"), place / "__init__.py"):
+    """The file of a module of ours, `__init__.py` for a package. None for any other name."""
+    base = ROOT.joinpath(*module.split("."))
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
         if path.is_file():
             return path
     return None

@@ -1,1 +1,1 @@
-"""What `python -m pipeline` does."""
+"""The commands of `python -m pipeline`."""

@@ -1,7 +1,7 @@
-"""Working folders of runs that were cut off: which of them stay, and which `gc` deletes.
+"""Working folders of runs that were cut off: which ones `gc` keeps, and which it deletes.
 
-A later run with the same settings goes on from such a folder, so it stays for some days after
-anything in it was last written. One that a run is at work on always stays.
+A later run with the same settings resumes from such a folder, so `gc` keeps it until nothing has
+been written to it for some days. It always keeps a folder that a run is working on.
 """
 
 import time
@@ -17,7 +17,7 @@ DAYS = 7.0
 
 @dataclass(frozen=True)
 class Leftover:
-    """A working folder: its size, days since anything in it was written, whether it stays, and why."""
+    """A working folder: its size, the days since the last write, whether `gc` keeps it, and why."""
 
     folder: Path
     bytes: int
@@ -27,23 +27,23 @@ class Leftover:
 
 
 def leftovers(root: Path, older_than: float = DAYS) -> list[Leftover]:
-    """Every working folder below `root`; one stays until nothing was written for `older_than` days."""
-    found = []
+    """Every working folder below `root`; `older_than` is how many days without a write one is kept."""
+    result = []
     for folder in sorted(_folders(root)):
         size, days = _measure(folder)
         kept, why = _judge(folder, days, older_than)
-        found.append(Leftover(folder, size, days, kept, why))
-    return found
+        result.append(Leftover(folder, size, days, kept, why))
+    return result
 
 
 def remove(leftover: Leftover) -> bool:
-    """Delete a working folder, unless a run has taken it up meanwhile; whether it is gone."""
+    """Delete a working folder, unless a run has resumed it meanwhile. Returns whether it is gone."""
     if leftover.folder.suffix == DELETED:
         store.remove(leftover.folder)
         return True
     try:
         with lock.held(store.lock_of(_final(leftover.folder)), patience=0):
-            if leftover.folder.exists():  # else a run has just made an artifact of it
+            if leftover.folder.exists():  # else a run has just committed it
                 store.remove(leftover.folder)
     except lock.Busy:
         return False
@@ -51,7 +51,7 @@ def remove(leftover: Leftover) -> bool:
 
 
 def _judge(folder: Path, days: float, older_than: float) -> tuple[bool, str]:
-    """Whether it stays, and why."""
+    """Whether `gc` keeps a working folder, and why."""
     if folder.suffix == DELETED:
         return False, "its deletion was cut off"
     final = _final(folder)
@@ -76,17 +76,17 @@ def _folders(root: Path) -> Iterator[Path]:
 
 
 def _final(partial: Path) -> Path:
-    """The artifact that a working folder was to become."""
+    """The artifact folder that a working folder would be renamed to."""
     return partial.with_suffix("")
 
 
 def _measure(folder: Path) -> tuple[int, float]:
-    """Bytes in it, and days since anything in it was written."""
+    """A folder's size in bytes, and the days since anything in it was written."""
     size, newest = 0, 0.0
     for path in [folder, *folder.rglob("*")]:
         try:
             facts = path.lstat()
-        except FileNotFoundError:  # of a run at work on it
+        except FileNotFoundError:  # a run that works on it has just deleted it
             continue
         size += facts.st_size if path.is_file() else 0
         newest = max(newest, facts.st_mtime)

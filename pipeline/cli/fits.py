@@ -19,7 +19,7 @@ from typing import Any
 from pipeline import tasks
 from pipeline.methods import method_of
 from pipeline.settings import run
-from pipeline.stage import Stage, plain
+from pipeline.stage import Stage
 
 GB, GIB = 1e9, 1 << 30
 TOKEN = 4  # bytes of text a token, before compression
@@ -67,21 +67,21 @@ def asked_of(train: Any, prompt: tuple[int, int]) -> Any:
         place = needs.Place.of_launcher(train.launcher)
     except (OSError, ValueError) as error:
         raise StageError(f"[Train] launcher = {train.launcher}: {error}") from error
-    options = needs.Options.of(plain(train.trl))
+    options = needs.Options.of(train.settings.trl)
     supervised = method_of(train.method).supervised
     model = model_of(train.base())
-    return needs.Asked(model, prompt, train.arguments(), options, place, supervised)
+    return needs.Asked(model, prompt, train.settings, options, place, supervised)
 
 
 def memory(train: Any | None, prompt: tuple[int, int]) -> dict[str, Any]:
     """What a process of Train must hold, in GiB by part; how, where that is not known."""
     from tasks.runtime.errors import StageError
-    from training.resources import needs
+    from training.resources import gpu_memory
 
     if train is None:
         return {}
     try:
-        needed = needs.of_gpu(asked_of(train, prompt))
+        needed = gpu_memory.of_gpu(asked_of(train, prompt))
     except StageError as error:
         return {"how": f"unknown: {error}"}
     told = {name: amount / GIB for name, amount in asdict(needed).items()}
@@ -130,7 +130,7 @@ def _engine(stages: Sequence[Stage], machine: Machine | None) -> str:
     """Propose's and Evaluate's engine; raises StageError where it does not fit."""
     from training.resources import vllm_memory
 
-    engine = tasks.engine()
+    engine = tasks.engine().settings
     if engine.backend not in ("vllm", "ray"):
         raise Unknown(f"the engine is {engine.backend}, which is not looked at")
     base = next(s for s in stages if isinstance(s, tasks.BasePolicy))
@@ -154,7 +154,11 @@ def _train(asked: Any, machine: Machine | None) -> str:
     from tasks.runtime.errors import StageError
     from training.resources import gpu_memory, main_memory, needs, vllm_memory
 
-    needed, engine, main = needs.of_gpu(asked), needs.of_vllm(asked), needs.of_main_memory(asked)
+    needed, engine, main = (
+        gpu_memory.of_gpu(asked),
+        needs.of_vllm(asked),
+        main_memory.of_main_memory(asked),
+    )
     told = [f"{needed.told()} a process", *([engine.told()] if engine else []), main.told()]
     if machine is None:
         return "; ".join(told)
@@ -185,7 +189,7 @@ def disk(stages: Sequence[Stage], prompt: tuple[int, int], work: Sequence[Any]) 
     `work` are the plan's. Of rounds before the last what remains, of the last one the most.
     """
     from tasks.runtime.errors import StageError
-    from training.resources import needs
+    from training.resources.disk import of_disk
     from training.resources.sizes import sizes_of
 
     found: dict[str, float | None] = {}
@@ -199,11 +203,11 @@ def disk(stages: Sequence[Stage], prompt: tuple[int, int], work: Sequence[Any]) 
                 continue
         try:
             if isinstance(stage, tasks.Train):
-                needed = needs.of_disk(asked_of(stage, prompt))
+                needed = of_disk(asked_of(stage, prompt))
                 how = needed.told()
                 size = (needed.peak if stage is trains[-1] else needed.left) / GB
             elif isinstance(stage, tasks.BasePolicy):
-                bytes_of = 4 if stage.dtype == "float32" else 2
+                bytes_of = 4 if stage.settings.dtype == "float32" else 2
                 size = sizes_of(model_of(stage)).count * bytes_of / GB
             elif isinstance(stage, tasks.Download):
                 found[name] = None
@@ -233,7 +237,7 @@ def model_of(base: Any) -> Path | str:
     with contextlib.suppress(OSError):
         if base.folder.is_dir():
             return Path(base.folder)
-    return tiny_policy.source(base.model)
+    return tiny_policy.source(base.settings.model)
 
 
 def lines(found: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What an artifact holds: its counts, its tables and some of their rows, as values or as a page."""
+"""Describe an artifact: its counts, its tables and some of their rows, as values or as a page."""
 
 import itertools
 import json
@@ -16,23 +16,25 @@ from tasks.pages import render
 from tasks.pages.gallery import data_uri
 from tasks.runtime.errors import ShardError
 from tasks.tables import shards
+from tasks.tables.manifest import Manifest
 
-SHORT = 400  # characters of a value on a page
-BATCH_ROWS = 256  # in memory at a time, with all their columns
+SHORT = 400  # characters of a value that a page shows
+BATCH_ROWS = 256  # rows in memory at a time, with all their columns
 
 
 def tables(folder: Path, rows: int, where: str = "") -> list[dict[str, Any]]:
-    """Every table of an artifact: its name and columns, how many rows it has, how many of them fit
-    the condition `where`, and the first `rows` of those. With a condition, tables without its columns are left out.
+    """The tables of an artifact, each with the keys table, rows, fit, columns and first.
 
-    Raises ConditionError for a condition that no table has the columns of, or that does not fit them.
+    `fit` is how many rows fit the condition `where`, and `first` the first `rows` of those. Tables
+    that lack a column of the condition are left out. Raises ConditionError when all tables lack
+    one, or when the condition does not suit the columns' types.
     """
-    manifest = store.read_manifest(folder)
+    manifest = store.manifest_of(folder)
     condition = Condition(where) if where else None
     shown: list[dict[str, Any]] = []
     known: set[str] = set()
     missing: list[str] = []
-    for name, count in manifest["rows"].items():
+    for name, count in manifest.rows.items():
         paths = shards.paths(folder, name)
         schema = pq.read_schema(paths[0])
         known |= set(schema.names)
@@ -56,47 +58,47 @@ def tables(folder: Path, rows: int, where: str = "") -> list[dict[str, Any]]:
 
 
 def _first_rows(paths: list[Path], rows: int) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    first: list[dict[str, Any]] = []
     for path in paths:
-        if len(found) < rows:
+        if len(first) < rows:
             batches = shards.iter_batches(path, None, min(rows, BATCH_ROWS))
-            found += itertools.islice(
-                (row for b in batches for row in b.to_pylist()), rows - len(found)
+            first += itertools.islice(
+                (row for b in batches for row in b.to_pylist()), rows - len(first)
             )
-    return found
+    return first
 
 
 def _fitting_rows(
     paths: list[Path], condition: Condition, rows: int
 ) -> tuple[int, list[dict[str, Any]]]:
-    """How many rows fit, and the first of them."""
+    """How many rows fit the condition, and the first `rows` of them."""
     fit = 0
-    found: list[dict[str, Any]] = []
+    first: list[dict[str, Any]] = []
     for path in paths:
-        places = condition.rows(path)
-        fit += len(places)
-        found += _rows_at(path, places[: rows - len(found)].tolist())
-    return fit, found
+        numbers = condition.rows(path)
+        fit += len(numbers)
+        first += _rows_at(path, numbers[: rows - len(first)].tolist())
+    return fit, first
 
 
-def _rows_at(path: Path, places: list[int]) -> Iterator[dict[str, Any]]:
-    """The rows at these places of a file, of which only the row groups that hold them are read."""
-    if not places:
+def _rows_at(path: Path, numbers: list[int]) -> Iterator[dict[str, Any]]:
+    """The rows with these numbers; only the row groups that hold them are read."""
+    if not numbers:
         return
     metadata = pq.read_metadata(path)
     start = 0
     for group in range(metadata.num_row_groups):
         stop = start + metadata.row_group(group).num_rows
-        if any(start <= place < stop for place in places):
+        if any(start <= number < stop for number in numbers):
             for batch in shards.iter_batches(path, None, BATCH_ROWS, [group]):
-                here = [p - start for p in places if start <= p < start + batch.num_rows]
+                here = [n - start for n in numbers if start <= n < start + batch.num_rows]
                 yield from batch.take(pa.array(here, pa.int64())).to_pylist()
                 start += batch.num_rows
         start = stop
 
 
 def plain(value: Any) -> Any:
-    """A value for JSON or a terminal; of an image, its size."""
+    """A value for JSON or a terminal. An image or bytes are replaced by their size."""
     if isinstance(value, dict) and "bytes" in value:
         return f"<image, {len(value['bytes'] or b'')} bytes>"
     if isinstance(value, bytes):
@@ -107,9 +109,9 @@ def plain(value: Any) -> Any:
 
 
 def described(folder: Path, rows: int, where: str = "") -> dict[str, Any]:
-    """An artifact as plain values: what made it, its counts, its tables."""
-    manifest = store.read_manifest(folder)
-    kept = (
+    """An artifact as JSON values: its manifest without the checksums, and its tables."""
+    manifest = store.manifest_of(folder)
+    keys = (
         "stage",
         "fingerprint",
         "settings",
@@ -123,18 +125,23 @@ def described(folder: Path, rows: int, where: str = "") -> dict[str, Any]:
         {**table, "first": [plain(row) for row in table["first"]]}
         for table in tables(folder, rows, where)
     ]
-    return {"folder": str(folder), **{k: manifest.get(k) for k in kept}, "tables": shown}
+    return {"folder": str(folder), **{key: getattr(manifest, key) for key in keys}, "tables": shown}
 
 
 def page(folder: Path, rows: int, where: str = "") -> str:
-    """The artifact as a page that opens offline: counts and rows, images as thumbnails.
+    """The artifact as an HTML page that opens offline: counts and rows, images as thumbnails.
 
-    Rows of a table without images show those of their image ids, where the images are still there.
+    A table without an image column shows the images of its image ids, where they can be found.
     """
-    manifest = store.read_manifest(folder)
+    manifest = store.manifest_of(folder)
     images = _image_store(folder, manifest)
-    title = f"{manifest['stage']} {manifest['fingerprint']}"
-    facts = {"rows": manifest["rows"], "seconds": manifest.get("seconds"), "created": manifest.get("created"), **manifest.get("stats", {})}  # fmt: skip
+    title = f"{manifest.stage} {manifest.fingerprint}"
+    facts = {
+        "rows": manifest.rows,
+        "seconds": manifest.seconds,
+        "created": manifest.created,
+        **manifest.stats,
+    }
     return render(
         "rows.html.jinja",
         title=title,
@@ -145,7 +152,7 @@ def page(folder: Path, rows: int, where: str = "") -> str:
 
 
 def _values(table: dict[str, Any], images: shards.ImageStore | None) -> dict[str, Any]:
-    """What the page shows of a table: a cell is a text, or a picture that may not be there ("")."""
+    """The template's values for a table. A cell is a text, or a picture ("" where it is missing)."""
     rows = table["first"]
     names = list(table["columns"])
     pictures = _pictures(rows, images) if "image" not in names and "image_id" in names else {}
@@ -182,11 +189,11 @@ def _pictures(rows: list[dict], images: shards.ImageStore | None) -> dict[str, b
         return {}
 
 
-def _image_store(folder: Path, manifest: dict[str, Any]) -> shards.ImageStore | None:
-    """The images that an artifact was made from, if they are below the same root."""
-    wanted = manifest.get("inputs", {}).get("download")
+def _image_store(folder: Path, manifest: Manifest) -> shards.ImageStore | None:
+    """The images that an artifact was made from, if they lie below the same artifact root."""
+    wanted = manifest.inputs.get("download")
     resolved = folder.resolve()
     above = resolved.parents[: min(5, len(resolved.parents))]
     root = next((p for p in reversed(above) if (p / "download").is_dir()), None)
-    found = [f for f in status.artifacts(root) if f.name == wanted] if root and wanted else []
-    return shards.ImageStore(found[0]) if found else None
+    folders = [f for f in status.artifacts(root) if f.name == wanted] if root and wanted else []
+    return shards.ImageStore(folders[0]) if folders else None

@@ -18,7 +18,7 @@ from pipeline import tasks
 from pipeline.cli import fits, status
 from pipeline.cli.image_counts import images_of
 from pipeline.settings import SettingsError, recipes, run
-from pipeline.stage import Stage, plain
+from pipeline.stage import Stage
 from tasks.language import prompts
 from tasks.tables.schemas import GROUPS
 from tasks.tables.split_table import base_count
@@ -66,7 +66,7 @@ def plan(dataset: str, method: str, seed: int, given: Given) -> dict[str, Any]:
     counts = {s.dataset: images_of(s) for s in stages if isinstance(s, tasks.Split)}
     count, how = token_counter(stages, given)
     lengths = {name: prompt_lengths(name, stages, count) for name in counts}
-    answer = given.answer_tokens or max(1, tasks.engine().max_new_tokens // 4)
+    answer = given.answer_tokens or max(1, tasks.engine().settings.max_new_tokens // 4)
     work = []
     for stage in stages:
         made = None
@@ -92,7 +92,7 @@ def plan(dataset: str, method: str, seed: int, given: Given) -> dict[str, Any]:
         "seed": seed,
         "rounds": run().rounds,
         "recipes": list(recipes()),
-        "model": _base(stages).model,
+        "model": _base(stages).settings.model,
         "images": counts,
         "prompt_tokens": lengths,
         "tokens_counted_by": how,
@@ -114,8 +114,9 @@ def token_counter(stages: Sequence[Stage], given: Given) -> tuple[Callable[[str]
     if not place:
         with contextlib.suppress(OSError):
             place = str(base.folder) if base.folder.is_dir() else place
-        if not place and (Path(base.model).expanduser().is_dir() or _cached(base.model)):
-            place = base.model
+        model = base.settings.model
+        if not place and (Path(model).expanduser().is_dir() or _cached(model)):
+            place = model
     if not place:
         return (
             lambda text: round(len(text) / given.chars_per_token),
@@ -136,20 +137,22 @@ def prompt_lengths(
     """Tokens of a set's prompts, image included: open (or closed list) by use, and the question."""
     card = data_cards.load(name)
     base = _base(stages)
-    image = max(1, round(base.max_pixels / PATCH**2))
+    image = max(1, round(base.settings.max_pixels / PATCH**2))
     number = base_count(len(card.classes), tasks.Split(dataset=name, seed=0).protocol)
     groups = {"base": list(card.classes[:number]), "novel": list(card.classes[number:])}
-    engine = tasks.engine().everything()
+    engine = tasks.engine().settings
     propose = next((s for s in stages if isinstance(s, tasks.Propose)), None)
     evaluate = next(s for s in stages if isinstance(s, tasks.Evaluate))
 
     def asked(prompt: str, names: list[str]) -> int:
-        return count("\n".join(prompts.card_question(card, engine, prompt, names))) + image
+        style, position = engine.prompt_style, engine.list_position
+        texts = prompts.card_question(card, prompt, names, style=style, list_position=position)
+        return count("\n".join(texts)) + image
 
     return {
         "image": image,
-        "propose": asked(propose.prompt, groups["base"]) if propose else 0,
-        "evaluate": max(asked(evaluate.prompt, groups[g]) for g in GROUPS if groups[g]),
+        "propose": asked(propose.settings.prompt, groups["base"]) if propose else 0,
+        "evaluate": max(asked(evaluate.settings.prompt, groups[g]) for g in GROUPS if groups[g]),
         "question": count(longest_question(name, stages)) + image,
     }
 
@@ -159,9 +162,9 @@ def longest_question(name: str, stages: Sequence[Stage]) -> str:
     card = data_cards.load(name)
     propose = next((s for s in stages if isinstance(s, tasks.Propose)), None)
     evaluate = next(s for s in stages if isinstance(s, tasks.Evaluate))
-    options = propose and tasks.BuildMCQ(**_of(propose)).num_options
-    longest = sorted(card.classes, key=len)[-(options or evaluate.num_options) :]
-    style = tasks.engine().prompt_style
+    options = propose and tasks.BuildMCQ(**_of(propose)).settings.num_options
+    longest = sorted(card.classes, key=len)[-(options or evaluate.settings.num_options) :]
+    style = tasks.engine().settings.prompt_style
     return prompts.mcq_question(card.noun, card.kind, longest, style=style)
 
 
@@ -206,25 +209,27 @@ def lines(found: dict[str, Any]) -> list[str]:
 
 def _propose(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
     images = counts[stage.set_name]["train"]
-    images = min(images, stage.limit) if stage.limit else images
-    completions = images * stage.num_rollouts
+    given = stage.settings
+    images = min(images, given.limit) if given.limit else images
+    completions = images * given.num_rollouts
     read = images * lengths[stage.set_name]["propose"]
     return Work(_name(stage), images, completions, read, completions * answer)
 
 
 def _train(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
-    steps = stage.significant()["steps"]  # a method without rounds takes those of all rounds in one
-    questions = steps * stage.questions_per_step
-    completions = questions * stage.num_generations
+    settings = stage.settings
+    steps, each = settings.steps, settings.questions_per_step
+    questions = steps * each
+    completions = questions * settings.num_generations
     longest = max(lengths[name]["question"] for name in stage.names)
-    answer = min(answer, stage.max_completion_length)
+    answer = min(answer, settings.max_completion_length)
     made = Work(_name(stage), questions, completions, completions * longest, completions * answer)
     made.steps = steps
     pool = sum(counts[name]["train"] for name in stage.names)
-    told = f"{steps:,} steps of {stage.questions_per_step} questions: {questions / pool:.2f} epochs"
+    told = f"{steps:,} steps of {each} questions: {questions / pool:.2f} epochs"
     told += f" of {pool:,} images, more of the questions that are kept"
     if (published := PUBLISHED_EPOCHS.get(stage.dataset)) is not None:
-        whole = round(published * pool / stage.questions_per_step)
+        whole = round(published * pool / each)
         told += f"; published: {published} epochs, here {whole:,} steps in all rounds"
     made.told.append(told)
     return made
@@ -232,11 +237,12 @@ def _train(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
 
 def _evaluate(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
     images = sum(counts[stage.set_name]["test"].values())
-    modes = plain(getattr(stage, "modes", "one_step two_step")).split()
+    given = stage.settings
+    modes = given.chosen_modes
     questions = sum(mode in ("two_step", "mcq", "constrained") for mode in modes)
     opened = 1 + ("one_step" in modes)
     of_set = lengths[stage.set_name]
-    completions = images * (stage.num_rollouts + ("one_step" in modes) + questions)
+    completions = images * (given.num_rollouts + ("one_step" in modes) + questions)
     read = images * (opened * of_set["evaluate"] + questions * of_set["question"])
     return Work(
         _name(stage), images * (opened + questions), completions, read, completions * answer
@@ -255,7 +261,7 @@ def _hours(made: Work, given: Given, trains: bool) -> float | None:
 
 
 def _too_long(name: str, lengths: dict[str, int]) -> list[str]:
-    engine = tasks.engine()
+    engine = tasks.engine().settings
     longest = max(lengths.values())
     if longest + engine.max_new_tokens <= engine.max_model_len:
         return []

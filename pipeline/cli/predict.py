@@ -11,11 +11,15 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.evaluation.settings import PREDICT_MODES
+from tasks.language.prompts import PROMPTS
+
 if TYPE_CHECKING:
-    from tasks.predict import Prediction
+    from tasks.predict import Prediction, Predictor
 
 SUFFIXES = {
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2",
@@ -34,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--classes", type=Path, metavar="FILE", help="the same, one name a line")
     parser.add_argument("--noun", default="object", help="with --classes: what they show (bird)")
     parser.add_argument("--kind", default="kind", help="with --classes: what is asked (species)")
-    parser.add_argument("--mode", choices=("two_step", "one_step"), default="two_step")
-    parser.add_argument("--prompt", choices=("open", "closed_list"), help="show the names, or not")
+    parser.add_argument("--mode", choices=PREDICT_MODES, default="two_step")
+    parser.add_argument("--prompt", choices=PROMPTS, help="show the names, or not")
     parser.add_argument("--num-rollouts", type=int, metavar="N", help="samples an image")
     parser.add_argument("--backend", help="vllm, transformers or server")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="tokens of an answer")
@@ -49,13 +53,11 @@ def predict(arguments: argparse.Namespace) -> int:
     from tasks.runtime.errors import StageError
 
     quiet_libraries()
-    from tasks.predict import Predictor
-
     paths = list(dict.fromkeys(found for given in arguments.images for found in files(given)))
     table = Table(paths) if not arguments.json else None
     found: list[Prediction] = []
     try:
-        with Predictor(**settings(arguments) | chosen(arguments)) as predictor:
+        with opened(arguments) as predictor:
             with shown_progress(len(paths)) as bar:
                 for each in predictor.stream(paths):
                     found.append(each)
@@ -65,7 +67,7 @@ def predict(arguments: argparse.Namespace) -> int:
                         if table:
                             print("\n".join(table.lines(each)), flush=True)
                     bar.update(1)
-            limit = predictor.settings["max_new_tokens"]
+            limit = predictor.engine_settings.max_new_tokens
             about = {"policy": str(predictor.policy), "card": predictor.card.name}
     except StageError as error:
         sys.exit(f"error: {error}")
@@ -76,31 +78,57 @@ def predict(arguments: argparse.Namespace) -> int:
     return 1 if any(each.error for each in found) else 0
 
 
-def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments for `tasks.predict.Predictor`: as in Evaluate, unless said otherwise.
+def opened(arguments: argparse.Namespace) -> "Predictor":
+    """The policy to ask, as Evaluate asks it unless said otherwise.
 
     Without a luigi.cfg in this folder a policy must be named, and says itself how it was trained.
     """
-    from tasks.engines.policies import recipe
+    from tasks.engines import policies
+    from tasks.evaluation.inputs import engine_settings
+    from tasks.evaluation.settings import PredictSettings
+    from tasks.predict import Predictor
 
-    told: dict[str, Any] = {"engine": {}, "card": arguments.card, "policy": arguments.policy}
+    policy, configured, evaluated = arguments.policy, None, {}
     if Path("luigi.cfg").is_file():
         from pipeline.settings import run
         from pipeline.tasks import Evaluate, engine
 
         own = Evaluate(dataset=arguments.dataset) if arguments.dataset else Evaluate()
         os.environ.setdefault("OMP_NUM_THREADS", str(run().cpu_threads))
-        told["policy"] = told["policy"] or str(_newest(own))
-        told["engine"] = engine().everything()
-        told |= {name: getattr(own, name) for name in ("num_rollouts", "num_options", "prompt")}
-        if "prompt_style" in recipe(Path(told["policy"])):  # it is asked as it was trained
-            del told["engine"]["prompt_style"]
-    elif not told["policy"]:
+        policy = policy or str(_newest(own))
+        configured, evaluated = engine().settings, own.settings.values()
+    elif not policy:
         sys.exit("error: no luigi.cfg here, so no newest policy; name one: --policy FOLDER")
-    for name in ("backend", "max_new_tokens", "max_model_len"):
-        if (value := getattr(arguments, name)) is not None:
-            told["engine"][name] = value
-    return told
+    folder = policies.local(policy, arguments.backend or (configured.backend if configured else ""))
+    asked = configured or engine_settings(folder)
+    if style := policies.recipe(folder).get("prompt_style"):  # it is asked as it was trained
+        asked = replace(asked, prompt_style=style)
+    return Predictor(
+        folder,
+        card=arguments.card,
+        classes=classes(arguments.classes),
+        noun=arguments.noun,
+        kind=arguments.kind,
+        engine=replace(asked, **given(arguments, "backend", "max_new_tokens", "max_model_len")),
+        settings=PredictSettings.of(
+            evaluated | given(arguments, "mode", "prompt", "num_rollouts", "seed")
+        ),
+    )
+
+
+def given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of some options that the command line says."""
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+
+
+def classes(file: Path | None) -> list[str] | None:
+    """The names in a file, one a line; leaves when it cannot be read."""
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        sys.exit(f"error: --classes {file} cannot be read ({error})")
 
 
 def _newest(own: Any) -> Path:
@@ -125,21 +153,6 @@ def shown_progress(total: int) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, desc="predict", unit=" images", disable=not sys.stderr.isatty())
-
-
-def chosen(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the command line says of Predictor's arguments; `engine` and `card` are left as given."""
-    classes = None
-    if arguments.classes is not None:
-        try:
-            classes = arguments.classes.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            sys.exit(f"error: --classes {arguments.classes} cannot be read ({error})")
-    told: dict[str, Any] = {"mode": arguments.mode, "seed": arguments.seed}
-    if classes is not None:
-        told |= {"classes": classes, "noun": arguments.noun, "kind": arguments.kind}
-    given = {"prompt": arguments.prompt, "num_rollouts": arguments.num_rollouts}
-    return told | {name: value for name, value in given.items() if value is not None}
 
 
 def files(given: Path) -> Iterator[Path]:

@@ -142,7 +142,8 @@ def launcher(line: str) -> tuple[int, Point]:
 def first_minutes(train: Any, stages: list[Any], processes: int) -> Iterator[Point]:
     """What the libraries say to the settings, and one step, in a process of its own."""
     base = train.base()
-    if base.model in ("tiny", "embedded"):
+    policy = base.settings
+    if policy.model in ("tiny", "embedded"):
         yield Point("step", OPEN, "the embedded policy needs no rehearsal: run it")
         return
     root = Path(run().artifacts).resolve()
@@ -151,12 +152,12 @@ def first_minutes(train: Any, stages: list[Any], processes: int) -> Iterator[Poi
         config = Path(folder) / "config.json"
         arguments = {
             "output": str(Path(folder) / "output"),
-            "model": str(base.folder if base.folder.is_dir() else base.model),
-            "train": train.arguments(),
-            "engine": train.engine(),
+            "model": str(base.folder if base.folder.is_dir() else policy.model),
+            "train": train.settings.values(),
+            "engine": train.engine().values(),
             "question": max((plan.longest_question(n, stages) for n in train.names), key=len),
-            "min_pixels": base.min_pixels,
-            "max_pixels": base.max_pixels,
+            "min_pixels": policy.min_pixels,
+            "max_pixels": policy.max_pixels,
             "processes": processes,
         }
         config.write_text(json.dumps(arguments), encoding="utf-8")

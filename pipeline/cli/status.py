@@ -1,8 +1,8 @@
-"""The state of every artifact in a task's graph, and why; which artifacts rest on which.
+"""The state of every artifact in a task's graph and the reasons; which artifacts depend on which.
 
-States: `done`; `partial`, a killed run's finished shards are there; `stale`, another version of it
-is, made with other settings, inputs or code; `missing`. Nothing heavy is imported. `tree.py` shows
-it, `clean.py` sweeps up.
+The states are `done`; `partial`: a working folder is there, with the finished shards of a run that
+was cut off; `stale`: only an artifact of other settings, inputs or code is there; `missing`.
+Nothing heavy is imported. `tree.py` prints the states, `clean.py` handles working folders.
 """
 
 import json
@@ -12,23 +12,24 @@ from typing import Any
 
 from pipeline.artifacts import child, source_code, store
 from pipeline.stage import Stage, lineage
+from tasks.tables.manifest import Manifest
 
-# What of a stage's identity is compared with the version that is there.
+# The parts of a stage's identity that are compared with those of an existing artifact.
 DESCRIBED = ("settings", "inputs", "code_version", "card_sha256")
 
 
 def graph(train: Any) -> list[Stage]:
-    """Every stage of a task, TrainDiVE or one of its stages, inputs before what reads them."""
-    found: dict[str, Stage] = {}
+    """Every stage of a task (TrainDiVE or a single stage), inputs before the stages that read them."""
+    stages: dict[str, Stage] = {}
     own = (train.parts() or [train]) if isinstance(train, Stage) else []
     for report in own or train.requires():
         for stage in [*lineage(report), report]:
-            found.setdefault(stage.task_id, stage)
-    return list(found.values())
+            stages.setdefault(stage.task_id, stage)
+    return list(stages.values())
 
 
 def describe(stage: Stage) -> dict[str, Any]:
-    """One stage's state, as plain values; `why` names what differs from the version that is there."""
+    """One stage's state as JSON values; `why` lists the differences from the existing artifact."""
     facts: dict[str, Any] = {
         "stage": stage.task_family,
         "round": getattr(stage, "refresh_round", None),
@@ -42,11 +43,11 @@ def describe(stage: Stage) -> dict[str, Any]:
     }
     partial = store.partial_of(stage.folder)
     if stage.folder.is_dir():
-        manifest = store.read_manifest(stage.folder)
-        facts |= {key: manifest.get(key) for key in ("rows", "seconds", "created")}
-        facts["bytes"] = sum(f["bytes"] for f in manifest.get("files", {}).values())
+        manifest = store.manifest_of(stage.folder)
+        facts |= {key: getattr(manifest, key) for key in ("rows", "seconds", "created")}
+        facts["bytes"] = manifest.bytes
         if changed := source_code.changed(manifest, stage.module):
-            facts["why"] = [source_code.told(changed)]
+            facts["why"] = [source_code.change_note(changed)]
         return facts | {"state": "done"}
     if partial.is_dir():
         facts["shards"] = _finished_shards(partial)
@@ -60,13 +61,16 @@ def describe(stage: Stage) -> dict[str, Any]:
     if current.exists():
         return facts | {
             "state": "stale",
-            "why": list(differences(store.read_manifest(current), stage.identity)),
+            "why": list(differences(store.manifest_of(current).identity, stage.identity)),
         }
     return facts | {"state": "missing"}
 
 
 def _finished_shards(partial: Path) -> int:
-    """Shards of the table that was written last: a stage may write two at a time, or one by one."""
+    """How many shards there are of the table that was written last.
+
+    A stage may write one table after another, or two at a time.
+    """
     written = {path: path.stat().st_mtime_ns for path in partial.glob("*-[0-9]*.parquet")}
     if not written:
         return 0
@@ -75,22 +79,22 @@ def _finished_shards(partial: Path) -> int:
 
 
 def _all_shards(partial: Path) -> int | None:
-    """How many shards there will be, where the child's progress and its recipe tell."""
-    told = child.progress(partial)
+    """How many shards there will be; None where the child's progress and recipe do not show it."""
+    progress = child.progress(partial)
     try:
         recipe = json.loads((partial / store.RECIPE).read_text())
     except (OSError, ValueError):
         return None
-    size = told.get("shard") or recipe.get("shard_size")
-    if told.get("unit") == "shards":
-        return told.get("total")
-    return -(-told["total"] // size) if size and told.get("total") else None
+    size = progress.get("shard") or recipe.get("shard_size")
+    if progress.get("unit") == "shards":
+        return progress.get("total")
+    return -(-progress["total"] // size) if size and progress.get("total") else None
 
 
-def differences(made: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
-    """What of `wanted` is not as it was `made`: settings by name, inputs, code version, card."""
+def differences(recorded: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
+    """In words, each setting, input, code version or card that differs between two identities."""
     for group in DESCRIBED:
-        before, now = made.get(group), wanted.get(group)
+        before, now = recorded.get(group), wanted.get(group)
         if before == now:
             continue
         if not isinstance(before, dict) or not isinstance(now, dict):
@@ -98,8 +102,8 @@ def differences(made: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
             continue
         for key in sorted({*before, *now}):
             if before.get(key) != now.get(key):
-                told = f"{_short(before.get(key))} -> {_short(now.get(key))}"
-                yield f"input {key} changed" if group == "inputs" else f"{key} {told}"
+                change = f"{_short(before.get(key))} -> {_short(now.get(key))}"
+                yield f"input {key} changed" if group == "inputs" else f"{key} {change}"
 
 
 def artifacts(root: Path) -> Iterator[Path]:
@@ -112,54 +116,54 @@ def artifacts(root: Path) -> Iterator[Path]:
 
 
 def garbage(root: Path) -> list[tuple[Path, int]]:
-    """(folder, bytes) of the artifacts that no `current` one is, or was made from."""
-    found = {folder: store.read_manifest(folder) for folder in artifacts(root)}
-    by_fingerprint = {manifest["fingerprint"]: manifest for manifest in found.values()}
+    """(folder, bytes) of each artifact that is not `current`, and that no `current` one depends on."""
+    manifests = {folder: store.manifest_of(folder) for folder in artifacts(root)}
+    by_fingerprint = {manifest.fingerprint: manifest for manifest in manifests.values()}
     links = [link for link in root.rglob("current") if link.is_symlink() and link.exists()]
-    waiting = [store.read_manifest(link)["fingerprint"] for link in links]
+    waiting = [store.manifest_of(link).fingerprint for link in links]
     needed: set[str] = set()
     while waiting:
         fingerprint = waiting.pop()
         if fingerprint not in needed:
             needed.add(fingerprint)
-            waiting += by_fingerprint.get(fingerprint, {}).get("inputs", {}).values()
+            waiting += by_fingerprint.get(fingerprint, Manifest()).inputs.values()
     return [
-        (folder, sum(file["bytes"] for file in manifest["files"].values()))
-        for folder, manifest in found.items()
-        if manifest["fingerprint"] not in needed
+        (folder, manifest.bytes)
+        for folder, manifest in manifests.items()
+        if manifest.fingerprint not in needed
     ]
 
 
 def downstream(root: Path, fingerprint: str) -> list[Path]:
-    """The artifacts that were made from it, directly or not."""
-    found = {folder: store.read_manifest(folder) for folder in artifacts(root)}
+    """The artifacts that were made from the one with this fingerprint, directly or not."""
+    manifests = {folder: store.manifest_of(folder) for folder in artifacts(root)}
     below, grown = {fingerprint}, True
     while grown:
         grown = False
-        for manifest in found.values():
-            if manifest["fingerprint"] not in below and below & set(manifest["inputs"].values()):
-                below.add(manifest["fingerprint"])
+        for manifest in manifests.values():
+            if manifest.fingerprint not in below and below & set(manifest.inputs.values()):
+                below.add(manifest.fingerprint)
                 grown = True
-    return [f for f, m in found.items() if m["fingerprint"] in below - {fingerprint}]
+    return [f for f, m in manifests.items() if m.fingerprint in below - {fingerprint}]
 
 
 def compare(one: Path, other: Path) -> list[str]:
-    """What two artifacts of a stage differ in: recipe, rows, files."""
-    first, second = store.read_manifest(one), store.read_manifest(other)
-    if first["stage"] != second["stage"]:
-        return [f"{first['stage']} and {second['stage']} are different stages"]
-    told = list(differences(first, second))
+    """How two artifacts of a stage differ, one line each: identity, row counts, stats, files."""
+    first, second = store.manifest_of(one), store.manifest_of(other)
+    if first.stage != second.stage:
+        return [f"{first.stage} and {second.stage} are different stages"]
+    lines = list(differences(first.identity, second.identity))
     for key in ("rows", "stats"):
-        before, now = first.get(key, {}), second.get(key, {})
-        told += [
+        before, now = getattr(first, key), getattr(second, key)
+        lines += [
             f"{key} {name}: {_short(before.get(name))} -> {_short(now.get(name))}"
             for name in sorted({*before, *now})
             if before.get(name) != now.get(name)
         ]
-    files = {name: facts["sha256"] for name, facts in first["files"].items()}
-    others = {name: facts["sha256"] for name, facts in second["files"].items()}
+    files = {name: file.sha256 for name, file in first.files.items()}
+    others = {name: file.sha256 for name, file in second.files.items()}
     equal = sum(files[name] == others[name] for name in files.keys() & others.keys())
-    return [*told, f"{equal} of {len({*files, *others})} files are the same"]
+    return [*lines, f"{equal} of {len({*files, *others})} files are the same"]
 
 
 def _short(value: Any) -> str:

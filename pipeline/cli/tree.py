@@ -1,7 +1,7 @@
-"""The graph as a tree for a terminal: a task, below it what it requires, and the state of each.
+"""A task's graph as a tree for the terminal: below each stage the stages it requires, with states.
 
-An input that comes by way of another one is not repeated under what reads both; a stage that several
-others read is written out once, and afterwards told as `(above)`.
+An input that also comes by way of another input is not repeated under the stage that reads both. A
+stage that several others read is drawn once; after that it appears as `(above)`.
 """
 
 import textwrap
@@ -10,30 +10,30 @@ from calendar import timegm
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-WIDTH = 118  # columns, of lines that can be wrapped
-SHOWN = 6  # names of changed inputs
-BRANCHES = ("├─ ", "└─ ", "│  ", "   ")  # a child, the last one, and what stands below each
+WIDTH = 118  # columns at which reasons are wrapped
+SHOWN = 6  # names of changed inputs at most
+BRANCHES = ("├─ ", "└─ ", "│  ", "   ")  # a child, the last child, and the guides below these two
 BRANCHES_ASCII = ("|- ", "`- ", "|  ", "   ")
 
-Row = dict[str, Any]  # of `status.describe`
+Row = dict[str, Any]  # as `status.describe` returns it
 
 
 def would_run(rows: Sequence[Row]) -> set[str]:
-    """Fingerprints of the stages that a run would do: what is complete is not looked beyond."""
+    """Fingerprints of the stages that a run would execute: a complete stage ends the search."""
     by_name = {row["fingerprint"]: row for row in rows}
     below = _requires(by_name)
-    found: set[str] = set()
+    todo: set[str] = set()
     waiting = roots(rows)
     while waiting:
         name = waiting.pop()
-        if by_name[name]["state"] != "done" and name not in found:
-            found.add(name)
+        if by_name[name]["state"] != "done" and name not in todo:
+            todo.add(name)
             waiting += below[name]
-    return found
+    return todo
 
 
 def _requires(by_name: dict[str, Row]) -> dict[str, list[str]]:
-    """What each stage requires of the others that are shown."""
+    """Each stage's required stages, as far as they are shown."""
     return {
         name: [below for below in dict.fromkeys(row["requires"]) if below in by_name]
         for name, row in by_name.items()
@@ -47,39 +47,38 @@ def roots(rows: Sequence[Row]) -> list[str]:
 
 
 def lines(rows: Sequence[Row], title: str = "", ascii_only: bool = False) -> list[str]:
-    """The tree with its columns, and what a run would do.
+    """The tree with its columns, and how many stages a run would execute.
 
-    `rows` are those of `status.describe`. Of several roots, or of one that is no stage itself,
-    `title` stands above them.
+    `title` stands above several roots, or above the one root of a task that is no stage itself.
     """
     by_name = {row["fingerprint"]: row for row in rows}
     branches = BRANCHES_ASCII if ascii_only else BRANCHES
     names, todo = _names(rows), would_run(rows)
     tree = list(_walk(_children(by_name), roots(rows), branches, hangs=bool(title)))
     width = max([len(title), *(len(guide) + len(names[name]) for guide, _, name, _ in tree)])
-    told = [f"{title:{width}}  {'state':7}  {'rows':>11}  {'size':>8}  {'took':>8}  made"]
+    output = [f"{title:{width}}  {'state':7}  {'rows':>11}  {'size':>8}  {'took':>8}  made"]
     for guide, below, name, again in tree:
         label = f"{guide}{names[name]}"
         if again:
-            told.append(f"{label} (above)")
+            output.append(f"{label} (above)")
             continue
         row = by_name[name]
-        told.append(f"{label:{width}}  {row['state']:7}  {_facts(row, name in todo)}".rstrip())
+        output.append(f"{label:{width}}  {row['state']:7}  {_facts(row, name in todo)}".rstrip())
         for why in _reasons(row["why"]):
-            place = f"{below:{width}}    "
-            told += textwrap.wrap(
-                why, WIDTH, initial_indent=place, subsequent_indent=f"{place}  ",
+            indent = f"{below:{width}}    "
+            output += textwrap.wrap(
+                why, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ",
                 break_long_words=False,
             )  # fmt: skip
-    return [*told, "", f"a run would do {len(todo)} of {len(by_name)} stages"]
+    return [*output, "", f"a run would do {len(todo)} of {len(by_name)} stages"]
 
 
 def _walk(
-    children: dict[str, list[str]], chosen: list[str], branches: Sequence[str], hangs: bool
+    children: dict[str, list[str]], tops: list[str], branches: Sequence[str], hangs: bool
 ) -> Iterator[tuple[str, str, str, bool]]:
-    """(what stands before it, what stands before lines below it, stage, whether it was told before).
+    """The lines of the tree: (guide before the stage, guide before lines below it, stage, repeated).
 
-    `hangs`: the chosen roots are drawn as children of a line above them.
+    With `hangs` the stages `tops` are drawn as children of a line above them.
     """
     child, last, beside, nothing = branches
     seen: set[str] = set()
@@ -95,11 +94,11 @@ def _walk(
             seen.add(name)
             yield from visit(deeper, below, True)
 
-    yield from visit(chosen, "", hangs)
+    yield from visit(tops, "", hangs)
 
 
 def _children(by_name: dict[str, Row]) -> dict[str, list[str]]:
-    """What each stage requires, less what it has by way of another of them."""
+    """Each stage's required stages, without those that another of them requires."""
     requires = _requires(by_name)
     reach: dict[str, set[str]] = {}
 
@@ -108,20 +107,20 @@ def _children(by_name: dict[str, Row]) -> dict[str, list[str]]:
             reach[name] = set(requires[name]).union(*map(everything, requires[name]))
         return reach[name]
 
-    found = {}
+    children = {}
     for name, direct in requires.items():
         indirect = set().union(*map(everything, direct))
-        found[name] = [below for below in direct if below not in indirect]
-    return found
+        children[name] = [below for below in direct if below not in indirect]
+    return children
 
 
 def _names(rows: Sequence[Row]) -> dict[str, str]:
-    """What a stage is called here: with its method and round, seed and set where they differ."""
+    """Fingerprint -> name: stage, method and round; seed and set where the rows differ in them."""
     several = {key: len({row[key] for row in rows} - {None}) > 1 for key in ("seed", "set")}
     methods: dict[str, set[str]] = {}
     for row in rows:
         methods.setdefault(row["fingerprint"], set()).add(row["method"])
-    found = {}
+    names = {}
     for row in rows:
         parts = [row["stage"]]
         if len(methods[row["fingerprint"]]) == 1:  # else they share it
@@ -130,51 +129,51 @@ def _names(rows: Sequence[Row]) -> dict[str, str]:
             parts.append(str(row["round"]))
         parts.append(row["set"] if several["set"] else "")
         parts.append(f"seed {row['seed']}" if several["seed"] and row["seed"] is not None else "")
-        found[row["fingerprint"]] = " ".join(filter(None, parts))
-    return found
+        names[row["fingerprint"]] = " ".join(filter(None, parts))
+    return names
 
 
 def _reasons(why: list[str]) -> list[str]:
-    """Changed inputs in one line, and not all of dozens."""
-    inputs = [told.split()[1] for told in why if told.startswith("input ")]
+    """The reasons, with all changed inputs in one line that names at most SHOWN of them."""
+    inputs = [reason.split()[1] for reason in why if reason.startswith("input ")]
     if len(inputs) < 2:
         return why
-    rest = [told for told in why if not told.startswith("input ")]
+    rest = [reason for reason in why if not reason.startswith("input ")]
     more = f" and {len(inputs) - SHOWN} more" if len(inputs) > SHOWN else ""
     return [*rest, f"inputs changed: {', '.join(inputs[:SHOWN])}{more}"]
 
 
 def _facts(row: Row, runs: bool) -> str:
-    """The columns of a finished stage; of any other what a run would do with it."""
+    """The columns of a finished stage; for any other stage, what a run would do with it."""
     if row["state"] == "done":
         count = sum((row["rows"] or {}).values())
         rows = f"{count:,}" if count else ""
-        made = _local(row["created"])
-        return f"{rows:>11}  {_size(row['bytes']):>8}  {_duration(row['seconds']):>8}  {made}"
-    told = []
+        created = _local(row["created"])
+        return f"{rows:>11}  {_size(row['bytes']):>8}  {_duration(row['seconds']):>8}  {created}"
+    notes = []
     if row["state"] == "partial":
         of, progress = f" of {row['of']:,}" if row.get("of") else "", row.get("progress") or {}
         if progress.get("unit") == "steps":
-            told = [f"{progress['done']:,} of {progress['total']:,} steps"]
+            notes = [f"{progress['done']:,} of {progress['total']:,} steps"]
             if row.get("held_by") and progress.get("now"):
-                told[0] += f", {progress['now']}"
+                notes[0] += f", {progress['now']}"
         elif row["shards"] or of:
-            # Of "evaluate: majority", one of four parts, what stands behind the colon.
+            # Evaluate runs several modes: of "evaluate: majority" show "majority".
             _, _, part = progress.get("what", "").partition(": ")
-            told = [f"{part}{': ' if part else ''}{row['shards']:,}{of} shards finished"]
-        told += [f"{_duration(row['seconds'])} spent"] if row.get("seconds") else []
+            notes = [f"{part}{': ' if part else ''}{row['shards']:,}{of} shards finished"]
+        notes += [f"{_duration(row['seconds'])} spent"] if row.get("seconds") else []
     then = {"partial": "goes on from there", "stale": "makes it anew", "missing": "makes it"}
     if row.get("held_by"):
-        told.append(f"{row['held_by']} is at work on it")
+        notes.append(f"{row['held_by']} is at work on it")
     elif runs:
-        told.append(f"a run {then[row['state']]}")
+        notes.append(f"a run {then[row['state']]}")
     else:
-        told.append("a run leaves it: what reads it is there")
-    return "; ".join(told)
+        notes.append("a run leaves it: what reads it is there")
+    return "; ".join(notes)
 
 
 def _local(created: str) -> str:
-    """A manifest's UTC time in this machine's zone, to the minute."""
+    """A manifest's UTC time in this machine's time zone, to the minute."""
     stamp = timegm(time.strptime(created, "%Y-%m-%dT%H:%M:%SZ"))
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(stamp))
 

@@ -64,10 +64,10 @@ def trial(dataset: str, method: str, seed: int) -> Iterator[Point]:
     """Run the stages of round 0 and tell of each. Ends at the first that fails."""
     given = {"dataset": dataset, "method": method, "seed": seed, "refresh_round": 0}
     train: Any = tasks.Train(**given)
-    uses = max(1, int(train.trl.get("num_iterations", 1)))
+    uses = max(1, int(train.settings.trl.get("num_iterations", 1)))
     with tempfile.TemporaryDirectory(prefix="dive-trial-") as folder:
         file = Path(folder) / "trial.cfg"
-        file.write_text(overlay(dataset, uses, bool(train.watch_every)), encoding="utf-8")
+        file.write_text(overlay(dataset, uses, bool(train.settings.watch_every)), encoding="utf-8")
         os.environ["RECIPE"] = ",".join([*recipes(), str(file)])
         Register.clear_instance_cache()
         train = tasks.Train(**given)

@@ -1,11 +1,11 @@
-"""A condition on the rows of a table, in SQL: what follows WHERE, as DuckDB understands it.
+"""Filter the rows of a table by a condition in SQL: the part after WHERE, as DuckDB reads it.
 
     truth_injected AND truth_share < 0.2
     mode = 'two_step' AND NOT correct
     finish_reason IN ('length', 'refused') OR 'beetle' IN completion
 
-DuckDB sees the columns that the condition names, a batch of rows at a time, and nothing else: it may
-open no file, load no extension and read no variable of this program.
+DuckDB is given only the columns that the condition names, one batch of rows at a time. It may open
+no file, load no extension and read no variable of this program.
 """
 
 import difflib
@@ -27,7 +27,7 @@ from tasks.tables import shards
 
 EXAMPLE = "such as: truth_share < 0.5 AND NOT truth_injected"
 BATCH_ROWS = 1024
-_ROW = "row of the shard"  # the column beside those of the table
+_ROW = "row of the shard"  # the name of an added column that numbers the rows
 _CLOSED: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": False,
     "autoinstall_known_extensions": False,
@@ -43,7 +43,7 @@ class ConditionError(ValueError):
 
 
 class NoColumn(ConditionError):
-    """The condition names a column that this table has not: `name`."""
+    """The condition names a column `name` that this table does not have."""
 
     def __init__(self, name: str, message: str):
         super().__init__(message)
@@ -51,9 +51,9 @@ class NoColumn(ConditionError):
 
 
 class Condition:
-    """A condition that can be asked of any table with its columns.
+    """A parsed condition, which can be applied to any table that has its columns.
 
-    Raises ConditionError for a text that is not one expression of SQL, or names no column.
+    Raises ConditionError for a text that is not one SQL expression, or that names no column.
     """
 
     def __init__(self, text: str):
@@ -73,11 +73,11 @@ class Condition:
 
     @property
     def columns(self) -> list[str]:
-        """The columns that it names, sorted."""
+        """The columns that the condition names, sorted."""
         return sorted({name for name, *_ in self._names})
 
     def check(self, schema: pa.Schema) -> None:
-        """Raise ConditionError, or NoColumn, if a table with this schema cannot be asked."""
+        """Raise ConditionError, or NoColumn, if the condition does not suit this schema."""
         try:
             self._ask(schema.empty_table())
         except duckdb.BinderException as error:
@@ -88,9 +88,9 @@ class Condition:
             raise self._refused("does not fit its columns", error) from error
 
     def rows(self, path: Path) -> NDArray[np.int64]:
-        """The rows of a Parquet file for which it holds, counted from 0, in order.
+        """The numbers of a Parquet file's rows for which the condition holds, from 0, ascending.
 
-        Raises ConditionError for a value that cannot be compared, ShardError for a damaged file.
+        Raises ConditionError for a value that cannot be compared, and ShardError for a damaged file.
         """
         batches = shards.iter_batches(path, self._projection(pq.read_schema(path)), BATCH_ROWS)
         failed: list[ShardError] = []
@@ -102,7 +102,7 @@ class Condition:
                     numbers = np.arange(start, start + batch.num_rows)
                     yield batch.append_column(_ROW, pa.array(numbers, pa.int64()))
                     start += batch.num_rows
-            except ShardError as error:  # DuckDB would tell of it in words of its own
+            except ShardError as error:  # DuckDB would replace its message
                 failed.append(error)
                 raise
 
@@ -118,26 +118,26 @@ class Condition:
             raise next(iter(failed), self._refused("does not fit its columns", error)) from error
 
     def _ask(self, table: Any) -> NDArray[np.int64]:
-        chosen = self._connection.from_arrow(table).filter(self._expression)
+        fitting = self._connection.from_arrow(table).filter(self._expression)
         if _ROW not in table.schema.names:
-            chosen.fetchall()
+            fitting.fetchall()
             return np.empty(0, np.int64)
-        return np.asarray(chosen.project(f'"{_ROW}"').fetchnumpy()[_ROW], np.int64)
+        return np.asarray(fitting.project(f'"{_ROW}"').fetchnumpy()[_ROW], np.int64)
 
     def _projection(self, schema: pa.Schema) -> list[str]:
-        """Its columns as the file calls them: SQL tells no capital letters apart."""
+        """The condition's columns under the names that the file gives them: SQL ignores case."""
         wanted = set()
         for name, *parts in self._names:
             for field in (field for field in schema if field.name.lower() == name.lower()):
                 inner = field.type.names if parts and pa.types.is_struct(field.type) else ()
-                # Of a struct (an image) only the part that is named, where one is.
+                # Read only the field of a struct (an image) that the condition names, if it names one.
                 wanted.add(
                     f"{field.name}.{parts[0]}" if parts[0:1] and parts[0] in inner else field.name
                 )
         return sorted(name for name in wanted if name.partition(".")[0] not in wanted - {name})
 
     def unknown(self, name: str, known: list[str]) -> str:
-        """What to say of a name that is none of the columns `known`."""
+        """The message for a name that is not among the columns `known`."""
         if f'"{name}"' in self.text:
             return (
                 f"--where: there is no column {name!r}; a text stands in single quotes: '{name}', "
@@ -146,21 +146,21 @@ class Condition:
         return f"--where: there is no column {name!r}{nearest(name, known)}"
 
     def _refused(self, how: str, error: Exception) -> ConditionError:
-        said = str(error).splitlines()[0].partition("Error: ")
-        told = f"--where {self.text!r} {how}: {said[2] or said[0]}"
+        parts = str(error).splitlines()[0].partition("Error: ")
+        message = f"--where {self.text!r} {how}: {parts[2] or parts[0]}"
         if re.search(r"\bis\s+(not\s+)?none\b", self.text, re.IGNORECASE):
-            told = f"--where {self.text!r} {how}: write NULL in place of None"
-        return ConditionError(f"{told}; write a condition {EXAMPLE}")
+            message = f"--where {self.text!r} {how}: write NULL in place of None"
+        return ConditionError(f"{message}; write a condition {EXAMPLE}")
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """What to say after a name that is unknown."""
+    """The end of a message about an unknown name: the nearest known one, or all of them."""
     close = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(sorted(known))}"
 
 
 def _references(parsed: Any) -> Iterator[list[str]]:
-    """The names of the columns in DuckDB's own syntax tree."""
+    """The column references in DuckDB's syntax tree, each as its parts (column, field)."""
     if isinstance(parsed, dict):
         if parsed.get("class") == "COLUMN_REF":
             yield parsed["column_names"]

@@ -14,6 +14,8 @@ from pipeline.settings import SettingsError
 from pipeline.stage import Stage
 from pipeline.stages.engine import engine
 from tasks.ingest.settings import DownloadSettings, SplitSettings
+from tasks.runtime.settings import rules
+from training.settings import BasePolicySettings, ModelSettings
 
 EMBEDDED = "embedded"  # [BasePolicy] model: the policy in training/base_policy
 EMBEDDED_WEIGHTS = 1  # raised when its weights are others
@@ -92,6 +94,7 @@ class Split(Stage):
         return {**own, **self.settings.values(), **paths(self)}
 
 
+@parameters(BasePolicySettings)
 class BasePolicy(Stage):
     """The policy that training starts from: the embedded miniature, a folder or a hub id.
 
@@ -100,16 +103,6 @@ class BasePolicy(Stage):
     """
 
     seed = luigi.IntParameter()
-    model = luigi.Parameter()
-    min_pixels = luigi.IntParameter()
-    max_pixels = luigi.IntParameter()
-    steps = luigi.IntParameter()
-    batch_size = luigi.IntParameter()
-    learning_rate = luigi.FloatParameter(description="of AdamW")
-    muon_learning_rate = luigi.FloatParameter(description="of Muon on hidden matrices; 0: none")
-    question_share = luigi.FloatParameter(description="share of multiple-choice examples")
-    blind_share = luigi.FloatParameter(description="share of those with a grey image")
-    dtype = luigi.Parameter()
 
     has_model = True
 
@@ -117,6 +110,10 @@ class BasePolicy(Stage):
         super().__init__(*arguments, **given)
         if not self.of_a_set:  # one task for all sets and seeds: two would wait for each other
             self.task_id = f"{self.task_family}_{self.fingerprint}"
+
+    @cached_property
+    def settings(self) -> BasePolicySettings:
+        return self.read(BasePolicySettings)
 
     @property
     def module(self):  # type: ignore[override]
@@ -126,15 +123,16 @@ class BasePolicy(Stage):
     @property
     def of_a_set(self) -> bool:
         """Whether it is taught on the images of one; the embedded policy knows the beetles already."""
-        if self.model == EMBEDDED:
-            return self.steps > 0 and not all(_sets_nothing_aside(name) for name in self.names)
-        return self.model == "tiny" or self.steps > 0
+        model, steps = self.settings.model, self.settings.steps
+        if model == EMBEDDED:
+            return steps > 0 and not all(_sets_nothing_aside(name) for name in self.names)
+        return model == "tiny" or steps > 0
 
     def significant(self):
         chosen = super().significant()
         if self.of_a_set:
             return chosen
-        return {name: chosen[name] for name in ("model", "min_pixels", "max_pixels", "dtype")}
+        return {name: chosen[name] for name in rules(ModelSettings)}
 
     def needs(self):
         if not self.of_a_set:
@@ -144,22 +142,24 @@ class BasePolicy(Stage):
         }
 
     def extra_identity(self):
-        style = {"prompt_style": engine().prompt_style} if self.of_a_set else {}
-        return {**style, **({"weights": EMBEDDED_WEIGHTS} if self.model == EMBEDDED else {})}
+        style = {"prompt_style": engine().settings.prompt_style} if self.of_a_set else {}
+        embedded = self.settings.model == EMBEDDED
+        return {**style, **({"weights": EMBEDDED_WEIGHTS} if embedded else {})}
 
     def place(self):
         return "base_policy"
 
     def arguments(self):
         if not self.of_a_set:
-            return self.significant()
+            return ModelSettings.of(self.settings.values()).values()
         need = self.needs()
         return {
             "card": "+".join(self.names),
             "download": [str(need[f"download/{name}"].folder) for name in self.names],
             "split": [str(need[f"split/{name}"].folder) for name in self.names],
-            "prompt_style": engine().prompt_style,
-            **self.significant(),
+            "prompt_style": engine().settings.prompt_style,
+            "seed": self.seed,
+            **self.settings.values(),
         }
 
 

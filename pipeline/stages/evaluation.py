@@ -12,9 +12,7 @@ from pipeline.settings import SettingsError, run
 from pipeline.stage import Stage
 from pipeline.stages.data import data, paths
 from pipeline.stages.rounds import Round, RoundOfSet, Train, graph, last_round
-from tasks.evaluation.settings import JudgeSettings
-
-MODES = ("one_step", "majority", "two_step", "mcq", "constrained")  # of Evaluate
+from tasks.evaluation.settings import EvaluateSettings, JudgeSettings
 
 
 class OnAnySet(RoundOfSet):
@@ -41,20 +39,12 @@ class OnAnySet(RoundOfSet):
         return place if self.set_name == self.dataset else f"{place}/{self.set_name}"
 
 
+@parameters(EvaluateSettings)
 class Evaluate(OnAnySet):
     """Any policy on base and novel test images: `zero_shot` is the base policy, a method the
     policy that its round `refresh_round` trained. `--on SET` is another set than it was trained
     on; `--policy FOLDER-or-hub-id` a published model in place of the graph's."""
 
-    part = luigi.Parameter(description="test, or val for tuning")
-    modes = luigi.Parameter(description=f"some of: {' '.join(MODES)}")
-    num_rollouts = luigi.IntParameter()
-    num_options = luigi.IntParameter()
-    prompt = luigi.Parameter(description="open or closed_list")
-    shard_size = luigi.IntParameter()
-    limit = luigi.IntParameter(
-        description="the first n images of each group only, for a trial; 0: all"
-    )
     datasets = luigi.Parameter(significant=False, description="further sets to evaluate on")
     policy = luigi.Parameter(default="", description="a folder or hub id; empty: the graph's")
 
@@ -62,18 +52,17 @@ class Evaluate(OnAnySet):
     code_version = 2
     has_model = True
 
+    @cached_property
+    def settings(self) -> EvaluateSettings:
+        return self.read(EvaluateSettings)
+
     def significant(self):
         """The modes in one order; the policy stands in the identity, by what it is."""
         chosen = super().significant()
         del chosen["policy"]
         if not chosen["limit"]:  # no trial
             del chosen["limit"]
-        modes = chosen["modes"].split()
-        if unknown := [mode for mode in modes if mode not in MODES]:
-            raise SettingsError(
-                f"luigi.cfg: [Evaluate] modes: {unknown[0]!r} is none of {', '.join(MODES)}"
-            )
-        return {**chosen, "modes": [mode for mode in MODES if mode in modes]}
+        return {**chosen, "modes": self.settings.chosen_modes}
 
     def needs(self):
         needed = data(self, self.set_name)
@@ -95,8 +84,9 @@ class Evaluate(OnAnySet):
         given = {"policy": _published(self.policy)["place"]} if self.policy else {}
         return {
             "card": self.set_name,
-            "engine": self.engine(),
-            **self.significant(),
+            "engine": self.engine().values(),
+            "seed": self.seed,
+            **self.settings.values(),
             **paths(self),
             **given,
         }

@@ -6,15 +6,19 @@ from typing import Any
 
 import luigi
 
-from pipeline.methods import method_of, num_rounds, with_style
-from pipeline.parameters import parameters
+from pipeline.methods import method_of, num_rounds
+from pipeline.parameters import parameter, parameters
 from pipeline.settings import run
-from pipeline.stage import OfSet, Stage, plain
+from pipeline.stage import OfSet, Stage
 from pipeline.stages.data import BasePolicy, data, paths, snake
 from pipeline.stages.engine import engine
-from tasks.questions.settings import BuildMCQSettings
+from tasks.engines.settings import EngineSettings
+from tasks.questions.settings import BuildMCQSettings, ProposeSettings
+from tasks.runtime.settings import Rule
+from training.settings import TrainSettings
 
-REFRESH = ("refresh", "refresh_share", "solved_at", "solved")  # keys of [Propose]
+# What a refresh depends on, by its kind.
+OF_REFRESH = {"all": (), "unsolved": ("solved_at", "solved"), "sample": ("refresh_share",)}
 
 
 class Round(Stage):
@@ -34,7 +38,9 @@ class Round(Stage):
     def requires(self):
         """Also the base below an adapter: without it there is no policy to ask."""
         found = super().requires()
-        adapted = [stage for stage in found if isinstance(stage, Train) and stage.lora_rank]
+        adapted = [
+            stage for stage in found if isinstance(stage, Train) and stage.settings.lora_rank
+        ]
         return found + [stage.base() for stage in adapted]
 
     def place(self):
@@ -44,15 +50,15 @@ class Round(Stage):
         )
         return f"{method}round{self.refresh_round}/{snake(self.task_family)}"
 
-    def engine(self) -> dict[str, Any]:
+    def engine(self) -> EngineSettings:
         """[engine] in the wording of this method; before any training all methods propose alike."""
+        given, style = engine().settings, method_of(self.method).prompt_style
         untrained = self.refresh_round == 0 and self.task_family == "Propose"
-        everything = engine().everything()
-        return everything if untrained else with_style(everything, self.method)
+        return replace(given, prompt_style=style) if style and not untrained else given
 
     def engine_identity(self) -> dict[str, Any]:
         """What of the engine can change what a result means."""
-        style = {"engine.prompt_style": self.engine()["prompt_style"]}
+        style = {"engine.prompt_style": self.engine().prompt_style}
         return {**engine().significant(), **style}
 
 
@@ -63,41 +69,32 @@ class RoundOfSet(Round, OfSet):
         return "/".join(filter(None, (super().place(), self.subset)))
 
 
+@parameters(ProposeSettings)
 class Propose(RoundOfSet):
     """N rollouts per training image from the round's policy, batched in vLLM, raw."""
-
-    num_rollouts = luigi.IntParameter()
-    prompt = luigi.Parameter(description="open or closed_list")
-    shard_size = luigi.IntParameter(description="images a shard; the unit of resuming")
-    max_unparsed_share = luigi.FloatParameter(description="more unreadable answers: an error")
-    fail_fast_unparsed_share = luigi.FloatParameter(description="the same after two shards")
-    max_lost_share = luigi.FloatParameter(description="more images the engine refuses: an error")
-    limit = luigi.IntParameter(description="the first n images only, for a trial; 0: all")
-    refresh = luigi.Parameter(description="later rounds ask again about: all, unsolved, sample")
-    refresh_share = luigi.FloatParameter(description="of the images, with refresh = sample")
-    solved_at = luigi.FloatParameter(description="mean reward of its latest use: solved")
-    solved = luigi.Parameter(description="with refresh = unsolved: keep, or retire those solved")
 
     code_version = 2
     module = "tasks.propose"
     has_model = True
 
+    @cached_property
+    def settings(self) -> ProposeSettings:
+        """[Propose]; before any training there is nothing to refresh, and all images are asked about."""
+        given = self.read(ProposeSettings)
+        return replace(given, refresh="all") if self.refresh_round == 0 else given
+
     def significant(self):
         """Of what a refresh chooses, only what it depends on."""
-        chosen = super().significant()
-        refresh = {key: chosen.pop(key) for key in REFRESH}
-        if self.refresh_round == 0 or self.refresh == "all":
-            return chosen
-        used = {"unsolved": ("solved_at", "solved"), "sample": ("refresh_share",)}
-        return {
-            **chosen,
-            "refreshed": self.refresh,
-            **{key: refresh[key] for key in used.get(self.refresh, ())},
-        }
+        chosen, kind = super().significant(), self.settings.refresh
+        used = OF_REFRESH[kind]
+        for name in ("refresh", "refresh_share", "solved_at", "solved"):
+            if name not in used:
+                del chosen[name]
+        return chosen if kind == "all" else {**chosen, "refreshed": kind}
 
     def needs(self):
         needed = {**data(self, self.set_name), "policy": self.policy()}
-        if self.refresh_round > 0 and self.refresh != "all":
+        if self.settings.refresh != "all":
             before = graph(self, refresh_round=self.refresh_round - 1)
             needed |= {"previous": self.clone(**before), "train": Train(**before)}
         return needed
@@ -106,8 +103,9 @@ class Propose(RoundOfSet):
         return {**self.engine_identity(), "refresh_round": self.refresh_round}
 
     def arguments(self):
-        settings = self.significant() | {"seed": 1000 * self.seed + self.refresh_round}
-        return {"card": self.set_name, "engine": self.engine(), **settings, **paths(self)}
+        own = {"card": self.set_name, "engine": self.engine().values()}
+        own["seed"] = 1000 * self.seed + self.refresh_round
+        return {**own, **self.settings.values(), **paths(self)}
 
 
 @parameters(BuildMCQSettings)
@@ -145,80 +143,26 @@ class BuildMCQ(RoundOfSet):
         return {**needed, "propose": Propose(subset=self.subset, **graph(self))}
 
     def extra_identity(self):
-        return {"method": self.method, "prompt_style": self.engine()["prompt_style"]}
+        return {"method": self.method, "prompt_style": self.engine().prompt_style}
 
     def arguments(self):
         own = {"card": self.set_name, "seed": self.seed}
-        own["prompt_style"] = self.engine()["prompt_style"]
+        own["prompt_style"] = self.engine().prompt_style
         if self.asks_openly:
             rest = {"prompt": self._prompt(), "shard_size": self.settings.shard_size}
             return {**own, **rest, **paths(self)}
         return {**own, **self.settings.values(), **paths(self)}
 
     def _prompt(self) -> str:
-        return Propose(subset=self.subset, **graph(self)).prompt
+        return Propose(subset=self.subset, **graph(self)).settings.prompt
 
 
+@parameters(TrainSettings)
 class Train(Round):
     """GRPO on the frozen shards only."""
 
-    steps = luigi.IntParameter(description="optimiser steps in each round")
-    questions_per_step = luigi.IntParameter()
-    num_generations = luigi.IntParameter(description="completions per question, GRPO's group size")
-    max_completion_length = luigi.IntParameter()
-    learning_rate = luigi.FloatParameter()
-    rewards = luigi.DictParameter(description="reward name or module:function -> weight")
-    order = luigi.Parameter(description="shuffled, or curriculum: each epoch from easy to hard")
-    dynamic_sampling = luigi.IntParameter(
-        description="how often groups without a gradient are replaced by further questions; 0: never"
-    )
-    freeze = luigi.Parameter(description="none, or parts that stay: vision, projector, language")
-    lora_rank = luigi.IntParameter(description="of adapters; 0: all weights are trained")
-    lora_alpha = luigi.FloatParameter()
-    lora_dropout = luigi.FloatParameter()
-    lora_targets = luigi.Parameter(description="parts with adapters: vision, projector, language")
-    quantize = luigi.Parameter(description="of the weights below adapters: none, or nf4 on a GPU")
-    carry_over = luigi.BoolParameter(
-        parsing=luigi.BoolParameter.EXPLICIT_PARSING,
-        description="rounds are one run: optimizer, schedule and step go on",
-    )
-    watch_every = luigi.IntParameter(description="steps between looks at val images; 0: never")
-    watch_images = luigi.IntParameter(description="val images looked at")
-    keep_policy = luigi.Parameter(description="last, or best by val images")
-    trl = luigi.DictParameter(description="any further option of TRL's GRPOConfig")
-    dtype = luigi.Parameter()
-    shared_prefix = luigi.BoolParameter(
-        parsing=luigi.BoolParameter.EXPLICIT_PARSING,
-        significant=False,
-        description="each group's image and prompt are computed once; the same up to rounding",
-    )
-    tokens_per_micro_batch = luigi.IntParameter(
-        significant=False, description="with shared_prefix: tokens of one pass; 0: no bound"
-    )
-    check_shared_prefix = luigi.BoolParameter(
-        parsing=luigi.BoolParameter.EXPLICIT_PARSING,
-        significant=False,
-        description="compare the first batch with TRL's own pass",
-    )
-    check_largest_batch = luigi.BoolParameter(
-        parsing=luigi.BoolParameter.EXPLICIT_PARSING,
-        significant=False,
-        description="take the largest batch that the run can have before its first step",
-    )
-    micro_batch_size = luigi.IntParameter(significant=False)
-    save_steps = luigi.IntParameter(significant=False)
-    keep_checkpoints = luigi.IntParameter(significant=False, description="complete ones kept")
-    launcher = luigi.Parameter(
-        significant=False, description="accelerate launch ... or torchrun ...; empty: one process"
-    )
-    check_memory = luigi.BoolParameter(
-        parsing=luigi.BoolParameter.EXPLICIT_PARSING,
-        significant=False,
-        description="refuse to start what cannot fit",
-    )
-    report_to = luigi.Parameter(significant=False, description="tensorboard, wandb, ...; empty")
-    push_to_hub = luigi.Parameter(
-        significant=False, description="a repository for the policy, made private; empty: none"
+    launcher = parameter(
+        str, Rule("accelerate launch ... or torchrun ...; empty: one process", significant=False)
     )
 
     code_version = 2
@@ -229,23 +173,32 @@ class Train(Round):
         """GRPO, or the supervised baseline."""
         return "training.sft_baseline" if method_of(self.method).supervised else "training.grpo"
 
+    @cached_property
+    def settings(self) -> TrainSettings:
+        """[Train], with this method's rewards; without new questions all rounds' steps in one."""
+        given, method = self.read(TrainSettings), method_of(self.method)
+        steps = given.steps if method.refreshes else given.steps * run().rounds
+        return replace(given, steps=steps, rewards=method.rewards(given.rewards))
+
     def significant(self):
         """Of rounds that are one run, also how many, where what is planned ahead depends on it."""
-        chosen = super().significant()
-        method = method_of(self.method)
-        rounds = num_rounds(self.method, run().rounds)
-        if not method.refreshes:  # all rounds' steps in one
-            chosen["steps"] *= run().rounds
-        if _plans_ahead(chosen):
-            chosen["rounds"] = rounds if self.carry_over else 1
-        return chosen | {"rewards": method.rewards(chosen["rewards"])}
+        settings, chosen = self.settings, super().significant()
+        chosen |= {"steps": settings.steps, "rewards": settings.rewards}
+        if _plans_ahead(settings):
+            chosen["rounds"] = self.rounds if settings.carry_over else 1
+        return chosen
+
+    @property
+    def rounds(self) -> int:
+        """In how many rounds its method trains."""
+        return num_rounds(self.method, run().rounds)
 
     def needs(self):
         needed: dict[str, Stage] = {
             f"mcq/{name}": BuildMCQ(subset=name if len(self.names) > 1 else "", **graph(self))
             for name in self.names
         }
-        if self.watch_every:
+        if self.settings.watch_every:
             for name in self.names:
                 needed |= {f"{key}/{name}": stage for key, stage in data(self, name).items()}
         return {**needed, "policy": self.policy(), "base": self.base()}
@@ -254,7 +207,7 @@ class Train(Round):
         return {
             "method": self.method,
             "refresh_round": self.refresh_round,
-            "prompt_style": self.engine()["prompt_style"],
+            "prompt_style": self.engine().prompt_style,
         }
 
     def arguments(self):
@@ -263,8 +216,6 @@ class Train(Round):
         def folders(kind: str) -> list[str]:
             return [str(s.folder) for key, s in needed.items() if key.startswith(f"{kind}/")]
 
-        significant = {n for n, p in self.get_params() if p.significant} | {"launcher"}
-        rest = {n: plain(getattr(self, n)) for n, _ in self.get_params() if n not in significant}
         return {
             "card": "+".join(self.names),
             "method": self.method,
@@ -273,11 +224,11 @@ class Train(Round):
             **{kind: folders(kind) for kind in ("mcq", "download", "split")},
             "base": str(self.base().folder),
             "policy": str(self.policy().folder),
-            "prompt_style": self.engine()["prompt_style"],
+            "prompt_style": self.engine().prompt_style,
             "refresh_round": self.refresh_round,
-            "rounds": num_rounds(self.method, run().rounds),
-            **rest,
-            **self.significant(),
+            "rounds": self.rounds,
+            "seed": self.seed,
+            **self.settings.values(),
         }
 
     def base(self) -> Stage:
@@ -296,9 +247,9 @@ def last_round(method: str) -> int:
     return num_rounds(method, run().rounds) - 1
 
 
-def _plans_ahead(settings: dict[str, Any]) -> bool:
+def _plans_ahead(settings: TrainSettings) -> bool:
     """Whether a round is trained otherwise when more rounds follow: by schedule, or by order."""
-    trl = settings["trl"]
+    trl = settings.trl
     warms_up = any(trl.get(key) for key in ("warmup_steps", "warmup_ratio"))
     scheduled = trl.get("lr_scheduler_type", "linear") != "constant" or warms_up
-    return scheduled or settings["order"] == "curriculum"
+    return scheduled or settings.order == "curriculum"

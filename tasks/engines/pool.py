@@ -15,6 +15,7 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from typing import Any, Protocol
 from data_cards import CardError
 from tasks.engines.backends import open_engine
 from tasks.engines.base import EngineDied
+from tasks.engines.settings import EngineSettings
 from tasks.engines.worker import Done, Shard, Station, halved
 from tasks.runtime.command import quiet_libraries
 from tasks.runtime.errors import ShardError, StageError
@@ -50,7 +52,7 @@ class Crew(Protocol):
 class Inline:
     """One station in this process."""
 
-    def __init__(self, policy: Path, settings: dict[str, Any]):
+    def __init__(self, policy: Path, settings: EngineSettings):
         self._station = Station(lambda: open_engine(policy, settings))
 
     def run(self, todo: Sequence[Shard], probe: Shard, on_ready: Ready, on_done: OnDone) -> None:
@@ -67,7 +69,7 @@ class Inline:
 class Processes:
     """One process per device, all fed from one queue; the dead are replaced."""
 
-    def __init__(self, policy: Path, settings: dict[str, Any]):
+    def __init__(self, policy: Path, settings: EngineSettings):
         self._policy, self._settings = policy, settings
         self._devices = devices(settings)
         self._workers: list[_Worker] = []
@@ -118,7 +120,7 @@ class Processes:
             worker.end()
         self._workers = []
 
-    def _hire(self, device: str, settings: dict[str, Any]) -> "_Worker":
+    def _hire(self, device: str, settings: EngineSettings) -> "_Worker":
         self._starts += 1
         worker = _Worker(self._policy, settings, device)
         self._workers.append(worker)
@@ -144,17 +146,15 @@ class Processes:
             if self._deaths[shard.path] == ATTEMPTS - 1:
                 queue.remove(shard)
                 queue.appendleft(halved(shard))
-                settings = {
-                    **settings,
-                    "max_num_seqs": max(1, settings.get("max_num_seqs", 2) // 2),
-                }
+                fewer = max(1, settings.max_num_seqs // 2)
+                settings = replace(settings, max_num_seqs=fewer)
         if not worker.ready and self._starts >= ATTEMPTS:
             raise StageError(f"the engine does not start ({how}); see its messages above")
         print(f"the engine ended ({how}); a fresh one goes on", file=sys.stderr)
         self._hire(worker.device, settings).send(("check", probe))
 
     def _advice(self) -> str:
-        if self._settings["backend"] == "server":
+        if self._settings.backend == "server":
             return "look at the server's own messages"
         return "lower [engine] max_num_seqs or gpu_memory_utilization"
 
@@ -162,7 +162,7 @@ class Processes:
 class _Worker:
     """One process with one station, and the shards it has been given."""
 
-    def __init__(self, policy: Path, settings: dict[str, Any], device: str):
+    def __init__(self, policy: Path, settings: EngineSettings, device: str):
         context = multiprocessing.get_context("spawn")
         self.device, self.ready, self.slots = device, False, 1
         self.assigned: dict[int, Shard] = {}  # by shard number, in the order given
@@ -215,12 +215,12 @@ def until_stopped(todo: Iterable[Shard]) -> Iterator[Shard]:
     return itertools.takewhile(lambda _: not stop_asked(), todo)
 
 
-def devices(settings: dict[str, Any]) -> list[str]:
+def devices(settings: EngineSettings) -> list[str]:
     """What each process sees of the machine's GPUs (CUDA_VISIBLE_DEVICES); one "" without any."""
-    count = settings.get("processes") or 0
-    if settings["backend"] == "server":
+    count = settings.processes
+    if settings.backend == "server":
         return [""] * (count or 1)
-    each = settings.get("tensor_parallel_size") or 1
+    each = settings.tensor_parallel_size
     found = gpus()
     groups = [",".join(found[i : i + each]) for i in range(0, len(found) - each + 1, each)]
     if found and not groups:
@@ -229,7 +229,7 @@ def devices(settings: dict[str, Any]) -> list[str]:
 
 
 def _serve(
-    connection: Connection, policy: Path, settings: dict[str, Any], device: str, parent: int
+    connection: Connection, policy: Path, settings: EngineSettings, device: str, parent: int
 ) -> None:
     """A worker's life: check, say so, then one shard after another."""
     os.setpgid(0, 0)  # what it starts is ended with it

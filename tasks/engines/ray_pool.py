@@ -14,6 +14,7 @@ from data_cards import CardError
 from tasks.engines.backends import open_engine
 from tasks.engines.base import EngineDied
 from tasks.engines.pool import ATTEMPTS, DIED, OnDone, Ready
+from tasks.engines.settings import EngineSettings
 from tasks.engines.worker import Done, Shard, Station
 from tasks.runtime.errors import ShardError, StageError, first_line
 
@@ -23,7 +24,7 @@ CPU_SHARE = 0.5  # of a core for each worker, so that the reader is never starve
 class RayCrew:
     """Workers on `[engine] ray_address`, or on a cluster started on this machine."""
 
-    def __init__(self, policy: Path, settings: dict[str, Any]):
+    def __init__(self, policy: Path, settings: EngineSettings):
         try:
             import ray
         except ImportError as error:
@@ -33,7 +34,7 @@ class RayCrew:
         self._policy, self._settings = policy, settings
         self._started = not ray.is_initialized()
         if self._started:
-            address = settings.get("ray_address") or None
+            address = settings.ray_address or None
             try:
                 ray.init(
                     address=address,
@@ -53,7 +54,7 @@ class RayCrew:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        each = self._settings.get("tensor_parallel_size") or 1
+        each = self._settings.tensor_parallel_size
         gpus = int(ray.cluster_resources().get("GPU", 0)) // each
         resources = {"num_gpus": each} if gpus else {}
         items = [{"number": number} for number in range(len(todo))]
@@ -62,7 +63,7 @@ class RayCrew:
             RayStation,
             fn_constructor_args=(self._policy, self._settings, list(todo), probe),
             batch_size=1,
-            concurrency=min(len(todo), self._settings.get("processes") or max(1, gpus)),
+            concurrency=min(len(todo), self._settings.processes or max(1, gpus)),
             num_cpus=CPU_SHARE,
             **resources,
         )
@@ -92,7 +93,7 @@ class RayCrew:
 class RayStation:
     """One worker: a station that is given one shard at a time."""
 
-    def __init__(self, policy: Path, settings: dict[str, Any], todo: list[Shard], probe: Shard):
+    def __init__(self, policy: Path, settings: EngineSettings, todo: list[Shard], probe: Shard):
         self._station = Station(lambda: open_engine(policy, settings))
         self._todo, self._probe, self._checked = todo, probe, False
 

@@ -16,9 +16,10 @@ import numpy as np
 
 from data_cards import Card
 from tasks.engines import adapters
-from tasks.engines.backends import BACKENDS, custom
+from tasks.engines.backends import custom
 from tasks.engines.base import Sampling
 from tasks.engines.pool import Crew, Inline, Processes
+from tasks.engines.settings import BACKENDS, EngineSettings
 from tasks.engines.worker import REFUSED, Ask, Done, Shard, refusals
 from tasks.language import answers
 from tasks.language.class_names import ClassNames
@@ -33,11 +34,11 @@ from tasks.tables import schemas, shards
 class Sampler:
     """Asks a policy `n` times, or once and greedily. Use it in a `with` statement.
 
-    `settings` are those of `[engine]`. Draws depend on (seed, shard), so that a resumed run draws
+    Draws depend on (seed, shard), so that a resumed run draws
     alike where the engine is repeatable.
     """
 
-    def __init__(self, policy: Path, settings: dict[str, Any], n: int, seed: int):
+    def __init__(self, policy: Path, settings: EngineSettings, n: int, seed: int):
         self.policy, self.settings, self.n = policy, settings, n
         self._seed = seed
         self._crew: Crew | None = None
@@ -107,7 +108,7 @@ class Sampler:
                 self._crew = self._crew or open_crew(policy, self.settings)
                 probe = _probe(todo, download)
                 ready: list[float] = []
-                with opening(desc, policy, self.settings) as opened, shard_by_shard():
+                with opening(desc, policy, self.settings.backend) as opened, shard_by_shard():
 
                     def on_ready() -> None:
                         opened()
@@ -129,7 +130,7 @@ class Sampler:
 
     def _weights(self, output: Path) -> Path:
         """The policy with whole weights; a server has its own."""
-        if self.settings["backend"] == "server":
+        if self.settings.backend == "server":
             return self.policy
         return adapters.whole(self.policy, output / SCRATCH[-1])
 
@@ -138,25 +139,25 @@ class Sampler:
 
 
 def sampling_of(
-    settings: dict[str, Any], n: int, seed: int, shard: int, greedy: bool = False
+    settings: EngineSettings, n: int, seed: int, shard: int, greedy: bool = False
 ) -> Sampling:
     """How `[engine]` settings sample the requests of a shard: `n` times, or once and greedily."""
     return Sampling(
         n=1 if greedy else n,
-        temperature=0.0 if greedy else settings["temperature"],
-        top_p=1.0 if greedy else settings["top_p"],
-        repetition_penalty=settings["repetition_penalty"],
-        max_new_tokens=settings["max_new_tokens"],
+        temperature=0.0 if greedy else settings.temperature,
+        top_p=1.0 if greedy else settings.top_p,
+        repetition_penalty=settings.repetition_penalty,
+        max_new_tokens=settings.max_new_tokens,
         seed=int(np.random.default_rng([seed, shard, greedy]).integers(2**31)),
     )
 
 
-def open_crew(policy: Path, settings: dict[str, Any]) -> Crew:
+def open_crew(policy: Path, settings: EngineSettings) -> Crew:
     """The crew for `[engine] backend`. Your own engines work in this process.
 
     Unless they have an attribute `isolated`, as an engine should that may die.
     """
-    backend = settings["backend"]
+    backend = settings.backend
     if backend == "ray":
         from tasks.engines.ray_pool import RayCrew
 

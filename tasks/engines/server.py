@@ -24,6 +24,7 @@ from tasks.engines.base import (
     all_of,
     request_seed,
 )
+from tasks.engines.settings import EngineSettings
 from tasks.language import prompts
 from tasks.runtime.errors import StageError, first_line
 
@@ -42,21 +43,21 @@ class ServerEngine:
     pictures = False
     constrained = True
 
-    def __init__(self, policy: Path, settings: dict[str, Any]):
+    def __init__(self, policy: Path, settings: EngineSettings):
         from openai import AsyncOpenAI
 
         self._policy, self._settings = policy, settings
         self.counts: Counter[str] = Counter()
         self._is_vllm = False
-        self._model = settings["server_model"] or str(policy)
+        self._model = settings.server_model or str(policy)
         self._background = Background()
         self._client = AsyncOpenAI(
-            base_url=settings["server_url"],
+            base_url=settings.server_url,
             api_key=os.environ.get("OPENAI_API_KEY") or "none",
-            timeout=settings["server_timeout"],
+            timeout=settings.server_timeout,
             max_retries=ATTEMPTS - 1,
         )
-        self._free = asyncio.Semaphore(settings["server_concurrency"])
+        self._free = asyncio.Semaphore(settings.server_concurrency)
         try:
             self._background.run(self._find())
         except BaseException:
@@ -66,7 +67,7 @@ class ServerEngine:
     async def _find(self) -> None:
         import openai
 
-        url = self._settings["server_url"]
+        url = self._settings.server_url
         try:
             served = {model.id: model async for model in self._client.models.list()}
         except openai.OpenAIError as error:
@@ -113,8 +114,8 @@ class ServerEngine:
         extra = own if self._is_vllm else {}
         extra |= self._within(request.choices) if request.choices else {}
         # vLLM on a CPU cannot seed a request.
-        own = self._settings["seeds"] == "request"
-        seed = {"seed": request_seed(sampling, request)} if own else {}
+        seeded = self._settings.seeds == "request"
+        seed = {"seed": request_seed(sampling, request)} if seeded else {}
         async with self._free:
             try:
                 answer = await self._client.chat.completions.create(
@@ -165,7 +166,7 @@ class ServerEngine:
         another chat template, would ask the policy otherwise than it was trained.
         """
         before = self.counts["prompt_tokens"]
-        sampling = Sampling(1, 0.0, 1.0, 1.0, self._settings["max_new_tokens"], 0)
+        sampling = Sampling(1, 0.0, 1.0, 1.0, self._settings.max_new_tokens, 0)
         try:
             self.generate([request], sampling)
         except ValueError as error:

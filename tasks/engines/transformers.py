@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.engines.base import Completion, EngineDied, Prompter, Request, Sampling
+from tasks.engines.settings import EngineSettings
 from tasks.runtime.errors import StageError
 
 BATCH = 32  # images at a time, where memory allows
@@ -22,19 +23,19 @@ class TransformersEngine:
     slots = 1
     constrained = True
 
-    def __init__(self, policy: Path, settings: dict[str, Any]):
+    def __init__(self, policy: Path, settings: EngineSettings):
         import torch
         from transformers import AutoModelForImageTextToText
 
         self._torch = torch
-        self.prompter = Prompter(policy, settings["max_model_len"])
+        self.prompter = Prompter(policy, settings.max_model_len)
         self.decode = self.prompter.decode
         self._settings = settings
         self.counts: Counter[str] = Counter()
         self._processor = self.prompter.processor
         self._processor.tokenizer.padding_side = "left"
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = getattr(torch, settings["dtype"]) if settings["dtype"] != "auto" else "auto"
+        dtype = getattr(torch, settings.dtype) if settings.dtype != "auto" else "auto"
         self._model = AutoModelForImageTextToText.from_pretrained(
             policy, dtype=dtype, use_safetensors=True
         )
@@ -65,7 +66,7 @@ class TransformersEngine:
 
     def check(self, request: Request) -> None:
         """The longest prompt fits."""
-        self.prompter.fitting(request, self._settings["max_new_tokens"])
+        self.prompter.fitting(request, self._settings.max_new_tokens)
 
     def _inputs(self, requests: Sequence[Request]) -> Any:
         inputs = self._processor(

@@ -25,6 +25,7 @@ from tasks.engines.base import (
     hushed,
     request_seed,
 )
+from tasks.engines.settings import EngineSettings
 from tasks.runtime.errors import StageError
 from tasks.runtime.machine import gpus
 
@@ -49,21 +50,21 @@ def on_gpu() -> bool:
     )
 
 
-def options(policy: Path, settings: dict[str, Any], *, on_gpu: bool) -> dict[str, Any]:
+def options(policy: Path, settings: EngineSettings, *, on_gpu: bool) -> dict[str, Any]:
     """vLLM's engine arguments from `[engine]`; settings that are zero or empty are left to vLLM."""
     chosen = {
-        "max_num_batched_tokens": settings.get("max_num_batched_tokens") or None,
-        "quantization": settings.get("quantization") or None,
-        "gpu_memory_utilization": settings["gpu_memory_utilization"] if on_gpu else None,
+        "max_num_batched_tokens": settings.max_num_batched_tokens or None,
+        "quantization": settings.quantization or None,
+        "gpu_memory_utilization": settings.gpu_memory_utilization if on_gpu else None,
     }
-    if lora := settings.get("lora"):
+    if lora := settings.lora:
         chosen |= {"enable_lora": True, "max_lora_rank": lora_rank(Path(lora))}
     return {
         "model": str(policy),
-        "dtype": settings["dtype"],
-        "max_model_len": settings["max_model_len"],
-        "max_num_seqs": settings["max_num_seqs"],
-        "tensor_parallel_size": settings["tensor_parallel_size"],
+        "dtype": settings.dtype,
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "tensor_parallel_size": settings.tensor_parallel_size,
         "enforce_eager": not on_gpu,
         **ONE_IMAGE,
         "enable_prefix_caching": True,
@@ -74,9 +75,9 @@ def options(policy: Path, settings: dict[str, Any], *, on_gpu: bool) -> dict[str
     }
 
 
-def by_request(settings: dict[str, Any], on_gpu: bool) -> bool:
+def by_request(settings: EngineSettings, on_gpu: bool) -> bool:
     """Whether each request brings a seed, which vLLM's CPU sampler cannot take."""
-    return on_gpu and settings["seeds"] == "request"
+    return on_gpu and settings.seeds == "request"
 
 
 class Reseed:
@@ -110,16 +111,16 @@ class _Vllm:
 
     constrained = True
 
-    def __init__(self, policy: Path, settings: dict[str, Any]):
-        self.prompter = Prompter(policy, settings["max_model_len"])
+    def __init__(self, policy: Path, settings: EngineSettings):
+        self.prompter = Prompter(policy, settings.max_model_len)
         self.decode = self.prompter.decode
         self.settings = settings
         self.counts: Counter[str] = Counter()
         self._adapter: Any = None
-        if settings.get("lora"):
+        if settings.lora:
             from vllm.lora.request import LoRARequest
 
-            self._adapter = LoRARequest("policy", 1, str(settings["lora"]))
+            self._adapter = LoRARequest("policy", 1, settings.lora)
 
     def input(self, request: Request) -> dict[str, Any]:
         return {
@@ -164,7 +165,7 @@ class _Vllm:
         A chat template whose image token is expanded once more by the engine would be noticed
         nowhere else: answers only get worse.
         """
-        ours = self.prompter.fitting(request, self.settings["max_new_tokens"])
+        ours = self.prompter.fitting(request, self.settings.max_new_tokens)
         sampling = Sampling(1, 0.0, 1.0, 1.0, 1, 0)
         theirs = list(self.answer([request], sampling)[0].prompt_token_ids)
         if theirs != ours:
@@ -194,7 +195,7 @@ class VllmEngine(_Vllm):
 
     slots = 1
 
-    def __init__(self, policy: Path, settings: dict[str, Any]):
+    def __init__(self, policy: Path, settings: EngineSettings):
         super().__init__(policy, settings)
         # In one process a tiny model starts in seconds.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -229,7 +230,7 @@ class AsyncVllmEngine(_Vllm):
 
     slots = 2
 
-    def __init__(self, policy: Path, settings: dict[str, Any]):
+    def __init__(self, policy: Path, settings: EngineSettings):
         super().__init__(policy, settings)
         self._on_gpu = on_gpu()
         # A forked engine would hold this process's pipes open after its death.
@@ -279,9 +280,9 @@ class AsyncVllmEngine(_Vllm):
         self._background.close()
 
 
-def _for_a_cpu(settings: dict[str, Any]) -> None:
+def _for_a_cpu(settings: EngineSettings) -> None:
     # The default key-value cache would reserve gigabytes.
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings["cpu_kv_cache_gib"]))
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_kv_cache_gib))
     # Left to itself vLLM binds its threads to cores of its own choice, on top of those that
     # OMP_NUM_THREADS allows, and they wait for one another.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

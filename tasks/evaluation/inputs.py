@@ -7,12 +7,13 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from PIL import Image
 
 from data_cards import Card, CardError, clean_name, load
 from tasks.engines import policies
+from tasks.engines.settings import EngineSettings
 from tasks.ingest.pictures import Picture, Reject, open_picture
 from tasks.language.class_names import ClassNames
 from tasks.runtime.errors import StageError
@@ -21,34 +22,24 @@ from tasks.runtime.machine import gpus
 Source: TypeAlias = str | Path | bytes | Image.Image
 
 
-def engine_settings(policy: Path) -> dict[str, Any]:
+def engine_settings(policy: Path) -> EngineSettings:
     """`[engine]` for a policy where nothing else is said: what it was trained with, where known."""
     made = policies.recipe(policy)
     config = json.loads((policy / "config.json").read_text()) if _has_config(policy) else {}
     limit = config.get("text_config", config).get("max_position_embeddings") or 8192
-    return {
-        "backend": "vllm",
-        "prompt_style": made.get("prompt_style", "stepwise"),
-        "list_position": "in_question",
-        "dtype": "bfloat16" if gpus() else "float32",
-        "quantization": "",
-        "lora": "",
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "repetition_penalty": 1.0,
-        "max_new_tokens": made.get("max_completion_length", min(1024, limit // 4)),
-        "max_model_len": min(8192, limit),
-        "max_num_seqs": 256,
-        "max_num_batched_tokens": 0,
-        "gpu_memory_utilization": 0.85,
-        "tensor_parallel_size": 1,
-        "cpu_kv_cache_gib": 1,
-        "server_url": "http://127.0.0.1:8000/v1",
-        "server_model": "",
-        "server_concurrency": 64,
-        "server_timeout": 600.0,
-        "seeds": "request",
-    }
+    return EngineSettings(
+        prompt_style=made.get("prompt_style", "stepwise"),
+        list_position="in_question",
+        dtype="bfloat16" if gpus() else "float32",
+        quantization="",
+        lora="",
+        temperature=1.0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        max_new_tokens=made.get("max_completion_length", min(1024, limit // 4)),
+        max_model_len=min(8192, limit),
+        max_num_seqs=256,  # of a policy of unknown size
+    )
 
 
 def _has_config(policy: Path) -> bool:

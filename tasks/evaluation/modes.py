@@ -23,10 +23,8 @@ from tasks.language.class_names import ClassNames
 from tasks.language.prompts import LETTERS
 from tasks.questions.candidates import Votes
 from tasks.questions.options import Option, balanced_letters, choose_options, shuffle_options
-from tasks.runtime.errors import StageError
 from tasks.tables.seeding import row_generator
 
-MODES = ("one_step", "majority", "two_step", "mcq", "constrained")
 OF_QUESTIONS = ("two_step", "mcq", "constrained")  # those that ask a multiple-choice question
 
 
@@ -41,15 +39,6 @@ class Reading(NamedTuple):
     class_id: int | None
     status: str
     letter: str = ""
-
-
-def check_modes(modes: Sequence[str]) -> None:
-    """Raise StageError when there are none, or one is unknown."""
-    unknown = [mode for mode in modes if mode not in MODES]
-    if unknown or not modes:
-        raise StageError(
-            f"[Evaluate] modes must be some of {', '.join(MODES)}; got {unknown[0] if unknown else 'none'!r}"
-        )
 
 
 def proposed_options(votes: Votes, num_options: int, seed: int, image_id: str) -> list[Option]:

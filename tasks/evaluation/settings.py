@@ -1,9 +1,53 @@
-"""The settings of Judge."""
+"""The settings of Evaluate, of predictions, and of Judge."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+from tasks.language.prompts import LETTERS, PROMPTS
+from tasks.runtime.errors import StageError
 from tasks.runtime.settings import Settings, setting
+
+MODES = ("one_step", "majority", "two_step", "mcq", "constrained")
+PARTS = ("test", "val")
+PREDICT_MODES = ("two_step", "one_step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(Settings):
+    """[Evaluate]: which images a policy is asked about, and in which modes."""
+
+    section: ClassVar[str] = "Evaluate"
+
+    part: str = setting("of the images; val is for tuning", choices=PARTS)
+    modes: str = setting("of inference", choices=MODES, several=True)
+    num_rollouts: int = setting(at_least=1)
+    num_options: int = setting(at_least=2, at_most=len(LETTERS))
+    prompt: str = setting("whether the question shows the names", choices=PROMPTS)
+    shard_size: int = setting("images a shard; the unit of resuming", at_least=1)
+    limit: int = setting("the first n images of each group only, for a trial; 0: all", at_least=0)
+
+    @property
+    def chosen_modes(self) -> list[str]:
+        """The modes, in their own order."""
+        named = self.modes.replace(",", " ").split()
+        return [mode for mode in MODES if mode in named]
+
+    def check(self) -> None:
+        if not self.chosen_modes:
+            raise StageError(f"[Evaluate] modes must name some of {', '.join(MODES)}; got none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings(Settings):
+    """How a policy in use is asked about images: as in Evaluate, but for modes that need no labels."""
+
+    mode: str = setting("of inference", choices=PREDICT_MODES, default="two_step")
+    num_rollouts: int = setting("samples an image", at_least=1, default=20)
+    num_options: int = setting(
+        "of the second step's question", at_least=2, at_most=len(LETTERS), default=5
+    )
+    prompt: str = setting("whether the question shows the names", choices=PROMPTS, default="open")
+    seed: int = setting("of the samples", at_least=0, default=0)
 
 
 @dataclass(frozen=True, kw_only=True)

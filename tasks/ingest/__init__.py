@@ -1,1 +1,1 @@
-"""Where images come from, what is kept of them, and how a set is split."""
+"""Gets the images of a dataset: sources, decoding, fingerprints, duplicates, and splits."""

@@ -1,8 +1,8 @@
-"""Official archives: fetched with resume and checksum, or found where the user put them; unpacked.
+"""Downloads official archives with resume and checksums, and unpacks them safely.
 
-One folder, `[Download] archives`, is both: a file there with the right checksum is used as it is,
-a missing one is downloaded into it. A download that was cut goes on where it stopped, in the same
-run or the next. Nothing is unpacked outside the folder given for it.
+A file in the folder `[Download] archives` with the right checksum is used as it is; a missing file
+is downloaded into it. An interrupted download resumes where it stopped, in the same run or the next.
+Nothing is unpacked outside the target folder.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ from typing import Any
 
 from tasks.runtime.errors import StageError, first_line
 
-ATTEMPTS = 5
-PARALLEL = 4
+ATTEMPTS = 5  # for each file
+PARALLEL = 4  # downloads at a time
 PATIENCE = 1.0  # seconds before the second attempt; doubled before each further one
-# An archive of photographs unpacks to about its own size. More than this is a bomb.
+# An archive of photographs unpacks to about its own size. One that grows more than this is a bomb.
 MAX_GROWTH = 20
 MAX_SMALL = 1 << 30  # bytes that even the smallest archive may unpack to
 MAX_MEMBERS = 20_000  # the largest official archive holds about 12,000
@@ -28,7 +28,7 @@ MAX_DOWNLOAD = 20 << 30  # bytes of one file; the largest official archive has 2
 
 
 def fetch(files: Sequence[dict[str, str]], folder: Path, card: str) -> list[Path]:
-    """The files of a card's source, each checked against its md5, downloaded where missing.
+    """The paths of a card's source files: downloaded where missing, each checked against its md5.
 
     Each of `files` has `name`, `md5` and, where it can still be downloaded, `url`. Raises
     StageError naming the file, what is wrong with it, and what to do.
@@ -45,16 +45,16 @@ def fetch(files: Sequence[dict[str, str]], folder: Path, card: str) -> list[Path
         list(pool.map(lambda entry: _download(entry, folder, card), missing))
     for entry in files:
         path = folder / entry["name"]
-        if entry not in missing and (found := md5(path)) != entry["md5"]:
+        if entry not in missing and (digest := md5(path)) != entry["md5"]:
             raise StageError(
-                f"card {card}: {path} has md5 {found}, not {entry['md5']}; it is damaged or another "
+                f"card {card}: {path} has md5 {digest}, not {entry['md5']}; it is damaged or another "
                 "version: delete it to have it downloaded, or put the right file there"
             )
     return [folder / entry["name"] for entry in files]
 
 
 def _download(entry: dict[str, str], folder: Path, card: str) -> None:
-    """One file to its place, by way of `NAME.part`, which a later attempt goes on with."""
+    """Download one file by way of `NAME.part`, which a later attempt resumes."""
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get
 
@@ -75,22 +75,20 @@ def _download(entry: dict[str, str], folder: Path, card: str) -> None:
         except HfHubHTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             reason = f"the server answered {status}"
-            if status == 416:  # the part is as long as the file, or longer: judge it by its md5
+            if status == 416:  # the part is as long as the file, or longer: its md5 decides
                 reason = ""
             elif 400 <= status < 500 and status not in (408, 429):
                 break
-        except OSError as error:  # of the network or of the disk; requests' errors are OSErrors
-            reason = first_line(error)
-        except Exception as error:  # httpx's and the consistency check's errors share no base
+        except Exception as error:  # of the network, the disk, or the library's consistency check
             reason = first_line(error)
         else:
             reason = ""
         if reason:
             continue
-        if (found := md5(part)) == entry["md5"]:
+        if (digest := md5(part)) == entry["md5"]:
             part.replace(folder / entry["name"])
             return
-        reason = f"what came has md5 {found}, not {entry['md5']}"
+        reason = f"what came has md5 {digest}, not {entry['md5']}"
         part.unlink()
     raise StageError(
         f"card {card}: {entry['url']} could not be downloaded: {reason}; run again to go on, or put "
@@ -99,7 +97,7 @@ def _download(entry: dict[str, str], folder: Path, card: str) -> None:
 
 
 class Bounded(io.FileIO):
-    """A file that refuses to grow beyond MAX_DOWNLOAD, whatever a server sends."""
+    """A file that refuses to grow beyond MAX_DOWNLOAD bytes."""
 
     def write(self, data: Any) -> int:
         if self.tell() + len(data) > MAX_DOWNLOAD:
@@ -143,9 +141,10 @@ def unpack(archive: Path, folder: Path) -> None:
 def unpacked(
     archives: Sequence[Path], folder: Path, report: Callable[[str], Any] = lambda text: None
 ) -> Path:
-    """The folder with all archives unpacked and all other files copied in, made once.
+    """Unpack all archives into `folder`, and copy all other files into it. Returns the folder.
 
-    A folder without its mark was interrupted and is made anew.
+    A marker file shows that the folder is complete; a folder without it is made anew. `report` takes
+    a line of progress.
     """
     done = folder / ".unpacked"
     if done.exists():
@@ -163,6 +162,6 @@ def unpacked(
 
 
 def md5(path: Path) -> str:
-    """The md5 of a file, in hex: what dataset authors publish; it guards against damage only."""
+    """The md5 of a file, in hex. Dataset authors publish it; it detects damage, not forgery."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

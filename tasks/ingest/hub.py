@@ -1,7 +1,7 @@
-"""Datasets of the Hugging Face hub, or local folders in their layout, streamed at a pinned revision.
+"""Streams datasets of the Hugging Face hub, or local folders in their layout, at a pinned revision.
 
-Nothing is put into a cache: images go from the hub's files into our shards as they come. A run that
-was cut off goes on behind its last finished shard.
+Nothing is cached: images go from the hub's files straight into our shards. A run that was cut off
+resumes after its last finished shard.
 """
 
 import os
@@ -20,7 +20,7 @@ SPLITS = {"train": "train", "test": "test"}
 
 
 class Part(NamedTuple):
-    """One split: its name there and here, its rows, and how many, where that is known."""
+    """One split: its name on the hub and ours, its rows, and their number where it is known."""
 
     name: str
     official: str
@@ -29,11 +29,12 @@ class Part(NamedTuple):
 
 
 def open_source(card: Card, source: dict[str, Any]) -> Source:
-    """The images of `source`: repo and, if need be, revision, config, splits, image and label.
+    """The images of `source`, which has the key repo and optionally revision, config, splits, image, label.
 
-    `splits` maps their split names to ours. A repo without a revision is read at its newest
-    commit, which the Source names. Raises StageError for what cannot be loaded, a column that is
-    not there, and a class the card does not have: at once where the hub lists its class names.
+    `splits` maps the hub's split names to ours; `image` and `label` are columns. A repo without a
+    revision is read at its newest commit, which the Source records. Raises StageError for a repo
+    that cannot be loaded, a missing column, and a class that the card does not have (at once, where
+    the hub lists the class names).
     """
     repo = os.path.expanduser(source["repo"])
     revision = source.get("revision") or _newest(card, repo)
@@ -88,7 +89,7 @@ def open_source(card: Card, source: dict[str, Any]) -> Source:
 
 
 class _Labels:
-    """A row's label, a number of the hub's own class list or a text, to the card's class id."""
+    """Maps a row's label to the card's class id: a number in the hub's own class list, or a text."""
 
     def __init__(self, card: Card, repo: str):
         self.card, self.repo = card, repo
@@ -96,11 +97,13 @@ class _Labels:
         self.names: list[str] | None = None
 
     def expect(self, names: list[str] | None) -> None:
+        """Take the hub's class list, and raise StageError for a class that the card does not have."""
         self.names = names
         for name in names or ():
             self.of(name)
 
     def of(self, value: int | str) -> int:
+        """The class id of a label. Raises StageError for an unknown class or a missing label."""
         text = str(value)
         if self.names and isinstance(value, int):
             if not 0 <= value < len(self.names):
@@ -132,26 +135,28 @@ def _undecoded(rows: Any, image: str) -> Any:
     return rows.cast_column(image, Image(decode=False))
 
 
-def _bytes(given: Any) -> bytes:
-    given = given or {}
-    if given.get("bytes"):
-        return given["bytes"]
-    if not given.get("path"):
+def _bytes(image: Any) -> bytes:
+    """The bytes of an undecoded image of `datasets`. Raises Reject when there are none."""
+    image = image or {}
+    if image.get("bytes"):
+        return image["bytes"]
+    if not image.get("path"):
         raise Reject("the row holds no image")
     import fsspec
 
     try:
-        with fsspec.open(given["path"], "rb") as file:
+        with fsspec.open(image["path"], "rb") as file:
             return file.read()
     except FileNotFoundError as error:
         raise Reject("listed, but there is no such file") from error
     except Exception as error:  # of the network
         raise StageError(
-            f"{given['path']} cannot be read: {first_line(error)}; run again to go on"
+            f"{image['path']} cannot be read: {first_line(error)}; run again to go on"
         ) from error
 
 
 def _newest(card: Card, repo: str) -> str | None:
+    """The newest commit of a hub dataset; None for a local folder."""
     if Path(repo).is_dir():
         return None
     from huggingface_hub import HfApi

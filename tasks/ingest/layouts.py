@@ -1,8 +1,8 @@
-"""The real layouts of the five benchmark archives: which files, which classes, which split.
+"""Reads the file lists of the five benchmark archives: each image's path, class and split.
 
-Each reader takes the folder in which the official archives were unpacked and returns an Entry per
-image, in the order of the archive's own lists. Labels are 0-based in ascending official class id,
-the order of the card's `classes`. A list that is missing or cannot be read is a StageError.
+Each reader takes the folder in which the official archives were unpacked, and returns an Entry for
+each image, in the order of the archive's own lists. Labels count from 0 by ascending official class
+id, which is the order of the card's `classes`.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from tasks.runtime.errors import StageError
 
 
 class Entry(NamedTuple):
-    """One image: `path` relative to the unpacked folder, class id from 0, train, val or test."""
+    """One image: `path` below the unpacked folder, class id from 0, split (train, val or test)."""
 
     path: str
     label: int
@@ -46,7 +46,7 @@ def flowers(root: Path, classes: Sequence[str]) -> list[Entry]:
 
 
 def pets(root: Path, classes: Sequence[str]) -> list[Entry]:
-    """Oxford-IIIT Pet: `name class species breed` a line; the folder's other files are left alone."""
+    """Oxford-IIIT Pet: `name class species breed` a line; the folder's other files are ignored."""
     return [
         Entry(f"images/{fields[0]}.jpg", int(fields[1]) - 1, split)
         for name, split in (("trainval", "train"), ("test", "test"))
@@ -55,7 +55,7 @@ def pets(root: Path, classes: Sequence[str]) -> list[Entry]:
 
 
 def cars(root: Path, classes: Sequence[str]) -> list[Entry]:
-    """Stanford Cars: MATLAB structs with `class` from 1 and `fname`; test labels in a file apart."""
+    """Stanford Cars: MATLAB structs with `class` from 1 and `fname`; test labels have their own file."""
     devkit = next((p for p in (root / "devkit", root / "car_devkit/devkit") if p.is_dir()), root)
     lists = (
         (devkit / "cars_train_annos.mat", "train"),
@@ -95,10 +95,11 @@ LAYOUTS: dict[str, Callable[[Path, Sequence[str]], list[Entry]]] = {
 def entries(layout: str, root: Path, classes: Sequence[str]) -> list[Entry]:
     """Every image of an unpacked archive.
 
-    Raises StageError when the lists do not fit together or name a class the card does not have.
+    Raises StageError when a list is missing, when the lists contradict one another, or when they
+    name a class that the card does not have.
     """
     try:
-        found = LAYOUTS[layout](root, classes)
+        listed = LAYOUTS[layout](root, classes)
     except FileNotFoundError as error:
         raise StageError(
             f"{error.filename} is missing: the archives do not have the layout {layout!r}"
@@ -108,11 +109,11 @@ def entries(layout: str, root: Path, classes: Sequence[str]) -> list[Entry]:
             f"{root}: the lists of layout {layout!r} do not fit together "
             f"({type(error).__name__}: {error})"
         ) from error
-    if odd := next((e for e in found if not 0 <= e.label < len(classes)), None):
+    if odd := next((e for e in listed if not 0 <= e.label < len(classes)), None):
         raise StageError(
             f"{odd.path} is of class {odd.label + 1}, but the card lists {len(classes)} classes"
         )
-    return found
+    return listed
 
 
 def _split(train: bool) -> str:
@@ -126,7 +127,7 @@ def _fields(path: Path) -> list[list[str]]:
 
 
 def _pairs(path: Path) -> list[tuple[str, str]]:
-    """First word and rest of every line."""
+    """(first word, rest) of every line."""
     lines = path.read_text(encoding="utf-8").splitlines()
     cut = [line.strip().split(maxsplit=1) for line in lines if line.strip()]
     return [(first, rest) for first, rest in cut]

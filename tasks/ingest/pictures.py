@@ -1,8 +1,7 @@
-"""One picture: from whatever bytes came to what every consumer reads alike, with its fingerprints.
+"""Normalises one image file, so that every library decodes it alike, and takes its fingerprints.
 
-Bytes are kept as they came where every consumer reads them alike, an upright RGB JPEG or PNG.
-Anything else becomes a PNG, without loss, of what a person sees: rotated by EXIF, alpha on white,
-8-bit RGB, first frame.
+An upright RGB JPEG or PNG keeps its bytes. Any other image is re-encoded without loss as a PNG of
+what a person sees: rotated by EXIF, alpha on white, 8-bit RGB, first frame.
 """
 
 import hashlib
@@ -16,24 +15,24 @@ import xxhash
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 89_000_000  # as many as Pillow opens without a warning
-# Above this, one at a time: a decoded picture takes 3 bytes a pixel, and as much again on its way.
+# Pixels from which on one picture is decoded at a time: it takes 3 bytes a pixel, twice over.
 LARGE = 12_000_000
 _one_large = threading.Lock()
 
-# A cell must be this much brighter than its right neighbour: less is noise of the encoding.
+# Levels by which a cell must be brighter than its right neighbour; less is noise of the encoding.
 CONTRAST = 2
 
 
 class Reject(Exception):
-    """A file that is not a usable image; the message is the reason recorded for it."""
+    """The file is no usable image; the message is the reason that is recorded for it."""
 
 
 class Picture(NamedTuple):
-    """A usable image: its bytes, size in pixels, and two fingerprints of what it shows.
+    """A usable image: its bytes, its size in pixels, and two fingerprints of its content.
 
     `pixels` is the xxh3-128 of size and RGB values, in hex: equal for equal pictures, however they
-    are stored. `dhash` is the 64-bit difference hash as a signed integer: near in Hamming distance
-    for pictures that look alike.
+    are stored. `dhash` is the 64-bit difference hash as a signed integer: its Hamming distance is
+    small for pictures that look alike.
     """
 
     data: bytes
@@ -57,7 +56,7 @@ def normalise_image(data: bytes, crop_bottom: int = 0) -> Picture:
                 raise Reject(f"{count:,} pixels, more than {MAX_PIXELS:,}")
             with _one_large if count > LARGE else nullcontext():
                 data, rgb = _read(image, data, crop_bottom)
-    except (Reject, MemoryError):  # want of memory says nothing about the picture
+    except (Reject, MemoryError):  # a lack of memory says nothing about the picture
         raise
     except UnidentifiedImageError as error:
         raise Reject("not an image in a known format") from error
@@ -71,7 +70,7 @@ def normalise_image(data: bytes, crop_bottom: int = 0) -> Picture:
 
 
 def open_picture(load: Callable[[], bytes], crop_bottom: int = 0) -> Picture | Reject:
-    """The picture in what `load` gives, or why it is none."""
+    """The picture in the bytes that `load` returns, or the Reject with the reason."""
     try:
         return normalise_image(load(), crop_bottom)
     except Reject as reason:
@@ -96,19 +95,19 @@ def image_row(
 
 
 def difference_hash(rgb: Image.Image) -> int:
-    """The difference hash (dHash): is each cell of a 9 x 8 grid brighter than its right neighbour?"""
+    """The difference hash (dHash): for each cell of an 8 x 8 grid, whether it is brighter than the next."""
     cells = rgb.resize((9, 8), Image.Resampling.BOX, reducing_gap=1.0).convert("L").tobytes()
     bits = 0
     for row in range(0, 72, 9):
         for left, right in zip(cells[row : row + 8], cells[row + 1 : row + 9], strict=True):
             bits = bits << 1 | (left > right + CONTRAST)
-    return bits - (
-        bits >> 63 << 64
-    )  # as signed 64 bits, the widest integer that Parquet readers share
+    # As a signed integer of 64 bits, the widest one that all Parquet readers share.
+    return bits - (bits >> 63 << 64)
 
 
 def _read(image: Image.Image, data: bytes, crop_bottom: int) -> tuple[bytes, Image.Image]:
-    if image.format == "PNG":  # decoding alone lets a damaged one pass when the damage inflates
+    """(bytes to keep, decoded RGB picture)."""
+    if image.format == "PNG":  # decoding alone accepts some damaged files: check the checksums
         with Image.open(io.BytesIO(data)) as chunks:
             chunks.verify()
     image.load()
@@ -128,7 +127,7 @@ def _read(image: Image.Image, data: bytes, crop_bottom: int) -> tuple[bytes, Ima
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of any mode: 16-bit grey keeps its range, transparency lies on white."""
+    """Convert any mode to 8-bit RGB. 16-bit grey keeps its range, transparency becomes white."""
     if image.mode.startswith("I") or image.mode == "F":
         # 16-bit grayscale: PIL's own conversion would clip everything above 255 to white.
         highest = image.getextrema()[1]

@@ -8,7 +8,7 @@ from tasks.runtime.errors import StageError
 from tasks.runtime.settings import Settings, setting
 
 PROTOCOLS = ("base_to_novel", "all")
-MAX_NEAR = 16  # bits of 64; beyond it, pictures that are merely composed alike are near
+MAX_NEAR = 16  # bits of 64; with more, pictures of similar composition count as near
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class DownloadSettings(Settings):
 class SplitSettings(Settings):
     """[Split]: which images are test, val and train, and how many a class keeps.
 
-    Each share is a share of a class's train images and is used only where the source does not
-    already say which images are test, val or pretrain.
+    Each share is one of a class's train images. It is used only where the source does not already
+    say which images are test, val or pretrain.
     """
 
     section: ClassVar[str] = "Split"
@@ -56,5 +56,5 @@ class SplitSettings(Settings):
             raise StageError("[Split] train_caps must be whole numbers, 0 (all) or more")
 
     def cap(self, card: str) -> int:
-        """Train images of a card that are kept; 0: all."""
+        """How many train images of a card are kept; 0: all."""
         return self.train_caps.get(card, self.train_caps.get("*", 0))

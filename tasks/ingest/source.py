@@ -1,4 +1,4 @@
-"""What every source of images is: how many there are, and a way to go through them from any place on."""
+"""The interface of every image source: the number of images, and an iterator from any index on."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image to ingest: `load` gives its bytes; `official_split` is empty where none is given."""
+    """One image to ingest. `load` returns its bytes; `official_split` is "" where there is none."""
 
     path: str
     label: int
     official_split: str
     load: Callable[[], bytes]
-    crop_bottom: int = 0  # pixels of a banner that is not part of the picture
+    crop_bottom: int = 0  # pixel rows of a banner below the picture
 
 
 @dataclass(frozen=True)
 class Source:
-    """`items(start)` gives the images from number `start` on, in an order that never changes.
+    """`items(start)` iterates over the images from number `start` on, always in the same order.
 
-    `total` is their number, or None where only reading tells. `revision` is the commit of a hub
-    dataset, else empty; `digest(start, stop)` tells whether a stretch of a list is still the same.
+    `total` is their number, None where it is not known beforehand. `revision` is the commit of a hub
+    dataset, else "". `digest(start, stop)` is a hash of part of a list, which shows changes.
     """
 
     total: int | None

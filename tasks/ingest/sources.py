@@ -1,7 +1,7 @@
-"""Where a card's images come from: drawn, a folder, a table, official archives, or the hub.
+"""Opens a card's image source: drawn images, a folder, a table, official archives, or the hub.
 
-Every source becomes a Source: how many images there are, where that is known, and a way to go
-through them from any place on, one at a time. A million images cost some ten megabytes.
+Each kind becomes a Source: the number of images, where it is known, and an iterator from any index
+on. The list of a million images takes about ten megabytes.
 """
 
 import hashlib
@@ -29,17 +29,17 @@ from tasks.language.class_names import ClassNames
 from tasks.runtime.errors import StageError, first_line
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
-ROWS = 1 << 14  # of a list, in memory as Python objects at a time
+ROWS = 1 << 14  # rows of a list that are Python objects at a time
 PACKING = pa.ipc.IpcWriteOptions(compression="zstd")
 LISTED = pa.schema([("path", pa.string()), ("label", pa.int32()), ("split", pa.string())])
 
 
 def open_source(card: Card, archives: Path, workplace: Path, mirror: bool = False) -> Source:
-    """The card's source, with everything checked that can be checked before an image is read.
+    """The card's source, checked as far as possible before an image is read.
 
-    `archives` and `workplace` are for official archives: where they lie, where to unpack them;
-    with `mirror` the card's copy on the hub is read instead. Raises StageError when the source is
-    missing, names classes the card does not have, or has no image of one it does have.
+    Official archives lie in `archives` and are unpacked to `workplace`; with `mirror` the card's
+    copy on the hub is read instead. Raises StageError when the source is missing, names a class that
+    the card does not have, or has no image of one of the card's classes.
     """
     kind = card.source["kind"]
     if mirror and kind == "archive" and "mirror" not in card.source:
@@ -53,17 +53,17 @@ def open_source(card: Card, archives: Path, workplace: Path, mirror: bool = Fals
 
 def listing(
     card: Card,
-    found: Iterable[tuple[str, int, str]],
+    entries: Iterable[tuple[str, int, str]],
     load: Callable[[str, int], bytes],
     crop_bottom: int = 0,
     named_once: Path | None = None,
 ) -> Source:
-    """A source whose images are listed beforehand as (path, label, split), kept packed in memory.
+    """A source from a list of (path, label, split), which is kept compressed in memory.
 
-    `load` gives an image's bytes from its path and label. `named_once` is a table of paths, none of
-    which may come twice.
+    `load` returns an image's bytes for its path and label. `named_once` names the table whose paths
+    must be unique.
     """
-    rest = iter(found)
+    rest = iter(entries)
     kept: list[pa.Buffer] = []
     labels: set[int] = set()
     total = 0
@@ -85,8 +85,8 @@ def listing(
             yield Item(path, label, split, partial(load, path, label), crop_bottom)
 
     def digest(start: int, stop: int) -> str:
-        told = json.dumps(list(islice(rows(start), stop - start)))
-        return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
+        text = json.dumps(list(islice(rows(start), stop - start)))
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     if named_once:
         _require_once(lambda: (row["path"] for row in rows()), total, named_once)
@@ -95,7 +95,7 @@ def listing(
 
 
 def _packed(batch: pa.RecordBatch) -> pa.Buffer:
-    """Paths repeat one another: packed they take a tenth of the room."""
+    """A batch as compressed bytes. Paths are repetitive and shrink to a tenth."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema, options=PACKING) as stream:
         stream.write_batch(batch)
@@ -108,9 +108,9 @@ def _unpacked(packed: pa.Buffer) -> pa.RecordBatch:
 
 
 def require_every_class(card: Card, labels: Iterable[int], what: str) -> None:
-    """Raise StageError when a class of the card has no `what` among the `labels`."""
-    there = set(labels)
-    if empty := [name for label, name in enumerate(card.classes) if label not in there]:
+    """Raise StageError when `labels` lack a class of the card; `what` names the thing in the message."""
+    present = set(labels)
+    if empty := [name for label, name in enumerate(card.classes) if label not in present]:
         raise StageError(
             f"card {card.name}: no {what} of {len(empty)} of {len(card.classes)} classes "
             f"({', '.join(empty[:5])}); correct `classes` or `source` in the card"
@@ -126,28 +126,28 @@ def _drawn(card: Card) -> Source:
         beetles.draw(label, int(index.removesuffix(".png")), seed, split).save(buffer, "PNG")
         return buffer.getvalue()
 
-    found = (
+    entries = (
         (f"{split}/{name}/{index:04d}.png", label, split)
         for split, count in per_class.items()
         for label, name in enumerate(card.classes)
         for index in range(count)
     )
-    return listing(card, found, draw)
+    return listing(card, entries, draw)
 
 
 def _archive(card: Card, archives: Path, workplace: Path) -> Source:
     """The images of official archives, unpacked into `workplace`."""
     files = archive_files.fetch(card.source["files"], archives, card.name)
     root = archive_files.unpacked(files, workplace, report=lambda text: print(f"download: {text}"))
-    found = layouts.entries(card.source["layout"], root, card.classes)
-    return listing(card, found, reader(root), int(card.source.get("crop_bottom", 0)))
+    entries = layouts.entries(card.source["layout"], root, card.classes)
+    return listing(card, entries, reader(root), int(card.source.get("crop_bottom", 0)))
 
 
 def _table(card: Card, table: Path) -> Source:
-    """A CSV or Parquet file with the columns path, class and, optionally, split."""
+    """The images that a CSV or Parquet file lists, with the columns path, class and optionally split."""
     known = ClassNames(card.classes, card.aliases)
 
-    def found() -> Iterator[tuple[str, int, str]]:
+    def entries() -> Iterator[tuple[str, int, str]]:
         number = 0
         for frame in _frames(table):
             if missing := [column for column in ("path", "class") if column not in frame]:
@@ -170,11 +170,11 @@ def _table(card: Card, table: Path) -> Source:
                     raise StageError(f"{table}, row {number}: split {part!r} is none of {allowed}")
                 yield path, class_id, SPLIT_FOLDERS.get(part, "")
 
-    return listing(card, found(), reader(table.parent), named_once=table)
+    return listing(card, entries(), reader(table.parent), named_once=table)
 
 
 def _frames(table: Path) -> Iterator[Any]:
-    """A table as pandas frames, so many rows of it in memory at a time."""
+    """A table as pandas frames of about ROWS rows."""
     import pandas as pd
     import pyarrow.parquet as pq
 
@@ -190,7 +190,7 @@ def _frames(table: Path) -> Iterator[Any]:
 
 
 def _require_once(paths: Callable[[], Iterator[str]], count: int, table: Path) -> None:
-    """Raise StageError when a path comes twice. Numbers of eight bytes each tell where to look."""
+    """Raise StageError when a path comes twice. Only paths whose 64-bit hash repeats are compared."""
     hashes = (xxhash.xxh3_64_intdigest(path.encode()) for path in paths())
     keys = np.fromiter(hashes, np.uint64, count)
     doubtful = set(repeated(keys, among=np.ones(count, bool)).tolist())
@@ -203,7 +203,7 @@ def _require_once(paths: Callable[[], Iterator[str]], count: int, table: Path) -
 
 
 def reader(root: Path) -> Callable[[str, int], bytes]:
-    """How the bytes of a file below `root` are had; what cannot be read is a Reject."""
+    """A function that loads a file below `root`, and raises Reject where it cannot be read."""
 
     def load(path: str, label: int) -> bytes:
         try:
@@ -217,7 +217,7 @@ def reader(root: Path) -> Callable[[str, int], bytes]:
 
 
 def _folder(card: Card) -> Source:
-    """`class_name/file`, `train/class_name/file` and `test/class_name/file`, or a table of paths."""
+    """A folder with `class_name/file`, or the same below `train/` and `test/`, or a table of paths."""
     root = Path(os.path.expanduser(str(card.source.get("path", ""))))
     if root.suffix in (".csv", ".parquet") and root.is_file():
         return _table(card, root)
@@ -226,7 +226,7 @@ def _folder(card: Card) -> Source:
     known = ClassNames(card.classes, card.aliases)
     mapped = {_composed(str(k)): v for k, v in (card.source.get("folders") or {}).items()}
 
-    def found() -> Iterator[tuple[str, int, str]]:
+    def entries() -> Iterator[tuple[str, int, str]]:
         for split, folder in class_folders(root):
             name = mapped.get(_composed(folder.name), folder.name)
             label = known.match(clean_name(str(name))).class_id
@@ -238,13 +238,13 @@ def _folder(card: Card) -> Source:
             for path in files_below(folder):
                 yield path.relative_to(root).as_posix(), label, split
 
-    return listing(card, found(), reader(root))
+    return listing(card, entries(), reader(root))
 
 
 def class_folders(root: Path) -> list[tuple[str, Path]]:
-    """(split, class folder) of a folder of photographs; the split is empty where it is not told.
+    """(split, class folder) for each class folder below `root`; the split is "" without split folders.
 
-    Raises StageError for a folder that stands beside train/ and test/.
+    Raises StageError for any other folder beside train/ and test/.
     """
     tops = _folders(root)
     if not any(path.name in SPLIT_FOLDERS for path in tops):
@@ -255,10 +255,10 @@ def class_folders(root: Path) -> list[tuple[str, Path]]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file at any depth that is not hidden, sorted; links to folders are not followed."""
+    """Every file at any depth, sorted. Hidden files are left out, links to folders not followed."""
     with os.scandir(folder) as entries:
-        found = [(e.name, e.is_dir(follow_symlinks=False)) for e in entries if e.name[0] != "."]
-    for name, is_folder in sorted(found):
+        children = [(e.name, e.is_dir(follow_symlinks=False)) for e in entries if e.name[0] != "."]
+    for name, is_folder in sorted(children):
         path = folder / name
         if is_folder:
             yield from files_below(path)
@@ -271,5 +271,5 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _composed(text: str) -> str:
-    """One form of accented letters: some file systems take names apart."""
+    """Text in NFC: some file systems store accented letters decomposed."""
     return unicodedata.normalize("NFC", text)

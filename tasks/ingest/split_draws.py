@@ -1,7 +1,7 @@
-"""The draws of Split: shares of each class, CoOp's few shots, and a cap on train images.
+"""The random draws of Split: shares of each class, CoOp's few shots, and a cap on train images.
 
-Each class has a generator of its own, seeded with (seed, class), that draws from its images in the
-order of their ids: what becomes of one class depends on no other, and on no order of files.
+Each class has its own generator, seeded with (seed, class), which draws from the class's images in
+the order of their ids. So a class's split depends neither on other classes nor on the order of files.
 """
 
 import bisect
@@ -27,10 +27,14 @@ def assign(
     val_per_class: int = 0,
     shots: int = 0,
 ) -> np.ndarray:
-    """The split of every image, as its number in `images.parts`."""
-    place = images.official.copy()
-    given = {images.parts[code] for code in np.unique(place)}
-    drawn = {part: share for part, share in shares.items() if part not in given}
+    """The split of every image, as its index in `images.parts`.
+
+    `shares` maps a split to its share of a class's train images; splits that the source already
+    fills are not drawn.
+    """
+    split_codes = images.official.copy()
+    settled = {images.parts[code] for code in np.unique(split_codes)}
+    drawn = {part: share for part, share in shares.items() if part not in settled}
     if any(drawn.values()) or ("val" in drawn and val_per_class):
         for label, rows in _train_by_id(images):
             order = np.random.default_rng([seed, label]).permutation(rows)
@@ -39,71 +43,71 @@ def assign(
                 count = math.ceil(share * len(order))
                 if part == "val" and val_per_class:
                     count = val_per_class
-                place[order[start : start + count]] = images.parts.index(part)
+                split_codes[order[start : start + count]] = images.parts.index(part)
                 start += count
     if shots:
-        _keep_few(images, place, shots, seed)
+        _keep_few(images, split_codes, shots, seed)
     train, unused = map(images.parts.index, ("train", "unused"))
-    place[(place == train) & (images.labels >= num_base)] = unused
-    return place
+    split_codes[(split_codes == train) & (images.labels >= num_base)] = unused
+    return split_codes
 
 
-def cap(images: Images, place: np.ndarray, count: int, seed: int) -> None:
-    """Keep `count` train images, as evenly over the classes as they allow; the rest is unused."""
+def cap(images: Images, split_codes: np.ndarray, count: int, seed: int) -> None:
+    """Keep `count` train images, spread over the classes as evenly as possible; the rest is unused."""
     train, unused = map(images.parts.index, ("train", "unused"))
-    sizes = np.bincount(images.labels[place == train])
+    sizes = np.bincount(images.labels[split_codes == train])
     if not count or sizes.sum() <= count:
         return
-    # One of each class in turn, until there are enough.
+    # One image of each class in turn, until there are enough.
     taken = bisect.bisect_right(range(count + 1), count, key=lambda n: np.minimum(sizes, n).sum())
     turns = taken - 1
     kept = np.minimum(sizes, turns)
     kept[np.flatnonzero(sizes > turns)[: count - kept.sum()]] += 1
-    for rows in _few_classes(images.labels, place == train):
+    for rows in _few_classes(images.labels, split_codes == train):
         for label, members in _by_class(images.labels, rows):
             order = np.random.default_rng([seed, label, 1]).permutation(members)
-            place[order[kept[label] :]] = unused
+            split_codes[order[kept[label] :]] = unused
 
 
-def _keep_few(images: Images, place: np.ndarray, shots: int, seed: int) -> None:
-    """Make unused what a few-shot draw does not take of the train and val images.
+def _keep_few(images: Images, split_codes: np.ndarray, shots: int, seed: int) -> None:
+    """Mark as unused the train and val images that CoOp's few-shot draw does not take.
 
-    One generator for all: labels in order of first appearance, train before val, each label's
-    images in the order given. A class with fewer images keeps all of them.
+    As in CoOp one generator serves all: train before val, labels in order of first appearance, each
+    label's images in the given order. A class with fewer images keeps all of them.
     """
     rng = random.Random(seed)
     for part, count in (("train", shots), ("val", min(shots, MAX_VAL_SHOTS))):
-        rows = np.flatnonzero(place == images.parts.index(part))
+        rows = np.flatnonzero(split_codes == images.parts.index(part))
         classes = [members for _, members in _by_class(images.labels, rows)]
         for members in sorted(classes, key=lambda members: members[0]):
             if len(members) >= count:
                 kept = rng.sample(range(len(members)), count)
-                place[np.delete(members, kept)] = images.parts.index("unused")
+                split_codes[np.delete(members, kept)] = images.parts.index("unused")
 
 
 def _train_by_id(images: Images) -> Iterator[tuple[int, np.ndarray]]:
-    """Each class's train images by ascending id."""
+    """(class, indices of its train images by ascending id)."""
     train = images.official == images.parts.index("train")
     for rows in _few_classes(images.labels, train):
         order = pc.sort_indices(images.ids.take(rows)).to_numpy()
         yield from _by_class(images.labels, rows[order])
 
 
-def _few_classes(labels: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
-    """The chosen images, those of a few whole classes at a time, and not many more than a block."""
-    sizes = np.bincount(labels[chosen])
+def _few_classes(labels: np.ndarray, selected: np.ndarray) -> Iterator[np.ndarray]:
+    """The indices of the images in the mask `selected`: a few whole classes, about a block, at a time."""
+    sizes = np.bincount(labels[selected])
     first = total = 0
     for label, size in enumerate(sizes.tolist()):
         if total and total + size > split_images.BLOCK:
-            yield np.flatnonzero(chosen & (labels >= first) & (labels < label))
+            yield np.flatnonzero(selected & (labels >= first) & (labels < label))
             first, total = label, 0
         total += size
     if total:
-        yield np.flatnonzero(chosen & (labels >= first))
+        yield np.flatnonzero(selected & (labels >= first))
 
 
 def _by_class(labels: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """`rows` apart by class, each class's in the order given."""
+    """(class, its indices among `rows`, in the given order)."""
     rows = rows[np.argsort(labels[rows], kind="stable")]
     starts = np.flatnonzero(np.diff(labels[rows], prepend=-1))
     for members in np.split(rows, starts[1:]):

@@ -1,4 +1,4 @@
-"""Split files of others, followed exactly: CoOp's, and those of the published DiVE-k code.
+"""Applies published split files exactly: CoOp's, and those of the published DiVE-k code.
 
 CoOp (https://github.com/KaiyangZhou/CoOp): one `split_zhou_*.json` that maps train, val and test to
 lists of [path, label, class name]. DiVE-k (https://github.com/raja-kumar/DiVE-k): a folder such as
@@ -31,20 +31,20 @@ class Listed(NamedTuple):
 
 
 def follow(images: Images, path: Path, card: Card, rejected: Sequence[str] = ()) -> None:
-    """Give every image the split that `path`, a file or a folder, names for it; others are unused.
+    """Give every image the split that the file or folder `path` lists for it; others are unused.
 
-    A listed path is the image whose own path shares the most of its end; one of the `rejected`
-    paths is counted and named. Raises StageError when
-    the file cannot be read, names an image that is not there, one twice, or one of another class.
+    A listed path means the image whose own path shares the longest end with it. Listed images among
+    the `rejected` paths are counted and reported. Raises StageError when the file cannot be read, or
+    when it lists a missing image, one image twice, or an image under another class.
     """
-    said = f"[Split] split_file = {path}"
+    setting = f"[Split] split_file = {path}"
     listed = read(path)
     wanted = {tail for item in listed for tail in _tails(item.path)}
     ids = (image_id for rows in images.blocks() for image_id in images.ids.take(rows).tolist())
     ends, unusable = _by_end(ids, wanted), _by_end(rejected, wanted)
     lost: list[str] = []
     names = ClassNames(card.classes, card.aliases)
-    found: dict[int, Listed] = {}
+    placed: dict[int, Listed] = {}
     absent: list[str] = []
     for item in listed:
         tail = next((tail for tail in _tails(item.path) if tail in ends or tail in unusable), "")
@@ -54,26 +54,26 @@ def follow(images: Images, path: Path, card: Card, rejected: Sequence[str] = ())
         index, *others = ends[tail]
         if others:
             first, second = images.ids.take(np.array([index, *others])).tolist()
-            raise StageError(f"{said}: {item.path!r} fits {first} and {second}")
-        if index in found:
+            raise StageError(f"{setting}: {item.path!r} fits {first} and {second}")
+        if index in placed:
             raise StageError(
-                f"{said} names {_id(images, index)} twice: {found[index].path!r}, {item.path!r}"
+                f"{setting} names {_id(images, index)} twice: {placed[index].path!r}, {item.path!r}"
             )
         class_id = names.match(item.class_name).class_id
         if class_id is not None and class_id != images.labels[index]:
             raise StageError(
-                f"{said} says that {_id(images, index)} is {item.class_name!r}; card {card.name} has "
+                f"{setting} says that {_id(images, index)} is {item.class_name!r}; card {card.name} has "
                 f"it as {card.classes[images.labels[index]]!r}"
             )
-        found[index] = item
+        placed[index] = item
     if absent:
         raise StageError(
-            f"{said} names {len(absent)} images that card {card.name} does not have, {absent[0]!r} first"
+            f"{setting} names {len(absent)} images that card {card.name} does not have, {absent[0]!r} first"
         )
     if lost:
         print(f"split: {len(lost)} of the listed images are unusable: {', '.join(lost[:5])}")
     images.official[:] = images.parts.index("unused")
-    for index, item in found.items():
+    for index, item in placed.items():
         images.official[index] = images.parts.index(item.part)
 
 
@@ -82,7 +82,7 @@ def _id(images: Images, index: int) -> str:
 
 
 def sources(path: Path) -> list[Path]:
-    """The files that make up a split, for whoever wants to know whether it has changed."""
+    """The files that make up a split; their content identifies it."""
     return sorted(path.glob("*.json")) if path.is_dir() else [path] if path.is_file() else []
 
 
@@ -93,7 +93,7 @@ def read(path: Path) -> list[Listed]:
             return _dive_k(path)
         parts = json.loads(path.read_text(encoding="utf-8"))
         return [
-            Listed(str(place), part, str(name)) for part in PARTS for place, _, name in parts[part]
+            Listed(str(image), part, str(name)) for part in PARTS for image, _, name in parts[part]
         ]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise StageError(
@@ -103,21 +103,22 @@ def read(path: Path) -> list[Listed]:
 
 
 def _dive_k(folder: Path) -> list[Listed]:
+    """The images that a folder of the published DiVE-k code lists."""
     files = {part: sorted(folder.glob(f"*_{part}.json")) for part in PARTS}
     if not files["train"] or not files["val"] + files["test"]:
         raise ValueError("it needs *_train.json and *_val.json")
-    places = {"train": "train", "val": "val" if files["test"] else "test", "test": "test"}
+    split_of = {"train": "train", "val": "val" if files["test"] else "test", "test": "test"}
     listed = []
     for part, paths in files.items():
         for file in paths:
             for item in json.loads(file.read_text(encoding="utf-8")):
                 name = item["solution"].removeprefix("<answer>").removesuffix("</answer>")
-                listed.append(Listed(item["image_path"], places[part], name))
+                listed.append(Listed(item["image_path"], split_of[part], name))
     return listed
 
 
 def _by_end(paths: Iterable[str], wanted: Container[str]) -> dict[str, list[int]]:
-    """The numbers of the paths, of at most two, by every wanted end they have."""
+    """Wanted path end -> the indices of the paths that have it, at most two."""
     ends: dict[str, list[int]] = {}
     for index, path in enumerate(paths):
         for tail in _tails(path):
@@ -127,6 +128,6 @@ def _by_end(paths: Iterable[str], wanted: Container[str]) -> dict[str, list[int]
 
 
 def _tails(path: str) -> list[str]:
-    """`a/b/c.jpg`, `b/c.jpg`, `c.jpg`."""
+    """The ends of `a/b/c.jpg`: itself, `b/c.jpg` and `c.jpg`."""
     pieces = path.split("/")
     return ["/".join(pieces[start:]) for start in range(len(pieces))]

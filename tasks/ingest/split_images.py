@@ -1,7 +1,7 @@
-"""What Split keeps of the images: a few numbers each. Their texts are read again when needed.
+"""The images as Split holds them: a few numbers each, with texts read from disk when needed.
 
-A million images so cost some fifteen megabytes, where a million rows of ids, fingerprints and
-labels as Python objects cost a gigabyte.
+A million images take about fifteen megabytes this way. As Python objects, their ids, fingerprints
+and labels would take a gigabyte.
 """
 
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ BLOCK = 1 << 17  # rows whose texts are in memory at a time
 
 
 class Texts(Protocol):
-    """A column of texts: an Arrow array, or a Column, which lies on disk."""
+    """A column of texts: an Arrow array, or a Column on disk."""
 
     def take(self, rows: np.ndarray) -> pa.Array: ...
 
 
 class Column:
-    """One column of a table in shards, read again for whatever rows of it are asked for."""
+    """One column of a sharded table, read from disk for the rows asked for."""
 
     def __init__(self, folder: Path, table: str, name: str):
         self._name = name
@@ -36,24 +36,24 @@ class Column:
         return int(self._starts[-1])
 
     def take(self, rows: np.ndarray) -> pa.Array:
-        """The texts of `rows`, which ascend; only the shards that hold some are read."""
-        found = []
+        """The texts of `rows`, which must ascend. Only the shards that hold some are read."""
+        chunks = []
         edges = np.searchsorted(rows, self._starts)
         for index, path in enumerate(self._paths):
             if len(here := rows[edges[index] : edges[index + 1]]):
                 batches = shards.iter_batches(path, [self._name], BLOCK)
                 column = pa.chunked_array([batch[self._name] for batch in batches])
-                found += column.take(here - self._starts[index]).chunks
-        return pa.chunked_array(found, pa.string()).combine_chunks()
+                chunks += column.take(here - self._starts[index]).chunks
+        return pa.chunked_array(chunks, pa.string()).combine_chunks()
 
 
 @dataclass
 class Images:
     """Every image of a Download artifact, in its order.
 
-    `labels` are class ids and `official` numbers in `parts`, which are the splits' names; an image
-    without an official split counts as `train`. `keys` are 64-bit hashes of the column `pixels`,
-    equal for equal pictures and hardly ever for others. `dhash` is empty where it was not asked for.
+    `labels` are class ids. `official` are indices into `parts`, the names of the splits; an image
+    without an official split counts as `train`. `keys` are 64-bit hashes of the column `pixels`:
+    equal for equal pictures, and almost never for others. `dhash` is empty if it was not asked for.
     """
 
     ids: Texts
@@ -68,7 +68,7 @@ class Images:
         return len(self.labels)
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The numbers of all images, so many at a time as may have their texts in memory."""
+        """The indices of all images, BLOCK at a time."""
         for start in range(0, len(self), BLOCK):
             yield np.arange(start, min(start + BLOCK, len(self)))
 
@@ -86,9 +86,11 @@ def read_images(download: Path, with_dhash: bool) -> Images:
             here = slice(start, start + batch.num_rows)
             start += batch.num_rows
             labels[here] = batch["label"].to_numpy()
-            said = batch["official_split"].dictionary_encode()
-            codes = [number.setdefault(s or "train", len(number)) for s in said.dictionary.tolist()]
-            official[here] = np.array(codes, np.int16)[said.indices.to_numpy()]
+            splits = batch["official_split"].dictionary_encode()
+            codes = [
+                number.setdefault(s or "train", len(number)) for s in splits.dictionary.tolist()
+            ]
+            official[here] = np.array(codes, np.int16)[splits.indices.to_numpy()]
             keys[here] = [
                 xxhash.xxh3_64_intdigest(text.encode()) for text in batch["pixels"].tolist()
             ]

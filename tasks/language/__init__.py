@@ -1,1 +1,1 @@
-"""Words: prompts, answers read from completions, names matched to classes."""
+"""The text side: prompts, answers read from completions, free-text names matched to classes."""

@@ -1,7 +1,7 @@
-"""The answers in a column of completions, without a Python call for each row.
+"""Reads the answers in a column of completions: the vectorised fast path of `answers.parse`.
 
-Nearly every completion has its tags in order, each once. Those are read by their bytes; all others
-go through `tasks.language.answers.parse`, so the result is the same as calling it for each row.
+Nearly every completion has its tags once and in order. Those are read with array operations on the
+column's bytes. All others go through `parse`, so the result is that of `parse` for each row.
 """
 
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from tasks.language import answers
 
 TAGS = (b"<think>", b"</think>", b"<answer>", b"</answer>")
 _THINK, _THOUGHT, _ANSWER, _ANSWERED = 1, 2, 3, 4
-_ORDERS = ((3, 4), (1, 3, 4), (2, 3, 4), (1, 2, 3, 4))  # of tags, in which an answer is readable
+_ORDERS = ((3, 4), (1, 3, 4), (2, 3, 4), (1, 2, 3, 4))  # the orders of tags that need no parser
 _LONGEST = max(map(len, TAGS))
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The distinct answers of a column, and which one each row gave.
+    """The distinct answers of a column.
 
-    `texts` are stripped; a text is None where there is no readable answer, and `problems` then
-    says why (`tasks.language.answers.Parsed`), else it is "". `codes` (int64, one a row) index both.
+    `codes` (int64, one a row) index both lists. `texts` are stripped, and None where there is no
+    readable answer; `problems` then holds the problem of `tasks.language.answers.Parsed`, else "".
     """
 
     texts: list[str | None]
@@ -32,7 +32,7 @@ class Answers:
 
 
 def read_answers(completions: pa.Array) -> Answers:
-    """Parse a column of strings; null is read as "". Time is linear in its bytes."""
+    """Parse a column of strings, null as "". Takes time linear in its bytes."""
     if not len(completions):
         return Answers([], [], np.empty(0, np.int64))
     column = completions.cast(pa.string()).fill_null("")
@@ -56,11 +56,14 @@ def read_answers(completions: pa.Array) -> Answers:
 def _plain_answers(
     data: NDArray[np.uint8], offsets: NDArray[np.int32]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each row's answer begins and ends in `data`; -1 for rows that need the parser."""
+    """The byte offsets in `data` at which each row's answer begins and ends; -1: needs the parser.
+
+    `data` holds the bytes of all rows; row i begins at `offsets[i]`.
+    """
     rows = len(offsets) - 1
     at = np.flatnonzero(data == ord("<"))
     owner = np.searchsorted(offsets, at, side="right") - 1
-    # The eight bytes from each place on as one number: most of a tag is compared at once.
+    # Eight bytes as one number, so that most of a tag is compared at once.
     padded = np.concatenate([data, np.zeros(_LONGEST, np.uint8)])
     words = np.ndarray((len(data) + 1,), "<u8", padded, strides=(1,))[at]
     kind = np.zeros(len(at), np.int64)
@@ -69,15 +72,15 @@ def _plain_answers(
         same = (words & np.uint64(2 ** (8 * min(len(tag), 8)) - 1)) == np.uint64(head)
         if len(tag) > 8:
             same &= padded[at + 8] == tag[8]
-        same &= at + len(tag) <= offsets[owner + 1]  # a tag never runs on into the next row
+        same &= at + len(tag) <= offsets[owner + 1]  # a tag ends within its row
         kind[same] = number
     at, owner, kind = at[kind > 0], owner[kind > 0], kind[kind > 0]
     counts = np.bincount(owner, minlength=rows)
     first = np.cumsum(counts) - counts
-    place = np.arange(len(at)) - first[owner]
-    digits = np.where(place < 4, kind * 5 ** np.minimum(place, 3), 0)
+    rank = np.arange(len(at)) - first[owner]
+    digits = np.where(rank < 4, kind * 5 ** np.minimum(rank, 3), 0)
     order = np.bincount(owner, weights=digits, minlength=rows).astype(np.int64)
-    wanted = [sum(tag * 5**place for place, tag in enumerate(tags)) for tags in _ORDERS]
+    wanted = [sum(tag * 5**rank for rank, tag in enumerate(tags)) for tags in _ORDERS]
     plain = np.isin(order, wanted) & (counts <= 4)
     starts, ends = np.full(rows, -1, np.int64), np.full(rows, -1, np.int64)
     last = (first + counts - 1)[plain]
@@ -89,6 +92,7 @@ def _plain_answers(
 def _slices(
     data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> pa.StringArray:
+    """The strings `data[starts[i]:ends[i]]`."""
     lengths = ends - starts
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     picked = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])

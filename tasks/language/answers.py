@@ -1,13 +1,13 @@
-"""One reader of completions, shared by rewards and evaluation.
+"""Reads the answer in a completion, for rewards and evaluation alike.
 
 `parse` finds the answer block; `choose` reads it as an answer to a multiple-choice question. Both
-take any string, never raise, and need time linear in its length.
+take any string, never raise, and need time linear in its length. `answer_column.read_answers` is the
+fast path of `parse` for a whole column; a property test holds the two together.
 
-`choose` reads an answer as a row of claims: letters and option texts, with nothing between them but
-filler ("the answer is") and punctuation. Every claim must mean the same option. So "B.", "(b)",
-"Option B", "Laysan Albatross" and "B. Laysan Albatross" are answers, while "A or B", "B, maybe A",
-a letter beside another option's text, and a letter lost in prose are not: an answer that leaves a
-way out earns nothing.
+`choose` reads an answer as a sequence of claims: letters and option texts, with only filler ("the
+answer is") and punctuation between them. All claims must mean the same option. So "B.", "(b)",
+"Option B", "Laysan Albatross" and "B. Laysan Albatross" are answers. "A or B", "B, maybe A", a
+letter beside another option's text, and a letter inside prose are not: a hedged answer earns nothing.
 """
 
 import re
@@ -20,7 +20,7 @@ from tasks.language.prompts import LETTERS
 
 _TAG = re.compile(r"</?(?:think|answer)>")
 _WELL_FORMED = ["<think>", "</think>", "<answer>", "</answer>"]
-# Words that may stand around a claim without changing it; \boxed{B} is a habit from mathematics.
+# Words that do not change a claim beside them; \boxed{B} is how models answer in mathematics.
 _FILLERS = frozenset(
     """the an answer answers is it its this that my final correct right best option choice letter
     species i say think believe choose pick select would be boxed text textbf mathbf
@@ -33,12 +33,12 @@ _LABEL_ENDS = re.compile(r"[\s*_\])]*[.):\]][\s*_\[(]*")
 
 @dataclass(frozen=True)
 class Parsed:
-    """A completion taken apart.
+    """The parts of a completion, stripped of white space.
 
-    `thought` and `answer` are stripped; `answer` is None unless there is exactly one answer block
-    with something in it, and `problem` then says why: no_answer, unclosed_answer, several_answers,
-    nested_answer or empty_answer. `well_formed` is what the format reward pays for: one think
-    block, then one answer block with something in it, and only white space around them.
+    `answer` is None unless there is exactly one non-empty answer block. `problem` is then the
+    reason: no_answer, unclosed_answer, several_answers, nested_answer or empty_answer; else it is
+    "". `well_formed` is what the format reward pays for: one think block, then one non-empty answer
+    block, and only white space around them.
     """
 
     thought: str | None
@@ -49,11 +49,11 @@ class Parsed:
 
 @dataclass(frozen=True)
 class Choice:
-    """The option an answer names, from 0, or None.
+    """The index of the option that an answer names, or None.
 
-    `status` is how it was read (letter, text, letter_and_text), or why it was not: a `problem` of
-    `Parsed`, hedge, disagree (a letter beside words that are not its option's), out_of_range,
-    ambiguous (a text that fits two options), too_long, or unknown.
+    `status` is how the answer was read (letter, text, letter_and_text), or why it was not: a
+    `problem` of `Parsed`, hedge, disagree (a letter beside words that are not its option's),
+    out_of_range, ambiguous (a text that fits two options), too_long, or unknown.
     """
 
     index: int | None
@@ -62,9 +62,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Options:
-    """The options of a question, ready to be looked up.
+    """The options of a question, indexed for look-up.
 
-    `spellings` maps words joined by spaces to what stands between them, and whose text it is.
+    `spellings` maps an option's words, joined by spaces, to (the texts between them, option index).
+    `bags` does so for sorted words, where one of them is a model year. `longest` counts words.
+    `remarks` says whether an option has a remark in parentheses.
     """
 
     count: int
@@ -76,11 +78,10 @@ class _Options:
 
 
 def parse(completion: str) -> Parsed:
-    """Take a completion apart at its <think> and <answer> tags, which count as written here only.
+    """Split a completion at its <think> and <answer> tags, which must be spelled exactly so.
 
-    A chat template that ends the prompt in <think> leaves that tag out of the completion. The
-    answer is read all the same; for `thought` and `well_formed` put the tag back first:
-    `parse("<think>" + completion)`.
+    Where a chat template ends the prompt in <think>, the completion lacks that tag. Its answer is
+    read all the same; for `thought` and `well_formed` put the tag back: `parse("<think>" + text)`.
     """
     tags = list(_TAG.finditer(completion))
     names = [tag.group() for tag in tags]
@@ -100,7 +101,7 @@ def parse(completion: str) -> Parsed:
 
 
 def choose(completion: str, options: Sequence[str]) -> Choice:
-    """Which of `options`, lettered from A, the completion's answer names; see the module's text."""
+    """Which of `options`, lettered from A, the completion's answer names. The module text has the rules."""
     parsed = parse(completion)
     if parsed.answer is None:
         return Choice(None, parsed.problem)
@@ -110,7 +111,7 @@ def choose(completion: str, options: Sequence[str]) -> Choice:
 
 
 def _answer(completion: str, tags: list[re.Match[str]], names: list[str]) -> tuple[str | None, str]:
-    """The content of the one answer block and "", or None and the problem."""
+    """(content of the one answer block, ""), or (None, problem)."""
     opened, closed = names.count("<answer>"), names.count("</answer>")
     if opened == 0:
         return None, "no_answer"
@@ -119,7 +120,7 @@ def _answer(completion: str, tags: list[re.Match[str]], names: list[str]) -> tup
     start = names.index("<answer>")
     if closed == 0 or names.index("</answer>") < start:
         return None, "unclosed_answer"
-    # Inside a thought: the think tag before it opens (or stood in the prompt), the next closes.
+    # The answer lies inside a thought if the tag before it is no </think> and the next one is.
     within = names[:start][-1:] != ["</think>"] and names[start + 2 :][:1] == ["</think>"]
     if names[start + 1] != "</answer>" or within:
         return None, "nested_answer"
@@ -129,14 +130,15 @@ def _answer(completion: str, tags: list[re.Match[str]], names: list[str]) -> tup
 
 @lru_cache(maxsize=4096)
 def _prepare(options: tuple[str, ...]) -> _Options:
+    """Index the options: each with and without its remarks and its article."""
     spellings: dict[str, list[tuple[tuple[str, ...], int]]] = {}
     bags: dict[tuple[str, ...], set[int]] = {}
     for index, option in enumerate(options):
         full = words.words(option)
         bare = words.words(words.without_remarks(option))
-        for found in (full, words.without_article(full), bare, words.without_article(bare)):
-            key = " ".join(word.key for word in found)
-            gaps = tuple(word.after.strip() for word in found[:-1])
+        for spelling in (full, words.without_article(full), bare, words.without_article(bare)):
+            key = " ".join(word.key for word in spelling)
+            gaps = tuple(word.after.strip() for word in spelling[:-1])
             spellings.setdefault(key, []).append((gaps, index))
             if bag := words.year_bag(key.split()):
                 bags.setdefault(bag, set()).add(index)
@@ -147,20 +149,23 @@ def _prepare(options: tuple[str, ...]) -> _Options:
     return _Options(len(options), spellings, bags, longest, vocabulary, remarks)
 
 
-def _depths(found: list[words.Word]) -> list[int]:
+def _depths(tokens: list[words.Word]) -> list[int]:
     """How many parentheses are open at each word."""
     depths, depth = [], 0
-    for word in found:
+    for word in tokens:
         depth = max(0, depth + word.before.count("(") - word.before.count(")"))
         depths.append(depth)
     return depths
 
 
 class _Reading:
-    """An answer's words being read from left to right as claims about the options."""
+    """Reads an answer's words from left to right as claims about the options.
 
-    def __init__(self, found: list[words.Word], options: _Options):
-        self.words = found
+    Each entry of `letters` and `texts` is one claim: the indices of the options that it may mean.
+    """
+
+    def __init__(self, tokens: list[words.Word], options: _Options):
+        self.words = tokens
         self.options = options
         self.letters: list[set[int]] = []
         self.texts: list[set[int]] = []
@@ -168,6 +173,7 @@ class _Reading:
         self.unknown = False
 
     def choice(self) -> Choice:
+        """The option that all claims agree on, or why there is none."""
         self._read()
         claims = self.letters + self.texts
         if self.hedged:
@@ -189,62 +195,64 @@ class _Reading:
         return Choice(index, "letter" if self.letters else "text")
 
     def _conflict(self) -> str:
+        """The status of claims that mean no option in common."""
         one_letter = bool(self.letters) and bool(set.intersection(*self.letters))
         one_text = bool(self.texts) and bool(set.intersection(*self.texts))
         return "disagree" if one_letter and one_text else "hedge"
 
     def _read(self) -> None:
-        place, depths = 0, _depths(self.words)
-        while place < len(self.words):
-            word = self.words[place]
-            length, named = self._option_at(place)
+        index, depths = 0, _depths(self.words)
+        while index < len(self.words):
+            word = self.words[index]
+            length, named = self._option_at(index)
             if named:
                 self.texts.append(named)
-                place += length
+                index += length
                 continue
             if word.key in words.HEDGES:
                 self.hedged = True
             elif len(word.key) == 1 and word.key.upper() in LETTERS:
-                self._read_letter(place)
+                self._read_letter(index)
             elif word.key not in _FILLERS:
-                # A remark in parentheses is let pass, unless it may speak of the options.
-                spoken_of = self.options.remarks or word.key in self.options.vocabulary
-                self.unknown |= depths[place] == 0 or spoken_of
-            place += 1
+                # Words in parentheses are ignored, unless they may refer to the options.
+                refers = self.options.remarks or word.key in self.options.vocabulary
+                self.unknown |= depths[index] == 0 or refers
+            index += 1
 
-    def _read_letter(self, place: int) -> None:
-        word = self.words[place]
-        before = self.words[place - 1].key if place else ""
-        following = self.words[place + 1].key if place + 1 < len(self.words) else ""
+    def _read_letter(self, at: int) -> None:
+        """Claim the letter that is word `at`, unless it is an article or the pronoun I."""
+        word = self.words[at]
+        before = self.words[at - 1].key if at else ""
+        following = self.words[at + 1].key if at + 1 < len(self.words) else ""
         article = word.raw == "a" and word.after == " " and before not in _LETTER_FOLLOWS
-        if article and self._option_at(place + 1)[1]:
-            return  # "a Laysan Albatross"; a capital A there is the letter
+        if article and self._option_at(at + 1)[1]:
+            return  # the article of "a Laysan Albatross"; a capital A would be the letter
         if word.key == "i" and following in _SAYING:
             return
         claim = {LETTERS.index(word.key.upper())}
-        # Options that are letters themselves: "B. A" is letter B with its text, "B, A" is a hedge.
+        # An option may itself be a letter: "B. A" is letter B with its text, "B, A" is a hedge.
         if self.letters and _LABEL_ENDS.fullmatch(word.before):
             claim |= {index for _, index in self.options.spellings.get(word.key, [])}
         self.letters.append(claim)
 
-    def _option_at(self, place: int) -> tuple[int, set[int]]:
-        """The longest option text that starts at word `place`: its words, and whose it is."""
-        keys = [word.key for word in self.words[place : place + self.options.longest]]
+    def _option_at(self, start: int) -> tuple[int, set[int]]:
+        """The longest option text that starts at word `start`: (its word count, option indices)."""
+        keys = [word.key for word in self.words[start : start + self.options.longest]]
         for length in range(len(keys), 0, -1):
             if length == 1 and len(keys[0]) == 1:
                 break  # a lone letter is always read as the letter
             fits = self.options.spellings.get(" ".join(keys[:length]), [])
-            named = {index for gaps, index in fits if self._joined(place, gaps)}
+            named = {index for gaps, index in fits if self._joined(start, gaps)}
             if named:
                 return length, named
-        rest = [word.key for word in self.words[place:]] if self.options.bags else []
+        rest = [word.key for word in self.words[start:]] if self.options.bags else []
         if len(rest) <= self.options.longest:
             return len(rest), self.options.bags.get(words.year_bag(rest), set())
         return 0, set()
 
-    def _joined(self, place: int, gaps: tuple[str, ...]) -> bool:
-        """Whether the words from `place` hang together as the option's do, not as a list does."""
+    def _joined(self, start: int, gaps: tuple[str, ...]) -> bool:
+        """Whether the words from `start` are joined as in the option, and not as in a list."""
         return all(
             words.hangs_on(word) or (gap != "" and word.after.strip() == gap)
-            for word, gap in zip(self.words[place:], gaps, strict=False)
+            for word, gap in zip(self.words[start:], gaps, strict=False)
         )

@@ -1,10 +1,10 @@
-"""Free-text names to class ids: one class, or none.
+"""Matches free-text names to class ids: one class, or none.
 
-Votes of an image are merged, open answers are rewarded and predictions are scored by these rules,
-so a spelling variant is the same class everywhere. A name must match as a whole: a list of names
-("boxer, beagle, bengal") matches nothing, however many classes it holds.
+Votes are merged, open answers rewarded and predictions scored by these rules, so a spelling variant
+is the same class everywhere. A name must match as a whole: a list of names ("boxer, beagle, bengal")
+matches nothing, however many classes it holds.
 
-`ClassNames.match` tries, in this order, and stops at the first step that knows the text:
+`ClassNames.match` tries these steps in order, and stops at the first one that knows the text:
 
     exact    the class name, after `normalize` (remarks in parentheses kept)
     alias    a further spelling from the data card
@@ -13,7 +13,7 @@ so a spelling variant is the same class everywhere. A name must match as a whole
     plural   singular, plural and possessive alike: "Anna's Hummingbirds" is "Anna Hummingbird"
     fuzzy    only with a `fuzzy_threshold`: nearly the same string, see `tasks.language.fuzzy`
 
-A text that fits two classes at a step, or whose parts name two, matches nothing.
+A text that fits two classes at a step, or whose parts name two classes, matches nothing.
 """
 
 import re
@@ -35,28 +35,29 @@ from tasks.language.words import (
 
 VERSION = 1  # of the matching rules; raise it when any text would match differently
 
-MAX_OPEN_WORDS = 8  # a longer text that is no class is taken for a sentence, not a name
+MAX_OPEN_WORDS = 8  # a longer text that is no class counts as a sentence, not a name
 _WAVERING = HEDGES - {"and"}  # "and" may stand in a name
 
-# What no name of a thing holds: line breaks, and marks that a chat template might read as its own.
+# Characters that no name holds: line breaks, and marks that a chat template might interpret.
 _NO_NAME = re.compile(r"[\n\r<>{}|\\\[\]]")
-_REMEMBERED = 100_000  # distinct texts kept per ClassNames before the memory starts afresh
+_REMEMBERED = 100_000  # distinct texts that one ClassNames caches before it clears the cache
 
 
 @dataclass(frozen=True)
 class Match:
-    """A class id and the step that found it; or None, and none, several or ambiguous."""
+    """A class id with the step that matched it; or None with none, several or ambiguous."""
 
     class_id: int | None
     step: str
 
 
 class ClassNames:
-    """The names of a data card's classes, by class id, with their aliases.
+    """Matches texts against the class names and aliases of a data card.
 
-    `fuzzy_threshold` (a similarity up to 100; 0: never) and `fuzzy_margin` set the fuzzy step.
-    Raises ValueError when two classes, or their aliases, normalise to one name, when a name has no
-    letter or digit or is longer than MAX_LENGTH, and when `aliases` names an unknown class.
+    `names` are the classes by class id. `fuzzy_threshold` (a similarity up to 100; 0: off) and
+    `fuzzy_margin` configure the fuzzy step. Raises ValueError when two classes, or their aliases,
+    normalise to one name, when a name has no letter or digit or is longer than MAX_LENGTH, and when
+    `aliases` names an unknown class.
     """
 
     def __init__(
@@ -80,8 +81,8 @@ class ClassNames:
             if name not in self.names:
                 raise ValueError(f"aliases are given for {name!r}, which is not among the classes")
             for alias in spellings:
-                said = f"{alias!r} (an alias of {name!r})"
-                self._add(self.names.index(name), alias, "alias", said, owners)
+                description = f"{alias!r} (an alias of {name!r})"
+                self._add(self.names.index(name), alias, "alias", description, owners)
         self._longest = max((key.count(" ") + 1 for key in self._exact), default=0)
         self._known = {_singular_key(key) for key in self._exact}
         self._fuzzy = None
@@ -90,9 +91,9 @@ class ClassNames:
             self._fuzzy = FuzzyNames(owned, fuzzy_threshold, fuzzy_margin)
 
     def match(self, text: str) -> Match:
-        """The class that `text` names as a whole, or none; deterministic, remembered per text."""
+        """The class that `text` names as a whole, or none. Results are cached by text."""
         if len(text) > MAX_LENGTH:
-            return Match(None, "none")  # and not remembered
+            return Match(None, "none")  # not cached
         if len(self._seen) >= _REMEMBERED:
             self._seen.clear()
         if text not in self._seen:
@@ -100,16 +101,16 @@ class ClassNames:
         return self._seen[text]
 
     def open_key(self, text: str) -> str | None:
-        """What tells a name that is no class from other such names; None if it is not to be used.
+        """The key of an open name, one that is no class; None if the text must not become a candidate.
 
-        Spelling variants and plurals share a key. Not to be used: a text that is no plain name of
-        at most MAX_OPEN_WORDS words, or hedges; a text that `match` knows or finds ambiguous; and
-        one that holds a class's name or is part of one, since "Albatross" and "young Laysan
-        Albatross" are no wrong answers where a Laysan Albatross is shown.
+        Spelling variants and plurals share a key. The key is None for a text that hedges or is no
+        plain name of at most MAX_OPEN_WORDS words, for one that `match` knows or finds ambiguous,
+        and for one that contains a class name or is part of one: "Albatross" and "young Laysan
+        Albatross" are no wrong answers about a Laysan Albatross.
         """
         bare = normalize(text)
-        found = bare.split()
-        if not 0 < len(found) <= MAX_OPEN_WORDS or _WAVERING.intersection(found):
+        own_words = bare.split()
+        if not 0 < len(own_words) <= MAX_OPEN_WORDS or _WAVERING.intersection(own_words):
             return None
         if _NO_NAME.search(text) or self.match(text) != Match(None, "none"):
             return None
@@ -142,26 +143,31 @@ class ClassNames:
         return self._nearly(text, bare)
 
     def _nearly(self, text: str, bare: str) -> Match:
-        """The fuzzy step; what hedges is never a misspelling."""
-        said = normalize(text, keep_remarks=True).split()
-        if self._fuzzy is None or _WAVERING.intersection(said):
+        """The fuzzy step. A text that hedges never counts as a misspelling."""
+        own_words = normalize(text, keep_remarks=True).split()
+        if self._fuzzy is None or _WAVERING.intersection(own_words):
             return Match(None, "none")
         class_id = self._fuzzy.match(bare)
         if class_id is None or self._remarks_doubt(text, class_id):
             return Match(None, "none")
         return Match(class_id, "fuzzy")
 
-    def _add(self, class_id: int, name: str, step: str, said: str, owners: dict[str, str]) -> None:
+    def _add(
+        self, class_id: int, name: str, step: str, description: str, owners: dict[str, str]
+    ) -> None:
+        """Index one spelling; `description` names it in error messages, `owners` by key."""
         key = normalize(name, keep_remarks=True)
         if not key:
             raise ValueError(
-                f"{said} cannot be a class name: it needs a letter or a digit, and at most "
+                f"{description} cannot be a class name: it needs a letter or a digit, and at most "
                 f"{MAX_LENGTH} characters"
             )
         other_id, _ = self._exact.setdefault(key, (class_id, step))
         if other_id != class_id:
-            raise ValueError(f"{said} and {owners[key]} are the same name, {key!r}: change one")
-        owners.setdefault(key, said)
+            raise ValueError(
+                f"{description} and {owners[key]} are the same name, {key!r}: change one"
+            )
+        owners.setdefault(key, description)
         self._literal.add(name.casefold().strip())
         bare = normalize(name)
         if step == "exact" and bare != key:
@@ -170,7 +176,7 @@ class ClassNames:
             self._loose.setdefault(loose, set()).add(class_id)
 
     def _lists_several(self, text: str) -> bool:
-        """Whether the parts of `text` between separators name two classes or more."""
+        """Whether the parts of `text` between separators name at least two classes."""
         parts: list[list[Word]] = [[]]
         for word in words(text):
             if word.key not in ("or", "and"):
@@ -195,7 +201,7 @@ class ClassNames:
 
 
 def _loose_forms(bare: str) -> list[tuple[str, str]]:
-    """The forms compared at the steps after exact and alias, in their order."""
+    """(step, form of the name) for each step after exact and alias, in order."""
     forms = [("remark", bare), ("plural", _singular_key(bare))]
     bag = year_bag(bare.split())
     return [forms[0], ("words", " ".join(bag)), forms[1]] if bag else forms
@@ -206,7 +212,7 @@ def _singular_key(key: str) -> str:
 
 
 def _singular(word: str) -> str:
-    """A word without its English plural or possessive s; short words and codes stay as they are."""
+    """A word without its English plural or possessive s. Short words and codes are left as they are."""
     if len(word) < 4 or not word.isalpha() or word.endswith(("ss", "us", "is")):
         return word
     if word.endswith("ies") and len(word) > 4:

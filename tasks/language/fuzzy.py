@@ -1,6 +1,6 @@
-"""How alike two names are as strings: the last step of matching, and text-similar options.
+"""String similarity of names: for the last step of matching, and for options that look alike.
 
-Similarity is rapidfuzz's `ratio` of normalised names, from 0 to 100 (equal): the share of
+Similarity is rapidfuzz's `ratio` of normalised names, from 0 to 100 (equal): the percentage of
 characters that need not be inserted or deleted to turn one name into the other.
 """
 
@@ -10,12 +10,12 @@ from tasks.language.words import normalize
 
 
 class FuzzyNames:
-    """Nearly right spellings of class names, as the last step of `tasks.language.class_names.ClassNames`.
+    """Matches misspelt class names: the last step of `tasks.language.class_names.ClassNames`.
 
-    `spellings` maps normalised names and aliases to class ids. A text means a class when its
+    `spellings` maps normalised names and aliases to class ids. A text matches a class when its
     similarity to one of the class's spellings is at least `threshold` and exceeds that to every
-    other class by `margin` or more. Two classes as alike as `threshold` are never told apart this
-    way, nor are names whose numbers differ: "737-200" is no misspelt "737-300".
+    other class by `margin` or more. Classes that are as similar as `threshold` to another class are
+    never matched this way, nor are names whose numbers differ: "737-200" is no misspelt "737-300".
     """
 
     def __init__(self, spellings: Mapping[str, int], threshold: float, margin: float):
@@ -30,8 +30,8 @@ class FuzzyNames:
         self._alike = self._too_alike()
 
     def match(self, key: str) -> int | None:
-        """The class that the normalised text `key` nearly spells, or None."""
-        from rapidfuzz import fuzz, process  # tens of milliseconds that few runs need
+        """The id of the class that the normalised text `key` misspells, or None."""
+        from rapidfuzz import fuzz, process  # its import takes tens of ms, and few runs need it
 
         floor = max(0.0, self._threshold - self._margin)
         near = process.extract(key, self._keys, scorer=fuzz.ratio, limit=None, score_cutoff=floor)
@@ -48,7 +48,7 @@ class FuzzyNames:
         return ranked[0][0]
 
     def _too_alike(self) -> set[int]:
-        """Classes with a spelling that another class's comes as near to as a misspelling may."""
+        """The classes with a spelling that is within `threshold` of another class's spelling."""
         from rapidfuzz import fuzz, process
 
         alike: set[int] = set()
@@ -61,9 +61,9 @@ class FuzzyNames:
 
 
 def text_neighbours(names: Sequence[str], class_id: int, among: Sequence[int]) -> list[int]:
-    """The classes of `among`, without `class_id`, by falling similarity of their names to its.
+    """The classes of `among` but `class_id`, by falling similarity of their names to its name.
 
-    The order of words does not count; equally similar classes stand by rising id.
+    The order of words is ignored. Equally similar classes stand by ascending id.
     """
     from rapidfuzz import fuzz
 

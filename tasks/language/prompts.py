@@ -1,9 +1,9 @@
-"""Every prompt of the project, built by pure functions.
+"""Builds every prompt of the project: the open and the multiple-choice question, and chats.
 
-Two questions are asked of a policy: the open question (which species is this?) and the
-multiple-choice question over candidates. Propose, Train and Evaluate all build them here, so a
-policy is always asked in the words it was trained with. The wording is a setting
-(`[engine] prompt_style`), because a changed prompt changes every rollout.
+A policy is asked the open question (which species is this?) and the multiple-choice question over
+candidates. Propose, Train and Evaluate all build them here, so a policy is always asked in the words
+it was trained with. The wording is a setting (`[engine] prompt_style`), because a changed prompt
+changes every rollout.
 
 Styles: `brief` keeps a prompt to two sentences; `stepwise` asks for a description of the visible
 traits first, as the paper's closed-list and multiple-choice prompts do (arXiv 2511.18305,
@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_cards import Card
-from tasks.runtime.errors import StageError
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 STYLES = ("brief", "stepwise", "caption")
+PROMPTS = ("open", "closed_list")  # the open question, without and with the names it may be
+LIST_POSITIONS = ("in_question", "before_image")  # of a closed list
 
 _OPEN_TAIL = {
     "brief": "Think between <think> and </think>. Then give one name between <answer> and </answer>.",
@@ -51,9 +52,9 @@ _MCQ_TAIL = {
 def open_question(
     noun: str, kind: str, *, style: str = "brief", names: Sequence[str] | None = None
 ) -> str:
-    """The open question; with `names` the closed-list form, which shows the allowed names.
+    """The open question; with `names` its closed-list form, which shows the allowed names.
 
-    `noun` is what the images show ("bird"), `kind` what is asked for ("species").
+    `noun` is what the images show ("bird"), `kind` is what the question asks for ("species").
     """
     parts = [f"What {kind} of {noun} is this?"]
     if names is not None:
@@ -62,7 +63,7 @@ def open_question(
 
 
 def mcq_question(noun: str, kind: str, options: Sequence[str], *, style: str = "brief") -> str:
-    """The multiple-choice question: one option a line, lettered from A in the order given."""
+    """The multiple-choice question: one option a line, lettered from A in the given order."""
     if not 2 <= len(options) <= len(LETTERS):
         raise ValueError(f"a question needs 2 to {len(LETTERS)} options, got {len(options)}")
     lines = [f"What {kind} of {noun} is this?"]
@@ -71,38 +72,26 @@ def mcq_question(noun: str, kind: str, options: Sequence[str], *, style: str = "
 
 
 def listed(names: Sequence[str]) -> str:
-    """The names that an answer may be, as one sentence."""
+    """One sentence that lists the allowed names."""
     return "It is one of these: " + "; ".join(names) + "."
 
 
 def card_question(
-    card: Card, engine: dict[str, Any], prompt: str, names: list[str]
+    card: Card, prompt: str, names: list[str], *, style: str, list_position: str
 ) -> tuple[str, str]:
-    """What stands before the image, and the open question of a card after it.
+    """(text before the image, the open question of a card after it).
 
-    With `prompt = closed_list` the allowed names are shown: in the question, or before the image
-    (`[engine] list_position = before_image`), where an engine computes them once for all images.
+    `prompt` is one of PROMPTS. With closed_list the allowed names stand in the question, or before
+    the image (`list_position`), where an engine computes them once for all images.
     """
-    if prompt not in ("open", "closed_list"):
-        raise StageError(f"prompt must be open or closed_list; got {prompt!r}")
-    position = engine["list_position"]
-    if position not in ("in_question", "before_image"):
-        raise StageError(
-            f"[engine] list_position must be in_question or before_image; got {position!r}"
-        )
     allowed = names if prompt == "closed_list" else None
-    ahead = allowed is not None and position == "before_image"
-    text = open_question(
-        card.noun, card.kind, style=engine["prompt_style"], names=None if ahead else allowed
-    )
+    ahead = allowed is not None and list_position == "before_image"
+    text = open_question(card.noun, card.kind, style=style, names=None if ahead else allowed)
     return listed(names) if ahead else "", text
 
 
 def chat(text: str, before: str = "") -> list[dict]:
-    """One user turn: the image, then the text, in the form chat templates take.
-
-    `before` is text that stands before the image.
-    """
+    """One user turn in the form that chat templates take: text `before`, the image, then `text`."""
     ahead = [{"type": "text", "text": before}] if before else []
     return [
         {"role": "user", "content": [*ahead, {"type": "image"}, {"type": "text", "text": text}]}
@@ -110,11 +99,10 @@ def chat(text: str, before: str = "") -> list[dict]:
 
 
 def rendered(processor: Any, messages: list[dict]) -> str:
-    """A chat as the text that its processor takes, up to where the answer begins.
+    """A chat as the text that its processor takes, up to the place where the answer begins.
 
-    Many tokenizers put a token of theirs before every text, and their chat templates write it as
-    well (Gemma, Llama). It is left to the tokenizer, or the policy would be asked with two of them
-    and trained with one.
+    Some chat templates write the BOS token that their tokenizer adds as well (Gemma, Llama). It is
+    removed here, or the policy would be asked with two of them and trained with one.
     """
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     tokenizer = processor.tokenizer
@@ -124,7 +112,7 @@ def rendered(processor: Any, messages: list[dict]) -> str:
 
 
 def completion(thought: str, answer: str) -> str:
-    """A well-formed completion; what supervised training teaches and the format reward expects."""
+    """A well-formed completion, as supervised training teaches it and the format reward expects it."""
     return f"<think>{thought}</think><answer>{answer}</answer>"
 
 

@@ -1,8 +1,8 @@
-"""Words of a free text, as names are compared: the rules below every matching of names.
+"""Splits free text into normalised words: the basis for matching class names and reading options.
 
-A name is compared by its words: lower case, one space apart, without accents, apostrophes and
-invisible characters. Model years, hedges and remarks in parentheses are known here, since both the
-matching of class names and the reading of options rest on them.
+Names are compared by their words: in lower case, one space apart, without accents, apostrophes and
+invisible characters. The rules for model years, hedges and remarks in parentheses are here as well,
+because class names and options share them.
 """
 
 import re
@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 
-MAX_LENGTH = 500  # characters; a longer text is no name, and Unicode would take quadratic time
+MAX_LENGTH = 500  # characters; a longer text is no name, and normalising takes quadratic time
 HEDGES = frozenset(
     """or and nor either neither both any all none not no maybe perhaps possibly probably likely
     unlikely unsure uncertain versus vs rather alternatively could might unless else
@@ -19,17 +19,17 @@ HEDGES = frozenset(
 
 _YEAR = re.compile(r"(?:19|20)\d\d")
 REMARK = re.compile(r"[(（]([^()（）]*)[)）]")
-# What may stand between two words of one name; anything else may be the comma of a list.
+# What may separate two words of one name. Anything else may be the comma of a list.
 _WITHIN_NAME = re.compile(r"[ \t]*|[-\u2010-\u2015\u2212_]")
 _ABBREVIATIONS = ("st", "mt", "ft", "dr")
-_WORD = re.compile(r"w[wm]*\+*")  # over the mask: w a letter or digit, m a combining mark
-_ACCENTS = re.compile("[\u0300-\u036f\ufe00-\ufe0f]")  # and what only chooses a glyph
+_WORD = re.compile(r"w[wm]*\+*")  # over a mask of the text: w a letter or digit, m a combining mark
+_ACCENTS = re.compile("[\u0300-\u036f\ufe00-\ufe0f]")  # and variation selectors
 _MARKUP: dict[str, str | None] = {mark: None for mark in "'`´‘’‛′ʹʻʼʽˈ＇"} | {"&": " and "}
 _REPLACED = str.maketrans(_MARKUP)
 
 
 class Word(NamedTuple):
-    """A word of a text: its `key` for comparison, its own case, and what stands around it."""
+    """A word of a text: its `key` for comparison, its `raw` spelling, the text `before` and `after` it."""
 
     key: str
     raw: str
@@ -47,7 +47,7 @@ def words(text: str) -> list[Word]:
         return []
     text = _plain(text)
     mask = "".join(_kind(char) for char in text)
-    spans = [found.span() for found in _WORD.finditer(mask)]
+    spans = [match.span() for match in _WORD.finditer(mask)]
     edges = [0, *(edge for span in spans for edge in span), len(text)]
     gaps = [text[edges[i] : edges[i + 1]] for i in range(0, len(edges), 2)]
     return [
@@ -57,23 +57,23 @@ def words(text: str) -> list[Word]:
 
 
 def hangs_on(word: Word) -> bool:
-    """Whether what follows `word` can be the middle of a name: a space, a hyphen, an "St."."""
+    """Whether the next word can belong to the same name: after a space, a hyphen, or "St."."""
     shortened = word.key in _ABBREVIATIONS and word.after in (".", ". ")
     return shortened or _WITHIN_NAME.fullmatch(word.after) is not None
 
 
-def without_article(found: list[Word]) -> list[Word]:
+def without_article(tokens: list[Word]) -> list[Word]:
     """Drop leading articles, but keep the "An" of "An-12" and the "A" of "A-10"."""
-    while len(found) > 1 and found[0].key in ("a", "an", "the"):
-        article, following = found[0].key, found[1].key
+    while len(tokens) > 1 and tokens[0].key in ("a", "an", "the"):
+        article, following = tokens[0].key, tokens[1].key
         if article != "the" and not (following[0].isalpha() or _YEAR.fullmatch(following)):
             break
-        found = found[1:]
-    return found
+        tokens = tokens[1:]
+    return tokens
 
 
 def without_remarks(text: str) -> str:
-    """Drop what stands in parentheses, unless there is nothing else."""
+    """The text without its remarks in parentheses, unless there is nothing else."""
     rest = REMARK.sub(" ", text)
     return rest if any(char.isalnum() for char in rest) else text
 
@@ -86,18 +86,18 @@ def normalize(text: str, *, keep_remarks: bool = False) -> str:
     """
     if len(text) > MAX_LENGTH:
         return ""
-    found = words(text if keep_remarks else without_remarks(text))
-    return " ".join(word.key for word in without_article(found))
+    tokens = words(text if keep_remarks else without_remarks(text))
+    return " ".join(word.key for word in without_article(tokens))
 
 
 def year_bag(keys: Iterable[str]) -> tuple[str, ...]:
-    """The words sorted, if one of them is a model year; else empty: order matters elsewhere."""
+    """The words in sorted order, if one of them is a model year; else (), because order matters."""
     bag = tuple(sorted(keys))
     return bag if any(_YEAR.fullmatch(key) for key in bag) else ()
 
 
 def _plain(text: str) -> str:
-    """Compatibility forms resolved, accents, apostrophes and invisible characters dropped."""
+    """The text in NFKC, without accents, apostrophes and invisible characters."""
     if text.isascii():
         return text.translate(_REPLACED)
     shown = (char for char in text.translate(_REPLACED) if unicodedata.category(char) != "Cf")
@@ -106,5 +106,6 @@ def _plain(text: str) -> str:
 
 
 def _kind(char: str) -> str:
+    """A character's letter in the mask: w, m, or itself."""
     mark = unicodedata.category(char) in ("Mn", "Mc")
     return "w" if char.isalnum() else "m" if mark else char

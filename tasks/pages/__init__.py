@@ -1,11 +1,11 @@
-"""Pages and drawings from templates (Jinja2), which lie in this folder.
+"""Renders the HTML pages and SVG charts from the Jinja2 templates in this folder.
 
-Python computes the values, a template holds the markup, and every value that a template prints is
-escaped, whatever a model or a file wrote. Every page is a block of `frame.html.jinja`, which carries
-the content policy.
+Python computes the values and a template holds the markup. Every value that a template prints is
+escaped, because a model or a file may have written anything. Every page fills a block of
+`frame.html.jinja`, which carries the content security policy.
 
-Line breaks and indentation of a template are for its reader: beside a tag or a block they are left
-out, between words they are one space.
+A template's line breaks and indentation are for its reader: beside a tag or a block they are
+removed, between words they become one space.
 """
 
 import re
@@ -26,15 +26,15 @@ FOLDER = Path(__file__).parent
 
 
 def render(template: str, **values: Any) -> Markup:
-    """What a template of this folder makes of `values`, as markup: HTML or SVG.
+    """Render a template of this folder with `values`, to HTML or SVG.
 
-    Raises jinja2.UndefinedError for a value that the template needs and nobody gave.
+    Raises jinja2.UndefinedError for a value that the template needs and `values` lacks.
     """
     return Markup(_environment().get_template(template).render(values))
 
 
 def source(name: str) -> str:
-    """The text of a file of this folder."""
+    """The text of a file in this folder."""
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
@@ -66,12 +66,12 @@ def _environment() -> Environment:
 
 
 def _printed(value: Any) -> Markup:
-    """A value as a template prints it; what came out of a template is markup already."""
+    """A value as a template prints it: escaped, unless it is markup from another template."""
     return value if isinstance(value, Markup) else Markup(esc(value))
 
 
 class _Lines(Extension):
-    """Leaves out a template's line breaks and indentation; style sheets and scripts keep theirs."""
+    """Removes a template's line breaks and indentation, but not those of style sheets and scripts."""
 
     def filter_stream(self, stream: TokenStream) -> Iterable[Token]:
         tokens = list(stream)
@@ -80,7 +80,7 @@ class _Lines(Extension):
             if token.type == "data" and not keep:
                 before = tokens[index - 1].type if index else ""
                 after = tokens[index + 1].type if index + 1 < len(tokens) else ""
-                # At an expression's edge a break is one between words, unless nothing else is there.
+                # Beside an expression a line break separates words, unless the text is all white space.
                 alone = token.value.isspace()
                 left = "w" if before == "variable_end" and not alone else ">"
                 right = "w" if after == "variable_begin" and not alone else "<"

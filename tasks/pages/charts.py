@@ -1,9 +1,9 @@
-"""Small charts as inline SVG: lines, and dots with intervals. No script, no plotting library.
+"""Draws small charts as inline SVG, without scripts: line charts, and dots with intervals.
 
-A chart is drawn about 350 units wide, the width of a phone, and a page lays several side by side:
-so its letters keep their size on a phone and on a desk. Colours, fonts and line styles come from
-the page's style sheet by class (`s0`, `s1`, ...: one per policy or quantity), so light and dark
-need no second drawing. Series differ in dash and marker too, never in colour alone.
+A chart is 350 units wide, the width of a phone, and a page lays several side by side, so that text
+keeps its size on a phone and on a desk. Colours, fonts and line styles come from the page's style
+sheet by class (`s0`, `s1`, ...: one for each policy or quantity), so that light and dark themes share
+one drawing. Series also differ in dash and marker, never in colour alone.
 """
 
 import math
@@ -22,7 +22,7 @@ Point = tuple[float, float | None]
 
 @dataclass(frozen=True)
 class Series:
-    """One line: its name, its points in order of x (None breaks the line) and its style number."""
+    """One line: its name, its points by ascending x (a y of None breaks the line), its style number."""
 
     name: str
     points: Sequence[Point]
@@ -32,7 +32,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Dot:
-    """One estimate with its interval, all in the unit of the axis."""
+    """One estimate with its interval, in the unit of the axis."""
 
     name: str
     value: float
@@ -43,7 +43,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps values `low..high` to pixels `start..end`."""
+    """Maps values from `low..high` to chart units from `start..end`."""
 
     low: float
     high: float
@@ -76,7 +76,7 @@ class Circle:
 
 @dataclass(frozen=True)
 class Text:
-    """A word at a place."""
+    """A text at a position."""
 
     kind: ClassVar[str] = "text"
     style: str
@@ -87,7 +87,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Group:
-    """Marks that a reader meets as one, with the title that a pointer shows."""
+    """Marks that belong together, with a title that the pointer shows."""
 
     kind: ClassVar[str] = "group"
     style: str
@@ -112,7 +112,7 @@ def line_chart(
 ) -> Markup:
     """Lines over a common x axis; `marks` are vertical rules with a word at the top.
 
-    `y_range` holds the axis fixed, else it fits the data. Returns "" when there is nothing to draw.
+    `y_range` fixes the axis; without it the axis fits the data. Returns "" when there are no points.
     """
     points = [(x, y) for s in series for x, y in s.points if y is not None and math.isfinite(y)]
     if not points:
@@ -131,13 +131,11 @@ def line_chart(
     for tick in shown:
         drawn.append(_text(x(tick), bottom + 17, number(tick), "tick mid"))
     drawn.append(_text((left + WIDTH - RIGHT) / 2, height - 5, x_label, "axis mid"))
-    for place, word in marks:
-        place = min(max(place, x.low), x.high)  # what began before the first point stands at it
-        drawn.append(_rule(x(place), top, x(place), bottom, "mark"))
-        near_end = x(place) > WIDTH - 70
-        drawn.append(
-            _text(x(place) + (-4 if near_end else 4), top - 6, word, f"tick{' end' * near_end}")
-        )
+    for value, word in marks:
+        at = x(min(max(value, x.low), x.high))  # a mark outside the axis stands at its end
+        drawn.append(_rule(at, top, at, bottom, "mark"))
+        near_end = at > WIDTH - 70
+        drawn.append(_text(at + (-4 if near_end else 4), top - 6, word, f"tick{' end' * near_end}"))
     for line in series:
         drawn += _line(line, x, y)
     return _chart(key, title, description, height, drawn)
@@ -154,9 +152,10 @@ def dot_chart(
     zero: bool = False,
     left: float = 70,
 ) -> Markup:
-    """Dots with intervals, one band a row, one line a dot inside it; `zero` draws a rule at 0.
+    """Dots with intervals: one band for each row, one line in it for each dot.
 
-    `left` is the room for the rows' names, of which each wraps at its first space.
+    `zero` draws a rule at 0. `left` is the width for the rows' names, which wrap at their first
+    space.
     """
     top, step, gap = 8, 19, 17
     bottom = top + sum(step * len(dots) + gap for _, dots in rows)
@@ -183,7 +182,7 @@ def dot_chart(
 
 
 def smooth(points: Sequence[Point], window: int) -> list[Point]:
-    """A centred running mean over `window` points; at the ends, over as many as there are."""
+    """A centred running mean over `window` points; over fewer at the ends."""
     result: list[Point] = []
     for index, (x, _) in enumerate(points):
         start = max(0, index - window // 2)
@@ -193,7 +192,7 @@ def smooth(points: Sequence[Point], window: int) -> list[Point]:
 
 
 def thin(points: Sequence[Point], limit: int = 400) -> list[Point]:
-    """At most about `limit` points: means of equal runs, so a long training stays a small page."""
+    """At most about `limit` points, means of equal runs, so that a long training keeps a page small."""
     size = math.ceil(len(points) / limit)
     if size <= 1:
         return list(points)
@@ -211,7 +210,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     power = 10 ** math.floor(math.log10(span / count))
     step = next(m * power for m in (1, 2, 2.5, 5, 10, 20) if span / (m * power) <= count + 1e-9)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    digits = 2 - math.floor(math.log10(step))  # 3 * 0.1 is to be 0.3, at any magnitude
+    digits = 2 - math.floor(math.log10(step))  # so that 3 * 0.1 gives 0.3, at any magnitude
     return [float(round(index * step, digits)) for index in range(first, last + 1)]
 
 
@@ -223,7 +222,7 @@ def number(value: float) -> str:
 
 def _padded(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    # A quantity that is never negative (a length, a share, a distance) keeps its zero in sight.
+    # The axis of a quantity that is never negative (a length, a share) begins at zero.
     return (0.0, high or 1.0) if low >= 0 else (low, max(high, 0.0))
 
 
@@ -251,20 +250,20 @@ def _line(series: Series, x: Scale, y: Scale) -> Iterator[Mark]:
     if path:
         yield Curve(style, path)
     for piece in pieces:
-        if len(piece) == 1:  # a line of one point would be invisible
+        if len(piece) == 1:  # a line through one point is invisible
             cx, cy = piece[0].split()
             yield Circle(f"s{series.style} dot", cx, cy, r="3")
 
 
 def _dot(dot: Dot, row: str, x: Scale, y: float, unit: str, signed: bool) -> Group:
     shown = f"{dot.value:+.1f}" if signed else f"{dot.value:.1f}"
-    told = (
+    title = (
         f"{row}, {dot.name}: {dot.value:.1f}{unit} (95 % interval {dot.low:.1f} to {dot.high:.1f})"
     )
     low, high = x(max(dot.low, x.low)), x(min(dot.high, x.high))
     return Group(
         f"s{dot.style}",
-        told,
+        title,
         (
             Curve("line whisker", f"M{low:.1f} {y:.1f}H{high:.1f}"),
             Circle("dot", f"{x(dot.value):.1f}", f"{y:.1f}", r="4.5"),

@@ -1,7 +1,4 @@
-"""The comparison as one page that opens offline, in the report's style.
-
-The markup is in `pages/compare.html.jinja`; this module computes what it shows.
-"""
+"""Builds the comparison page, one HTML file that opens offline; its template is `compare.html.jinja`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,11 +8,11 @@ from tasks.pages.charts import Dot, dot_chart
 from tasks.pages.compare_tables import (
     BUDGET,
     OVER,
-    SURE,
-    p_told,
+    SIGNIFICANCE,
+    p_text,
     pair_rows,
     row_label,
-    seeds_told,
+    seeds_text,
     set_label,
 )
 from tasks.pages.report.figures import axis_of
@@ -23,18 +20,18 @@ from tasks.pages.text import label, percent, title_of
 
 
 def compare_page(comparison: Mapping[str, Any]) -> str:
-    """The whole page."""
-    places = ", ".join(set_label(table) for table in comparison["sets"])
+    """The page as HTML, from the contents of `compare.json`."""
+    sets = ", ".join(set_label(table) for table in comparison["sets"])
     return render(
         "compare.html.jinja",
-        title=f"{len(comparison['rows'])} policies on {places}",
-        seeds=seeds_told(comparison),
+        title=f"{len(comparison['rows'])} policies on {sets}",
+        seeds=seeds_text(comparison),
         over_datasets=[
             _table(mode, by_row, OVER)
             for mode, by_row in (comparison["over_datasets"] or {}).items()
         ],
         sets=[_set(comparison, table, number) for number, table in enumerate(comparison["sets"])],
-        sure=SURE,
+        sure=SIGNIFICANCE,
         budgets=_budgets(comparison),
     )
 
@@ -87,14 +84,14 @@ def _table(
             {**figures[key], "by_seed": ", ".join(percent(v) for v in figures[key]["by_seed"])}
             for key in present
         ]
-        p = p_told(change) if change else ""
+        p = p_text(change) if change else ""
         rows.append({"name": row_label(name), "figures": cells, "difference": change, "p": p})
     heads = [*(keys[key] for key in present), f"difference in {keys[compared]}", "p"]
     return {"mode": mode, "heads": heads, "rows": rows}
 
 
 def _pair(text: str) -> tuple[str, bool]:
-    """A cell of the grid of methods, and whether it stands bold."""
+    """A cell of the grid of methods, and whether it is bold."""
     return text.strip("*"), text.startswith("**")
 
 
@@ -105,10 +102,10 @@ def _budgets(comparison: Mapping[str, Any]) -> dict[str, Any]:
         "rows": [
             {
                 "name": row_label(name),
-                "set": place,
+                "set": trained_on,
                 "amounts": [_amount(spent.get(what, 0)) for what in BUDGET],
             }
-            for place, by_row in comparison["budgets"].items()
+            for trained_on, by_row in comparison["budgets"].items()
             for name, spent in by_row.items()
         ],
     }

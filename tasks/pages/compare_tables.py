@@ -1,4 +1,4 @@
-"""The comparison as Markdown, LaTeX and CSV, from the contents of `compare.json` alone."""
+"""The comparison as Markdown, CSV and plain text, from the contents of `compare.json` alone."""
 
 import csv
 import io
@@ -20,93 +20,65 @@ BUDGET = {
     "questions_built": "questions built",
     "questions_asked": "questions asked",
 }
-SURE = 0.05  # p values below it stand bold
+SIGNIFICANCE = 0.05  # differences with a smaller p value are bold
 
 
-def p_told(change: Mapping[str, Any]) -> str:
-    """The p value of a difference, adjusted where it is one of several."""
+def p_text(change: Mapping[str, Any]) -> str:
+    """The p value of a difference as text, adjusted (Holm) where it is one of several."""
     return p_value(change.get("p_holm", change["p"]))
 
 
 def row_label(name: str) -> str:
-    """How a row is called: a method, or a method after one of its rounds."""
+    """A row's name on pages: the method, or the method after one of its rounds."""
     method, _, round_ = name.partition(", round ")
     return f"{label(method)}, round {round_}" if round_ else label(method)
 
 
-def seeds_told(found: Mapping[str, Any]) -> str:
-    """mean over training seeds 0, 1, 2; or: training seed 0."""
-    seeds = ", ".join(map(str, found["seeds"]))
+def seeds_text(comparison: Mapping[str, Any]) -> str:
+    """The seeds in words: "mean over training seeds 0, 1, 2", or "training seed 0"."""
+    seeds = ", ".join(map(str, comparison["seeds"]))
     return (
-        f"mean over training seeds {seeds}" if len(found["seeds"]) > 1 else f"training seed {seeds}"
+        f"mean over training seeds {seeds}"
+        if len(comparison["seeds"]) > 1
+        else f"training seed {seeds}"
     )
 
 
 def set_label(table: Mapping[str, Any]) -> str:
-    """A set's name, and what the policies were trained on where that is a mix."""
+    """A set's name, with the training set where that is another, a mix."""
     name, trained = table["set"], table["trained_on"]
     return name if name == trained else f"{name} (trained on {trained})"
 
 
-def markdown(found: Mapping[str, Any]) -> str:
+def markdown(comparison: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
-    baseline = row_label(found["rows"][0]["name"])
+    baseline = row_label(comparison["rows"][0]["name"])
     parts = [
         "# Comparison",
-        f"Accuracy in %, {seeds_told(found)}; in brackets 95 % intervals for the draw of "
+        f"Accuracy in %, {seeds_text(comparison)}; in brackets 95 % intervals for the draw of "
         f"test images. Differences are paired, image by image, from the {baseline}; p is adjusted "
         "over the datasets (Holm). ± is the standard deviation over seeds.",
     ]
-    for table in found["sets"]:
-        parts.append(f"## {set_label(table)}\n\n{_counts(table)}")
+    for table in comparison["sets"]:
+        parts.append(f"## {set_label(table)}\n\n{counts_text(table)}")
         for mode, by_row in table["modes"].items():
             parts.append(f"### {title_of(mode)}\n\n{_grid(_mode_rows(by_row))}")
-        if pairs := pair_rows(found, table):
+        if pairs := pair_rows(comparison, table):
             parts.append(
                 "### Between methods\n\nHarmonic mean of the row less that of the column, in points; "
-                f"bold where Holm's p < {SURE}.\n"
+                f"bold where Holm's p < {SIGNIFICANCE}.\n"
             )
             parts += [f"{title_of(mode)}\n\n{_grid(rows)}" for mode, rows in pairs.items()]
-    if found["over_datasets"]:
+    if comparison["over_datasets"]:
         parts.append("## Over datasets\n\nEvery dataset counts the same, whatever its size.")
-        for mode, by_row in found["over_datasets"].items():
+        for mode, by_row in comparison["over_datasets"].items():
             parts.append(f"### {title_of(mode)}\n\n{_grid(_over_rows(by_row))}")
-    parts.append(f"## What each method spent\n\n{_budget_text(found)}")
+    parts.append(f"## What each method spent\n\n{_budget_text(comparison)}")
     return "\n\n".join(parts) + "\n"
 
 
-def latex(found: Mapping[str, Any]) -> str:
-    """A table a set and one over the sets, for a paper; needs the package booktabs."""
-    parts = ["% needs \\usepackage{booktabs}"]
-    for table in found["sets"]:
-        keys = _keys(table["modes"])
-        caption = (
-            f"{set_label(table)}: {_counts(table)} Seeds: {', '.join(map(str, table['seeds']))}."
-        )
-        parts.append(
-            _tabular(
-                found, table["modes"], dict(zip(keys, map(title_of, keys), strict=True)), caption
-            )
-        )
-    if found["over_datasets"]:
-        caption = f"Over {len(found['sets'])} datasets, each counting the same."
-        parts.append(_tabular(found, found["over_datasets"], OVER, caption))
-    rows = _budget_rows(found)
-    head, body = rows[0], rows[1:]
-    lines = [" & ".join(map(_tex, row)) + r" \\" for row in body]
-    parts.append(
-        _floating(
-            "l" * 2 + "r" * (len(head) - 2),
-            [" & ".join(map(_tex, head)) + r" \\"],
-            lines,
-            "Budgets.",
-        )
-    )
-    return "\n\n".join(parts) + "\n"
-
-
-def csv_table(found: Mapping[str, Any]) -> str:
-    """One line a figure: set, mode, row, group and seed (`mean` for the mean over seeds)."""
+def csv_table(comparison: Mapping[str, Any]) -> str:
+    """One line for each figure: set, mode, row, group and seed (`mean` for the mean over seeds)."""
     buffer = io.StringIO()
     columns = [
         *("set", "trained_on", "mode", "row", "figure", "seed", "value", "low", "high", "spread"),
@@ -114,26 +86,26 @@ def csv_table(found: Mapping[str, Any]) -> str:
     ]
     writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    places = [
-        (t["set"], t["trained_on"], t["modes"], t["images"], t["seeds"]) for t in found["sets"]
+    tables = [
+        (t["set"], t["trained_on"], t["modes"], t["images"], t["seeds"]) for t in comparison["sets"]
     ]
-    if found["over_datasets"]:
-        places.append(("all", "all", found["over_datasets"], {}, found["seeds"]))
-    for name, trained, modes, images, seeds in places:
+    if comparison["over_datasets"]:
+        tables.append(("all", "all", comparison["over_datasets"], {}, comparison["seeds"]))
+    for name, trained, modes, images, seeds in tables:
         for mode, by_row in modes.items():
             for row, figures in by_row.items():
                 for key, figure in figures.items():
-                    place = {
+                    keys = {
                         "set": name,
                         "trained_on": trained,
                         "mode": mode,
                         "row": row,
                         "figure": key,
                     }
-                    place["images"] = images.get(key, sum(images.values()) or "")
+                    keys["images"] = images.get(key, sum(images.values()) or "")
                     change = figure.get("difference")
                     writer.writerow(
-                        place
+                        keys
                         | {"seed": "mean", "value": figure["mean"], "spread": figure["spread"]}
                         | dict(zip(("low", "high"), figure["interval"], strict=True))
                         | (_csv_change(change) if change else {})
@@ -142,20 +114,20 @@ def csv_table(found: Mapping[str, Any]) -> str:
                         own = {"seed": seed, "value": figure["by_seed"][index]}
                         if change:
                             own["difference"] = change["by_seed"][index]
-                        writer.writerow(place | own)
+                        writer.writerow(keys | own)
     return buffer.getvalue()
 
 
-def summary(found: Mapping[str, Any]) -> str:
-    """The closing lines of a run: each set's tables, as plain text."""
+def summary(comparison: Mapping[str, Any]) -> str:
+    """Each set's tables as plain text, which a run prints at its end."""
     parts = []
-    for table in found["sets"]:
-        parts.append(f"{set_label(table)}: {_counts(table)}")
+    for table in comparison["sets"]:
+        parts.append(f"{set_label(table)}: {counts_text(table)}")
         for mode, rows in table["modes"].items():
             parts.append(f"{title_of(mode)}\n{_plain(_mode_rows(rows))}")
-    for mode, by_row in found["over_datasets"].items():
+    for mode, by_row in comparison["over_datasets"].items():
         parts.append(f"over datasets, {title_of(mode).lower()}\n{_plain(_over_rows(by_row))}")
-    parts += [f"unequal budget: {line}" for line in found["unequal"]]
+    parts += [f"unequal budget: {line}" for line in comparison["unequal"]]
     return "\n\n".join(parts).replace("−", "-")  # a terminal keeps its hyphens
 
 
@@ -171,16 +143,16 @@ def _csv_change(change: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mode_rows(by_row: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """One mode of one set: a row a method."""
+    """The table of one mode on one set: a heading, then one row for each method."""
     keys = list(next(iter(by_row.values())))
     last = keys[-1]
     rows = [["", *map(label, keys), f"difference in {label(last)}", "p", "by seed"]]
     for name, figures in by_row.items():
         cells = [_cell(figures[key]) for key in keys]
         change = figures[last].get("difference")
-        told = [_cell(change, points), p_told(change)] if change else ["", ""]
+        change_cells = [_cell(change, points), p_text(change)] if change else ["", ""]
         seeds = ", ".join(percent(value) for value in figures[last]["by_seed"])
-        rows.append([row_label(name), *cells, *told, seeds])
+        rows.append([row_label(name), *cells, *change_cells, seeds])
     return rows
 
 
@@ -189,48 +161,57 @@ def _over_rows(by_row: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     rows = [["", *(OVER[key] for key in keys), *(f"difference in {OVER[k]}" for k in keys[2:])]]
     for name, figures in by_row.items():
         changes = [figures[key].get("difference") for key in keys[2:]]
-        told = [_cell(change, points) if change else "" for change in changes]
-        rows.append([row_label(name), *(_cell(figures[key]) for key in keys), *told])
+        change_cells = [_cell(change, points) if change else "" for change in changes]
+        rows.append([row_label(name), *(_cell(figures[key]) for key in keys), *change_cells])
     return rows
 
 
-def pair_rows(found: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, list[list[str]]]:
-    """Mode -> differences of harmonic means (or of the only group) between every two methods."""
-    names = [row["name"] for row in found["rows"]]
+def pair_rows(
+    comparison: Mapping[str, Any], table: Mapping[str, Any]
+) -> dict[str, list[list[str]]]:
+    """Mode -> grid of the differences in harmonic mean (or in the only group) between every two methods.
+
+    Empty for fewer than three rows.
+    """
+    names = [row["name"] for row in comparison["rows"]]
     if len(names) < 3:
         return {}
     grids = {}
     for mode, pairs in table.get("pairs", {}).items():
-        key = _keys({mode: table["modes"][mode]})[-1]
+        key = keys_of({mode: table["modes"][mode]})[-1]
         by_pair = {(p["from"], p["to"]): p for p in pairs if p["key"] == key}
         rows = [["", *map(row_label, names[:-1])]]
         for index, name in enumerate(names[1:], 1):
             cells = [by_pair.get((other, name)) for other in names[:-1]]
-            shown = [_sure(cell) if cell and i < index else "" for i, cell in enumerate(cells)]
+            shown = [
+                _bold_where_significant(cell) if cell and i < index else ""
+                for i, cell in enumerate(cells)
+            ]
             rows.append([row_label(name), *shown])
         grids[mode] = rows
     return grids
 
 
-def _sure(change: Mapping[str, Any]) -> str:
-    told = signs(points(change["mean"]))
-    return f"**{told}**" if change["p_holm"] < SURE else told
+def _bold_where_significant(change: Mapping[str, Any]) -> str:
+    text = signs(points(change["mean"]))
+    return f"**{text}**" if change["p_holm"] < SIGNIFICANCE else text
 
 
-def _budget_rows(found: Mapping[str, Any]) -> list[list[str]]:
+def budget_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
     rows = [["trained on", "", *BUDGET.values()]]
-    for place, by_row in found["budgets"].items():
+    for trained_on, by_row in comparison["budgets"].items():
         for name, spent in by_row.items():
-            rows.append([place, row_label(name), *(_amount(spent.get(what, 0)) for what in BUDGET)])
+            amounts = [_amount(spent.get(what, 0)) for what in BUDGET]
+            rows.append([trained_on, row_label(name), *amounts])
     return rows
 
 
-def _budget_text(found: Mapping[str, Any]) -> str:
-    told = _grid(_budget_rows(found))
-    if found["unequal"]:
-        return told + "\n\nNot equal: " + "; ".join(found["unequal"]) + "."
+def _budget_text(comparison: Mapping[str, Any]) -> str:
+    text = _grid(budget_rows(comparison))
+    if comparison["unequal"]:
+        return text + "\n\nNot equal: " + "; ".join(comparison["unequal"]) + "."
     return (
-        told
+        text
         + "\n\nRollouts, optimiser steps and completions are equal for all methods that use them."
     )
 
@@ -239,7 +220,7 @@ def _amount(amount: int | Sequence[int]) -> str:
     return f"{amount:,}" if isinstance(amount, int) else " / ".join(f"{n:,}" for n in amount)
 
 
-def _counts(table: Mapping[str, Any]) -> str:
+def counts_text(table: Mapping[str, Any]) -> str:
     counts = " and ".join(f"{count:,} {group}" for group, count in table["images"].items())
     if table["same_images_for_all_seeds"]:
         return f"{counts} test images, the same for every method and seed."
@@ -248,7 +229,7 @@ def _counts(table: Mapping[str, Any]) -> str:
     )
 
 
-def _keys(modes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def keys_of(modes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return list(next(iter(next(iter(modes.values())).values())))
 
 
@@ -270,47 +251,3 @@ def _plain(rows: Sequence[Sequence[str]]) -> str:
         "  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
-
-
-def _tabular(
-    found: Mapping[str, Any],
-    modes: Mapping[str, Mapping[str, Any]],
-    keys: Mapping[str, str],
-    caption: str,
-) -> str:
-    """Rows are methods, columns the figures of each mode; the best of a column stands bold."""
-    present = [key for key in keys if key in _keys(modes)]
-    best = {
-        (mode, key): max(percent(figures[key]["mean"]) for figures in by_row.values())
-        for mode, by_row in modes.items()
-        for key in present
-    }
-    head = ["", *(rf"\multicolumn{{{len(present)}}}{{c}}{{{_tex(title_of(m))}}}" for m in modes)]
-    names = ["", *(_tex(keys[key]) for _ in modes for key in present)]
-    lines = []
-    for row in found["rows"]:
-        cells = [_tex(row_label(row["name"]))]
-        for mode, by_row in modes.items():
-            for key in present:
-                figure = by_row.get(row["name"], {}).get(key)
-                shown = percent(figure["mean"]) if figure else "--"
-                bold = figure and shown == best[mode, key]
-                spread = figure and figure["spread"] is not None
-                tail = rf" {{\scriptsize$\pm${percent(figure['spread'])}}}" if spread else ""
-                cells.append((rf"\textbf{{{shown}}}" if bold else shown) + tail)
-        lines.append(" & ".join(cells) + r" \\")
-    heads = [" & ".join(head) + r" \\", " & ".join(names) + r" \\"]
-    return _floating("l" + "r" * (len(names) - 1), heads, lines, caption)
-
-
-def _floating(columns: str, heads: Sequence[str], lines: Sequence[str], caption: str) -> str:
-    body = [r"\toprule", *heads, r"\midrule", *lines, r"\bottomrule"]
-    inner = "\n".join([rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{tabular}"])
-    return "\n".join(
-        [r"\begin{table}[t]", r"\centering", rf"\caption{{{_tex(caption)}}}", inner, r"\end{table}"]
-    )
-
-
-def _tex(text: str) -> str:
-    escaped = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(escaped.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)

@@ -1,8 +1,8 @@
-"""A figure of the report in all its forms: on the page, as SVG and PNG, and its data as CSV.
+"""A figure of the report, and how it is written as SVG and PNG files, with its data as CSV.
 
-There is one drawing of each figure (`tasks/pages/charts.py`). On the page it takes its colours from the
-style sheet, and so follows the theme; in a file of its own it carries the light theme's. The PNG is
-rendered from that very SVG by resvg, which needs no browser and no graphics library.
+Each figure is drawn once (`tasks/pages/charts.py`). On the page it takes its colours from the style
+sheet, and so follows the theme. In a file of its own it has the light theme's colours. The PNG is
+rendered from that SVG by resvg, which needs neither a browser nor a graphics library.
 """
 
 import csv
@@ -20,14 +20,14 @@ from tasks.pages import render, source
 from tasks.pages.style import standalone_style
 
 FOLDER = "figures"
-ZOOM = 2.5  # pixels a unit: 875 across, sharp in a paper's column
-_KEY_WIDTH = 6.8  # units a letter of the legend takes, at most
-_ROW = 16  # units a line of the head
+ZOOM = 2.5  # pixels a unit: 875 pixels wide, sharp in a paper's column
+_KEY_WIDTH = 6.8  # width of a legend's letter, in units, at most
+_ROW = 16  # height of a heading's line, in units
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: `chart` is an SVG element, `legend` names its styles, `rows` are its data."""
+    """One figure: `chart` is an SVG element, `rows` are its data, `legend` pairs names with styles."""
 
     key: str
     title: str
@@ -45,13 +45,13 @@ def write(figures: Iterable[Figure], output: Path) -> None:
 
     folder = output / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as place:
-        font = _font(Path(place))
+    with tempfile.TemporaryDirectory() as scratch:
+        font = _font(Path(scratch))
         for figure in figures:
             drawn = standalone(figure)
             (folder / f"{figure.key}.svg").write_text(drawn, encoding="utf-8")
             picture = resvg_py.svg_to_bytes(
-                # The typeface for machines without fonts has the plain hyphen only.
+                # The bundled typeface has the plain hyphen only.
                 svg_string=drawn.translate({0x2212: "-", 0x2013: "-"}),
                 zoom=ZOOM,
                 background="#ffffff",
@@ -79,9 +79,9 @@ def standalone(figure: Figure) -> str:
             wide = 46 + _KEY_WIDTH * len(name)
             if x > 2 and x + wide > width:
                 x, y = 2.0, y + _ROW
-            places = {"x": x, "top": y - 9, "text_x": x + 34, "y": y}
-            told = {key: f"{value:g}" for key, value in places.items()}
-            legend.append({"name": name, "style": style, **told})
+            position = {"x": x, "top": y - 9, "text_x": x + 34, "y": y}
+            texts = {key: f"{value:g}" for key, value in position.items()}
+            legend.append({"name": name, "style": style, **texts})
             x += wide
     top = y + 10
     inner = re.sub(r' (role|aria-labelledby)="[^"]*"', "", str(figure.chart))
@@ -96,7 +96,7 @@ def standalone(figure: Figure) -> str:
         style=Markup(standalone_style(source("charts.css"))),
         note=note,
         legend=legend,
-        chart=Markup(inner),  # what a template drew, with another first tag
+        chart=Markup(inner),  # markup of a template, with another first tag
     )
 
 
@@ -110,7 +110,7 @@ def _wrapped(text: str, letters: int) -> list[str]:
 
 
 def _font(folder: Path) -> Path:
-    """The typeface that Pillow carries, as a file: text is drawn on machines without fonts, too."""
+    """The typeface bundled with Pillow, as a file, so that machines without fonts draw text as well."""
     from PIL import ImageFont
 
     path = folder / "aileron.ttf"

@@ -1,7 +1,7 @@
-"""The report's gallery: test images that were won, lost, or wrong both times, side by side.
+"""The report's gallery: test images that training won or lost, or that stayed wrong, side by side.
 
-Nothing is picked by hand: within each kind the images stand in the order of a hash of their id,
-base and novel in turn, so a gallery shows the common case and never the flattering one.
+Nothing is picked by hand. Within each kind the images stand in the order of a hash of their ids,
+base and novel in turn, so that the gallery shows typical cases and not flattering ones.
 """
 
 import base64
@@ -29,16 +29,16 @@ PAIRED = {
     "wrong": ("Wrong both times", "what is still too hard"),
 }
 ALONE = {"right": ("Right", "by the base policy"), "wrong": ("Wrong", "by the base policy")}
-IN_SIGHT = 3  # of each kind; the rest show on demand
-PIXELS = 304  # twice the width shown, for fine screens
-SHORT_TEXT = 240  # characters; a longer completion unfolds
-LONG_TEXT = 6000
+IN_SIGHT = 3  # images of each kind that are visible at first; a click shows the rest
+PIXELS = 304  # a thumbnail's longer side: twice the width shown, for high-resolution screens
+SHORT_TEXT = 240  # characters; a longer completion is folded
+LONG_TEXT = 6000  # characters of a completion at most
 Answers = Mapping[str, dict[str, Any]]  # one image's rows of predictions, by mode
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One image of the gallery; `answers` runs in parallel to the evaluations compared."""
+    """One image of the gallery; `answers` has one entry for each evaluation compared."""
 
     image_id: str
     kind: str
@@ -47,7 +47,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Gallery:
-    """What is shown, of how many of each kind, and the mode that decided on right and wrong."""
+    """The images shown, the counts of each kind, and the mode that decides on right and wrong."""
 
     mode: str
     counts: dict[str, int]
@@ -56,19 +56,19 @@ class Gallery:
 
 
 def choose(predictions: Sequence[list[dict]], size: int) -> Gallery:
-    """About `size` images, a fair share of each kind, from the first two evaluations."""
+    """About `size` images from the first two evaluations, an equal share of each kind."""
     tables = [_by_image(rows) for rows in predictions[:2]]
     modes = set.intersection(*({row["mode"] for row in rows} for rows in predictions[:2]))
     mode = "two_step" if "two_step" in modes else next(m for m in sorted(modes, reverse=True))
     kinds = PAIRED if len(tables) == 2 else ALONE
-    found: dict[str, dict[str, list[str]]] = {kind: defaultdict(list) for kind in kinds}
+    by_kind: dict[str, dict[str, list[str]]] = {kind: defaultdict(list) for kind in kinds}
     counts: Counter[str] = Counter()
     for image_id in sorted(tables[0], key=_draw):
         kind = _kind([bool(table[image_id][mode]["correct"]) for table in tables])
-        if kind in found:
+        if kind in by_kind:
             counts[kind] += 1
-            found[kind][tables[0][image_id][mode]["group"]].append(image_id)
-    queues = {kind: _in_turn(groups) for kind, groups in found.items()}
+            by_kind[kind][tables[0][image_id][mode]["group"]].append(image_id)
+    queues = {kind: _in_turn(groups) for kind, groups in by_kind.items()}
     share = size // len(kinds)
     spare = size - sum(min(share, len(queue)) for queue in queues.values())
     shown = []
@@ -85,13 +85,17 @@ def gallery_values(
     names: Sequence[str],
     images: Mapping[str, bytes],
     votes: Sequence[Mapping[str, Mapping[str, int]]],
-    places: Mapping[str, dict],
+    split_rows: Mapping[str, dict],
     classes: Mapping[int, str],
 ) -> dict[str, Any]:
-    """What the template of the gallery shows.
+    """The values for the gallery's template.
 
-    `names` are the two evaluations'; `images` the encoded bytes and `votes` the votes by class
-    name, both by image id; `places` the rows of the split; `classes` the class names by id.
+    Args:
+        names: the names of the evaluations compared.
+        images: encoded bytes by image id.
+        votes: for each evaluation, votes by image id and class name.
+        split_rows: rows of the split by image id.
+        classes: class names by class id.
     """
     kinds = PAIRED if len(names) > 1 else ALONE
     shown = []
@@ -101,7 +105,7 @@ def gallery_values(
             {
                 "picture": data_uri(images.get(item.image_id)),
                 "rest": index >= IN_SIGHT,
-                **_card(item, names, votes, places[item.image_id], classes),
+                **_card(item, names, votes, split_rows[item.image_id], classes),
             }
             for index, item in enumerate(mine)
         ]
@@ -115,16 +119,16 @@ def gallery_values(
                 "hidden": len(cards) - IN_SIGHT,
             }
         )
-    filters = _filters([places[item.image_id] for item in gallery.shown], kinds)
+    filters = _filters([split_rows[item.image_id] for item in gallery.shown], kinds)
     return {"mode": gallery.mode, "images": gallery.images, "filters": filters, "kinds": shown}
 
 
 def _filters(
-    places: Sequence[Mapping[str, Any]], kinds: Mapping[str, Any]
+    split_rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, Any]
 ) -> dict[str, dict[str, str]]:
-    """Choices of class, group and kind: the values with their names."""
-    labels = {place["label"]: place["class_name"] for place in places}
-    groups = dict.fromkeys(sorted(place["group"] for place in places))
+    """The choices of the filters: for class, group and kind, each value with its name."""
+    labels = {split_row["label"]: split_row["class_name"] for split_row in split_rows}
+    groups = dict.fromkeys(sorted(split_row["group"] for split_row in split_rows))
     return {
         "class": {str(n): labels[n] for n in sorted(labels, key=lambda n: labels[n])},
         "group": {group: f"{group} classes" for group in groups},
@@ -133,7 +137,7 @@ def _filters(
 
 
 def sampled_votes(folder: Path, ids: Iterable[str], card: Card) -> dict[str, dict[str, int]]:
-    """How many of an image's sampled answers named each class, by image id and class name."""
+    """Image id -> class name -> how many of the image's rollouts named the class."""
     names, everything = ClassNames(card.classes, card.aliases), set(range(len(card.classes)))
     sampled: dict[str, list[tuple[str, float]]] = {image_id: [] for image_id in ids}
     if not list(folder.glob("rollouts*.parquet")):
@@ -151,9 +155,9 @@ def sampled_votes(folder: Path, ids: Iterable[str], card: Card) -> dict[str, dic
 
 
 def data_uri(encoded: bytes | None) -> str:
-    """A small copy of the image as a data: URI, or "" where it cannot be decoded.
+    """A thumbnail of the image as a data: URI, or "" where it cannot be decoded.
 
-    It is always decoded and encoded anew, so nothing but pixels reaches the page.
+    It is always decoded and encoded again, so that nothing but pixels reaches the page.
     """
     try:
         with Image.open(io.BytesIO(encoded or b"")) as opened:
@@ -175,10 +179,10 @@ def _card(
     item: Shown,
     names: Sequence[str],
     votes: Sequence[Mapping[str, Mapping[str, int]]],
-    place: Mapping[str, Any],
+    split_row: Mapping[str, Any],
     classes: Mapping[int, str],
 ) -> dict[str, Any]:
-    truth = place["class_name"]
+    truth = split_row["class_name"]
     sides = [
         {
             "name": name,
@@ -191,8 +195,8 @@ def _card(
     ]
     return {
         "truth": truth,
-        "label": place["label"],
-        "group": place["group"],
+        "label": split_row["label"],
+        "group": split_row["group"],
         "path": re.split(r"(?<=[/_])", item.image_id),  # a line may break after each part
         "sides": sides,
     }
@@ -205,27 +209,29 @@ def _answer(
     truth: str,
     classes: Mapping[int, str],
 ) -> dict[str, Any]:
-    """What one policy said about one image in one mode: its answer, its options, its reasoning."""
-    chosen = classes.get(row["class_id"])
+    """The values for one policy's answer about one image in one mode."""
+    named_class = classes.get(row["class_id"])
     return {
         "mode": mode,
         "correct": row["correct"],
-        "chosen": chosen,
+        "chosen": named_class,
         "text": _cut(row["answer"], 80),
         "status": row["status"],
-        "options": _options(row["options"] or (), chosen, truth, votes),
+        "options": _options(row["options"] or (), named_class, truth, votes),
         "completion": _cut(row["completion"], LONG_TEXT),
         "long": len(row["completion"]) > SHORT_TEXT,
     }
 
 
 def _options(
-    options: Iterable[str], chosen: str | None, truth: str, votes: Mapping[str, int]
+    options: Iterable[str], named_class: str | None, truth: str, votes: Mapping[str, int]
 ) -> list[dict[str, Any]]:
     items = []
     for letter, option in zip(LETTERS, options, strict=False):
         tags = [
-            word for word, on in (("chosen", option == chosen), ("truth", option == truth)) if on
+            word
+            for word, on in (("chosen", option == named_class), ("truth", option == truth))
+            if on
         ]
         count = votes.get(option, 0 if votes else None)
         items.append(
@@ -233,7 +239,7 @@ def _options(
                 "letter": letter,
                 "text": option,
                 "tags": ", ".join(tags),
-                "picked": option == chosen,
+                "picked": option == named_class,
                 "votes": "" if count is None else f"{count} vote{'s' * (count != 1)}",
             }
         )
@@ -261,9 +267,11 @@ def _kind(correct: list[bool]) -> str:
 
 
 def _in_turn(groups: Mapping[str, list[str]]) -> list[str]:
+    """The image ids of all groups, one of each group in turn."""
     rows = zip_longest(*(groups[group] for group in sorted(groups)))
     return [image_id for image_id in chain.from_iterable(rows) if image_id is not None]
 
 
 def _draw(image_id: str) -> bytes:
+    """The sort key that puts images in a random but fixed order."""
     return hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).digest()

@@ -1,9 +1,9 @@
-"""What BuildMCQ made: its counts, and a page of its questions that opens offline.
+"""Builds the page of a BuildMCQ artifact's questions, which opens offline, and lists its counts.
 
-The page holds a gallery of questions with image, options, votes and answers as they came, to be
-filtered by class, by where the truth came from, and by difficulty. Filters can be linked to:
-`page.html#class=crow&injected=yes&level=hard`. The template escapes whatever a model wrote; the
-page's content policy allows its one script by digest, and no other can run.
+The page shows questions with image, options, votes and raw answers. A reader filters them by class,
+by whether the truth was injected, and by difficulty; a link can hold the filters:
+`page.html#class=crow&injected=yes&level=hard`. The template escapes what a model wrote. The content
+security policy allows the page's one script by its digest, and no other.
 """
 
 import base64
@@ -20,15 +20,15 @@ from tasks.pages import render, source
 from tasks.pages.gallery import data_uri
 from tasks.tables import shards
 
-# By the truth's margin over the strongest other candidate, as a share of the rollouts.
+# The difficulty is the truth's margin over the strongest other candidate, as a share of the rollouts.
 LEVELS = {"easy": "truth ahead by a quarter or more", "close": "between", "hard": "behind by more"}
 _EDGE = 0.25
-_ANSWERS = 12  # of an image, shown at most
-_CUT = 120  # characters of an answer
+_ANSWERS = 12  # answers of an image that the page shows at most
+_CUT = 120  # characters of an answer that the page shows at most
 
 
 def facts(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The counts in `stats.json` as (what, how much), for the terminal and the page."""
+    """The counts in `stats.json` as (label, text), for the terminal and the page."""
     outcomes = dict(stats["outcomes"])
     kept = outcomes.pop("kept", 0)
     skipped = ", ".join(f"{count:,} {name}" for name, count in sorted(outcomes.items()))
@@ -53,8 +53,7 @@ def facts(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def questions_page(folder: Path, stats: Mapping[str, Any], title: str, size: int) -> str:
-    """The page as HTML; at most `size` questions of the artifact in `folder`, drawn by a hash of
-    their ids."""
+    """The page as HTML, with at most `size` questions of the artifact in `folder`, drawn at random."""
     rows, total = _drawn(folder, size)
     candidates = _candidates(folder, {row["image_id"] for row in rows})
     script = hashlib.sha256(source("questions.js").encode()).digest()
@@ -75,23 +74,23 @@ def questions_page(folder: Path, stats: Mapping[str, Any], title: str, size: int
 
 
 def level(margin: float) -> str:
-    """The difficulty under which a question is filed, by its margin."""
+    """The level of difficulty of a question with this margin."""
     return "easy" if margin >= _EDGE else "hard" if margin < -_EDGE else "close"
 
 
 def _drawn(folder: Path, size: int) -> tuple[list[dict[str, Any]], int]:
-    """`size` questions with the lowest ids, which are hashes, and how many there are."""
+    """The `size` questions with the lowest ids, which are hashes, and the count of all questions."""
     paths = shards.paths(folder, "mcq")
     ids = [
         mcq_id
         for path in paths
         for mcq_id in shards.read_file(path, ["mcq_id"])["mcq_id"].to_pylist()
     ]
-    chosen = heapq.nsmallest(size, ids)
+    lowest = heapq.nsmallest(size, ids)
     rows = [
         row
         for path in paths
-        for row in shards.read_file(path, None, pc.field("mcq_id").isin(chosen)).to_pylist()
+        for row in shards.read_file(path, None, pc.field("mcq_id").isin(lowest)).to_pylist()
     ]
     return sorted(rows, key=lambda row: row["mcq_id"]), len(ids)
 

@@ -1,14 +1,14 @@
-"""Colours of the pages, their content policy, and the charts' style sheet for files of their own.
+"""The pages' colours and content security policy, and the style sheet of standalone SVG files.
 
-Colours are variables, so that a chart follows the theme without being drawn twice. Every text
-colour keeps a contrast of at least 4.5:1 on its ground (a test computes it); the hues are told
-apart with any colour vision, and dashes and markers repeat what they say. The style sheets
-themselves are the `.css` files of `tasks/pages/`: light and dark, desk, phone and paper.
+Colours are CSS variables, so that a chart follows the theme without a second drawing. Every text
+colour has a contrast of at least 4.5:1 on its ground (a test computes it). The hues can be
+distinguished with any colour vision, and dashes and markers repeat them. The style sheets are the
+`.css` files in this folder: light and dark, desk, phone and paper.
 """
 
 import re
 
-# No script, nothing from outside: images as data: URIs and the page's own style sheet.
+# No script and nothing from the network: only data: URIs for images, and the page's own style sheet.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 LIGHT = {
@@ -38,9 +38,9 @@ DARK = {
 
 
 def standalone_style(sheet: str) -> str:
-    """The charts' style sheet for an SVG file of its own: the light theme, colours written out.
+    """The charts' style sheet for a standalone SVG file, in the light theme.
 
-    Other programs know no variables, so each style's colour is a rule.
+    Many programs do not know CSS variables, so each colour is written out.
     """
     lines = sheet.splitlines()
     rules = [line.replace("svg ", "") for line in lines if line.startswith("svg ")]

@@ -1,7 +1,7 @@
-"""What a report says in words: labels, numbers, the verdict, and the terminal summary.
+"""A report's texts: labels, formatted numbers, escaping, the verdict, and the terminal summary.
 
-Standard library only and fed with the contents of `metrics.json` alone, so the result of a
-finished run can be printed at once, anywhere.
+The module needs the standard library and the contents of `metrics.json` alone, so that the result of
+a finished run prints at once.
 """
 
 import html
@@ -26,34 +26,36 @@ LABELS = {
     "constrained": "letters only",
 }
 # The order in which modes stand in every table.
-MODES = ("one_step", "two_step", "majority", "mcq", "constrained")
+ORDER_OF_MODES = ("one_step", "two_step", "majority", "mcq", "constrained")
 _DIRECTION_OVERRIDES = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-# The verdict speaks of these modes; the table holds them all.
+# The verdict mentions these modes; the tables show all of them.
 SPOKEN_MODES = {"one_step": "Asked once", "two_step": "Asked in two steps"}
 
 
 def label(name: str) -> str:
-    """How a method, mode or column is called in front of people."""
+    """The name of a method, mode or column on pages and in summaries."""
     return LABELS.get(name, name.replace("_", " "))
 
 
 def title_of(name: str) -> str:
-    """A label that begins a line."""
+    """A label with a capital letter at its start."""
     text = label(name)
     return text[:1].upper() + text[1:]
 
 
 def in_order(modes: Iterable[str]) -> list[str]:
-    """The modes that are there, each once, as tables show them; unknown ones come last."""
+    """The distinct modes in the order of the tables; unknown ones come last."""
     present = set(modes)
-    return [mode for mode in MODES if mode in present] + sorted(present - set(MODES))
+    return [mode for mode in ORDER_OF_MODES if mode in present] + sorted(
+        present - {*ORDER_OF_MODES}
+    )
 
 
 def esc(value: object) -> str:
     """Any value as HTML text or attribute, safe and visible whatever a model or a file wrote.
 
     Control characters, lone surrogates, noncharacters and marks that reverse the writing direction
-    would break the file or disguise a text, so each becomes U+FFFD.
+    could break the file or disguise a text, so each becomes U+FFFD.
     """
     text = str(value)
     if text.isprintable():
@@ -81,20 +83,20 @@ def points(difference: float | None) -> str:
 
 
 def p_value(p: float) -> str:
-    """0.0312 -> "0.031"; "<0.001" for what is smaller."""
+    """0.0312 -> "0.031"; "<0.001" for a smaller value."""
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def signs(text: str) -> str:
-    """The same text with real minus signs, for print; a terminal keeps its hyphens."""
+    """The text with real minus signs, for pages; the terminal's texts keep their hyphens."""
     return text.replace("-", "−")
 
 
 def summary(metrics: dict) -> str:
-    """The result as a small table of plain text, from the contents of `metrics.json` alone."""
+    """The result as a plain-text table and verdict, from the contents of `metrics.json` alone."""
     first, *others = metrics["evaluations"]
     counts = " and ".join(f"{n:,} {group}" for group, n in metrics["images"]["groups"].items())
-    parts = " and ".join(metrics["images"]["in_split"])  # "test", unless one tunes on val
+    parts = " and ".join(metrics["images"]["in_split"])  # "test", or "val" while tuning
     lines = [f"{metrics['card']['name']}: {counts} {parts} images; accuracy in %, 95 % intervals"]
     for other in others or [None]:
         columns = ["", label(first["name"])]
@@ -114,9 +116,9 @@ def summary(metrics: dict) -> str:
 
 
 def verdict(metrics: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Did the second evaluation beat the first: one headline, then one sentence a mode.
+    """Whether the second evaluation beats the first: (headline, one sentence for each mode).
 
-    A change counts only when the 95 % interval of the paired difference leaves out zero.
+    A change counts only when the 95 % interval of the paired difference excludes zero.
     """
     first, *others = metrics["evaluations"]
     if not others:
@@ -144,29 +146,29 @@ def _claim(difference: dict[str, Any], groups: list[str]) -> str:
         kinds[kind].append(group)
     if len(kinds["may be chance"]) == len(groups):
         return "made no clear difference"
-    said = [
-        f"{kind} on {' and '.join(where)} classes"
-        for kind, where in kinds.items()
-        if where and kind != "may be chance"
+    claims = [
+        f"{kind} on {' and '.join(groups_of)} classes"
+        for kind, groups_of in kinds.items()
+        if groups_of and kind != "may be chance"
     ]
     open_groups = kinds["may be chance"]
     tail = f"; on {open_groups[0]} classes the change may be chance" if open_groups else ""
-    return " and ".join(said) + tail
+    return " and ".join(claims) + tail
 
 
 def _detail(mode: str, first: dict, other: dict, groups: list[str]) -> str:
-    said = []
+    clauses = []
     for index, group in enumerate(groups):
         before, after = (e["modes"][mode][group]["accuracy"] for e in (first, other))
         change = other["modes"][mode]["difference"][group]
         mean, low, high = (signs(points(x)) for x in (change["mean"], *change["interval"]))
         sure = f"{mean} points, 95\xa0% interval {low} to {high}" if index == 0 else None
         course = "as before," if after == before else "up from" if after > before else "down from"
-        said.append(
+        clauses.append(
             f"{percent(after)}\xa0% of {group} images, {course} {percent(before)}\xa0% "
             f"({sure or f'{mean}, {low} to {high}'})"
         )
-    return f"{SPOKEN_MODES.get(mode, label(mode))}, it is right on {', and on '.join(said)}."
+    return f"{SPOKEN_MODES.get(mode, label(mode))}, it is right on {', and on '.join(clauses)}."
 
 
 def _seed_note() -> str:

@@ -1,1 +1,1 @@
-"""From rollouts to questions: candidates merged, options chosen, refreshes planned."""
+"""From rollouts to questions: merges votes into candidates, chooses options, plans refreshes."""

@@ -1,16 +1,14 @@
-"""Rollouts -> candidates: one merged, ranked list of names per image.
+"""Merges the rollouts of each image into candidates: one ranked list of classes with their votes.
 
-Votes merge by class before anything is cut, so spelling variants never split a class's votes.
-Candidates stand by falling votes; ties break by mean log-probability, then by class id, so that
-the order of rollouts never matters. Every distinct answer is read and matched once per block.
+Votes merge by class before anything is cut off, so spelling variants never split a class's votes.
+Candidates stand by falling votes. Ties break by mean log-probability, then by class id, so the order
+of rollouts never matters. Every distinct answer is read and matched once a block.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import starmap
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,120 +17,16 @@ from tasks.language import answers
 from tasks.language.class_names import ClassNames
 from tasks.language.words import MAX_LENGTH
 from tasks.questions.rollouts import LOGPROB_UNIT, Block, blocks, logprob_units
+from tasks.questions.votes import OPEN, Merged, Vocabulary, Votes
 from tasks.tables import shards
 
-OPEN = -1  # the class id of a name that is no class of the card
-_UNPARSED, _OUTSIDE = -1, -2  # instead of a candidate
-BLOCK_ROLLOUTS = 40_000  # merged at a time, about
-MERGED_AT_ONCE = 1000  # images, where all results are kept anyway
-
-
-class Candidate(NamedTuple):
-    """A distinct class among an image's rollouts; `logprob` is the mean over its votes, in nats.
-
-    A name that is no class (`vocabulary = open`) has class id -1 and `name` in its most frequent
-    spelling; for a class `name` is "".
-    """
-
-    class_id: int
-    votes: int
-    logprob: float
-    name: str = ""
-
-
-class Answer(NamedTuple):
-    """A distinct answer of an image: its text ("" if unreadable), how often it came, the class it
-    names (-1: none) and the step of `tasks.language.class_names` or `tasks.language.answers` that decided so."""
-
-    text: str
-    votes: int
-    class_id: int
-    step: str
-
-
-@dataclass
-class Votes:
-    """One image's rollouts, merged: candidates by falling votes, and what could not be counted.
-
-    `num_outside` counts answers that may not be candidates; `answers` lists every distinct answer
-    by falling votes.
-    """
-
-    candidates: list[Candidate]
-    num_rollouts: int
-    num_unparsed: int
-    num_outside: int
-    answers: list[Answer]
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What may become a candidate: the classes `allowed`, and with `open` names of no class.
-
-    An answer that names a class outside `allowed` never becomes one, in whatever spelling.
-    """
-
-    names: ClassNames
-    allowed: frozenset[int]
-    open: bool = False
-
-    def read(self, text: str) -> tuple[int, str, str]:
-        """(class id, step, open key) of an answer; the key is "" for all but open candidates."""
-        match = self.names.match(text)
-        if match.class_id is not None:
-            return match.class_id, match.step, ""
-        key = self.names.open_key(text) if self.open else None
-        return OPEN, match.step if key is None else "open", key or ""
-
-
-@dataclass(frozen=True)
-class Merged:
-    """Merged votes of the images `start` to `stop`, as columns.
-
-    `counts` is (images, 3): rollouts, unparsed, outside. Image i has the candidates
-    `starts[i]:starts[i + 1]` and the answers `answer_starts[i]:answer_starts[i + 1]`.
-    """
-
-    start: int
-    stop: int
-    counts: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    class_ids: NDArray[np.int32]
-    votes: NDArray[np.int32]
-    logprobs: NDArray[np.float64]
-    names: dict[int, str]  # of open candidates, by place
-    answer_starts: NDArray[np.int64]
-    answer_codes: NDArray[np.int32]  # into the lists below
-    answer_votes: NDArray[np.int32]
-    texts: list[str]
-    steps: list[str]
-    answer_class_ids: NDArray[np.int32]
-
-    def candidates(self) -> list[Candidate]:
-        """The candidates of all images, one after the other; `starts` tells them apart."""
-        columns = (c.tolist() for c in (self.class_ids, self.votes, self.logprobs))
-        found = list(starmap(Candidate, zip(*columns, strict=True)))
-        for place, name in self.names.items():
-            found[place] = found[place]._replace(name=name)
-        return found
-
-    def images(self) -> Iterator[Votes]:
-        """All that is known of each image."""
-        found = self.candidates()
-        said = [
-            Answer(self.texts[code], votes, int(self.answer_class_ids[code]), self.steps[code])
-            for code, votes in zip(
-                self.answer_codes.tolist(), self.answer_votes.tolist(), strict=True
-            )
-        ]
-        for image, (rollouts, unparsed, outside) in enumerate(self.counts.tolist()):
-            own = slice(self.starts[image], self.starts[image + 1])
-            told = slice(self.answer_starts[image], self.answer_starts[image + 1])
-            yield Votes(found[own], rollouts, unparsed, outside, said[told])
+_UNPARSED, _OUTSIDE = -1, -2  # targets of an answer that is no candidate
+BLOCK_ROLLOUTS = 40_000  # about as many rollouts are merged at a time
+MERGED_AT_ONCE = 1000  # images a block in `merge_all`, which keeps all results anyway
 
 
 def merge(completions: Iterable[tuple[str, float]], names: ClassNames, allowed: set[int]) -> Votes:
-    """Merge one image's sampled answers, given as (completion, mean log-probability), by class.
+    """Merge one image's rollouts, pairs of (completion, mean log-probability), by class.
 
     Only classes in `allowed` become candidates.
     """
@@ -153,9 +47,9 @@ def merge(completions: Iterable[tuple[str, float]], names: ClassNames, allowed: 
 
 
 def merge_all(propose: Path, names: ClassNames, allowed: set[int]) -> dict[str, Votes]:
-    """Votes by image id over all rollout shards of `propose`; each (image_id, rollout) counts once.
+    """Image id -> votes, over all rollout shards of `propose`.
 
-    For sets that fit in memory; `merge_images` takes any.
+    For sets that fit into memory; `merge_images` takes sets of any size.
     """
     ids = {i for p in shards.paths(propose, "rollouts") for i in _image_ids(p)}
     image_ids = sorted(ids)
@@ -172,16 +66,16 @@ def merge_all(propose: Path, names: ClassNames, allowed: set[int]) -> dict[str, 
 def merge_images(
     propose: Path, image_ids: Sequence[str], vocabulary: Vocabulary, size: int
 ) -> Iterator[Merged]:
-    """Merged votes of `image_ids`, `size` at a time, in order."""
+    """The merged votes of `image_ids`, in order, in blocks of `size` images."""
     for block in blocks(propose, image_ids, size):
         yield merge_block(block, vocabulary)
 
 
 def merge_block(block: Block, vocabulary: Vocabulary) -> Merged:
-    """Count the votes of a block's images. Sorting makes the result independent of row order."""
+    """Merge the votes of a block's images. Sorting makes the result independent of row order."""
     meaning = _meanings(block, vocabulary)
     images = block.stop - block.start
-    # Distinct answers of each image, with their votes and summed log-probabilities.
+    # One row for each distinct answer of an image, with its votes and summed log-probability.
     image, code, votes, logprob = _grouped(
         block.image, meaning.order[block.answer], np.ones(len(block.image), np.int64), block.logprob
     )
@@ -219,10 +113,10 @@ def merge_block(block: Block, vocabulary: Vocabulary) -> Merged:
 
 @dataclass(frozen=True)
 class _Meanings:
-    """What a block's distinct answers mean, by rank in the order of their texts.
+    """What a block's distinct answers mean, in the sorted order of their texts.
 
-    `order` maps a block's answer code to that rank, so that no code depends on the order of rows.
-    A target is a class id, or `classes` and more for an open name.
+    `order` maps a block's answer code to its rank in that order, so that no rank depends on the
+    order of rows. A target is a class id, or at least `classes` for an open name.
     """
 
     order: NDArray[np.int64]
@@ -234,6 +128,7 @@ class _Meanings:
 
 
 def _meanings(block: Block, vocabulary: Vocabulary) -> _Meanings:
+    """Match each distinct answer of a block once."""
     texts = [text or "" for text in block.texts]
     ranks = sorted(range(len(texts)), key=lambda code: (texts[code], block.problems[code]))
     order = np.empty(len(ranks), np.int64)
@@ -268,7 +163,7 @@ def _meanings(block: Block, vocabulary: Vocabulary) -> _Meanings:
 def _grouped(
     image: NDArray[np.int64], key: NDArray[np.int64], *values: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], ...]:
-    """Sums of `values` for each distinct (image, key), in that order."""
+    """(images, keys, sums of each of `values`), one row for each distinct (image, key), sorted."""
     if not len(image):
         return (image, key, *values)
     width = int(key.max()) + 1 - min(int(key.min()), 0)
@@ -291,17 +186,17 @@ def _open_names(
     c_image: NDArray[np.int64],
     c_target: NDArray[np.int64],
 ) -> dict[int, str]:
-    """Place among the candidates -> its image's most frequent spelling, white space as one blank."""
+    """Index of an open candidate -> its most frequent spelling in its image, white space as one blank."""
     spelled: dict[tuple[int, int], Counter[str]] = {}
     for at in np.flatnonzero(meaning.targets[code] >= meaning.classes):
         name = " ".join(meaning.texts[code[at]].split())
         counts = spelled.setdefault((image[at], meaning.targets[code[at]]), Counter())
         counts[name] += int(votes[at])
     return {
-        int(place): min(
-            spelled[c_image[place], c_target[place]].items(), key=lambda item: (-item[1], item[0])
+        int(index): min(
+            spelled[c_image[index], c_target[index]].items(), key=lambda item: (-item[1], item[0])
         )[0]
-        for place in np.flatnonzero(c_target >= meaning.classes)
+        for index in np.flatnonzero(c_target >= meaning.classes)
     }
 
 

@@ -1,10 +1,10 @@
-"""Candidates -> the options of one question: who stands beside the truth, in which order.
+"""Chooses the options of a question from an image's candidates, and their order.
 
-The rules, and where they depart from the method's first implementation:
+The rules that depart from the method's first implementation:
 
-- an absent truth takes the place of the candidate with the fewest votes, and the row says so;
-- too few options are topped up by what this policy confuses the truth with most often;
-- letters are balanced within one among the questions of a shard that have equally many options.
+- an absent truth replaces the candidate with the fewest votes, and the row records it;
+- too few options are topped up with the classes that this policy confuses with the truth most often;
+- among a shard's questions with n options, each letter is right equally often, within one.
 """
 
 import hashlib
@@ -15,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from tasks.language.fuzzy import text_neighbours
-from tasks.questions.candidates import Candidate, Merged
+from tasks.questions.votes import Candidate, Merged
 
 
 class Option(NamedTuple):
     """One option of a question; `source` is one of `tasks.tables.schemas.SOURCES`.
 
-    A name that is no class has class id -1 and stands in `name`.
+    A name that is no class has class id -1 and its spelling in `name`.
     """
 
     class_id: int
@@ -31,7 +31,7 @@ class Option(NamedTuple):
 
 
 class Neighbours:
-    """The other base classes in two orders: most confused with a class, and most alike in name.
+    """The other base classes by nearness to a class: by confusion with it, or by similar names.
 
     `confused[truth]` counts how often this policy proposed each class for images of `truth`.
     """
@@ -43,7 +43,7 @@ class Neighbours:
         self._found: dict[tuple[str, int], list[int]] = {}
 
     def of(self, kind: str, truth: int) -> list[int]:
-        """All base classes but `truth`, nearest first, by `kind`: confusion or text."""
+        """All base classes but `truth`, nearest first; `kind` is confusion or text."""
         key = (kind, truth)
         if key not in self._found:
             counts = self.confused.get(truth, Counter())
@@ -56,15 +56,17 @@ class Neighbours:
 
 
 def count_confusions(counts: dict[int, Counter[int]], block: Merged, truths: Sequence[int]) -> None:
-    """Add a block's votes to `counts`, by truth and proposed class; `truths` has one class id an
-    image of the block, and an image whose truth is unknown (below 0) is left out."""
+    """Add a block's votes to `counts[truth][proposed class]`.
+
+    `truths` has one class id for each image of the block, below 0 where the truth is unknown.
+    """
     truth = np.repeat(np.asarray(truths, np.int64), np.diff(block.starts))
     used = (truth >= 0) & (block.class_ids >= 0)
     if not used.any():
         return
     width = int(block.class_ids.max()) + 1
-    pairs, places = np.unique(truth[used] * width + block.class_ids[used], return_inverse=True)
-    sums = np.bincount(places, block.votes[used]).astype(int)
+    pairs, inverse = np.unique(truth[used] * width + block.class_ids[used], return_inverse=True)
+    sums = np.bincount(inverse, block.votes[used]).astype(int)
     for pair, votes in zip(pairs.tolist(), sums.tolist(), strict=True):
         counts.setdefault(pair // width, Counter())[pair % width] += votes
 
@@ -82,10 +84,10 @@ def choose_options(
     options_from: str = "policy",
     min_truth_votes: int = 0,
 ) -> tuple[list[Option], str]:
-    """The options of one question by falling votes, truth among them, and the outcome.
+    """The options of one question by falling votes, truth included, and the outcome.
 
-    `confusion` and `text` list the other base classes, those most often confused with the truth
-    and those most alike in name first. `generator` is needed where options are drawn at random.
+    `confusion` and `text` list the other base classes: those most often confused with the truth
+    first, and those with the most similar names first. Options drawn at random need `generator`.
     """
     if not candidates:
         return [], "no_candidates"
@@ -96,7 +98,7 @@ def choose_options(
         return [], "truth_rarely_proposed"
     options = [Option(c.class_id, c.votes, "policy", c.name) for c in candidates[:num_options]]
     if not any(option.class_id == truth for option in options):
-        # When full, the candidate with the fewest votes, the last one, makes room.
+        # If there is no room, the truth replaces the last candidate, which has the fewest votes.
         options = [*options[: num_options - 1], Option(truth, votes, "truth")]
     if top_up != "none" and len(options) < min_options:
         pool = list(text if top_up == "text" else confusion)
@@ -130,22 +132,22 @@ def shuffle_options(
 
 
 def balanced_letters(counts: Sequence[int], generator: np.random.Generator) -> list[int]:
-    """A truth position for each question, given its option count.
+    """The truth's position in each question, given the questions' option counts.
 
-    Among questions with n options each of the n positions is used equally often, within one.
+    Among the questions with n options, each of the n positions is used equally often, within one.
     """
     positions = [0] * len(counts)
     for n in sorted(set(counts)):
-        where = [i for i, count in enumerate(counts) if count == n]
-        deck = np.concatenate([generator.permutation(n) for _ in range(len(where) // n + 1)])
-        # Which letters get the odd ones out is random, so the first letters are not favoured.
-        for place, position in zip(generator.permutation(where), deck, strict=False):
-            positions[int(place)] = int(position)
+        questions = [i for i, count in enumerate(counts) if count == n]
+        deck = np.concatenate([generator.permutation(n) for _ in range(len(questions) // n + 1)])
+        # The remainder goes to random letters, so that the first ones are not favoured.
+        for question, position in zip(generator.permutation(questions), deck, strict=False):
+            positions[int(question)] = int(position)
     return positions
 
 
 def mcq_id(image_id: str, class_ids: Iterable[int], names: Iterable[str] = ()) -> str:
-    """A name for a question that depends on the image and the set of its options, not their order.
+    """A question's id: a hash of the image id and the set of its options, whatever their order.
 
     `names` are the options that are no class.
     """
@@ -161,8 +163,11 @@ def _replaced(
     source: str,
     candidates: Sequence[Candidate],
 ) -> list[Option]:
-    """The same question with its wrong options taken from `pool`: an ablation asks the same images
-    with equally many options, so that it differs in nothing but who stands beside the truth."""
+    """The same question with its wrong options taken from `pool`, for an ablation.
+
+    The ablation then asks about the same images with equally many options, and differs from DiVE-k
+    in its wrong options alone.
+    """
     votes = {c.class_id: c.votes for c in candidates}
     others = [Option(c, votes.get(c, 0), source) for c in pool[: len(options) - 1]]
     return [next(o for o in options if o.class_id == truth), *others]

@@ -1,8 +1,8 @@
-"""Which images a refresh asks about again, and what becomes of the others.
+"""Plans a refresh: which images get new rollouts, which keep their old ones, which are retired.
 
-The first round asks about every training image. A later one can leave out those whose question the
-policy has learned to answer, by the rewards logged while training, or ask about a share only. What
-is not asked again keeps its rollouts, or is retired.
+The first round asks about every training image. A later round can leave out the images whose
+question the policy has learned to answer, judged by the rewards logged in training, or ask about a
+random share only. An image that is not asked again keeps its rollouts, or is retired.
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tasks.questions.settings import ProposeSettings
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
 
-HOW = ("all", "unsolved", "sample")
-SOLVED = ("keep", "retire")
-# The reward that says whether a question was answered: the first of these that was paid.
+# The first of these rewards that was logged shows whether a question was answered right.
 ANSWERED = ("letter", "difficulty_weighted", "exact", "virft_compat")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Image ids: `asked` again, `kept` with the rollouts of the round before, `retired`."""
+    """Image ids: `asked` again, `kept` with the previous round's rollouts, or `retired`."""
 
     asked: list[str]
     kept: list[str]
@@ -33,53 +32,45 @@ class Plan:
 
 def plan(
     image_ids: Sequence[str],
+    settings: ProposeSettings,
     *,
-    how: str,
-    share: float,
-    solved_at: float,
-    solved: str,
     previous: Path | None,
     train: Path | None,
     seed: int,
 ) -> Plan:
-    """What a round does with its images; `previous` and `train` are the round before's artifacts.
+    """Decide what a round does with its images.
 
-    A question is solved when the completions of its latest use earned at least `solved_at` on
-    average. An image that the round before retired stays retired. Raises StageError for unknown
-    settings, or when nothing is left to ask about or to learn from.
+    `previous` and `train` are the previous round's Propose and Train artifacts. A question is solved
+    when the completions of its latest use earned at least `solved_at` on average. A retired image
+    stays retired. Raises StageError when no image is left to ask about.
     """
-    if how not in HOW:
-        raise StageError(f"[Propose] refresh must be one of {', '.join(HOW)}; got {how!r}")
-    if solved not in SOLVED:
-        raise StageError(f"[Propose] solved must be one of {', '.join(SOLVED)}; got {solved!r}")
-    if not 0 < share <= 1:
-        raise StageError(f"[Propose] refresh_share must be above 0 and at most 1; got {share:g}")
-    if how == "all" or previous is None or train is None:
+    if settings.refresh == "all" or previous is None or train is None:
         return Plan(list(image_ids), [], [])
     gone = set(_column(previous, "retired", "image_id"))
     left = [image_id for image_id in image_ids if image_id not in gone]
-    if how == "sample":
-        count = max(1, round(share * len(left)))
+    if settings.refresh == "sample":
+        count = max(1, round(settings.refresh_share * len(left)))
         drawn = np.random.default_rng([seed, 1]).choice(len(left), count, replace=False)
         again = {left[i] for i in drawn}
         return Plan(
             [i for i in left if i in again], [i for i in left if i not in again], sorted(gone)
         )
-    done = {image_id for image_id, mean in latest_rewards(train).items() if mean >= solved_at}
+    rewards = latest_rewards(train)
+    done = {image_id for image_id, mean in rewards.items() if mean >= settings.solved_at}
     asked = [image_id for image_id in left if image_id not in done]
     rest = [image_id for image_id in left if image_id in done]
-    if solved == "keep":
+    if settings.solved == "keep":
         return Plan(asked, rest, sorted(gone))
     if not asked:
         raise StageError(
-            f"every question of {train} is solved (solved_at = {solved_at:g}) and retired: nothing is "
+            f"every question of {train} is solved (solved_at = {settings.solved_at:g}) and retired: nothing is "
             "left to train on; stop at this round, or set [Propose] solved = keep"
         )
     return Plan(asked, [], sorted(gone | set(rest)))
 
 
 def latest_rewards(train: Path) -> dict[str, float]:
-    """Mean reward for the answer, by image, over the completions of its latest use in training.
+    """Image id -> mean answer reward over the completions of its latest use in training.
 
     Raises StageError where no reward for the answer was logged.
     """
@@ -92,43 +83,45 @@ def latest_rewards(train: Path) -> dict[str, float]:
         )
     images = np.array(table["image_id"].to_pylist())
     steps, paid = np.array(table["step"]), np.array(table[name], dtype=float)
-    # Questions whose difficulty weighs pay up to 2: what counts here is whether they were right.
+    # difficulty_weighted pays up to 2; what counts here is whether the answer was right.
     paid = np.minimum(paid, 1.0)
-    ids, places = np.unique(images, return_inverse=True)
+    ids, inverse = np.unique(images, return_inverse=True)
     latest = np.zeros(len(ids), dtype=steps.dtype)
-    np.maximum.at(latest, places, steps)
-    use = steps == latest[places]
-    sums = np.bincount(places[use], weights=np.nan_to_num(paid[use]), minlength=len(ids))
-    counts = np.bincount(places[use], minlength=len(ids))
+    np.maximum.at(latest, inverse, steps)
+    use = steps == latest[inverse]
+    sums = np.bincount(inverse[use], weights=np.nan_to_num(paid[use]), minlength=len(ids))
+    counts = np.bincount(inverse[use], minlength=len(ids))
     return dict(zip(ids.tolist(), (sums / counts).tolist(), strict=True))
 
 
 def merge(
-    output: Path, fresh: str, previous: Path, chosen: Plan, order: Sequence[str], size: int
+    output: Path, fresh: str, previous: Path, refresh_plan: Plan, order: Sequence[str], size: int
 ) -> None:
-    """Write `rollouts-*` in the order of images: fresh ones where asked, the others' as they were.
+    """Write `rollouts-*` in the order of images: new rollouts where asked, else the previous ones.
 
-    `size` is images a shard. The table `fresh` is deleted at the end.
+    `fresh` is the table of new rollouts, which is deleted at the end. `size` is images a shard.
     """
-    asked = set(chosen.asked)
-    left = [image_id for image_id in order if image_id in asked or image_id in set(chosen.kept)]
+    asked = set(refresh_plan.asked)
+    left = [
+        image_id for image_id in order if image_id in asked or image_id in set(refresh_plan.kept)
+    ]
     new, old = shards.read(output, fresh), shards.read(previous, "rollouts")
-    rows = pa.concat_tables([_only(new, asked), _only(old, set(chosen.kept))])
-    position = {image_id: place for place, image_id in enumerate(left)}
-    places = np.array([position[i] for i in rows["image_id"].to_pylist()])
-    ordered = np.lexsort((np.array(rows["rollout"]), places))
-    rows, places = rows.take(pa.array(ordered)), places[ordered]
+    rows = pa.concat_tables([_only(new, asked), _only(old, set(refresh_plan.kept))])
+    position = {image_id: index for index, image_id in enumerate(left)}
+    positions = np.array([position[i] for i in rows["image_id"].to_pylist()])
+    ordered = np.lexsort((np.array(rows["rollout"]), positions))
+    rows, positions = rows.take(pa.array(ordered)), positions[ordered]
     for number in range(-(-len(left) // size)):
-        low, high = np.searchsorted(places, [number * size, (number + 1) * size])
+        low, high = np.searchsorted(positions, [number * size, (number + 1) * size])
         part = rows.slice(low, high - low)
         shards.write(shards.shard_path(output, "rollouts", number), part, schemas.rollouts())
     for path in shards.paths(output, fresh):
         path.unlink()
 
 
-def write_retired(output: Path, chosen: Plan) -> None:
-    """`retired.parquet`: the images that are no longer asked about; no file where there are none."""
-    rows = [{"image_id": image_id, "reason": "solved"} for image_id in chosen.retired]
+def write_retired(output: Path, refresh_plan: Plan) -> None:
+    """Write `retired.parquet`, the retired images; no file where there are none."""
+    rows = [{"image_id": image_id, "reason": "solved"} for image_id in refresh_plan.retired]
     shards.write(output / "retired.parquet", rows, schemas.refused())
 
 

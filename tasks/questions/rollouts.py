@@ -1,7 +1,7 @@
-"""Rollouts read image by image, a block of images in memory at a time.
+"""Reads rollouts in blocks of consecutive images, one block in memory at a time.
 
-The shards hold the images in the order of the split, as Propose writes them, and are read straight
-through. The files may have any numbers, and the rows of a block any order.
+Propose writes the shards in the order of the split, and they are read in one pass. The files may
+have any numbers, and the rows of a block any order.
 """
 
 import itertools
@@ -28,8 +28,8 @@ _LOGPROB_FLOOR = 1024.0
 class Block:
     """All rollouts of the images `start` to `stop`, one row a rollout, in any order.
 
-    `image` counts from `start`; `answer` indexes `texts` and `problems`
-    (see `tasks.language.answer_column.Answers`); `logprob` is in units of 1 / LOGPROB_UNIT nats.
+    `image` counts from `start`. `answer` indexes `texts` and `problems`, as in
+    `tasks.language.answer_column.Answers`. `logprob` is in units of 1 / LOGPROB_UNIT nats.
     """
 
     start: int
@@ -47,76 +47,84 @@ def blocks(folder: Path, image_ids: Sequence[str], size: int) -> Iterator[Block]
     Rollouts of other images are left out; an image may have none. Raises StageError when the images
     are out of order, or a rollout of an image is there twice.
     """
-    places = {image_id: place for place, image_id in enumerate(image_ids)}
-    paths = _in_order(folder, places, size)
-    return _blocks(folder, paths, image_ids, places, size)
+    position_of = {image_id: position for position, image_id in enumerate(image_ids)}
+    paths = _in_order(folder, position_of, size)
+    return _blocks(folder, paths, image_ids, position_of, size)
 
 
 def logprob_units(values: NDArray) -> NDArray[np.int64]:
-    """Mean log-probabilities (nats, float) as whole units; one that is missing counts as 0."""
+    """Mean log-probabilities (nats, float) as whole units; a missing one counts as 0.
+
+    Sums of whole numbers do not depend on their order.
+    """
     known = np.nan_to_num(np.asarray(values, np.float64), nan=0.0)
     return np.rint(np.clip(known, -_LOGPROB_FLOOR, _LOGPROB_FLOOR) * LOGPROB_UNIT).astype(np.int64)
 
 
 class _Pending:
-    """The rows of the block being filled, with its own list of distinct answers."""
+    """Collects the rows of one block, with the block's own list of distinct answers."""
 
     def __init__(self) -> None:
         self.parts: list[tuple[NDArray, NDArray, NDArray, NDArray]] = []
         self.known: dict[tuple[str | None, str], int] = {}
 
-    def add(self, places: NDArray[np.int64], batch: pa.RecordBatch) -> None:
+    def add(self, positions: NDArray[np.int64], batch: pa.RecordBatch) -> None:
         read = read_answers(batch.column("completion"))
         pairs = zip(read.texts, read.problems, strict=True)
         own = np.array([self.known.setdefault(p, len(self.known)) for p in pairs], np.int64)
         logprob = batch.column("mean_logprob").to_numpy(zero_copy_only=False)
         rollout = batch.column("rollout").to_numpy(zero_copy_only=False).astype(np.int64)
-        self.parts.append((places, rollout, own[read.codes], logprob_units(logprob)))
+        self.parts.append((positions, rollout, own[read.codes], logprob_units(logprob)))
 
     def block(self, folder: Path, image_ids: Sequence[str], start: int, stop: int) -> Block:
         empty = np.empty(0, np.int64)
         columns = [np.concatenate(c) for c in zip(*self.parts, strict=True)] or [empty] * 4
-        places, rollout, answer, logprob = columns
+        positions, rollout, answer, logprob = columns
         low = rollout.min() if len(rollout) else 0
         width = int(rollout.max(initial=0) - low) + 1
-        joint = np.sort((places - start) * width + (rollout - low))
+        joint = np.sort((positions - start) * width + (rollout - low))
         same = np.flatnonzero(np.diff(joint) == 0)
         if len(same):
             image_id = image_ids[start + joint[same[0]] // width]
             raise StageError(f"{folder} holds rollouts of {image_id} twice; delete and re-run it")
         texts, problems = [text for text, _ in self.known], [why for _, why in self.known]
-        return Block(start, stop, places - start, answer, logprob, texts, problems)
+        return Block(start, stop, positions - start, answer, logprob, texts, problems)
 
 
 def _blocks(
-    folder: Path, paths: list[Path], image_ids: Sequence[str], places: Mapping[str, int], size: int
+    folder: Path,
+    paths: list[Path],
+    image_ids: Sequence[str],
+    position_of: Mapping[str, int],
+    size: int,
 ) -> Iterator[Block]:
+    """Read the files in order, and yield each block as soon as a row of a later block comes."""
     edges = [*range(0, len(image_ids), size), len(image_ids)]
     pending, number = _Pending(), 0
     for path in paths:
         for batch in shards.iter_batches(path, COLUMNS, BATCH_ROWS):
-            where = _places(batch, places)
-            owner = where // size
-            for block in np.unique(owner[where >= 0]):
+            positions = _positions(batch, position_of)
+            owner = positions // size
+            for block in np.unique(owner[positions >= 0]):
                 while number < block:
                     yield pending.block(folder, image_ids, edges[number], edges[number + 1])
                     pending, number = _Pending(), number + 1
                 here = owner == block
                 part = batch if here.all() else batch.filter(pa.array(here))
-                pending.add(where[here], part)
+                pending.add(positions[here], part)
     while number < len(edges) - 1:
         yield pending.block(folder, image_ids, edges[number], edges[number + 1])
         pending, number = _Pending(), number + 1
 
 
-def _in_order(folder: Path, places: Mapping[str, int], size: int) -> list[Path]:
-    """The files in the order of their images, of which no block falls back."""
+def _in_order(folder: Path, position_of: Mapping[str, int], size: int) -> list[Path]:
+    """The files in the order of their images. Raises StageError where blocks are out of order."""
     spans = []
     for path in shards.paths(folder, "rollouts"):
         first = last = -1
         for batch in shards.iter_batches(path, ["image_id"], BATCH_ROWS):
-            where = _places(batch, places)
-            owner = where[where >= 0] // size
+            positions = _positions(batch, position_of)
+            owner = positions[positions >= 0] // size
             if not len(owner):
                 continue
             if owner[0] < last or (np.diff(owner) < 0).any():
@@ -130,14 +138,15 @@ def _in_order(folder: Path, places: Mapping[str, int], size: int) -> list[Path]:
     return [path for *_, path in spans]
 
 
-def _out_of_order(folder: Path, where: str) -> StageError:
+def _out_of_order(folder: Path, location: str) -> StageError:
     return StageError(
-        f"{folder} holds rollouts whose images are not in the order of the split, {where}; sort them "
+        f"{folder} holds rollouts whose images are not in the order of the split, {location}; sort them "
         "by it, or delete the folder and re-run Propose"
     )
 
 
-def _places(batch: pa.RecordBatch, places: Mapping[str, int]) -> NDArray[np.int64]:
+def _positions(batch: pa.RecordBatch, position_of: Mapping[str, int]) -> NDArray[np.int64]:
+    """Each row's position in the split, -1 where its image is not wanted."""
     encoded = batch.column("image_id").dictionary_encode()
-    known = [places.get(image_id, -1) for image_id in encoded.dictionary.to_pylist()]
+    known = [position_of.get(image_id, -1) for image_id in encoded.dictionary.to_pylist()]
     return np.array(known, np.int64)[encoded.indices.to_numpy(zero_copy_only=False)]

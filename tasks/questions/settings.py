@@ -1,9 +1,9 @@
-"""The settings of BuildMCQ, and of open questions in its place."""
+"""The settings of Propose and BuildMCQ."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tasks.language.prompts import LETTERS
+from tasks.language.prompts import LETTERS, PROMPTS
 from tasks.runtime.errors import StageError
 from tasks.runtime.settings import Settings, setting
 
@@ -11,11 +11,34 @@ TOP_UPS = ("confusion", "text", "random", "none")
 VOCABULARIES = ("closed", "open")
 OPTIONS_FROM = ("policy", "random", "text", "hard_negative")
 ANSWERS_FROM = ("label", "majority")
+REFRESHES = ("all", "unsolved", "sample")
+SOLVED = ("keep", "retire")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposeSettings(Settings):
+    """[Propose]: what the policy is asked and how often, and which images a refresh asks about."""
+
+    section: ClassVar[str] = "Propose"
+
+    num_rollouts: int = setting(at_least=1)
+    prompt: str = setting("whether the question shows the names", choices=PROMPTS)
+    shard_size: int = setting("images a shard; the unit of resuming", at_least=1)
+    max_unparsed_share: float = setting("more unreadable answers: an error", at_least=0, at_most=1)
+    fail_fast_unparsed_share: float = setting("the same after two shards", at_least=0, at_most=1)
+    max_lost_share: float = setting(
+        "more images the engine refuses: an error", at_least=0, at_most=1
+    )
+    limit: int = setting("the first n images only, for a trial; 0: all", at_least=0)
+    refresh: str = setting("which images later rounds ask again about", choices=REFRESHES)
+    refresh_share: float = setting("of the images, with refresh = sample", above=0, at_most=1)
+    solved_at: float = setting("mean reward of its latest use: solved")
+    solved: str = setting("with refresh = unsolved: what becomes of those solved", choices=SOLVED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildMCQSettings(Settings):
-    """[BuildMCQ]: how candidates are merged, and how options are chosen among them."""
+    """[BuildMCQ]: how votes are merged into candidates, and how options are chosen among them."""
 
     section: ClassVar[str] = "BuildMCQ"
 
@@ -36,7 +59,7 @@ class BuildMCQSettings(Settings):
 
     @property
     def draws(self) -> bool:
-        """Whether choosing options takes random numbers."""
+        """Whether some options are drawn at random."""
         return self.top_up == "random" or self.options_from == "random"
 
     def check(self) -> None:

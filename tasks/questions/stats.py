@@ -1,4 +1,4 @@
-"""The counts of a BuildMCQ artifact, `stats.json`, added up shard by shard."""
+"""Counts the questions and candidates of a BuildMCQ artifact, shard by shard, for `stats.json`."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ CONFUSED_PAIRS = 20
 
 
 def empty_stats(images: int) -> dict[str, Any]:
-    """All counts of `stats.json` at nought, for a set of so many images."""
+    """All counts of `stats.json` at zero, for a set of `images` images."""
     return {
         "images": images,
         "injected": 0,
@@ -34,7 +34,7 @@ def empty_stats(images: int) -> dict[str, Any]:
 
 
 def count(stats: dict[str, Any], written: pa.Table, table: pa.Table, num_options: int) -> None:
-    """Add one shard, its questions and its candidates, to `stats`."""
+    """Add one shard to `stats`: its questions `written` and its candidates `table`."""
     asked = sum(stats["letters"].values())
     sizes = pc.list_value_length(written["options"]).to_pylist()
     stats["mean_options"] = stats["mean_options"] * asked + sum(sizes)
@@ -53,12 +53,12 @@ def count(stats: dict[str, Any], written: pa.Table, table: pa.Table, num_options
     ranks = table["truth_rank"].drop_null().to_numpy()
     stats["truth_in_top_k"] += int(np.sum(ranks <= num_options))
     steps, votes = (pc.list_flatten(table[c]) for c in ("answer_steps", "answer_votes"))
-    told = (
+    votes_by_step = (
         pa.table({"step": steps, "votes": votes})
         .group_by("step", use_threads=False)
         .aggregate([("votes", "sum")])
     )
-    _add(stats["match_steps"], {row["step"]: row["votes_sum"] for row in told.to_pylist()})
+    _add(stats["match_steps"], {row["step"]: row["votes_sum"] for row in votes_by_step.to_pylist()})
 
 
 def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:

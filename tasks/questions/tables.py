@@ -1,4 +1,4 @@
-"""What BuildMCQ writes about an image beside its question: candidates, answers, difficulty."""
+"""The columns that BuildMCQ writes beside a question: candidates, distinct answers, difficulty."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,32 +7,34 @@ import numpy as np
 import pyarrow as pa
 
 from data_cards import Card
-from tasks.questions.candidates import Merged
+from tasks.questions.votes import Merged
 
 
 def candidate_table(
     part: Sequence[dict[str, Any]], block: Merged, first: int, outcomes: Sequence[str], card: Card
 ) -> pa.Table:
-    """The rows of `tasks.tables.schemas.candidates` for the images `part`, the first of which is the
-    block's image `first`."""
+    """The rows of `tasks.tables.schemas.candidates` for the images `part`.
+
+    The first of them is image number `first` of the block.
+    """
     images = slice(first, first + len(part))
-    own = slice(block.starts[first], block.starts[first + len(part)])
-    said = slice(block.answer_starts[first], block.answer_starts[first + len(part)])
+    candidate_slice = slice(block.starts[first], block.starts[first + len(part)])
+    answer_slice = slice(block.answer_starts[first], block.answer_starts[first + len(part)])
     starts = _offsets(block.starts, first, len(part))
     answer_starts = _offsets(block.answer_starts, first, len(part))
     labels = np.array([-1 if row["label"] is None else row["label"] for row in part], np.int64)
-    class_ids, votes = block.class_ids[own], block.votes[own]
+    class_ids, votes = block.class_ids[candidate_slice], block.votes[candidate_slice]
     names = np.array(card.classes, object)[class_ids]
-    for place, name in block.names.items():
-        if own.start <= place < own.stop:
-            names[place - own.start] = name
+    for index, name in block.names.items():
+        if candidate_slice.start <= index < candidate_slice.stop:
+            names[index - candidate_slice.start] = name
     owner = np.repeat(np.arange(len(part)), np.diff(starts))
     hits = np.flatnonzero(class_ids == labels[owner])
     rank = np.zeros(len(part), np.int32)
     rank[owner[hits]] = hits - starts[owner[hits]] + 1
     truth_votes = np.zeros(len(part), np.int32)
     truth_votes[owner[hits]] = votes[hits]
-    codes = block.answer_codes[said]
+    codes = block.answer_codes[answer_slice]
     texts = pa.array(block.texts, pa.string()).take(codes) if len(codes) else pa.array([], "string")
     steps = pa.array(block.steps, pa.string()).take(codes) if len(codes) else pa.array([], "string")
     counts = block.counts[images].astype(np.int32)
@@ -50,7 +52,7 @@ def candidate_table(
             "num_outside": counts[:, 2],
             "outcome": pa.array(outcomes, pa.string()),
             "answers": _lists(answer_starts, texts),
-            "answer_votes": _lists(answer_starts, pa.array(block.answer_votes[said])),
+            "answer_votes": _lists(answer_starts, pa.array(block.answer_votes[answer_slice])),
             "answer_class_ids": _lists(answer_starts, pa.array(block.answer_class_ids[codes])),
             "answer_steps": _lists(answer_starts, steps),
         }
@@ -60,11 +62,11 @@ def candidate_table(
 def difficulties(
     block: Merged, images: Sequence[int], truths: Sequence[int]
 ) -> dict[str, list[float]]:
-    """How hard each question is to this policy, as columns; images count from `block.start`.
+    """How hard each question is for this policy, as columns; `images` count from `block.start`.
 
-    `truth_share` is the share of rollouts that named the truth; `margin` that share less the share
-    of the strongest other candidate, from -1 (hard) to 1 (easy); `entropy` the spread of the votes
-    over the candidates, in nats. Every image must have a candidate.
+    `truth_share` is the share of rollouts that named the truth. `margin` is that share less the
+    share of the strongest other candidate, from -1 (hard) to 1 (easy). `entropy` is that of the
+    votes over the candidates, in nats. Every image must have a candidate.
     """
     if not images:
         return {"truth_share": [], "margin": [], "entropy": []}
@@ -72,9 +74,9 @@ def difficulties(
     lengths = block.starts[asked + 1] - block.starts[asked]
     first = np.cumsum(lengths) - lengths
     owner = np.repeat(np.arange(len(asked)), lengths)
-    places = block.starts[asked][owner] + np.arange(len(owner)) - first[owner]
-    votes = block.votes[places]
-    right = block.class_ids[places] == np.asarray(truths)[owner]
+    indices = block.starts[asked][owner] + np.arange(len(owner)) - first[owner]
+    votes = block.votes[indices]
+    right = block.class_ids[indices] == np.asarray(truths)[owner]
     mine = np.bincount(owner, votes * right)
     others = np.maximum.reduceat(np.where(right, 0, votes), first)
     shares = votes / np.bincount(owner, votes)[owner]

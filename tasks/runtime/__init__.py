@@ -1,1 +1,1 @@
-"""How a stage runs as a process: command line, errors, Ctrl-C, progress, memory, the machine."""
+"""What every stage's process needs: command line, settings, errors, Ctrl-C, progress, memory."""

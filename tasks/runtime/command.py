@@ -1,7 +1,7 @@
-"""How a stage's function becomes a command: `python -m tasks.propose CONFIG.json`.
+"""Turns a stage's function into a command: `python -m tasks.propose CONFIG.json`.
 
-The configuration is the function's keyword arguments as JSON, `output` among them. Every artifact
-keeps the one it was made from, so that a stage can be run again by hand.
+The configuration holds the function's keyword arguments as JSON, `output` among them. Every
+artifact keeps its configuration, so that its stage can be run again by hand.
 """
 
 import argparse
@@ -9,28 +9,34 @@ import gc
 import inspect
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from tasks.runtime.errors import TOLD, StageError, Stopped, sentence
+from tasks.runtime.errors import USER_ERRORS, StageError, Stopped, sentence
 from tasks.runtime.interrupts import end_with_parent, shard_by_shard, stop_when_asked
 from tasks.runtime.memory import Watch, own_peak
 from tasks.runtime.progress import Bar
-from tasks.runtime.protocol import DONE_FILE, ERROR_FILE, PROGRESS_FILE, SCRATCH, STOPPED
+from tasks.runtime.protocol import (
+    DONE_FILE,
+    ERROR_FILE,
+    PROGRESS_FILE,
+    SCRATCH,
+    STOPPED,
+    remove_scratch,
+)
 from tasks.runtime.settings import Settings, converted, rules
-from tasks.tables.shards import sync_tree, write_text
+from tasks.tables.durable import sync_tree, write_text
 
 
 def main(function: Callable[..., None], short: bool = False) -> None:
     """Read the configuration named on the command line and call `function` with it.
 
-    A `short` stage takes seconds and has no shards: asked to stop, it is finished first. A mistake
-    that the user can mend ends in one sentence on standard error, in `error.txt` beside the output
-    for whoever started this process, and exit code 1. Anything else is a bug and keeps its traceback.
+    A `short` stage takes seconds and has no shards, so Ctrl-C lets it finish. An error that the user
+    can mend ends in exit code 1 and one sentence: on standard error, and in `error.txt` in the
+    output folder for the parent process. Any other error is a bug and keeps its traceback.
     """
     parser = argparse.ArgumentParser(
         description=(function.__doc__ or "").strip().splitlines()[0],
@@ -48,43 +54,37 @@ def main(function: Callable[..., None], short: bool = False) -> None:
         output.mkdir(parents=True, exist_ok=True)
         (output / ERROR_FILE).unlink(missing_ok=True)
         Bar.file = output / PROGRESS_FILE
-        gc.freeze()  # what is imported by now stays: the collector need not walk it again and again
+        gc.freeze()  # imported modules stay: the garbage collector need not visit them again
         with shard_by_shard("stage") if short else nullcontext(), Watch(os.getpid()) as memory:
             function(**arguments)
-            # Of several processes under a launcher the others write nothing.
+            # Of several processes under a launcher, only the first writes.
             if os.environ.get("RANK", "0") == "0":
                 _mark_done(output, max(memory.peak, own_peak()))
                 remove_scratch(output)
     except (Stopped, KeyboardInterrupt):
         print(f"{name}: stopped; the same command goes on from here", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        os._exit(STOPPED)  # without waiting for threads that are at work
-    except TOLD as error:
-        said = sentence(error)
-        if said is None:
+        os._exit(STOPPED)  # without waiting for running threads
+    except USER_ERRORS as error:
+        message = sentence(error)
+        if message is None:
             raise
-        with suppress(OSError, NameError):  # where the disk is full the words below must do
-            (output / ERROR_FILE).write_text(f"{said}\n", encoding="utf-8")
-        sys.exit(f"{name}: {said}")
+        with suppress(OSError, NameError):  # on a full disk the message below has to do
+            (output / ERROR_FILE).write_text(f"{message}\n", encoding="utf-8")
+        sys.exit(f"{name}: {message}")
 
 
 def _mark_done(output: Path, memory: float) -> None:
-    """Leave word that all is there, so that a run which is cut off from here on only commits.
+    """Record that the output is complete: a run that is cut off after this only has to commit.
 
-    `memory` is the peak, in MB, of this process and of those it has started.
+    `memory` is the peak in MB of this process and its descendants.
     """
     sync_tree(output, besides=SCRATCH)
     write_text(output / DONE_FILE, json.dumps({"peak_memory_mb": memory}))
 
 
-def remove_scratch(output: Path) -> None:
-    """Delete what nobody needs once the word is left that all is there."""
-    for name in SCRATCH:
-        shutil.rmtree(output / name, ignore_errors=True)
-
-
 def load_arguments(function: Callable[..., None], path: Path) -> dict[str, Any]:
-    """The keyword arguments in a JSON file. Raises StageError for keys that are unknown or missing."""
+    """The keyword arguments in a JSON file. Raises StageError for an unknown or missing key."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
@@ -95,12 +95,12 @@ def load_arguments(function: Callable[..., None], path: Path) -> dict[str, Any]:
         raise StageError(f"{path}: {error.args[0]}") from error
 
 
-def bind(function: Callable[..., None], values: dict[str, Any]) -> dict[str, Any]:
-    """Values by name as a stage function's keyword arguments.
+def bind(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Convert values by name to the keyword arguments of a function, or of a Settings dataclass.
 
-    An argument that is a dataclass of settings takes a value of its own name, or is made from its
-    settings' values, which then stand beside the others. Raises KeyError with a sentence for a name
-    that is unknown or missing, and StageError for a value that is not allowed.
+    An argument whose type is a Settings dataclass takes either one value of its own name, or the
+    values of its fields, which then stand among the others. Raises KeyError with a sentence for an
+    unknown or missing name, and StageError for a value that is not allowed.
     """
     hints = get_type_hints(function)
     bound, known = {}, []
@@ -128,11 +128,13 @@ def _settings_kind(kind: Any) -> type[Settings] | None:
 
 def _typed(value: Any, kind: Any) -> Any:
     settings = _settings_kind(kind)
-    return settings(**value) if settings and isinstance(value, dict) else converted(value, kind)
+    if settings and isinstance(value, dict):
+        return settings(**bind(settings, value))
+    return converted(value, kind)
 
 
 def quiet_libraries() -> None:
-    """Progress and errors are ours to print; the libraries' start-up chatter is not news."""
+    """Silence the libraries' start-up messages, unless a variable already sets their level."""
     for name, value in {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "TRANSFORMERS_VERBOSITY": "error",

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one sentence each, and what it says."""
+"""The errors that a user can mend, and the one sentence that each of them prints."""
 
 import errno
 
@@ -9,34 +9,34 @@ FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class StageError(Exception):
-    """A stage cannot go on; the message is one sentence: what, where, how to mend it."""
+    """A stage cannot go on. The message is one sentence: what is wrong, where, and how to mend it."""
 
 
 class ShardError(ValueError):
-    """A shard that cannot be read or does not fit its schema; the message names file and cure."""
+    """A shard cannot be read or does not fit its schema. The message names the file and the remedy."""
 
 
 class Stopped(Exception):
-    """The stage was asked to stop, and has finished the shard it was at."""
+    """The stage was asked to stop, and has finished its current shard."""
 
 
-# What `sentence` has words for; any other error is a bug.
-TOLD = (StageError, CardError, ShardError, OSError, MemoryError)
+# The errors that `sentence` explains; any other error is a bug.
+USER_ERRORS = (StageError, CardError, ShardError, OSError, MemoryError)
 
 
 def sentence(error: BaseException) -> str | None:
-    """What a person can do about an error; None for a bug."""
+    """The message for an error that the user can mend; None for a bug."""
     if isinstance(error, MemoryError):
         return "there is not enough memory; run it where there is more, or lower its batch"
     if not isinstance(error, OSError):
         return str(error)
-    said = f"{error.filename}: {error.strerror}" if error.filename else first_line(error)
+    message = f"{error.filename}: {error.strerror}" if error.filename else first_line(error)
     if error.errno in FULL:
-        return f"{said}; make room and run again, finished shards are kept"
-    return f"{said}; make it accessible and run again" if error.errno in FORBIDDEN else None
+        return f"{message}; make room and run again, finished shards are kept"
+    return f"{message}; make it accessible and run again" if error.errno in FORBIDDEN else None
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, on one line and not too long; its kind where it says nothing."""
+    """The first line of an error's message, at most 300 characters; its type where it is empty."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Stopping: Ctrl-C finishes the shard at hand, twice ends at once, and no process outlives its run."""
+"""Ctrl-C: once finishes the current shard, twice ends at once; a child ends with its parent run."""
 
 import os
 import signal
@@ -13,26 +13,27 @@ from tasks.runtime.protocol import STOPPED
 
 
 class _Stop:
-    """Whether this process was asked to stop, and what it is in the middle of, outermost first."""
+    """Whether this process was asked to stop, and the units of work it is in, outermost first."""
 
     asked = False
     units: ClassVar[list[str]] = []
 
 
 def stop_when_asked() -> None:
-    """Once: at the end of the shard, where the work is done in shards. Twice: at once.
+    """Install the signal handlers that stop this process.
 
-    A person presses Ctrl-C; whoever started this process hears it too, and says so by SIGUSR1.
-    Where nothing is begun that could be finished, as while a model is loaded, once is enough.
+    The first signal stops it at the end of the current shard, the second at once. Outside
+    `shard_by_shard`, as while a model loads, the first one already stops it at once. A process that
+    was started by hand gets Ctrl-C itself; a child gets SIGUSR1 from its parent instead.
     """
 
     def ask(*_: Any) -> None:
         if _Stop.asked:
-            os._exit(STOPPED)  # engines in processes of their own see it and end themselves
+            os._exit(STOPPED)  # worker processes notice it and end themselves
         _Stop.asked = True
         if not _Stop.units:
             raise KeyboardInterrupt
-        # Not by print: the signal may come in the middle of one.
+        # Not by print: the signal may arrive during a print.
         os.write(2, f"stopping after this {_Stop.units[-1]}\n".encode())
 
     started_by_hand = "DIVE_PARENT" not in os.environ
@@ -42,9 +43,9 @@ def stop_when_asked() -> None:
 
 @contextmanager
 def shard_by_shard(unit: str = "shard") -> Iterator[None]:
-    """Work that looks at `stop_asked` after each shard, or calls `stop_if_asked`.
+    """Mark work that checks `stop_asked`, or calls `stop_if_asked`, after each shard.
 
-    `unit` is what a shard is called here: a step of training, or the whole of a short stage.
+    `unit` is the word for a shard in messages: a training step, or the whole of a short stage.
     """
     _Stop.units.append(unit)
     try:
@@ -54,20 +55,20 @@ def shard_by_shard(unit: str = "shard") -> Iterator[None]:
 
 
 def stop_asked() -> bool:
-    """Whether to begin no further shard."""
+    """Whether this process was asked to stop: begin no further shard."""
     return _Stop.asked
 
 
 def stop_if_asked() -> None:
-    """Raises Stopped, after a shard is on disk, if the run was asked to stop."""
+    """Raise Stopped if this process was asked to stop. Call it once a shard is on disk."""
     if _Stop.asked:
         raise Stopped
 
 
 def end_with_parent(group: bool = False) -> None:
-    """End when the run that started this process is gone: a killed run must not go on working.
+    """End this process when the run that started it is gone, so that a killed run stops working.
 
-    With `group` the whole process group ends, which must then be this process's own.
+    With `group` the whole process group ends; this process must then lead a group of its own.
     """
     if "DIVE_PARENT" not in os.environ:
         return  # started by hand
@@ -76,7 +77,7 @@ def end_with_parent(group: bool = False) -> None:
     def lives() -> bool:
         if os.getppid() != starter:
             return False
-        try:  # below a launcher, which may outlive the run that started it
+        try:  # a launcher between the two may outlive the run
             os.kill(parent, 0)
         except ProcessLookupError:
             return False

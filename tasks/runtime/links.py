@@ -1,7 +1,7 @@
-"""Files under a second name, so that gigabytes that do not change are on the disk once.
+"""Hard links, so that gigabytes which do not change are on the disk once.
 
-A link is a name of the same file: it must never be written through. Whoever writes where a link may
-be removes the name first, which leaves the file to its other names.
+A hard link is a second name of the same file, so nobody may write to it in place. Whoever replaces
+such a file deletes the name first; the other names keep the old file.
 """
 
 import os
@@ -10,22 +10,22 @@ from pathlib import Path
 
 
 def link(source: Path, target: Path) -> bool:
-    """Give a file a second name, or copy it where that cannot be; whether it is a link.
+    """Hard-link `target` to `source`, or copy it where links are impossible. Returns whether it linked.
 
-    A file of the hub's cache is itself a symbolic link, to one that is named by its content.
+    Symbolic links are followed first: files in the hub's cache are links to content-named files.
     """
     source = source.resolve()
-    target.unlink(missing_ok=True)  # of an attempt before
+    target.unlink(missing_ok=True)  # left by an earlier attempt
     try:
         os.link(source, target)
-    except OSError:  # another file system, one without links, or a file of somebody else's
+    except OSError:  # another file system, one without links, or another user's file
         shutil.copyfile(source, target)
         return False
     return True
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """A folder of its own with the files of another, and so of the folders in it."""
+    """Make a new folder tree whose files are links to those of `source`."""
     target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         (link_tree if path.is_dir() else link)(path, target / path.name)

@@ -1,9 +1,9 @@
-"""What a build needs of the machine, and whether torch sees the GPU that is there.
+"""Checks the machine: what an installation needs of it, and whether torch sees its GPU.
 
-    python -m tasks.runtime.machine cuda     before anything is installed: runs under a bare Python
-    python -m tasks.runtime.machine torch    after that
+    python -m tasks.runtime.machine cuda     before the installation, under a bare Python
+    python -m tasks.runtime.machine torch    after the installation
 
-Each thing that is missing is one sentence with the command that brings it.
+Each problem is one sentence with the command that solves it.
 """
 
 import ctypes
@@ -19,30 +19,32 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-CUDA = (
-    13000  # what the wheels are built with, as cuDriverGetVersion counts: 1000 x major + 10 x minor
-)
-DRIVER = 580  # the first driver with it
-GLIBC = {"x86_64": (2, 31), "aarch64": (2, 34)}  # the oldest that every wheel has a build for
+# The CUDA version that the wheels are built with, as cuDriverGetVersion counts: 1000 major + 10 minor.
+CUDA = 13000
+DRIVER = 580  # the first driver that supports it
+GLIBC = {"x86_64": (2, 31), "aarch64": (2, 34)}  # the oldest glibc that all wheels support
 # Bytes on the disk after an installation, measured; those of CUDA from the sizes of its wheels.
 SIZE = {"cpu": 8e9, "cuda": 14e9}
-NO_GPU = ("-1", "NoDevFiles", "none", "void")  # CUDA_VISIBLE_DEVICES ends at these
+NO_GPU = ("-1", "NoDevFiles", "none", "void")  # CUDA ignores CUDA_VISIBLE_DEVICES from these on
 
 
 def gpus() -> list[str]:
-    """This process's NVIDIA GPUs, as CUDA_VISIBLE_DEVICES names them; found without CUDA."""
+    """This process's NVIDIA GPUs, as CUDA_VISIBLE_DEVICES names them. Needs no CUDA."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         named = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
         return named[: next((i for i, gpu in enumerate(named) if gpu in NO_GPU), None)]
-    # Their ordinals begin at 0, whatever the numbers of the devices that a container was given.
+    # CUDA counts from 0, whatever the numbers of the devices that a container was given.
     return [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
 
 def compiler(
     environment: Mapping[str, str], which: Callable[[str], str | None] = shutil.which
 ) -> str:
-    """Triton compiles a launcher for each kernel at run time, by CC, gcc or clang."""
+    """The problem if there is no C compiler; "" if there is one.
+
+    Triton compiles a launcher for each kernel at run time, with CC, gcc or clang.
+    """
     if any(
         which(name) for name in ((environment["CC"],) if "CC" in environment else ("gcc", "clang"))
     ):
@@ -52,23 +54,23 @@ def compiler(
 
 
 def headers(include: Path, version: str) -> str:
-    """These launchers include Python.h; `include` is where this Python keeps it."""
+    """The problem if the folder `include` holds no Python.h, which Triton's launchers include."""
     if (include / "Python.h").is_file():
         return ""
     return f"GPU kernels need {include / 'Python.h'}: run apt-get install python{version}-dev"
 
 
-def c_library(found: str, machine: str) -> str:
-    """`found` is what CS_GNU_LIBC_VERSION says, such as glibc 2.36."""
+def c_library(reported: str, machine: str) -> str:
+    """The problem if glibc is too old. `reported` is CS_GNU_LIBC_VERSION, such as "glibc 2.36"."""
     wanted = GLIBC.get(machine)
     if wanted is None:
         return f"there are no wheels for {machine}; use a machine with {' or '.join(GLIBC)}"
-    number = re.fullmatch(r"glibc (\d+)\.(\d+)", found)
+    number = re.fullmatch(r"glibc (\d+)\.(\d+)", reported)
     if number and tuple(map(int, number.groups())) >= wanted:
         return ""
     need = ".".join(map(str, wanted))
     return (
-        f"the wheels need glibc {need} and this system has {found or 'none'}; use one as new as "
+        f"the wheels need glibc {need} and this system has {reported or 'none'}; use one as new as "
         + (
             "Debian 11, Ubuntu 20.04 or RHEL 9"
             if machine == "x86_64"
@@ -78,9 +80,10 @@ def c_library(found: str, machine: str) -> str:
 
 
 def driver(version: str, cuda: int) -> str:
-    """`version` is the kernel module's, "" if unknown; `cuda` what libcuda supports, 0 without it.
+    """The problem if the driver is too old for CUDA, or libcuda is missing.
 
-    The two differ with NVIDIA's compatibility package, and libcuda's is what counts.
+    `version` is that of the kernel module, "" if unknown; `cuda` is what libcuda supports, 0 without
+    it. The two differ under NVIDIA's compatibility package, and then libcuda decides.
     """
     if cuda >= CUDA:
         return ""
@@ -96,28 +99,28 @@ def driver(version: str, cuda: int) -> str:
 
 
 def driver_version(of_command: str, of_kernel: str) -> str:
-    """The driver's version, from `nvidia-smi` or else /proc/driver/nvidia/version; "" without any."""
-    found = re.search(r"^\d+\.[\d.]+$", of_command, re.MULTILINE) or re.search(
+    """The driver's version in the text of `nvidia-smi`, else of /proc/driver/nvidia/version, else ""."""
+    match = re.search(r"^\d+\.[\d.]+$", of_command, re.MULTILINE) or re.search(
         r"(?<=\s)\d{3,}\.[\d.]+", of_kernel.partition("\n")[0]
     )
-    return found.group() if found else ""
+    return match.group() if match else ""
 
 
 def installed_driver() -> str:
-    """The driver's version here, "" without any."""
-    said = kernel = ""
+    """The version of this machine's driver; "" where there is none."""
+    command_output = kernel_text = ""
     with suppress(OSError, subprocess.SubprocessError):
-        said = subprocess.run(
+        command_output = subprocess.run(
             ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
             capture_output=True, text=True, timeout=60,
         ).stdout  # fmt: skip
     with suppress(OSError):
-        kernel = Path("/proc/driver/nvidia/version").read_text()
-    return driver_version(said, kernel)
+        kernel_text = Path("/proc/driver/nvidia/version").read_text()
+    return driver_version(command_output, kernel_text)
 
 
 def supported_cuda() -> int:
-    """What libcuda supports, such as 13000; 0 without it."""
+    """The CUDA version that libcuda supports, such as 13000; 0 without libcuda."""
     number = ctypes.c_int(0)
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
@@ -125,7 +128,7 @@ def supported_cuda() -> int:
 
 
 def room(build: str, free: int, installed: bool) -> str:
-    """A build's packages take `SIZE` bytes of disk; `free` is what this folder's disk has."""
+    """The problem if the disk has fewer `free` bytes than a build's packages take."""
     if installed or free >= SIZE[build]:
         return ""
     needed, there = SIZE[build] / 1e9, free / 1e9
@@ -136,7 +139,7 @@ def room(build: str, free: int, installed: bool) -> str:
 
 
 def missing(build: str) -> list[str]:
-    """What a build, cpu or cuda, lacks on this machine, a sentence each."""
+    """The problems of this machine for a build ("cpu" or "cuda"), one sentence each."""
     libc = ""
     with suppress(ValueError, OSError):
         libc = os.confstr("CS_GNU_LIBC_VERSION") or ""
@@ -144,33 +147,33 @@ def missing(build: str) -> list[str]:
         "posix_local", "posix_prefix"
     )  # as Triton does
     installed = any(Path(sys.prefix).glob("lib/python*/site-packages/torch"))
-    found = [
+    problems = [
         c_library(libc, platform.machine()),
         room(build, shutil.disk_usage(sys.prefix).free, installed),
     ]
     if build == "cuda":
-        found += [
+        problems += [
             compiler(os.environ),
             headers(
                 Path(sysconfig.get_paths(schemes)["include"]), "{}.{}".format(*sys.version_info[:2])
             ),
             driver(installed_driver(), supported_cuda()) if gpus() else "",
         ]
-    return list(filter(None, found))
+    return list(filter(None, problems))
 
 
 def unseen() -> str:
-    """Why torch does not use the GPU that is there, as a sentence; "" where it does or none is."""
+    """The reason why torch does not see this machine's GPU; "" where it does, or there is none."""
     if not gpus():
         return ""
     import torch
 
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA; run make setup DEVICE=cuda"
-    # vLLM has torch ask the driver's management library, which also lists what CUDA cannot use.
+    # vLLM makes torch ask the driver's management library, which also lists GPUs that CUDA cannot use.
     weaker = os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     try:
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             if torch.cuda.is_available():
                 return ""
@@ -182,17 +185,19 @@ def unseen() -> str:
             f"CUDA_VISIBLE_DEVICES = {visible}, and torch sees no such GPU; unset it or correct it"
         )
     version, cuda = installed_driver(), supported_cuda()
-    said = (
-        str(told[0].message).partition("\n")[0] if told else "nvidia-smi should say what is wrong"
+    reason = (
+        str(caught[0].message).partition("\n")[0]
+        if caught
+        else "nvidia-smi should say what is wrong"
     )
     return driver(version, cuda) or (
         f"driver {version or 'unknown'} supports CUDA {cuda // 1000}.{cuda % 1000 // 10} and torch "
-        f"{torch.__version__} is built for {torch.version.cuda}; {said}"
+        f"{torch.__version__} is built for {torch.version.cuda}; {reason}"
     )
 
 
 def check_gpu() -> None:
-    """Raises StageError when there is a GPU and torch does not see it: the CPU is never a surprise."""
+    """Raise StageError when torch does not see a GPU that is there: no stage uses the CPU unasked."""
     from tasks.runtime.errors import StageError
 
     if why := unseen():
@@ -202,7 +207,7 @@ def check_gpu() -> None:
 
 
 def main(what: str) -> int:
-    """Say what is missing; the number of such things."""
+    """Print the problems. Returns how many there are."""
     wrong = list(filter(None, [unseen()])) if what == "torch" else missing(what)
     for sentence in wrong:
         print(f"error: {sentence}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""What a stage takes of memory: its own process and those that it starts.
+"""Measures the peak memory of a stage: its own process and all descendants.
 
-On Linux the kernel keeps each process's peak, for as long as the process is there; so those of the
-processes below a stage are looked at again and again, and the last second of one may be missed.
+Linux keeps the peak of a process only as long as the process lives. So a thread reads the peaks of
+all descendants once a second, and may miss the last second of one.
 """
 
 import os
@@ -13,29 +13,29 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-EVERY = 1.0  # seconds between two looks
+EVERY = 1.0  # seconds between two measurements
 PROC = Path("/proc")
 
 
 def own_peak() -> float:
-    """The most memory that this process has had, in MB.
+    """The peak memory of this process, in MB.
 
-    Not by getrusage where it can be helped: that counts what the process was forked from as well.
+    getrusage is only the fallback: it also counts the process that this one was forked from.
     """
     return _peak(os.getpid()) or megabytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def megabytes(maxrss: int) -> float:
-    """`ru_maxrss` in MB: it counts kilobytes, but bytes on macOS."""
+    """Convert `ru_maxrss` to MB. Linux reports it in kilobytes, macOS in bytes."""
     return maxrss / (1024 if sys.platform == "linux" else 1024**2)
 
 
 class Watch:
-    """Looks at `root` and the processes below it from a thread, in a `with` statement.
+    """Measures the process `root` and its descendants from a thread, in a `with` statement.
 
-    `peak` is the largest sum, in MB, of the peaks of processes that were there at one time. It is an
-    upper bound, for they need not have had their peaks together, and what they share is counted in
-    each. 0.0 where `root` ended before the first look, or the system does not tell.
+    `peak` is the largest sum, in MB, of the peaks of the processes alive at one time. It is an upper
+    bound: their peaks need not coincide, and shared memory counts in each. It is 0.0 where `root`
+    ended before the first measurement, or on a system other than Linux.
     """
 
     def __init__(self, root: int):
@@ -56,24 +56,24 @@ class Watch:
             self.look()
 
     def look(self) -> None:
-        """Take note of the processes that are there now."""
+        """Measure the processes that are alive now."""
         self.peak = max(self.peak, sum(map(_peak, [self.root, *below(self.root)])))
 
 
 def below(root: int) -> list[int]:
-    """The processes that `root` started, those that they started, and so on."""
+    """The process ids of all descendants of `root`."""
     children = defaultdict(list)
     for folder in PROC.glob("[0-9]*"):
         with suppress(OSError, ValueError):  # it has ended
-            # The name before the state may hold anything, brackets too.
+            # The process's name before its state may hold anything, parentheses too.
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             children[parent].append(int(folder.name))
-    found, waiting = [], [root]
+    descendants, waiting = [], [root]
     while waiting:
         fresh = children.pop(waiting.pop(), [])
-        found += fresh
+        descendants += fresh
         waiting += fresh
-    return found
+    return descendants
 
 
 def _peak(pid: int) -> float:

@@ -1,4 +1,4 @@
-"""The progress bar of a stage: its figures, and a word for what goes on now."""
+"""The progress bar of a stage, which also writes its figures to a file for `status`."""
 
 import json
 import os
@@ -13,30 +13,33 @@ from tqdm import tqdm
 
 
 class Bar(tqdm):
-    """A progress bar that also leaves its figures in a file, for `status` and the scheduler."""
+    """A progress bar that also writes its figures to `file`, for `status` and the scheduler.
+
+    The class attributes belong to the process: it shows one bar at a time.
+    """
 
     file: Path | None = None
-    shown: ClassVar["Bar | None"] = None  # the one that is shown at present
-    told = -1e9
-    shard = 0
-    now = ""  # what goes on, in a word
+    shown: ClassVar["Bar | None"] = None  # the bar that is shown now
+    written_at = -1e9  # seconds of the monotonic clock
+    shard = 0  # units a shard; 0: the recipe's shard_size
+    now = ""  # the current activity, in a word
     terminal = False
 
     def say(self, word: str) -> None:
-        """Stand beside the bar, and in the file, until the next word."""
+        """Show `word` beside the bar, and in the file, until the next one."""
         if word == self.now:
             return
         self.now = word
-        Bar.told = -1e9  # what it says may go on for long
-        self._leave_word()
-        if self.terminal:  # in a log file the next line has it
+        Bar.written_at = -1e9  # write at once: the next update may be far off
+        self._write_figures()
+        if self.terminal:  # a log file shows it on its next line
             self.refresh()
 
     @property
     def format_dict(self) -> Any:
-        found = super().format_dict
-        beside = [part for part in (self.now, found.get("postfix")) if part]
-        return found | {"postfix": ", ".join(beside)}
+        figures = super().format_dict
+        beside = [part for part in (self.now, figures.get("postfix")) if part]
+        return figures | {"postfix": ", ".join(beside)}
 
     def close(self) -> None:
         self.now = ""
@@ -46,20 +49,21 @@ class Bar(tqdm):
 
     def update(self, n: float | None = 1) -> bool | None:
         shown = super().update(n)
-        self._leave_word()
+        self._write_figures()
         return shown
 
     def __iter__(self) -> Iterator[Any]:
         for item in super().__iter__():
             yield item
-            self._leave_word(self.n + 1)
+            self._write_figures(self.n + 1)
 
-    def _leave_word(self, done: float | None = None) -> None:
+    def _write_figures(self, done: float | None = None) -> None:
+        """Write the figures to the file, at most twice a second."""
         now = time.monotonic()
-        if Bar.file is None or now - Bar.told < 0.5:
+        if Bar.file is None or now - Bar.written_at < 0.5:
             return
-        Bar.told = now
-        told = {
+        Bar.written_at = now
+        figures = {
             "what": self.desc,
             "done": self.n if done is None else done,
             "total": self.total,
@@ -69,7 +73,7 @@ class Bar(tqdm):
         }
         fresh = Bar.file.with_suffix(".tmp")
         with suppress(OSError):
-            fresh.write_text(json.dumps(told), encoding="utf-8")
+            fresh.write_text(json.dumps(figures), encoding="utf-8")
             os.replace(fresh, Bar.file)
 
 
@@ -82,9 +86,10 @@ def progress(
     done: int = 0,
     shard: int = 0,
 ) -> tqdm:
-    """The one progress bar: rate and time left on a terminal, a line every 15 s in a log file.
+    """A progress bar: rate and time left on a terminal, a line every 15 s in a log file.
 
-    `shard` is how many units a shard holds, for a stage that has no setting `shard_size`.
+    `done` of `total` units were done before. `shard` is how many units a shard holds, for a stage
+    without a setting `shard_size`.
     """
     terminal = sys.stderr.isatty() or bool(os.environ.get("DIVE_TERMINAL"))
     bar = Bar(
@@ -103,6 +108,6 @@ def progress(
 
 
 def doing(word: str) -> None:
-    """Say beside this process's progress bar, where it shows one, what goes on from now on."""
+    """Show `word` as the current activity beside this process's progress bar, if it shows one."""
     if Bar.shown is not None:
         Bar.shown.say(word)

@@ -1,19 +1,26 @@
-"""What the process of a stage and the run that started it agree on: names of files, exit codes."""
+"""What the process of a stage and the run that started it agree on: file names and exit codes."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-from tasks.tables.shards import write_text
+from tasks.tables.durable import write_text
 
-ERROR_FILE = "error.txt"
-STATS_FILE = "stats.json"
-PROGRESS_FILE = ".progress.json"  # what the bar stands at
-SCRATCH = ("checkpoints", "cache")  # folders that only going on after a kill needs
-DONE_FILE = ".done"  # the function has ended well, and all it wrote is on disk
+ERROR_FILE = "error.txt"  # the one sentence of a failed stage
+STATS_FILE = "stats.json"  # the stage's counts
+PROGRESS_FILE = ".progress.json"  # the figures of the progress bar
+SCRATCH = ("checkpoints", "cache")  # folders that only a run which resumes this one needs
+DONE_FILE = ".done"  # the stage's function has returned, and all it wrote is on disk
 STOPPED = 130  # exit code of a stage that was asked to stop, and did
 
 
 def save_stats(output: Path, stats: dict[str, Any]) -> None:
-    """Write a stage's counts, `stats.json`; they go into its manifest as well."""
+    """Write a stage's counts to `stats.json`. The manifest repeats them."""
     write_text(output / STATS_FILE, json.dumps(stats, indent=1))
+
+
+def remove_scratch(output: Path) -> None:
+    """Delete the folders that only a resumed run needs."""
+    for name in SCRATCH:
+        shutil.rmtree(output / name, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""Settings: one frozen dataclass a stage, in which each field carries its help, choices and bounds.
+"""Settings of a stage: a frozen dataclass whose fields carry their help, choices and bounds.
 
-A setting is written once. Luigi's parameters are made of these fields (`pipeline.settings`), an
+A setting is declared once. Luigi's parameters are made from these fields (`pipeline.parameters`), an
 artifact's recipe.json holds them under the same names, and the stage's function takes the dataclass.
 
     @dataclass(frozen=True, kw_only=True)
@@ -24,9 +24,9 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value must be, and whether it can change what a result means (`significant`).
+    """What a setting's value must be, and whether it can change a result (`significant`).
 
-    `choices` are the words it may be; with `several` it names some of them, separated by spaces.
+    The value must be one of `choices`; with `several` it names some of them, separated by spaces.
     """
 
     help: str = ""
@@ -38,7 +38,7 @@ class Rule:
     significant: bool = True
 
     def refusal(self, value: Any) -> str | None:
-        """Why a value of the right type is none of those allowed; None where it is."""
+        """Why a value of the right type is not allowed; None where it is allowed."""
         if self.several:
             wrong = [word for word in value.replace(",", " ").split() if word not in self.choices]
             if wrong:
@@ -53,8 +53,8 @@ class Rule:
         bounds = [(word, limit, holds) for word, limit, holds in limits if limit is not None]
         if all(holds(limit) for _, limit, holds in bounds):
             return None
-        told = " and ".join(f"{word} {limit:g}" for word, limit, _ in bounds)
-        return f"must be {told}; got {value!r}"
+        allowed = " and ".join(f"{word} {limit:g}" for word, limit, _ in bounds)
+        return f"must be {allowed}; got {value!r}"
 
 
 def setting(
@@ -68,19 +68,19 @@ def setting(
     significant: bool = True,
     default: Any = dataclasses.MISSING,
 ) -> Any:
-    """A field of a stage's settings, with the rule that its values follow."""
+    """A field of a stage's settings, with the rule for its value."""
     rule = Rule(help, tuple(choices), several, at_least, at_most, above, significant)
     return dataclasses.field(default=default, metadata={KEY: rule})
 
 
-_RULES: dict[Any, dict[str, tuple[Any, Rule]]] = {}  # asked for every object, and always the same
+_RULES: dict[Any, dict[str, tuple[Any, Rule]]] = {}  # computed once for each class
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Base of a stage's settings. A value of the wrong type or out of bounds raises StageError."""
+    """Base class of a stage's settings. A value of the wrong type or out of bounds raises StageError."""
 
-    section: ClassVar[str] = ""  # of luigi.cfg
+    section: ClassVar[str] = ""  # the section of luigi.cfg
 
     def __post_init__(self) -> None:
         for name, (kind, rule) in rules(type(self)).items():
@@ -88,24 +88,25 @@ class Settings:
             object.__setattr__(self, name, value)
             problem = mistyped(value, kind) or rule.refusal(value)
             if problem:
-                raise StageError(f"[{self.section}] {name} {problem}")
+                section = f"[{self.section}] " if self.section else ""
+                raise StageError(f"{section}{name} {problem}")
         self.check()
 
     def check(self) -> None:
-        """Raise StageError where values that are allowed one by one do not go together."""
+        """Raise StageError where values contradict one another, each of which is allowed alone."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """From a mapping that may hold other keys as well."""
+        """Settings from a mapping, which may hold other keys as well."""
         return cls(**{name: values[name] for name in rules(cls) if name in values})
 
     def values(self) -> dict[str, Any]:
-        """Name -> value, as JSON has it."""
+        """Name -> JSON value."""
         return {name: _plain(getattr(self, name)) for name in rules(type(self))}
 
 
 def rules(kind: type[Settings]) -> dict[str, tuple[Any, Rule]]:
-    """Each setting's type and rule, in order."""
+    """Name -> (type, rule) of each setting, in the order of declaration."""
     if kind not in _RULES:
         hints = typing.get_type_hints(kind)
         of_each = {f.name: (hints[f.name], f.metadata.get(KEY, Rule())) for f in fields(kind)}
@@ -114,7 +115,7 @@ def rules(kind: type[Settings]) -> dict[str, tuple[Any, Rule]]:
 
 
 def mistyped(value: Any, kind: Any) -> str | None:
-    """Why a value is not of the type that its setting has; None where it is."""
+    """Why a value does not have its setting's type; None where it has."""
     expected = typing.get_origin(kind) or kind
     if not isinstance(expected, type):  # a union, of a path and None
         return None
@@ -126,7 +127,7 @@ def mistyped(value: Any, kind: Any) -> str | None:
 
 
 def converted(value: Any, kind: Any) -> Any:
-    """What JSON cannot tell apart: a whole number meant as any number, a text meant as a path."""
+    """A JSON value as the type `kind`, where JSON has no such type: int to float, text to Path."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind in (Path, Path | None) and isinstance(value, str):

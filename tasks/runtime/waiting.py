@@ -1,6 +1,6 @@
-"""A line while a model loads, which can take minutes: what, how large, from where, for how long.
+"""Tells the user that a model is loading, which can take minutes: its name, size and time so far.
 
-What loads within seconds needs no word. A log file gets a line a minute, a terminal one that counts.
+A load of a few seconds prints nothing. A log file gets a line a minute, a terminal a counting line.
 """
 
 import os
@@ -11,18 +11,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
-SOON = 5.0  # seconds within which nothing is said
+SOON = 5.0  # seconds before the first line
 EVERY = 60.0  # seconds between two lines in a log file
 
 
 @contextmanager
 def loading(what: str) -> Iterator[Callable[[], None]]:
-    """Say `what` is going on if it takes long; yields a function that ends it before the block does.
+    """Print `what` if the block takes long; yields a function that ends the waiting early.
 
-    Of several processes under a launcher the first one says it. Heard below `tasks.engines.base.hushed`
-    as well, which must be entered later.
+    Of several processes under a launcher only the first prints. The lines also appear while
+    `tasks.engines.base.hushed` hides standard error, if that is entered inside this block.
     """
     if os.environ.get("RANK", "0") != "0":
         yield lambda: None
@@ -31,7 +30,7 @@ def loading(what: str) -> Iterator[Callable[[], None]]:
     ended = threading.Event()
     kept = os.dup(2)
     thread = threading.Thread(
-        target=_tell,
+        target=_announce,
         args=(what, terminal, ended.wait, lambda text: os.write(kept, text.encode())),
         daemon=True,
     )
@@ -49,18 +48,18 @@ def loading(what: str) -> Iterator[Callable[[], None]]:
 
 
 def opening(
-    stage: str, policy: str | Path, settings: dict[str, Any]
+    stage: str, policy: str | Path, backend: str
 ) -> AbstractContextManager[Callable[[], None]]:
-    """The same for an engine of these `[engine]` settings, from its start to its first answer."""
-    if settings["backend"] == "server":  # nothing is loaded here
+    """The same for an engine of this `[engine] backend`, from its start to its first answer."""
+    if backend == "server":  # the server has loaded it
         return nullcontext(lambda: None)
     return loading(f"{stage}: the engine loads {weights(policy)}")
 
 
-def _tell(
+def _announce(
     what: str, terminal: bool, wait: Callable[[float], bool], say: Callable[[str], object]
 ) -> None:
-    """`wait` returns True once there is nothing to wait for any more."""
+    """Print the lines by `say`. `wait(seconds)` returns True once there is nothing to wait for."""
     begin = time.monotonic()
     if wait(SOON):
         return
@@ -71,16 +70,16 @@ def _tell(
 
     line(what)
     while not wait(1.0 if terminal else EVERY):
-        line(f"still at it, {_told(time.monotonic() - begin)}", "" if terminal else "\n")
-    line(f"that took {_told(time.monotonic() - begin)}")
+        line(f"still at it, {_duration(time.monotonic() - begin)}", "" if terminal else "\n")
+    line(f"that took {_duration(time.monotonic() - begin)}")
 
 
-def _told(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
 def weights(policy: str | Path) -> str:
-    """A model as the line names it: its size on disk and its folder, or its name on the hub."""
+    """A model in words: its size on disk and its folder, or its name on the hub."""
     folder = Path(policy)
     if not folder.is_dir():
         return f"{policy} from the Hugging Face hub, or from where it was downloaded to"

@@ -1,1 +1,1 @@
-"""The Parquet tables between stages: schemas, shards, seeds by row, pictures as they are read."""
+"""What stages hand to one another: Parquet schemas and shards, manifests, seeds, decoded images."""

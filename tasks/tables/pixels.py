@@ -1,10 +1,9 @@
-"""From stored bytes to the picture that a policy's processor gets.
+"""Decodes stored images at the size that a policy's image processor would scale them to.
 
-A processor scales a large photograph down to what its policy takes in. Until then 12 megapixels
-take 36 MB, for every image that waits for an engine and every question of a batch. So a picture is
-brought to that size where its bytes are decoded, with the processor's own rule and filter: the
-processor then leaves its size alone. Whoever asks a policy, to train it or not, decodes here, so
-that all see the same pixels. A picture that the processor would not make smaller stays as it is.
+A processor scales a large photograph down. Until then 12 megapixels take 36 MB, for every image
+that waits for an engine and every question of a batch. So the decoder already scales it, with the
+processor's own rule and filter, and the processor then leaves the size alone. Training and inference
+both decode here, so that they see the same pixels. Smaller pictures stay as they are.
 """
 
 import inspect
@@ -17,19 +16,19 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-# libjpeg divides a JPEG's sides by 2, 4 or 8 while it decodes; here to no less than so many times
-# the final ones. On grainy photographs that moves a value by 0.3 to 0.5 of 255 levels in the mean,
-# for a third of the time; without it, as with a PNG, values differ by a level in a few of 1,000.
+# libjpeg can divide a JPEG's sides by 2, 4 or 8 while it decodes. It may do so down to GAP times the
+# final sides. On grainy photographs that changes a value by 0.3 to 0.5 of 255 levels on average, and
+# takes a third of the time. Without it, as with a PNG, a few values of 1,000 differ by one level.
 GAP = 2
 QWEN = {"height", "width", "factor", "min_pixels", "max_pixels"}
 IDEFICS = {"image", "resolution_max_side"}
 
 
 class Rule(NamedTuple):
-    """A processor's first resize: which pictures are too large for it, and what becomes of them.
+    """A processor's first resize: which pictures are too large, and the size they are scaled to.
 
-    Both functions take (height, width) in pixels; `resized` gives the same. `resample` is the
-    filter, as Pillow numbers them.
+    Both functions take (height, width) in pixels, and `resized` returns them. `resample` is the
+    number of Pillow's filter.
     """
 
     too_large: Callable[[int, int], bool]
@@ -38,7 +37,7 @@ class Rule(NamedTuple):
 
 
 class Decoder:
-    """Decodes images for a policy's processor; without one, at their full size."""
+    """Decodes images for a policy's processor; without a processor, at their full size."""
 
     def __init__(self, processor: Any = None):
         own = getattr(processor, "image_processor", None)
@@ -50,22 +49,22 @@ class Decoder:
             size = self.size(*image.size)
             if self._rule is None or size == image.size:
                 return image.convert("RGB")
-            # Only a JPEG does this. It says where in what is decoded the whole picture ends.
+            # Only a JPEG can be drafted. `smaller[1]` is the box of the picture in the decoded area.
             smaller = image.draft(None, (GAP * size[0], GAP * size[1]))
             rgb = image if image.mode == "RGB" else image.convert("RGB")
             return rgb.resize(size, self._rule.resample, box=smaller[1] if smaller else None)
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height of the picture that the processor gets of one of this size."""
+        """(width, height) to which a picture of this size is decoded."""
         rule, whole = self._rule, (width, height)
         if rule is None or not rule.too_large(height, width):
             return whole
-        with suppress(ValueError):  # too narrow for the processor, which will say so
+        with suppress(ValueError):  # too narrow for the processor, which will refuse it itself
             final = rule.resized(height, width)
             if rule.resized(*final) == final:
                 return final[1], final[0]
-            # Bounds from below and above that are close, as the tiny policy's, make another size
-            # of the result. A whole fraction of the picture keeps its proportions.
+            # With close lower and upper bounds, as the tiny policy's, the processor would resize
+            # its own result again. A whole fraction of the picture keeps the proportions.
             divisor = max(1, min(height // (GAP * final[0]), width // (GAP * final[1])))
             part = -(-height // divisor), -(-width // divisor)
             if rule.resized(*part) == final:
@@ -74,11 +73,11 @@ class Decoder:
 
 
 def rule_of(own: Any) -> Rule | None:
-    """The rule of an image processor, None where it is not known for certain.
+    """The resize rule of an image processor; None where it is not known for certain.
 
-    Known are a bound on the area (Qwen-VL's kind), one on the longest side (Idefics3, SmolVLM), and
-    one size for all (Gemma-3). Processors that cut pictures into tiles of their own choice, such as
-    InternVL's and LLaVA-OneVision's, may use all of a large picture.
+    Known are a bound on the area (Qwen-VL), a bound on the longest side (Idefics3, SmolVLM), and one
+    size for all pictures (Gemma-3). Processors that cut a picture into tiles, such as InternVL's and
+    LLaVA-OneVision's, may use all of a large picture.
     """
     if not getattr(own, "do_resize", False) or not isinstance(own.resample, int):
         return None
@@ -119,7 +118,7 @@ def _takes(function: Any, names: set[str]) -> bool:
 
 
 def _further_options(own: Any) -> list[str]:
-    """What else the processor is set to do with a picture before it is rescaled in value."""
+    """The names of further geometric steps that the processor is set to apply."""
     from transformers.processing_utils import ImagesKwargs
 
     known = getattr(type(own), "valid_kwargs", None)

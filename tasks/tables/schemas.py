@@ -1,6 +1,6 @@
-"""The Arrow schema of every artifact: the contract between stages.
+"""The Arrow schema of every table that a stage writes: the contract between stages.
 
-Each schema carries Hugging Face feature metadata, so `datasets.load_dataset("parquet", ...)`
+Each schema carries the metadata of Hugging Face features. So `datasets.load_dataset("parquet", ...)`
 decodes images and class names, while pandas, DuckDB and pyarrow read the same files.
 """
 
@@ -13,18 +13,18 @@ from datasets import ClassLabel, Features, Image, List, Value
 STR, INT, FLOAT, BOOL = Value("string"), Value("int32"), Value("float32"), Value("bool")
 
 GROUPS = ("base", "novel")
-# `pretrain` is what BasePolicy's supervised pretraining may see, and nothing else may; `unused`
-# are the train images of novel classes, which base-to-novel training must never touch.
+# `pretrain` images are for BasePolicy's supervised pretraining alone. `unused` are the train images
+# of novel classes, which base-to-novel training must never see.
 SPLITS = ("pretrain", "train", "val", "test", "unused")
-# Where an option came from: proposed, injected, added; or what an ablation put in its place.
+# Where an option came from: proposed by the policy, the injected truth, a top-up, or an ablation.
 SOURCES = ("policy", "truth", "top_up", "random", "text", "hard_negative")
 
 
 def images(names: Sequence[str]) -> pa.Schema:
     """Download: one row is an image; `names` are the card's classes by class id.
 
-    `sha256` is of the bytes; `pixels` and `dhash` are fingerprints of what they show
-    (`tasks/ingest/pictures.py`): equal for the same picture, near for pictures that look alike.
+    `sha256` is that of the bytes. `pixels` (equal for the same picture) and `dhash` (near for
+    pictures that look alike) are fingerprints of the decoded picture: `tasks/ingest/pictures.py`.
     """
     return _schema(
         image_id=STR,
@@ -40,18 +40,21 @@ def images(names: Sequence[str]) -> pa.Schema:
 
 
 def rejects() -> pa.Schema:
-    """Download: one row is a file that could not be used, and why."""
+    """Download: one row is an unusable file, with the reason."""
     return _schema(path=STR, reason=STR)
 
 
 def split(names: Sequence[str]) -> pa.Schema:
-    """Split: one row is an image's place in the protocol."""
+    """Split: one row is an image with its class, group and split."""
     label = ClassLabel(names=list(names))
     return _schema(image_id=STR, label=label, class_name=STR, group=STR, split=STR)
 
 
 def duplicates() -> pa.Schema:
-    """Split: one row is an image that repeats one of an earlier split; `distance` in bits of 64."""
+    """Split: one row is an image that repeats one (`twin`) of an earlier split.
+
+    `distance` is the count of differing bits of their 64-bit difference hashes.
+    """
     return _schema(
         image_id=STR,
         split=STR,
@@ -64,7 +67,7 @@ def duplicates() -> pa.Schema:
 
 
 def rollouts() -> pa.Schema:
-    """Propose: one row is one sampled response, raw. `mean_logprob` is in nats per token."""
+    """Propose: one row is one sampled completion, as generated. `mean_logprob` is in nats a token."""
     return _schema(
         image_id=STR,
         rollout=INT,
@@ -76,17 +79,17 @@ def rollouts() -> pa.Schema:
 
 
 def refused() -> pa.Schema:
-    """Propose, Evaluate: one row is an image that the engine would not take, and why."""
+    """Propose, Evaluate: one row is an image that the engine refused, with the reason."""
     return _schema(image_id=STR, reason=STR)
 
 
 def candidates(names: Sequence[str]) -> pa.Schema:
-    """BuildMCQ: one row is an image's merged candidates by falling votes, skipped images included.
+    """BuildMCQ: one row is an image with its candidates by falling votes, skipped images included.
 
-    `truth_rank` counts from 1 and is null when the truth was never proposed; `class_ids` holds -1
-    for a name that is no class of the card; `num_outside` counts answers that are no candidate.
-    The lists `answers` hold every distinct answer by falling votes ("" if unreadable), the class
-    it names (-1: none), and the step of matching or the fault of the text that decided so.
+    `truth_rank` counts from 1 and is null when the truth was never proposed. `class_ids` holds -1
+    for a name that is no class of the card. `num_outside` counts answers that are no candidate.
+    `answers` are all distinct answers by falling votes ("" if unreadable); the lists beside it hold
+    their votes, the class each names (-1: none), and the matching step or parser problem behind it.
     """
     return _schema(
         image_id=STR,
@@ -108,10 +111,10 @@ def candidates(names: Sequence[str]) -> pa.Schema:
 
 
 def mcq() -> pa.Schema:
-    """BuildMCQ: one row is a frozen question; options, ids, votes and sources run in parallel.
+    """BuildMCQ: one row is a frozen question. The four lists of options run in parallel.
 
-    `truth_share`, `margin` and `entropy` say how hard it is (`tasks.questions.tables.difficulties`);
-    `label_differs` that the answer is the policy's majority and not the image's label.
+    `truth_share`, `margin` and `entropy` measure its difficulty (`tasks.questions.tables`).
+    `label_differs` means that the answer is the policy's majority and not the image's label.
     """
     return _schema(
         mcq_id=STR,
@@ -132,12 +135,12 @@ def mcq() -> pa.Schema:
 
 
 def predictions(names: Sequence[str]) -> pa.Schema:
-    """Evaluate: one row is one image asked in one mode.
+    """Evaluate: one row is the prediction for one image in one mode.
 
-    `class_id` is -1 when the answer is no class of the card; `status` says how the answer was read
+    `class_id` is -1 when the answer is no class of the card. `status` says how the answer was read,
     or why there is none. `options` is empty where the mode asks no multiple-choice question.
-    `letter` is the option chosen and `truth_letter` that of the truth ("" where there is none);
-    `vote_share` is the share of the image's rollouts that named the class answered, 0 where the
+    `letter` is that of the option chosen, `truth_letter` that of the truth ("" where there is none).
+    `vote_share` is the share of the image's rollouts that named the answered class: 0 where the
     answer is no class, null where nothing was sampled.
     """
     return _schema(
@@ -160,8 +163,8 @@ def predictions(names: Sequence[str]) -> pa.Schema:
 def verdicts() -> pa.Schema:
     """Judge: one row is a pair of names that a judge was asked about.
 
-    `question` is what was asked for ("species of bird"); `status` is yes, no, or why there is no
-    verdict. The first five columns are what a verdict is remembered by.
+    `question` is what is asked for ("species of bird"). `status` is yes, no, or the reason why there
+    is no verdict. The first five columns are the key under which a verdict is reused.
     """
     return _schema(prompt_version=INT, model=STR, question=STR, truth=STR, answer=STR, status=STR)
 
@@ -169,9 +172,9 @@ def verdicts() -> pa.Schema:
 def judgements(names: Sequence[str]) -> pa.Schema:
     """Judge: one row is a prediction of a mode that is answered in free text.
 
-    `correct` is decided by the card's names alone. `judged` is the judge's verdict, null where it
-    was not asked or gave none, and `correct_judged` is what both say, null where it gave none.
-    `status` is matched, no_answer, yes, no, or why there is no verdict.
+    `correct` follows from the card's names alone. `judged` is the judge's verdict, null where it was
+    not asked or gave none. `correct_judged` combines the two, null where the judge gave no verdict.
+    `status` is matched, no_answer, yes, no, or the reason why there is no verdict.
     """
     return _schema(
         image_id=STR,
@@ -189,11 +192,11 @@ def judgements(names: Sequence[str]) -> pa.Schema:
 def train_log(rewards: Sequence[str]) -> pa.Schema:
     """Train: one row is an optimiser step; lengths in tokens, times in seconds.
 
-    `reward/<name>` is the mean of one of the `rewards`, before its weight. `dead_group_share` is of
-    groups whose rewards are all equal, `replaced_group_share` of those other questions stood in for.
-    `base_drift` is what handing adapters to vLLM moved the base weights by, before it was undone.
-    `val_accuracy` and `val_unreadable` are shares of the val images that were watched, at the steps
-    after which they were.
+    `reward/<name>` is the mean of one of the `rewards`, before its weight. `dead_group_share` is the
+    share of groups whose rewards are all equal, `replaced_group_share` that of groups replaced by
+    other questions. `base_drift` is how far merging adapters for vLLM moved the base weights, before
+    that was undone. `val_accuracy` and `val_unreadable` are shares of the watched val images, null
+    at steps without a validation.
     """
     numbers = (
         "loss",
@@ -222,9 +225,9 @@ def train_log(rewards: Sequence[str]) -> pa.Schema:
 
 
 def completions(rewards: Sequence[str]) -> pa.Schema:
-    """Train: one row is a completion sampled while training, with each of its `rewards`.
+    """Train: one row is a completion sampled during training, with each of its `rewards`.
 
-    `step` is the first optimiser step that learned from it.
+    `step` is the first optimiser step that used it.
     """
     return _schema(
         step=INT,

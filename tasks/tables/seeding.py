@@ -20,8 +20,8 @@ def row_generators(seed: int, keys: Sequence[str]) -> Iterator[Generator]:
     numbers = np.array([_number(key) for key in keys], np.uint64)
     words[:, 0], words[:, 1], words[:, 2] = seed & _WORD, numbers & np.uint64(_WORD), numbers >> 32
     for key, entropy in zip(keys, words, strict=True):
-        # numpy turns each number into its 32-bit words; ready words save it most of the work. A
-        # number of another length is another count of words.
+        # numpy splits each number into 32-bit words; given those words it has little left to do.
+        # A number of another length would be another count of words.
         plain = seed <= _WORD and entropy[2]
         yield Generator(PCG64(entropy)) if plain else row_generator(seed, key)
 

@@ -1,11 +1,10 @@
-"""Write and read Parquet shards: schema-checked, checksummed, atomic.
+"""Writes and reads Parquet shards: checked against a schema, with page checksums, atomically.
 
-A shard's file name appears only once its bytes are on disk, so a shard that exists is complete:
-that is what lets a killed stage go on where it stopped. Page checksums are written and verified,
-because without them most single-bit flips read back as silently wrong values.
+A shard gets its file name only once its bytes are on disk. So a shard that exists is complete, and a
+killed stage resumes after the last one. Page checksums are written and verified, because without
+them most single-bit flips would read back as silently wrong values.
 """
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -17,10 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.runtime.errors import ShardError
+from tasks.tables.durable import sha256_file as sha256_file  # also used as `shards.sha256_file`
+from tasks.tables.durable import sync
+from tasks.tables.durable import sync_tree as sync_tree
+from tasks.tables.durable import write_text as write_text
 
 T = TypeVar("T")
-IMAGE_ROWS_PER_GROUP = 100  # one row group of photographs stays near 10 MB
-BYTES_PER_GROUP = 64 << 20  # and never far above this, however large they are
+IMAGE_ROWS_PER_GROUP = 100  # a row group of photographs then has about 10 MB
+BYTES_PER_GROUP = 64 << 20  # a row group of large photographs ends here
 ROWS_PER_GROUP = 1 << 20
 
 
@@ -30,11 +33,11 @@ def shard_path(folder: Path, name: str, index: int) -> Path:
 
 
 class Writer:
-    """One Parquet file, written as its rows come, in a `with` statement; or no file at all.
+    """Writes one Parquet file row by row, in a `with` statement.
 
-    The file gets its name when the statement ends well. After an error, or without rows, there is
-    none: `datasets` cannot load a Parquet file without rows, and one such shard would spoil a
-    whole table. Raises ShardError when rows do not fit the schema.
+    The file gets its name when the statement ends well. After an error, or without rows, there is no
+    file: `datasets` cannot load a Parquet file without rows, and one such shard would spoil a whole
+    table. Raises ShardError when rows do not fit the schema.
     """
 
     def __init__(self, path: Path, schema: pa.Schema):
@@ -51,14 +54,14 @@ class Writer:
         return self
 
     def add(self, row: dict[str, Any]) -> None:
-        """One row; a row group is written as soon as it is full."""
+        """Add one row. A row group is written as soon as it is full."""
         self.rows.append(row)
         self.bytes += len(row["image"]["bytes"]) if self.photographs else 0
         if len(self.rows) == self.rows_per_group or self.bytes >= BYTES_PER_GROUP:
             self._write_rows()
 
     def add_table(self, rows: pa.Table | Sequence[dict[str, Any]]) -> None:
-        """Many rows at once."""
+        """Add many rows at once."""
         try:
             if not isinstance(rows, pa.Table):
                 rows = pa.Table.from_pylist(list(rows), self.schema)
@@ -72,7 +75,7 @@ class Writer:
             self.parquet = pq.ParquetWriter(
                 self.file,
                 self.schema,
-                # Photographs are compressed already; a second time would only take time.
+                # Photographs are compressed already.
                 compression={
                     name: "none" if name == "image.bytes" else "zstd"
                     for field in self.schema
@@ -103,7 +106,7 @@ class Writer:
                     self.file.flush()
                     os.fsync(self.file.fileno())
                     self.file.close()
-                except BaseException:  # a full disk: what is there is no shard
+                except BaseException:  # a full disk: the file is incomplete
                     self._discard()
                     raise
             if self.parquet is not None and kind is None:
@@ -114,57 +117,19 @@ class Writer:
 
     def _discard(self) -> None:
         if self.file is not None:
-            with suppress(OSError):  # what is left in its buffer may not fit on the disk
+            with suppress(OSError):  # flushing its buffer may fail on a full disk
                 self.file.close()
         self.partial.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """A small file that is there whole or not at all, and stays there when the power fails."""
-    partial = path.with_suffix(".tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    sync(path.parent)
-
-
-def sync_tree(folder: Path, besides: Sequence[str] = ()) -> None:
-    """Put everything below a folder on disk, files before the folders that name them.
-
-    `besides` are folders in it that are left out: others may still be at work there.
-    """
-    left_out = [folder / name for name in besides]
-    found = [
-        path
-        for path in folder.rglob("*")
-        if not path.is_symlink() and not any(path.is_relative_to(place) for place in left_out)
-    ]
-    for path in [p for p in found if p.is_file()]:
-        sync(path)
-    for path in [*(p for p in found if p.is_dir()), folder]:
-        sync(path)
-
-
-def sync(path: Path) -> None:
-    """Put a file, or the names in a folder, on disk. A file's own fsync leaves its name out, and
-    what is noted down next may rest on it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write(path: Path, rows: pa.Table | Sequence[dict[str, Any]], schema: pa.Schema) -> None:
-    """Write rows as one Parquet file; no rows, no file. Raises ShardError like Writer."""
+    """Write rows as one Parquet file; without rows, no file. Raises ShardError like Writer."""
     with Writer(path, schema) as writer:
         writer.add_table(rows)
 
 
 def _columns(name: str, kind: pa.DataType) -> list[str]:
-    """The Parquet columns of a field: those of a struct apart."""
+    """The Parquet columns of a field: a struct has one for each of its fields."""
     if pa.types.is_struct(kind):
         return [
             c
@@ -175,12 +140,15 @@ def _columns(name: str, kind: pa.DataType) -> list[str]:
 
 
 def paths(folder: Path, name: str) -> list[Path]:
-    """The files of one table, in order: `name.parquet` or `name-*.parquet`."""
+    """The files of one table, in order: `name.parquet` or `name-*.parquet`.
+
+    Raises ShardError when there are none.
+    """
     single = folder / f"{name}.parquet"
-    found = [single] if single.exists() else sorted(folder.glob(f"{name}-[0-9]*.parquet"))
-    if not found:
+    files = [single] if single.exists() else sorted(folder.glob(f"{name}-[0-9]*.parquet"))
+    if not files:
         raise ShardError(f"{folder} holds no {name} shards; re-run the stage that writes them")
-    return found
+    return files
 
 
 def read(folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -199,12 +167,12 @@ def iter_rows(
 
 
 def count_rows(folder: Path, name: str) -> int:
-    """Rows of one table, from the footers of its files."""
+    """The row count of one table, from the footers of its files."""
     return sum(map(num_rows, paths(folder, name)))
 
 
 def num_rows(path: Path) -> int:
-    """Rows of one shard, from its footer."""
+    """The row count of one shard, from its footer."""
     try:
         return pq.read_metadata(path).num_rows
     except (OSError, pa.ArrowInvalid) as error:
@@ -217,7 +185,7 @@ def iter_batches(
     batch_size: int,
     row_groups: Sequence[int] | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """One shard, or some of its row groups, as record batches; one is in memory at a time.
+    """One shard, or some of its row groups, as record batches, one in memory at a time.
 
     Page checksums are verified. Raises ShardError for a damaged file.
     """
@@ -231,21 +199,21 @@ def iter_batches(
 
 
 class ImageStore:
-    """The encoded images of a Download artifact, by image id; only what is asked for is read."""
+    """The encoded images of a Download artifact by image id. Only the row groups needed are read."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._places: dict[str, tuple[Path, int]] | None = None  # image id -> file, row group
+        self._locations: dict[str, tuple[Path, int]] | None = None  # image id -> file, row group
 
     def read(self, image_ids: Sequence[str]) -> dict[str, bytes]:
-        """Bytes by image id. Raises ShardError when an image is not there, or damaged."""
+        """Encoded bytes by image id. Raises ShardError when an image is missing or damaged."""
         wanted = set(image_ids)
-        if lost := sorted(wanted - self.places.keys()):
+        if lost := sorted(wanted - self.locations.keys()):
             raise ShardError(f"{len(lost)} images are not in {self.folder}, the first: {lost[0]}")
-        found: dict[str, bytes] = {}
+        images: dict[str, bytes] = {}
         by_file: dict[Path, set[int]] = {}
         for image_id in wanted:
-            path, group = self.places[image_id]
+            path, group = self.locations[image_id]
             by_file.setdefault(path, set()).add(group)
         for path, groups in by_file.items():
             try:
@@ -254,42 +222,40 @@ class ImageStore:
                         table = file.read_row_group(group, ["image_id", "image"])
                         for row in table.to_pylist():
                             if row["image_id"] in wanted:
-                                found[row["image_id"]] = row["image"]["bytes"]
+                                images[row["image_id"]] = row["image"]["bytes"]
             except (OSError, pa.ArrowInvalid) as error:
                 raise _damaged(path, error) from error
-        return found
+        return images
 
     @property
-    def places(self) -> dict[str, tuple[Path, int]]:
-        """Where every image lies, found out once from the ids alone."""
-        if self._places is None:
-            self._places = {}
+    def locations(self) -> dict[str, tuple[Path, int]]:
+        """Image id -> (file, row group), read once from the id columns alone."""
+        if self._locations is None:
+            self._locations = {}
             for path in paths(self.folder, "images"):
                 try:
                     with pq.ParquetFile(path, page_checksum_verification=True) as file:
                         for group in range(file.num_row_groups):
                             ids = file.read_row_group(group, ["image_id"])["image_id"].to_pylist()
-                            self._places |= dict.fromkeys(ids, (path, group))
+                            self._locations |= dict.fromkeys(ids, (path, group))
                 except (OSError, pa.ArrowInvalid) as error:
                     raise _damaged(path, error) from error
-        return self._places
+        return self._locations
 
 
 def chunks(items: list[T], size: int) -> Iterable[list[T]]:
-    """Consecutive slices of at most `size` items; a shard's rows depend on order alone."""
+    """Consecutive slices of at most `size` items."""
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_file(
     path: Path, columns: Sequence[str] | None = None, where: pc.Expression | None = None
 ) -> pa.Table:
-    """One shard as an Arrow table, page checksums verified; `where` skips row groups by statistics."""
+    """One shard as an Arrow table, page checksums verified.
+
+    `where` filters rows, and skips row groups by their statistics. Raises ShardError for a damaged
+    file or a missing column.
+    """
     try:
         if columns is not None:
             _require(path, columns)
@@ -299,9 +265,9 @@ def read_file(
 
 
 def _require(path: Path, columns: Sequence[str]) -> None:
-    """A table without a column that is asked for is of another version, and not to be misread."""
-    there = pq.read_schema(path).names
-    if lost := [name for name in columns if name.split(".")[0] not in there]:
+    """Raise ShardError when the file lacks one of `columns`: another version wrote it."""
+    present = pq.read_schema(path).names
+    if lost := [name for name in columns if name.split(".")[0] not in present]:
         raise ShardError(
             f"{path} has no column {lost[0]}: it was written by another version; delete its folder "
             "and re-run the stage"

@@ -1,4 +1,4 @@
-"""Which image is train, val or test, and which class is base or novel: the split table, read."""
+"""Reads the split table: which image is train, val or test, and which class is base or novel."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,10 @@ from tasks.tables import shards
 
 
 def select(split: Path, part: str, groups: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Rows of the split table in one part and some groups, ordered by image id."""
+    """Rows of the split table in one part and some groups, by ascending image id.
+
+    Raises StageError when there are none.
+    """
     rows = [
         row
         for row in shards.read(split, "split").to_pylist()
@@ -21,5 +24,5 @@ def select(split: Path, part: str, groups: tuple[str, ...]) -> list[dict[str, An
 
 
 def base_count(num_classes: int, protocol: str) -> int:
-    """How many classes, by ascending id, are base."""
+    """How many classes are base: the first ones by ascending class id."""
     return math.ceil(num_classes / 2) if protocol == "base_to_novel" else num_classes

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench import results
+from tests.conftest import settings_of
 
 MODEL = "Qwen/Qwen2.5-VL-3B-Instruct"
 GIB = 1 << 30
@@ -127,9 +128,10 @@ def measure(
     from PIL import Image
     from trl import GRPOConfig
 
+    from training.loop.trl_settings import of_reference
     from training.model import loading, processors
     from training.resources import gpu_memory, needs
-    from training.settings import _of_reference
+    from training.settings import TrainSettings
     from training.shared_prefix import check
     from training.shared_prefix.trainer import make_trainer
 
@@ -145,12 +147,11 @@ def measure(
         {"prompt": [{"role": "user", "content": f"What is this {n}?"}], "image": noise}
         for n in range(2 * questions * turns)
     ]
-    given = {
-        "dtype": dtype, "quantize": "none", "freeze": "none", "lora_rank": lora,
-        "lora_targets": "language", "num_generations": group, "max_completion_length": completion,
-        "shared_prefix": shared, "tokens_per_micro_batch": 0, "questions_per_step": questions * turns,
-        "micro_batch_size": questions * group,
-    }  # fmt: skip
+    settings = settings_of(
+        TrainSettings, dtype=dtype, lora_rank=lora, num_generations=group,
+        max_completion_length=completion, shared_prefix=shared,
+        questions_per_step=questions * turns, micro_batch_size=questions * group,
+    )  # fmt: skip
     config = GRPOConfig(
         output_dir=str(Path(folder) / "out"),
         max_steps=2,
@@ -170,19 +171,16 @@ def measure(
         disable_tqdm=True,
         logging_steps=1,
         seed=0,
-        **_of_reference(dtype),
+        **of_reference(dtype),
     )
     processor = processors.load_processor(policy)
     clock = Phases()
     with contextlib.redirect_stdout(sys.stderr):
         prompt = gpu_memory.size_of_prompts(processor, rows[:2])
         options, place = needs.Options.of(config), needs.Place(cuda=False)
-        needed = needs.of_gpu(needs.Asked(policy, prompt, given, options, place))
+        needed = gpu_memory.of_gpu(needs.Asked(policy, prompt, settings, options, place))
         clock.start()
-        model, adapters = loading.load_model(
-            policy, dtype=dtype, quantize="none", freeze="none", lora_rank=lora, lora_alpha=16,
-            lora_dropout=0.0, lora_targets="language",
-        )  # fmt: skip
+        model, adapters = loading.load_model(policy, settings)
         trainer = make_trainer(
             model=model,
             shared_prefix=shared,

@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from tasks.engines.base import Completion, Request, Sampling
+from tasks.engines.settings import EngineSettings
 from tasks.engines.worker import Ask, Done, Shard, Station
 from tasks.language import prompts
 from tasks.tables import shards
 from tests.bench import results
-from tests.conftest import run_stage
+from tests.conftest import run_stage, settings_of
 
 SHAPES: dict[str, dict[str, Any]] = {
     "50m": {"hidden": 512, "inner": 1536, "layers": 12, "heads": 8, "kv": 2, "vision": (8, 384, 1024, 6)},
@@ -76,13 +77,12 @@ def write_policy(folder: Path, shape: str, max_pixels: int, dtype: str) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def settings(given: argparse.Namespace) -> dict[str, Any]:
+def settings(given: argparse.Namespace) -> EngineSettings:
     """The settings of `[engine]` that all contenders share."""
-    return {
-        "backend": "vllm", "dtype": given.dtype, "max_model_len": given.max_model_len,
-        "max_num_seqs": given.max_num_seqs, "max_new_tokens": given.tokens,
-        "gpu_memory_utilization": 0.85, "tensor_parallel_size": 1, "cpu_kv_cache_gib": 2,
-    }  # fmt: skip
+    return settings_of(
+        EngineSettings, dtype=given.dtype, max_model_len=given.max_model_len,
+        max_num_seqs=given.max_num_seqs, max_new_tokens=given.tokens, cpu_kv_cache_gib=2,
+    )  # fmt: skip
 
 
 def contender(kind: str, link: Any, policy: Path, given: argparse.Namespace) -> None:

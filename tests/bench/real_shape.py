@@ -18,11 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tasks.evaluation.settings import EvaluateSettings
+from tasks.questions.settings import ProposeSettings
 from tasks.tables import shards
 from tests import real_shape
 from tests.bench import results
@@ -30,9 +33,11 @@ from tests.conftest import (
     ENGINE,
     ROOT,
     as_config,
+    evaluate_arguments,
     mcq_arguments,
     propose_arguments,
     run_stage,
+    settings_of,
     write_few_card,
     write_rollouts,
 )
@@ -157,23 +162,19 @@ def stages(root: Path, given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     place = argparse.Namespace(root=root / "base", download=root / "download", split=root / "split")
     place.propose = root / "made_up"
     data = {"download": [place.download], "split": [place.split], "card": "few", "seed": 0}
-    engine = {
-        **ENGINE,
-        "backend": given.backend,
-        "dtype": "bfloat16",
-        "processes": 1,
-        "repetition_penalty": 1.05,
-        "max_new_tokens": 12,
-        "max_model_len": 1024,
-        "max_num_seqs": 16,
-        "max_num_batched_tokens": 0,
-        "gpu_memory_utilization": 0.5,
-        "tensor_parallel_size": 1,
-        "cpu_kv_cache_gib": 1,
-        "quantization": "",
-        "lora": "",
-    }
+    engine = replace(
+        ENGINE,
+        backend=given.backend,
+        dtype="bfloat16",
+        processes=1,
+        repetition_penalty=1.05,
+        max_new_tokens=12,
+        max_model_len=1024,
+        max_num_seqs=16,
+        gpu_memory_utilization=0.5,
+    )
     asked = {"engine": engine, "num_rollouts": 2, "max_unparsed_share": 1.0, "limit": IMAGES}
+    evaluated = {"policy": root / "train", "engine": engine, "part": "val", "num_rollouts": 2}
     return {
         "base": {
             **data,
@@ -189,22 +190,11 @@ def stages(root: Path, given: argparse.Namespace) -> dict[str, dict[str, Any]]:
             "max_pixels": given.tokens * 28 * 28,
             "dtype": "bfloat16",
         },
-        "propose": propose_arguments(place, **asked),
+        "propose": settings_of(ProposeSettings).values() | propose_arguments(place, **asked),
         "mcq": mcq_arguments(place, top_up="random", max_lost_share=1.0),
         "train": trainer_arguments(root, given),
-        "evaluate": {
-            "card": "few",
-            "download": place.download,
-            "split": place.split,
-            "policy": root / "train",
-            "engine": engine,
-            "part": "val",
-            "num_rollouts": 2,
-            "num_options": 5,
-            "prompt": "open",
-            "shard_size": 100,
-            "seed": 0,
-        },
+        "evaluate": settings_of(EvaluateSettings).values()
+        | evaluate_arguments(place, shard_size=100, **evaluated),
     }
 
 

@@ -26,9 +26,10 @@ import pyarrow as pa
 from PIL import Image
 
 import data_cards
+from tasks.questions.settings import ProposeSettings
 from tasks.tables import schemas, shards
 from tests.bench import results
-from tests.conftest import ENGINE, ROOT
+from tests.conftest import ENGINE, ROOT, settings_of
 
 STAGES = ("Download", "Download by a table", "Split", "Propose", "BuildMCQ")
 ROLLOUTS, PER_SHARD, MARGIN = 20, 5000, 1.25
@@ -97,8 +98,10 @@ def line(folder: Path, records: int, stages: Sequence[str]) -> dict[str, tuple[f
         ),
         "Propose": lambda: _run(
             "tasks.propose", folder / "p", card="soak", download="download", split="split",
-            policy="none", engine=ENGINE, num_rollouts=ROLLOUTS, prompt="open", shard_size=500,
-            max_unparsed_share=1.0, fail_fast_unparsed_share=1.0, max_lost_share=0.0, limit=0, seed=0,
+            policy="none", engine=ENGINE.values(), seed=0, **settings_of(
+                ProposeSettings, num_rollouts=ROLLOUTS, shard_size=500, max_unparsed_share=1.0,
+                fail_fast_unparsed_share=1.0, max_lost_share=0.0,
+            ).values(),
         ),
         "BuildMCQ": lambda: _run(
             "tasks.build_mcq", folder / "m", card="soak", download="download", split="split",

@@ -56,7 +56,7 @@ def flip(folders: list[Path], count: int) -> list[Figure]:
 def _train_refuses(made: dict) -> list[Figure]:
     """Question shards with one flipped bit, given to Train."""
     from tasks.runtime.errors import StageError
-    from training.grpo import verify
+    from training.loop.session import verify
 
     folder = made["BuildMCQ"].folder
     draw = random.Random(2)

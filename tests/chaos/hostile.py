@@ -5,9 +5,9 @@ import json
 import random
 import re
 from pathlib import Path
-from typing import Any
 
 from tasks.engines.base import Completion, Request, Sampling
+from tasks.engines.settings import EngineSettings
 from tests.chaos import world
 from tests.chaos.figures import Figure
 
@@ -28,7 +28,7 @@ PARTS = (
 class Hostile:
     """Answers drawn from the parts above by (image, sample, seed); some of a megabyte."""
 
-    def __init__(self, policy: Path, settings: dict[str, Any]):
+    def __init__(self, policy: Path, settings: EngineSettings):
         pass
 
     def generate(self, requests: list[Request], sampling: Sampling) -> list[list[Completion]]:
@@ -55,7 +55,7 @@ def _text(key: str, request: Request) -> str:
     return f"<answer>{truth}</answer>{inside}" if frame < 0.7 else inside
 
 
-def engine(policy: Path, settings: dict[str, Any]) -> Hostile:
+def engine(policy: Path, settings: EngineSettings) -> Hostile:
     """`[engine] backend = tests.chaos.hostile:engine`."""
     return Hostile(policy, settings)
 

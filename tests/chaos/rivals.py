@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.chaos import world
 from tests.chaos.figures import Figure
+from tests.fakes import AILS
 
 
 def races(root: Path, long: bool) -> list[Figure]:
@@ -116,18 +117,14 @@ def _propose(output: Path, made: dict, ails: dict) -> tuple[int, Counter[str], i
         "shard_size": 24,
         "max_lost_share": 0.0,
     }
-    arguments["engine"] = arguments["engine"] | {
-        "backend": "tests.fakes:isolated",
-        "processes": 1,
-        "ails": ails,
-    }
+    arguments["engine"] |= {"backend": "tests.fakes:isolated", "processes": 1}
     config = output.with_suffix(".json")
     config.write_text(json.dumps(arguments))
     subprocess.run(
         [sys.executable, "-m", "tasks.propose", str(config)],
         check=True,
         capture_output=True,
-        env=os.environ,
+        env={**os.environ, AILS: json.dumps(ails)},
     )
     rows = shards.read(output, "rollouts", ["image_id", "rollout"]).to_pylist()
     distinct = {(row["image_id"], row["rollout"]) for row in rows}

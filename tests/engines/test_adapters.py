@@ -7,7 +7,9 @@ import pytest
 
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
+from tests.conftest import settings_of
 from tests.training.test_grpo import arguments, curve, digest, frozen, trained, weights_of
+from training.settings import Round, TrainSettings
 
 pytestmark = pytest.mark.model
 __all__ = ["frozen"]  # the fixture
@@ -66,13 +68,14 @@ def test_the_card_says_that_merged_weights_are_not_those_that_were_quantised(ada
     import data_cards
     from training.loop import policy_folder
 
-    root, _ = adapted
+    root, given = adapted
     shutil.copytree(root / "train", tmp_path / "train")
     shutil.copytree(root / "base", tmp_path / "base")
-    given = {"cards": [data_cards.load("few")], "base": tmp_path / "base", "method": "dive_k"}
+    told = Round.of({**given, "base": tmp_path / "base"})
     for quantize, said in (("none", False), ("nf4", True)):
+        settings = settings_of(TrainSettings, lora_rank=4, quantize=quantize)
         policy_folder.write_card(
-            tmp_path / "train", log=[], settings={"quantize": quantize}, **given
+            tmp_path / "train", [data_cards.load("few")], told, settings, log=[]
         )
         text = (tmp_path / "train" / "README.md").read_text()
         assert 'subfolder="adapter"' in text
@@ -140,7 +143,7 @@ def test_whoever_asks_an_adapter_asks_its_whole_weights_and_leaves_none_behind(
     from tasks.engines.sampler import Sampler
     from tasks.engines.worker import Ask
     from tasks.predict import Predictor
-    from tasks.runtime.command import remove_scratch
+    from tasks.runtime.protocol import remove_scratch
     from tests import fakes
     from tests.conftest import ENGINE
 

@@ -23,6 +23,7 @@ from tasks.download import download
 from tasks.engines.base import Request, Sampling
 from tasks.engines.sampler import Sampler
 from tasks.engines.server import ServerEngine
+from tasks.engines.settings import EngineSettings
 from tasks.engines.vllm import AsyncVllmEngine
 from tasks.engines.worker import Ask
 from tasks.language import prompts
@@ -32,19 +33,15 @@ from tasks.runtime.memory import below
 from tasks.split import split
 from tasks.tables import shards
 from tasks.tables.split_table import select
-from tests.conftest import run_stage, write_few_card
+from tests.conftest import run_stage, settings_of, write_few_card
 from tests.engines.test_pool import every_image_once
 from training.sft import base_policy
 
 pytestmark = pytest.mark.model
-SETTINGS = {
-    "backend": "vllm", "processes": 0, "prompt_style": "brief", "list_position": "in_question",
-    "dtype": "float32", "temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0,
-    "max_new_tokens": 24, "max_model_len": 768, "max_num_seqs": 64, "max_num_batched_tokens": 0,
-    "gpu_memory_utilization": 0.3, "tensor_parallel_size": 1, "cpu_kv_cache_gib": 1,
-    "quantization": "", "lora": "", "server_url": "", "server_model": "", "server_concurrency": 16,
-    "server_timeout": 60.0, "seeds": "engine", "ray_address": "",
-}  # fmt: skip
+SETTINGS = settings_of(
+    EngineSettings, max_new_tokens=24, max_model_len=768, max_num_seqs=64,
+    gpu_memory_utilization=0.3, server_concurrency=16, server_timeout=60.0, seeds="engine",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -135,7 +132,7 @@ def greedy(made, name: str, **changed) -> list[str]:
     """Greedy answers to 20 images, by way of the crew and the shards."""
     output = made.root / f"greedy {name}"
     output.mkdir()
-    with Sampler(made.policy, SETTINGS | changed, 1, 0) as sampler:
+    with Sampler(made.policy, replace(SETTINGS, **changed), 1, 0) as sampler:
         sampler.run(output, "rollouts", asks(made), made.download, 7, name, greedy=True)
     return shards.read(output, "rollouts")["completion"].to_pylist()
 
@@ -170,14 +167,14 @@ def letters(made, lettered) -> list[str]:
     """The likeliest letter of each, read off the logits."""
     from tasks.engines.transformers import TransformersEngine
 
-    engine = TransformersEngine(made.policy, SETTINGS | {"backend": "transformers"})
+    engine = TransformersEngine(made.policy, replace(SETTINGS, backend="transformers"))
     answers = engine.generate(lettered, LETTERS)
     assert all(row[0].mean_logprob < 0 for row in answers)
     return [row[0].text for row in answers]
 
 
 def test_a_servers_structured_output_keeps_to_the_letters(made, lettered, server):
-    engine = ServerEngine(made.policy, SETTINGS | {"server_url": server, "server_model": ""})
+    engine = ServerEngine(made.policy, replace(SETTINGS, server_url=server))
     try:
         answers = engine.generate(lettered, LETTERS)
     finally:
@@ -257,7 +254,7 @@ def test_vllm_beside_the_process_takes_shards_from_two_threads_and_agrees(
 
 
 def test_a_server_samples_n_and_says_what_is_cached(made, server, tmp_path):
-    settings = SETTINGS | {"backend": "server", "server_url": server}
+    settings = replace(SETTINGS, backend="server", server_url=server)
     with Sampler(made.policy, settings, 4, 0) as sampler:
         sampler.run(tmp_path, "rollouts", asks(made, 6), made.download, 3, "server")
         figures = sampler.figures()
@@ -278,9 +275,8 @@ def test_a_server_samples_n_and_says_what_is_cached(made, server, tmp_path):
 )
 def test_a_server_that_cannot_be_used_is_named(made, server, tmp_path, monkeypatch, changed, told):
     monkeypatch.setattr("tasks.engines.server.ATTEMPTS", 1)
-    settings = (
-        SETTINGS | {"backend": "server", "server_url": server, "server_timeout": 20.0} | changed
-    )
+    given = {"server_url": server, "server_timeout": 20.0} | changed
+    settings = replace(SETTINGS, backend="server", **given)
     with pytest.raises(StageError, match=told), Sampler(made.policy, settings, 1, 0) as sampler:
         sampler.run(tmp_path, "rollouts", asks(made, 2), made.download, 2, "server")
 
@@ -312,11 +308,7 @@ def test_a_server_that_sees_images_in_another_size_is_found_out(made, server, tm
         path = other / name
         if path.exists():
             path.write_text(path.read_text().replace("7056", "50176"))
-    settings = SETTINGS | {
-        "backend": "server",
-        "server_url": server,
-        "server_model": str(made.policy),
-    }
+    settings = replace(SETTINGS, backend="server", server_url=server, server_model=str(made.policy))
     output = tmp_path / "out"
     output.mkdir()
     with (
@@ -332,7 +324,7 @@ def proposed(made, output: Path, **changed) -> list[dict]:
     output.mkdir(exist_ok=True)
     run_stage(propose, 
         output, card="few", download=made.download, split=made.split, policy=made.policy,
-        engine=SETTINGS | changed, num_rollouts=20, prompt="open", shard_size=4,
+        engine=replace(SETTINGS, **changed), num_rollouts=20, prompt="open", shard_size=4,
         max_unparsed_share=1.0, fail_fast_unparsed_share=1.0, max_lost_share=0.0, limit=0, seed=0,
     )  # fmt: skip
     return shards.read(output, "rollouts").to_pylist()
@@ -384,7 +376,7 @@ def test_a_ray_worker_killed_in_the_middle_loses_and_doubles_nothing(made):
 
 
 def test_a_prompt_that_does_not_fit_is_an_error_with_the_numbers(made, tmp_path):
-    settings = SETTINGS | {"max_model_len": 64}
+    settings = replace(SETTINGS, max_model_len=64)
     with (
         pytest.raises(
             StageError, match=r"longest prompt has \d+ tokens .*max_model_len is 64: raise"

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -14,11 +15,12 @@ from tasks.propose import propose
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
 from tasks.tables.split_table import select
-from tests.conftest import ENGINE, propose_arguments, run_stage
+from tests.conftest import ENGINE, evaluate_arguments, propose_arguments, run_stage
+from tests.fakes import AILS
 
 
 @pytest.fixture
-def ill(split_set):
+def ill(split_set, monkeypatch):
     """Run Propose with an engine that ails; returns rollouts, what the engine noted, the stats."""
 
     def run(backend: str = "ailing", **ails):
@@ -31,13 +33,9 @@ def ill(split_set):
             if k in ails
         }
         processes = ails.pop("processes", 1)
-        engine = ENGINE | {
-            "backend": f"tests.fakes:{backend}",
-            "max_num_seqs": 64,
-            "processes": processes,
-            "pause": ails.pop("pause", 0),
-            "ails": {"notes": str(notes), **ails},
-        }
+        backend = f"tests.fakes:{backend}"
+        engine = replace(ENGINE, backend=backend, max_num_seqs=64, processes=processes)
+        monkeypatch.setenv(AILS, json.dumps({"notes": str(notes), **ails}))
         run_stage(propose, output, **propose_arguments(split_set, engine=engine, **changed))
         noted = {path.name: path.read_text().splitlines() for path in notes.iterdir()}
         stats = json.loads((output / "stats.json").read_text())
@@ -184,7 +182,7 @@ def test_two_processes_share_the_shards_and_do_none_twice(ill, healthy):
 @pytest.mark.process
 def test_a_crash_at_the_start_ends_the_stage(split_set):
     (split_set.root / "p").mkdir()
-    engine = ENGINE | {"backend": "tests.fakes:isolated", "processes": 1}  # lacks `ails`
+    engine = replace(ENGINE, backend="tests.fakes:isolated", processes=1)  # lacks AILS
     with pytest.raises(
         StageError, match=r"the engine does not start \(exit code 1\); see its messages"
     ):
@@ -217,7 +215,7 @@ def test_a_closed_list_may_stand_before_the_image(split_set, monkeypatch):
     for position in ("in_question", "before_image"):
         output = split_set.root / position
         output.mkdir()
-        engine = ENGINE | {"list_position": position}
+        engine = replace(ENGINE, list_position=position)
         run_stage(
             propose, output, **propose_arguments(split_set, prompt="closed_list", engine=engine)
         )
@@ -233,22 +231,18 @@ def test_a_closed_list_may_stand_before_the_image(split_set, monkeypatch):
         run_stage(
             propose,
             split_set.root / "x",
-            **propose_arguments(split_set, engine=ENGINE | {"list_position": "behind"}),
+            **propose_arguments(split_set, engine=replace(ENGINE, list_position="behind")),
         )
 
 
-def test_evaluate_counts_a_refused_image_as_wrong(split_set):
+def test_evaluate_counts_a_refused_image_as_wrong(split_set, monkeypatch):
     output, notes = split_set.root / "e", split_set.root / "notes"
     output.mkdir()
     notes.mkdir()
-    engine = ENGINE | {
-        "backend": "tests.fakes:ailing",
-        "ails": {"notes": str(notes), "refuse": "crimson gold-belt/0001"},
-    }
-    arguments = propose_arguments(split_set, part="test", num_options=5, engine=engine)
-    for name in ("max_unparsed_share", "fail_fast_unparsed_share", "max_lost_share", "limit"):
-        del arguments[name]
-    run_stage(evaluate, output, **arguments)
+    ails = {"notes": str(notes), "refuse": "crimson gold-belt/0001"}
+    monkeypatch.setenv(AILS, json.dumps(ails))
+    engine = replace(ENGINE, backend="tests.fakes:ailing")
+    run_stage(evaluate, output, **evaluate_arguments(split_set, engine=engine))
     rows = [
         row
         for row in shards.read(output, "predictions").to_pylist()
@@ -262,15 +256,15 @@ def test_evaluate_counts_a_refused_image_as_wrong(split_set):
 
 def test_every_gpu_gets_a_process_and_tensor_parallelism_takes_several(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,5")
-    settings = {"backend": "vllm", "tensor_parallel_size": 1}
+    settings = replace(ENGINE, backend="vllm")
     assert devices(settings) == ["0", "1", "2", "3", "5"]
-    assert devices(settings | {"tensor_parallel_size": 2}) == ["0,1", "2,3"]
-    assert devices(settings | {"processes": 3}) == ["0", "1", "2"]
+    assert devices(replace(settings, tensor_parallel_size=2)) == ["0,1", "2,3"]
+    assert devices(replace(settings, processes=3)) == ["0", "1", "2"]
     with pytest.raises(StageError, match="tensor_parallel_size = 8, but there are 5 GPUs"):
-        devices(settings | {"tensor_parallel_size": 8})
+        devices(replace(settings, tensor_parallel_size=8))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert devices(settings) == [""]
-    assert devices(settings | {"backend": "server", "processes": 2}) == ["", ""]
+    assert devices(replace(settings, backend="server", processes=2)) == ["", ""]
 
 
 def test_the_busy_clock_counts_overlapping_work_once(monkeypatch):

@@ -8,8 +8,10 @@ import pytest
 
 from tasks.engines.base import EngineDied, Request, Sampling
 from tasks.engines.server import ServerEngine
+from tasks.engines.settings import EngineSettings
 from tasks.engines.worker import REFUSED, ask
 from tasks.runtime.errors import StageError
+from tests.conftest import settings_of
 from tests.ingest.test_pictures import encoded, photograph
 from tests.stub_server import Handler, serving
 
@@ -62,10 +64,10 @@ def server(monkeypatch):
 
 
 def opened(server, policy, seeds: str = "request") -> ServerEngine:
-    settings = {
-        "server_url": server.url, "server_model": "m", "server_timeout": 5.0,
-        "server_concurrency": 4, "seeds": seeds, "max_new_tokens": 16,
-    }  # fmt: skip
+    settings = settings_of(
+        EngineSettings, backend="server", server_url=server.url, server_model="m",
+        server_timeout=5.0, server_concurrency=4, seeds=seeds, max_new_tokens=16,
+    )  # fmt: skip
     server.engines.append(ServerEngine(policy, settings))
     return server.engines[-1]
 

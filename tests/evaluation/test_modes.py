@@ -2,27 +2,23 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tasks.engines import policies
 from tasks.evaluate import evaluate
-from tasks.evaluation.modes import MODES, injected_options, read_choice, vote_share
+from tasks.evaluation.modes import injected_options, read_choice, vote_share
+from tasks.evaluation.settings import MODES
 from tasks.language.class_names import ClassNames
-from tasks.questions.candidates import Candidate, Votes, merge_all
+from tasks.questions.candidates import merge_all
 from tasks.questions.options import Option
+from tasks.questions.votes import Candidate, Votes
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
 from tasks.tables.split_table import select
-from tests.conftest import ENGINE, propose_arguments, run_stage
-
-
-def evaluate_arguments(made, **changed) -> dict:
-    arguments = propose_arguments(made, part="test", num_options=5, modes=MODES) | changed
-    for name in ("max_unparsed_share", "fail_fast_unparsed_share", "max_lost_share", "limit"):
-        del arguments[name]
-    return arguments
+from tests.conftest import ENGINE, evaluate_arguments, run_stage
 
 
 @pytest.fixture
@@ -30,7 +26,7 @@ def evaluated(split_set):
     """An evaluation in all modes; its rows by mode and image id."""
     output = split_set.root / "evaluate"
     output.mkdir()
-    run_stage(evaluate, output, **evaluate_arguments(split_set))
+    run_stage(evaluate, output, **evaluate_arguments(split_set, modes=" ".join(MODES)))
     rows = shards.read(output, "predictions").to_pylist()
     split_set.evaluate = output
     split_set.by_mode = {
@@ -116,7 +112,7 @@ def test_further_modes_leave_the_others_as_they_are(evaluated, tmp_path):
     run_stage(
         evaluate,
         output,
-        **evaluate_arguments(evaluated, modes=["one_step", "majority", "two_step"]),
+        **evaluate_arguments(evaluated, modes="one_step majority two_step"),
     )
     for row in shards.read(output, "predictions").to_pylist():
         assert row == evaluated.by_mode[row["mode"]][row["image_id"]]
@@ -126,7 +122,7 @@ def test_further_modes_leave_the_others_as_they_are(evaluated, tmp_path):
 def test_one_step_alone_samples_nothing(split_set, tmp_path):
     output = tmp_path / "one"
     output.mkdir()
-    run_stage(evaluate, output, **evaluate_arguments(split_set, modes=["one_step"]))
+    run_stage(evaluate, output, **evaluate_arguments(split_set, modes="one_step"))
     rows = shards.read(output, "predictions").to_pylist()
     assert {row["mode"] for row in rows} == {"one_step"}
     assert all(row["vote_share"] is None for row in rows)
@@ -137,12 +133,14 @@ def test_one_step_alone_samples_nothing(split_set, tmp_path):
 def test_a_mode_that_cannot_be_is_named(split_set, tmp_path):
     output = tmp_path / "e"
     output.mkdir()
-    with pytest.raises(StageError, match=r"modes must be some of one_step, .*'two_steps'"):
-        run_stage(evaluate, output, **evaluate_arguments(split_set, modes=["two_steps"]))
-    engine = ENGINE | {"backend": "tests.fakes:free_engine"}
+    with pytest.raises(StageError, match=r"modes must name some of one_step, .*'two_steps'"):
+        run_stage(evaluate, output, **evaluate_arguments(split_set, modes="two_steps"))
+    with pytest.raises(StageError, match=r"modes must name some of one_step, .*; got none"):
+        run_stage(evaluate, output, **evaluate_arguments(split_set, modes=" "))
+    engine = replace(ENGINE, backend="tests.fakes:free_engine")
     with pytest.raises(StageError, match=r"FakeEngine cannot keep answers to given letters"):
         run_stage(
-            evaluate, output, **evaluate_arguments(split_set, modes=["constrained"], engine=engine)
+            evaluate, output, **evaluate_arguments(split_set, modes="constrained", engine=engine)
         )
 
 

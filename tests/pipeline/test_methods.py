@@ -21,9 +21,17 @@ def test_every_method_takes_as_many_optimiser_steps_of_as_many_questions():
     for name in methods.METHODS:
         stages = [train(name, refresh_round=r) for r in range(tasks.last_round(name) + 1)]
         given = [stage.arguments() for stage in stages]
-        assert sum(a["steps"] for a in given) == rounds * tasks.Train(**graph("dive_k")).steps
+        assert (
+            sum(a["steps"] for a in given) == rounds * tasks.Train(**graph("dive_k")).settings.steps
+        )
         assert len({a["questions_per_step"] for a in given}) == 1
         assert all(a["rounds"] * a["steps"] == 40 for a in given)
+
+
+def test_rounds_that_start_afresh_are_counted_too():
+    second = train("dive_k", refresh_round=1, carry_over=False, trl={"lr_scheduler_type": "linear"})
+    assert second.arguments()["rounds"] == run().rounds
+    assert second.significant()["rounds"] == 1, "others change nothing of it"
 
 
 @pytest.mark.parametrize(
@@ -82,7 +90,7 @@ def test_a_policy_is_evaluated_in_the_words_it_was_trained_in():
     captioned = tasks.Evaluate(subset="", **graph("caption"))
     assert captioned.arguments()["engine"]["prompt_style"] == "caption"
     plain = tasks.Evaluate(subset="", **graph("zero_shot"))
-    assert plain.arguments()["engine"]["prompt_style"] == tasks.engine().prompt_style
+    assert plain.arguments()["engine"]["prompt_style"] == tasks.engine().settings.prompt_style
 
 
 def test_an_unknown_method_is_told_what_there_is():

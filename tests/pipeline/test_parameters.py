@@ -77,10 +77,33 @@ def test_every_number_has_a_bound_and_every_parameter_a_rule():
                 assert any(bound is not None for bound in bounds), f"[{section}] {key} has no bound"
 
 
-def test_values_that_do_not_go_together_are_refused_as_early(config):  # noqa: F811
-    config.set("Split", "test_share", "0.9")
-    with pytest.raises(SettingsError, match=r"\[Split\] test_share \+ val_share"):
+@pytest.mark.parametrize(
+    ("section", "changed", "told"),
+    [
+        ("Split", {"test_share": "0.9"}, r"\[Split\] test_share \+ val_share"),
+        (
+            "Train",
+            {"keep_policy": "best", "watch_every": "0"},
+            r"\[Train\] keep_policy = best needs",
+        ),
+        ("Train", {"quantize": "nf4"}, r"\[Train\] quantize = nf4 needs adapters to train"),
+        ("Train", {"lora_rank": "4", "freeze": "vision"}, r"\[Train\] freeze is for training all"),
+        ("Train", {"rewards": "{}"}, r"\[Train\] rewards is empty"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused_as_early(
+    config, section, changed, told  # noqa: F811
+):  # fmt: skip
+    for key, value in changed.items():
+        config.set(section, key, value)
+    with pytest.raises(SettingsError, match=told):
         check_configuration()
+
+
+def test_on_the_command_line_they_are_refused_before_a_fingerprint():
+    made = Register.get_task_cls("Train")(dataset="beetles", watch_every=0, keep_policy="best")
+    with pytest.raises(SettingsError, match=r"\[Train\] keep_policy = best needs watch_every"):
+        assert made.fingerprint
 
 
 def test_settings_of_one_dataset_are_checked_with_the_others(config):  # noqa: F811

@@ -5,7 +5,10 @@ import json
 
 import pytest
 
+from pipeline.parameters import parameter, plain
+from tasks.runtime.settings import rules
 from tests.conftest import ROOT
+from training.settings import TrainSettings
 
 RECIPES = sorted((ROOT / "training" / "recipes").glob("*.cfg"))
 
@@ -30,25 +33,24 @@ def test_trl_takes_a_recipes_options_and_its_checkpoints_fall_on_boundaries(
 ):
     import torch
 
-    from training import settings as config_module
+    from training.loop import trl_settings
     from training.resources.needs import Place
 
     read = configparser.RawConfigParser()
     read.read([ROOT / "luigi.cfg", recipe])
     train = read["Train"]
     processes = Place.of_launcher(train["launcher"], ROOT).processes
-    monkeypatch.setattr(config_module, "_world_size", lambda: processes)
+    monkeypatch.setattr(trl_settings, "_world_size", lambda: processes)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    given = {key: json.loads(train[key]) for key in ("trl", "rewards", "dynamic_sampling")}
+    given = {
+        name: plain(parameter(kind, rule).parse(train[name]))
+        for name, (kind, rule) in rules(TrainSettings).items()
+    }
     given["trl"] |= {"use_cpu": True}
-    keys = ("steps", "questions_per_step", "num_generations", "max_completion_length", "save_steps")
-    given |= {key: int(train[key]) for key in (*keys, "micro_batch_size", "watch_every")}
-    given |= {"learning_rate": float(train["learning_rate"]), "dtype": "float32"}
-    config = config_module.grpo_config(
-        tmp_path, {**given, "seed": 0, "report_to": ""}, given["steps"]
-    )
+    settings = TrainSettings(**{**given, "dtype": "float32"})
+    config = trl_settings.grpo_config(tmp_path, settings, total_steps=settings.steps, seed=0)
     batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
-    assert batch == given["questions_per_step"] * given["num_generations"]
+    assert batch == settings.questions_per_step * settings.num_generations
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

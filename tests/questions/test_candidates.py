@@ -4,15 +4,13 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.language import answers
-from tasks.language.answer_column import read_answers
 from tasks.language.class_names import ClassNames
-from tasks.questions.candidates import Vocabulary, merge, merge_all, merge_images
+from tasks.questions.candidates import merge, merge_all, merge_images
+from tasks.questions.votes import Vocabulary
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
 
@@ -20,41 +18,11 @@ SETTLED = settings(deadline=None, derandomize=True, database=None)
 NAMES = ("Black footed Albatross", "Laysan Albatross", "Sooty Albatross", "Crow", "Gull")
 BIRDS = ClassNames(NAMES, {"Crow": ("American Crow",)})
 ALL = set(range(5))
-PIECES = [
-    "<think>",
-    "</think>",
-    "<answer>",
-    "</answer>",
-    "<",
-    " ",
-    "é\n",
-    "Crow",
-    "",
-    " <ans",
-    "wer>",
-]
 SAID = ["Crow", "crow.", "American Crow", "GULL", "Laysan albatross", "Finch", "finches", "a Finch"]
 
 
 def said(*texts: str) -> list[tuple[str, float]]:
     return [(f"<think>x</think><answer>{text}</answer>", -1.0) for text in texts]
-
-
-@SETTLED
-@given(st.lists(st.lists(st.sampled_from(PIECES), max_size=8).map("".join), max_size=12))
-def test_a_column_is_read_as_the_parser_reads_each_row(rows):
-    column = pa.array(["skipped", *rows], pa.string())[1:]
-    found = read_answers(column)
-    for row, code in zip(rows, found.codes, strict=True):
-        parsed = answers.parse(row)
-        assert (found.texts[code], found.problems[code]) == (parsed.answer, parsed.problem)
-
-
-def test_a_missing_completion_and_wide_strings_are_read_too():
-    column = pa.array([None, "<answer>Crow</answer>"], pa.large_string())
-    found = read_answers(column)
-    assert [found.texts[code] for code in found.codes] == [None, "Crow"]
-    assert found.problems[found.codes[0]] == "no_answer"
 
 
 def write(folder: Path, rows: list[tuple[str, int, str, float]], size: int) -> Path:

@@ -11,9 +11,9 @@ from data_cards import Card
 from tasks.build_mcq import Builder
 from tasks.language.fuzzy import text_neighbours
 from tasks.language.prompts import LETTERS
-from tasks.questions.candidates import Candidate
 from tasks.questions.options import Neighbours, choose_options
 from tasks.questions.settings import BuildMCQSettings
+from tasks.questions.votes import Candidate
 from tasks.runtime.errors import StageError
 from tasks.tables.seeding import row_generator
 from tests.conftest import write_rollouts

@@ -8,10 +8,11 @@ from tasks.build_mcq import build_mcq
 from tasks.build_open import build_open
 from tasks.propose import propose
 from tasks.questions import refresh
+from tasks.questions.settings import ProposeSettings
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
 from tasks.tables.split_table import select
-from tests.conftest import mcq_arguments, propose_arguments, run_stage
+from tests.conftest import mcq_arguments, propose_arguments, run_stage, settings_of
 
 
 def write_log(folder, rewards: dict[str, list[tuple[int, float]]], name: str = "letter"):
@@ -69,7 +70,7 @@ def test_unsolved_images_are_asked_again_and_the_others_kept_or_retired(rollouts
     uses = {image: [(5, 1.0 if image in done else 0.0)] * 4 for image in order[:-2]}
     write_log(rollouts.root / "train", uses)
     done -= set(order[-2:])  # never asked in training, so not solved
-    out = asked_again(rollouts, refreshed="unsolved", solved=solved)
+    out = asked_again(rollouts, refresh="unsolved", solved=solved)
     before, after = by_image(rollouts.propose), by_image(out)
     for image in order:
         if image not in done:
@@ -96,12 +97,11 @@ def test_unsolved_images_are_asked_again_and_the_others_kept_or_retired(rollouts
 def test_what_was_retired_stays_retired(rollouts):
     order = images(rollouts)
     write_log(rollouts.root / "train", {order[0]: [(1, 1.0)]})
-    out = asked_again(rollouts, refreshed="unsolved", solved="retire")
+    out = asked_again(rollouts, refresh="unsolved", solved="retire")
     write_log(rollouts.root / "train2", {order[1]: [(9, 1.0)]})
-    chosen = refresh.plan(
-        order, how="unsolved", share=1, solved_at=1, solved="retire",
-        previous=out, train=rollouts.root / "train2", seed=0,
-    )  # fmt: skip
+    settings = settings_of(ProposeSettings, refresh="unsolved", solved="retire")
+    train = rollouts.root / "train2"
+    chosen = refresh.plan(order, settings, previous=out, train=train, seed=0)
     assert chosen.retired == sorted(order[:2])
     assert chosen.asked == order[2:]
 
@@ -109,7 +109,7 @@ def test_what_was_retired_stays_retired(rollouts):
 def test_a_share_is_asked_again_by_lot(rollouts):
     order = images(rollouts)
     write_log(rollouts.root / "train", {order[0]: [(1, 1.0)]})
-    out = asked_again(rollouts, refreshed="sample", refresh_share=0.25)
+    out = asked_again(rollouts, refresh="sample", refresh_share=0.25)
     before, after = by_image(rollouts.propose), by_image(out)
     changed = Counter(after[image] != before[image] for image in order)
     assert changed[True] == round(0.25 * len(order))
@@ -120,10 +120,10 @@ def test_a_refresh_of_everything_solved_is_told(rollouts):
     order = images(rollouts)
     write_log(rollouts.root / "train", {image: [(1, 1.0)] for image in order})
     with pytest.raises(StageError, match=r"every question of .* is solved"):
-        asked_again(rollouts, refreshed="unsolved", solved="retire")
+        asked_again(rollouts, refresh="unsolved", solved="retire")
 
 
-@pytest.mark.parametrize(("key", "value"), [("refreshed", "some"), ("solved", "burn")])
+@pytest.mark.parametrize(("key", "value"), [("refresh", "some"), ("solved", "burn")])
 def test_unknown_settings_are_named(rollouts, key, value):
     with pytest.raises(StageError, match=f"got '{value}'"):
         asked_again(rollouts, **{key: value})

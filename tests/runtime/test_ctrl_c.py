@@ -19,7 +19,8 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.artifacts import store
-from tests.conftest import ROOT
+from tasks.ingest.settings import SplitSettings
+from tests.conftest import ROOT, settings_of
 from tests.test_compare import runs  # noqa: F401 - a fixture
 from tests.test_judge import evaluated, server  # noqa: F401 - fixtures
 from tests.test_report import build_tree
@@ -172,7 +173,7 @@ def test_ctrl_c_while_a_stage_is_being_loaded_ends_it_quietly(place):
 
 def split_arguments(request) -> dict:
     made = request.getfixturevalue("split_set")
-    fixed = {"card": "few", "protocol": "base_to_novel", "seed": 0, **SHARES}
+    fixed = {"card": "few", "seed": 0, **settings_of(SplitSettings, **SHARES).values()}
     return fixed | {"download": made.download}
 
 

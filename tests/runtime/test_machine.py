@@ -3,21 +3,19 @@
 import os
 import platform
 import sysconfig
+from dataclasses import replace
 
 import pytest
 
 from tasks.runtime import machine
 from tasks.runtime.errors import StageError
-from tests.conftest import ROOT, run_stage
+from tests.conftest import ENGINE, ROOT, run_stage, settings_of
+from training.settings import TrainSettings
 
 NVRM = (
     "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.10  Release Build\n"
     "GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n"
 )
-
-
-def settings(backend: str) -> dict:
-    return {"backend": backend, "max_model_len": 64, "seeds": "request", "dtype": "float32"}
 
 
 @pytest.mark.parametrize(
@@ -189,7 +187,7 @@ def test_no_engine_falls_back_to_the_cpu(unseen_gpu, tmp_path, backend):
     from tasks.engines.backends import open_engine
 
     with pytest.raises(StageError, match="torch does not see the GPU of this machine"):
-        open_engine(tmp_path, settings(backend))
+        open_engine(tmp_path, replace(ENGINE, backend=backend))
 
 
 def test_vllms_cpu_build_is_not_used_beside_a_gpu(monkeypatch):
@@ -205,14 +203,15 @@ def test_vllms_cpu_build_is_not_used_beside_a_gpu(monkeypatch):
     assert not vllm.on_gpu()
 
 
-def train(**trl) -> dict:
-    """As much of `grpo`'s arguments as its configuration needs."""
-    return {
-        "trl": trl, "rewards": {"letter": 1.0}, "dynamic_sampling": 0, "steps": 2, "seed": 0,
-        "questions_per_step": 4, "num_generations": 2, "max_completion_length": 8, "save_steps": 2,
-        "micro_batch_size": 8, "watch_every": 0, "learning_rate": 1e-4, "dtype": "float32",
-        "report_to": "",
-    }  # fmt: skip
+def made(name: str, output, **trl):
+    """TRL's configuration with these options, by one of the two functions that make it."""
+    from training.loop import trl_settings
+
+    train = settings_of(
+        TrainSettings, trl=trl, steps=2, questions_per_step=4, num_generations=2,
+        save_steps=2, micro_batch_size=8, watch_every=0,
+    )  # fmt: skip
+    return getattr(trl_settings, name)(output, train, total_steps=2, seed=0)
 
 
 def test_a_disk_without_room_is_told_before_anything_is_installed():
@@ -226,11 +225,9 @@ def test_a_disk_without_room_is_told_before_anything_is_installed():
 def test_training_does_not_fall_back_to_the_cpu_unless_it_is_told_to(
     unseen_gpu, tmp_path, capsys, name
 ):
-    from training import settings
-
     with pytest.raises(StageError, match="torch does not see the GPU of this machine"):
-        getattr(settings, name)(tmp_path, train(bf16=False, use_vllm=True), 2)
-    assert getattr(settings, name)(tmp_path, train(use_cpu=True), 2).n_gpu == 0
+        made(name, tmp_path, bf16=False, use_vllm=True)
+    assert made(name, tmp_path, use_cpu=True).n_gpu == 0
     assert 'train: on the CPU beside a GPU, since [Train] trl has "use_cpu": true' in (
         capsys.readouterr().out
     )
@@ -240,13 +237,11 @@ def test_training_does_not_fall_back_to_the_cpu_unless_it_is_told_to(
 def test_without_a_launcher_the_first_of_several_gpus_trains(monkeypatch, tmp_path, capsys, name):
     import torch
 
-    from training import settings
-
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # none is really there
-    made = getattr(settings, name)(tmp_path, train(), 2)
-    assert made.n_gpu == 1
-    assert made.train_batch_size == made.per_device_train_batch_size
+    config = made(name, tmp_path)
+    assert config.n_gpu == 1
+    assert config.train_batch_size == config.per_device_train_batch_size
     said = capsys.readouterr().out
     assert "train: on the first of 4 GPUs; [Train] launcher puts a process on each" in said
     recipe = said.split("as in ")[1].strip()

@@ -21,7 +21,7 @@ def told(monkeypatch, terminal: bool, seconds: float, columns: str = "40") -> li
         now[0] = min(now[0] + most, seconds)
         return over
 
-    waiting._tell("train: loading 7.5 GB", terminal, wait, written.append)
+    waiting._announce("train: loading 7.5 GB", terminal, wait, written.append)
     return written
 
 
@@ -72,7 +72,7 @@ def test_it_is_heard_while_a_librarys_chatter_is_not(monkeypatch, capfd):
 
 def test_a_server_and_the_other_processes_of_a_launcher_say_nothing(monkeypatch, capfd):
     monkeypatch.setattr(waiting, "SOON", 0.0)
-    with waiting.opening("propose", "policy", {"backend": "server"}) as ready:
+    with waiting.opening("propose", "policy", "server") as ready:
         ready()
     monkeypatch.setenv("RANK", "1")
     with waiting.loading("loading it"):

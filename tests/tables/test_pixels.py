@@ -23,6 +23,7 @@ from tasks.engines.base import Completion, Prompter, Request, Sampling
 from tasks.engines.worker import Ask, Shard, Station
 from tasks.tables import schemas, shards
 from tasks.tables.pixels import Decoder
+from tests.conftest import ENGINE
 from tests.ingest.test_pictures import encoded, opened, photograph
 
 QWEN = {"shortest_edge": 56**2, "longest_edge": 224**2}
@@ -190,9 +191,8 @@ def test_a_policys_engines_scale_to_its_processors_limit(tmp_path):
     tiny_policy.save(
         *tiny_policy.build(words, seed=0, min_pixels=28**2, max_pixels=84**2), tmp_path
     )
-    settings = {"max_model_len": 0, "dtype": "float32"}
     for kind in (TransformersEngine, _Vllm):
-        assert kind(tmp_path, settings).decode.size(1500, 1000) == (84, 56)
+        assert kind(tmp_path, ENGINE).decode.size(1500, 1000) == (84, 56)
     prompter = Prompter(tmp_path)
     data = encoded(grainy())
     scaled, whole = (Request("a", data, "?", decode=d) for d in (prompter.decode, Decoder()))

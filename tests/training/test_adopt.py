@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from pipeline.artifacts import store
 from tasks.runtime.errors import StageError
-from tests.conftest import ROOT, as_config
+from tests.conftest import ROOT, as_config, run_stage
 from training import adopt
 from training.model import tiny_policy
 
@@ -38,7 +38,7 @@ def model(tmp_path) -> Path:
 
 def adopted(folder: Path, model: Path | str, dtype: str = "float32") -> Path:
     folder.mkdir(parents=True)
-    adopt.adopt(folder, model=str(model), dtype=dtype, **PIXELS)
+    run_stage(adopt.adopt, folder, model=str(model), dtype=dtype, **PIXELS)
     return folder
 
 

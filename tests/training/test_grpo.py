@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -289,8 +290,8 @@ def test_adapters_over_quantised_weights_move_at_a_small_rate(
     from training.model import loading, trainable
     from training.sft_baseline import sft_baseline
 
-    def quantised(base, **given):
-        model, adapters = loaded(base, **{**given, "quantize": "none"})
+    def quantised(base, settings):
+        model, adapters = loaded(base, replace(settings, quantize="none"))
         model.is_loaded_in_4bit = True  # all that TRL looks at
         model.num_parameters = lambda **_: 0  # for which bitsandbytes would be asked
         return model, adapters
@@ -299,7 +300,7 @@ def test_adapters_over_quantised_weights_move_at_a_small_rate(
         """The share of the adapters' first matrices that left bfloat16, where they began."""
         output = tmp_path / name
         output.mkdir()
-        {"grpo": grpo, "sft": sft_baseline}[method](output, **given)
+        run_stage({"grpo": grpo, "sft": sft_baseline}[method], output, **given)
         weights = load_file(output / "adapter" / "adapter_model.safetensors")
         first = torch.cat([w.flatten() for key, w in weights.items() if "lora_A" in key])
         return (first.float() != first.bfloat16().float()).float().mean().item()
@@ -535,7 +536,7 @@ def test_completions_used_twice_are_logged_once_and_every_step_has_a_row(frozen,
           "trl": {"use_cpu": True}}, None),
         ({"keep_policy": "best"}, "keep_policy = best needs watch_every"),
         ({"keep_policy": "worst"}, "must be last or best"),
-        ({"dtype": "float16"}, "dtype must be float32 or bfloat16"),
+        ({"dtype": "float16"}, "dtype must be float32 or bfloat16; got 'float16'"),
         ({"order": "curriculum", "ask": "open"}, "curriculum needs candidates"),
         ({"rewards": {"difficulty_weighted": 1.0}}, "divided away again"),
         ({"check_memory": True, "dtype": "bfloat16", "lora_rank": 4, "freeze": "vision"}, "lora_targets says"),
@@ -553,14 +554,14 @@ def test_two_processes_compute_what_one_does(frozen, tmp_path, drawn_once, monke
     from safetensors.torch import load_file
 
     from tests import two_processes
-    from training import grpo as module
+    from training.loop import sampling
 
     def given(name: str) -> dict:
         # Adam would blow rounding up to steps of its own where a gradient is nearly zero.
         options = {"beta": 0.05, "use_cpu": True, "max_grad_norm": 0.0, "optim": "sgd"}
         return arguments(frozen, output=tmp_path / name, steps=2, watch_every=2, trl=options)
 
-    monkeypatch.setattr(module, "Timed", two_processes.FixedTimed)
+    monkeypatch.setattr(sampling, "Timed", two_processes.FixedTimed)
     one = given("one")
     trained(one.pop("output"), one)
     config = as_config(tmp_path / "two.json", given("two"))

@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 from data_cards import Card
 from tasks.language import prompts
 from tasks.language.prompts import LETTERS
-from tasks.runtime.errors import StageError
 from tasks.tables import shards
 from tasks.tables.pixels import Decoder
 from tasks.tables.seeding import row_generator
 
-ORDERS = ("shuffled", "curriculum")
 FURTHER = (
     1 << 20
 )  # "epochs" of the questions that stand in for others; no run has so many of its own
@@ -81,10 +79,8 @@ class Questions:
 
         `then` makes something else of a row. The uses go on `after` the place where an earlier round
         left off; before them stand `skipped` rows that only count. `order` is shuffled, or curriculum: by falling margin of the truth over the strongest other
-        candidate among the policy's proposals. Raises StageError for an unknown order.
+        candidate among the policy's proposals.
         """
-        if order not in ORDERS:
-            raise StageError(f"[Train] order must be one of {', '.join(ORDERS)}; got {order!r}")
         easiness = np.array(self.frozen["margin"][:]) if order == "curriculum" else None
         self.uses = question_order(self.image_ids, num_uses, self.seed, easiness, after)
         uses = [(0, 0)] * skipped + self.uses

@@ -105,7 +105,11 @@ def seeing(image: Image.Image, look: Look, wording: Wording) -> Example:
 
 
 def weighing(
-    image: Image.Image | None, look: Look, options: Sequence[str], rng: random.Random, wording: Wording
+    image: Image.Image | None,
+    look: Look,
+    options: Sequence[str],
+    rng: random.Random,
+    wording: Wording,
 ) -> Example:
     """A question over `options`; without an image the description is given and not taught."""
     question = prompts.mcq_question(wording.noun, wording.kind, options, style=wording.style)

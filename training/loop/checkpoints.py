@@ -17,6 +17,7 @@ from transformers import AutoModelForImageTextToText
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
 from training.loop import state_files
+from training.settings import TrainSettings
 
 if TYPE_CHECKING:  # what StrictResume is mixed into
     from transformers import Trainer
@@ -52,26 +53,28 @@ def mark_complete(checkpoint: Path) -> None:
 def rotate(output: Path, keep: int, besides: set[int]) -> None:
     """Delete all but the newest `keep` complete checkpoints and those of the steps `besides`."""
     complete = sorted(all_complete(output), key=step_of)
-    for checkpoint in complete[: -max(1, keep)]:
+    for checkpoint in complete[:-keep]:
         if step_of(checkpoint) not in besides:
             (checkpoint / COMPLETE).unlink()  # first: a kill halfway must not leave a marked ruin
             shutil.rmtree(checkpoint)
 
 
-def check_boundaries(settings: dict[str, int]) -> None:
+def check_boundaries(settings: TrainSettings, config: Any) -> None:
     """Refuse settings whose checkpoints would fall between the uses of one generation.
 
-    `settings` are TRL's `gradient_accumulation_steps`, `steps_per_generation` and `num_iterations`,
-    and our `save_steps`, `watch_every` (0: never) and `steps` of a round. Raises StageError with a
-    value that works.
+    `config` is TRL's. Raises StageError with a value that works.
     """
-    accumulation = settings["gradient_accumulation_steps"]
-    uses = settings["steps_per_generation"] * settings["num_iterations"]
+    accumulation = config.gradient_accumulation_steps
+    uses = config.steps_per_generation * config.num_iterations
     every = uses // accumulation if uses % accumulation == 0 else uses
-    for key in ("save_steps", "steps", "watch_every"):
-        if settings[key] * accumulation % uses:
+    for key, steps in (
+        ("save_steps", settings.save_steps),
+        ("steps", settings.steps),
+        ("watch_every", settings.watch_every),
+    ):
+        if steps * accumulation % uses:
             raise StageError(
-                f"[Train] {key} = {settings[key]} ends between the {uses} uses of one batch of "
+                f"[Train] {key} = {steps} ends between the {uses} uses of one batch of "
                 f"completions, where training cannot go on exactly; set it to a multiple of {every}"
             )
 

@@ -19,6 +19,7 @@ from tasks.runtime.errors import first_line
 from tasks.runtime.links import link, link_tree
 from training.model import weights
 from training.model.sharding import outside_deepspeed
+from training.settings import Round, TrainSettings
 
 WEIGHTS = "model*.safetensors*"  # of a whole model, in a policy or a checkpoint, and their index
 ADAPTER = "adapter"
@@ -28,6 +29,8 @@ LOADING = "## Loading"
 WHOLE = """The weights are whole: `AutoModelForImageTextToText.from_pretrained`, with `AutoProcessor`, or vLLM
 loads this folder.
 """
+# Of a round, what its card leaves out: data told in other words, folders, where it was uploaded.
+UNTOLD = ("card", "mcq", "download", "split", "base", "policy", "push_to_hub")
 # Beside the policy, and not for the hub: texts of training, settings with paths, states.
 KEPT_HERE = (
     "manifest.json",
@@ -130,12 +133,10 @@ def _finish(output: Path, processor: Any, origin: Path) -> None:
 
 def write_card(
     output: Path,
-    *,
     cards: list[Card],
-    base: Path,
-    method: str,
+    round: Round,
+    settings: TrainSettings,
     log: list[dict[str, Any]],
-    settings: dict[str, Any],
 ) -> None:
     """Write README.md, a Hugging Face model card: base model, data, method, settings, results."""
     from huggingface_hub import ModelCard, ModelCardData
@@ -144,7 +145,7 @@ def write_card(
     about = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-text-to-text",
-        base_model=_base_name(base),
+        base_model=_base_name(round.base),
         datasets=None,
         license=licenses[0] if len(licenses) == 1 and licenses[0] != "unknown" else "other",
         license_name="see-data-and-base-model",
@@ -155,14 +156,17 @@ def write_card(
         f"{card.license_name or card.license}"
         for card in cards
     )
-    listed = "\n".join(f"| {key} | `{json.dumps(value)}` |" for key, value in settings.items())
+    told = {**round.values(), **settings.values()}
+    listed = "\n".join(
+        f"| {key} | `{json.dumps(value)}` |" for key, value in told.items() if key not in UNTOLD
+    )
     text = f"""---
 {about.to_yaml()}
 ---
 
-# {method} policy for {", ".join(card.name for card in cards)}
+# {round.method} policy for {", ".join(card.name for card in cards)}
 
-A vision-language model taught to tell lookalikes apart by method `{method}` of DiVE-k
+A vision-language model taught to tell lookalikes apart by method `{round.method}` of DiVE-k
 ([arXiv 2511.18305](https://arxiv.org/abs/2511.18305)). It answers open questions and multiple-choice
 questions about an image with `<think>reasoning</think><answer>name</answer>`.
 
@@ -171,7 +175,7 @@ questions about an image with `<think>reasoning</think><answer>name</answer>`.
 {sets}
 
 Trained on images of base classes only. No image is part of this folder. The weights are also under
-the licence of the base model, `{_base_name(base)}`.
+the licence of the base model, `{_base_name(round.base)}`.
 
 ## Training
 
@@ -183,11 +187,11 @@ the licence of the base model, `{_base_name(base)}`.
 
 Accuracy on test images is found by the stage Evaluate, not here.
 
-{_loading(output, base, settings)}"""
+{_loading(output, round.base, settings)}"""
     ModelCard(text, ignore_metadata_errors=True).save(output / "README.md")
 
 
-def _loading(output: Path, base: Path, settings: dict[str, Any]) -> str:
+def _loading(output: Path, base: Path, settings: TrainSettings) -> str:
     """How the policy is loaded; of adapters with what they go on."""
     if not (found := adapters.adapted(output)):
         return f"{LOADING}\n\n{WHOLE}"
@@ -212,7 +216,7 @@ model = AutoModelForImageTextToText.from_pretrained("{_base_name(base)}", dtype=
 {added}processor = AutoProcessor.from_pretrained(HERE)
 ```
 
-{quantised if settings.get("quantize", "none") != "none" else ""}`python -m training.export HERE OUT` writes whole weights, which vLLM loads, too.
+{quantised if settings.quantized else ""}`python -m training.export HERE OUT` writes whole weights, which vLLM loads, too.
 """
 
 

@@ -17,7 +17,9 @@ from tasks.language.prompts import LETTERS
 from tasks.runtime.progress import doing
 from training.data.sft_examples import thought
 from training.loop import checkpoints
+from training.settings import TrainSettings
 from training.shared_prefix.prompts_once import remembered
+from training.shared_prefix.trainer import make_trainer
 
 if TYPE_CHECKING:  # what these are mixed into
     from trl import GRPOTrainer as Trainer
@@ -233,6 +235,19 @@ class DynamicSampling(Trainer):
 
     def _members(self, group: int) -> slice:
         return slice(group * self.num_generations, (group + 1) * self.num_generations)
+
+
+def trainer_of(settings: TrainSettings, *, truth_rollout: bool, **trl: Any) -> Any:
+    """The trainer of these settings; `trl` are GRPOTrainer's own arguments."""
+    trainer: Any = make_trainer(
+        shared_prefix=settings.shared_prefix,
+        tokens_per_micro_batch=settings.tokens_per_micro_batch,
+        check_first_batch=settings.check_shared_prefix,
+        mixed=lambda kind: with_ours(kind, truth_rollout),
+        **trl,
+    )
+    trainer.attempts = settings.dynamic_sampling
+    return trainer
 
 
 def with_ours(kind: type[Any], truth_rollout: bool) -> type[Any]:

@@ -7,7 +7,6 @@ frozen weights are proven frozen, and the policy folder is written.
 
 import contextlib
 import json
-from argparse import Namespace
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -31,49 +30,41 @@ from training.loop.log import Finished, Recorder
 from training.loop.validation import Watch, val_sample
 from training.model import loading, processors, sharding, trainable
 from training.resources import needs
+from training.settings import Round, TrainSettings
 
 CACHE = "cache"  # of the questions, below the output; like checkpoints, gone once all is written
 PLACE = "place.json"  # where the order of questions goes on in the next round
-HIDDEN = {"output", "card", "mcq", "download", "split", "base", "policy", "push_to_hub"}
 
 
 class Session:
-    """The round that `given`, the stage's keyword arguments, asks for.
+    """A round, and what it is trained with.
 
     It lies between the steps `start` and `stop` of `total` in all. `origin` is the policy that the
     model is loaded from: with `carry_over` that of round 0's start, and the round before hands over
-    its training state. Raises StageError for damaged shards and unknown settings.
+    its training state. Raises StageError for damaged shards.
     """
 
-    def __init__(self, output: Path, given: dict[str, Any]):
+    def __init__(self, output: Path, round: Round, settings: TrainSettings):
         disable_progress_bar()  # of the libraries: one bar a stage is enough
         disable_progress_bars()
-        self.output, self.given, self.set = output, given, Namespace(**given)
-        self.cards = [load(name) for name in self.set.card.split("+")]
-        for folder in self.set.mcq:
+        self.output, self.round, self.settings = output, round, settings
+        self.cards = [load(name) for name in round.card.split("+")]
+        for folder in round.mcq:
             verify(folder)
-        if self.set.keep_policy not in ("last", "best"):
-            raise StageError(
-                f"[Train] keep_policy must be last or best; got {self.set.keep_policy!r}"
-            )
-        if self.set.keep_policy == "best" and not self.set.watch_every:
-            raise StageError(
-                "[Train] keep_policy = best needs watch_every above 0 to know the best"
-            )
-        carried = self.set.carry_over
-        self.start = self.set.refresh_round * self.set.steps if carried else 0
-        self.stop = self.start + self.set.steps
-        self.total = self.set.rounds * self.set.steps if carried else self.set.steps
-        self.origin = self.set.base if carried else self.set.policy
+        carried, steps = settings.carry_over, settings.steps
+        self.start = round.refresh_round * steps if carried else 0
+        self.stop = self.start + steps
+        self.total = round.rounds * steps if carried else steps
+        self.origin = round.base if carried else round.policy
         self.processor = processors.load_processor(self.origin)
 
     def questions(self, style: str | None) -> Questions:
         """The frozen questions, multiple-choice in this style, or open."""
         return Questions(
-            self.set.mcq,
+            self.round.mcq,
             self.cards,
             style,
-            seed=self.set.seed,
+            seed=self.round.seed,
             cache=self.output / CACHE,
             decode=Decoder(self.processor),
         )
@@ -83,27 +74,24 @@ class Session:
 
         With `carry_over` the trainer counts the rounds before, too, and skips as many rows.
         """
-        each = self.set.questions_per_step
-        before = self.set.refresh_round * self.set.steps * each
-        left = (self.set.rounds - self.set.refresh_round) * self.set.steps * each
-        skipped = before if self.set.carry_over else 0  # rows that the trainer takes as done
+        own = self.settings.steps * self.settings.questions_per_step  # of this round
+        before = self.round.refresh_round * own
+        carried = self.settings.carry_over
+        left = (self.round.rounds - self.round.refresh_round) * own if carried else own
+        skipped = before if carried else 0  # rows that the trainer takes as done
         place = self._place() if before else None
-        rows = questions.rows(left, self.set.order, then, after=place, skipped=skipped)
-        self.place = questions.place(self.set.steps * each)
+        rows = questions.rows(left, self.settings.order, then, after=place, skipped=skipped)
+        self.place = questions.place(own)
         return rows
 
     def model(self, config: Any, largest: dict[str, Any]) -> tuple[Any, Any]:
         """The model and PEFT's configuration or None; the `largest` row tells what memory it takes."""
-        if self.set.check_memory:
-            needs.check(self.origin, self.processor, largest, config, self.given, self.output)
-        names = ("dtype", "quantize", "freeze")
-        lora = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
+        if self.settings.check_memory:
+            needs.check(self.origin, self.processor, largest, config, self.settings, self.output)
         with config.main_process_first(local=False, desc="adapters"), sharding.outside_deepspeed():
             policy = adapters.whole(self.origin, self.output / CACHE)
         with waiting.loading(f"train: loading {waiting.weights(policy)}"):
-            return loading.load_model(
-                policy, **{name: self.given[name] for name in (*names, *lora)}
-            )
+            return loading.load_model(policy, self.settings)
 
     def train(
         self,
@@ -116,12 +104,12 @@ class Session:
 
         `before` is called when the model is in place, and spread over processes, but not yet trained.
         """
-        if self.set.quantize != "none" and not trainer.is_deepspeed_enabled:  # which holds its own
+        if self.settings.quantized and not trainer.is_deepspeed_enabled:  # which holds its own
             trainable.hold_in_float32(trainer.model)
         if trainer.accelerator.is_main_process:
             model = trainer.accelerator.unwrap_model(trainer.model)
             print(f"train: {trainable.describe(model)}", flush=True)
-            if self.set.quantize != "none":
+            if self.settings.quantized:
                 print(
                     "train: full weights made of this policy are the unquantised base with the "
                     "adapter, not the 4-bit weights that it is trained on",
@@ -133,7 +121,7 @@ class Session:
             names,
             start=self.start,
             stop=self.stop,
-            keep=self.set.keep_checkpoints,
+            keep=self.settings.keep_checkpoints,
             watch=self.watch,
         )
         trainer.remove_callback(PrinterCallback)  # the recorder's line replaces its dictionaries
@@ -152,28 +140,21 @@ class Session:
 
     def finish(self, trainer: Any, recorder: Recorder, stats: dict[str, Any]) -> None:
         """Write the policy, the log, the state for the next round; every process must call it."""
-        policy_folder.save(self.output, trainer, self.processor, self.origin, self.set.dtype)
+        policy_folder.save(self.output, trainer, self.processor, self.origin, self.settings.dtype)
         last = self.output / checkpoints.FOLDER / f"checkpoint-{self.stop}"
         best = recorder.watch.best_step if recorder.watch else None
         chosen = self._keep_best(trainer, last, self.stop if best is None else best)
         if not trainer.accelerator.is_main_process:
             return
-        if self.set.carry_over:
-            masters = loading.keeps_masters(self.set.dtype, self.set.lora_rank)
+        if self.settings.carry_over:
+            masters = loading.keeps_masters(self.settings)
             training_state.keep(chosen, last, self.output, weights=masters)
         (self.output / PLACE).write_text(json.dumps(self.place), encoding="utf-8")
         log = recorder.log
         shards.write(
             self.output / "train_log.parquet", log, schemas.train_log(list(recorder.rewards))
         )
-        policy_folder.write_card(
-            self.output,
-            cards=self.cards,
-            base=self.set.base,
-            method=self.set.method,
-            log=log,
-            settings={k: v for k, v in self.given.items() if k not in HIDDEN},
-        )
+        policy_folder.write_card(self.output, self.cards, self.round, self.settings, log)
         watched = [row for row in log if row["val_accuracy"] is not None]
         seen = {str(row["step"]): row["val_accuracy"] for row in watched}
         steps = [row["step"] for row in log[:1] + log[-1:]]
@@ -182,29 +163,30 @@ class Session:
             {"steps": steps, "policy_step": checkpoints.step_of(chosen), "val_accuracy": seen}
             | stats,
         )
-        if self.set.push_to_hub:
-            policy_folder.push(self.output, self.set.push_to_hub)
+        if self.settings.push_to_hub:
+            policy_folder.push(self.output, self.settings.push_to_hub)
 
     def _place(self) -> Place:
         """Where the round before left off."""
-        path = self.set.policy / PLACE
+        path = self.round.policy / PLACE
         try:
             epoch, image_id = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise StageError(
-                f"{self.set.policy} kept no training state to go on from; train that round again"
+                f"{self.round.policy} kept no training state to go on from; train that round again"
             ) from error
         return Place(epoch, image_id)
 
     @cached_property
     def watch(self) -> Watch | None:
         """What asks about val images on the way."""
-        if not self.set.watch_every:
+        every, longest = self.settings.watch_every, self.settings.max_completion_length
+        if not every:
             return None
-        sample = val_sample(self.set.download, self.set.split, self.set.watch_images, self.set.seed)
-        style, longest = self.set.prompt_style, self.set.max_completion_length
+        round = self.round
+        sample = val_sample(round.download, round.split, self.settings.watch_images, round.seed)
         ends = processors.end_tokens(self.origin)
-        return Watch(sample, self.cards, style, self.set.watch_every, longest, ends)
+        return Watch(sample, self.cards, round.prompt_style, every, longest, ends)
 
     def _going_on(self, trainer: Any) -> str | None:
         """The checkpoint to take up: this round's last, or what the round before left, or none."""
@@ -213,15 +195,17 @@ class Session:
             trainer.weights = checkpoint
         elif self.start:
             if trainer.accelerator.is_main_process:
-                training_state.resume(self.set.policy, self.output / checkpoints.FOLDER, self.start)
+                training_state.resume(
+                    self.round.policy, self.output / checkpoints.FOLDER, self.start
+                )
             trainer.accelerator.wait_for_everyone()
             checkpoint = self.output / checkpoints.FOLDER / f"checkpoint-{self.start}"
             places = (
                 training_state.STATE / Path(training_state.WEIGHTS),
                 Path(policy_folder.ADAPTER),
             )
-            full = [self.set.policy / place for place in places]
-            trainer.weights = next((p for p in full if p.exists()), self.set.policy)
+            full = [self.round.policy / place for place in places]
+            trainer.weights = next((p for p in full if p.exists()), self.round.policy)
         return str(checkpoint) if checkpoint else None
 
     def _keep_best(self, trainer: Any, last: Path, best: int) -> Path:
@@ -232,8 +216,8 @@ class Session:
         chosen = last.with_name(f"checkpoint-{best}")
         if chosen == last or not chosen.exists():
             return last
-        beside, policy = ("best", last) if self.set.keep_policy == "last" else ("last", chosen)
-        common = (self.processor, self.origin, self.set.dtype)
+        beside, policy = ("best", last) if self.settings.keep_policy == "last" else ("last", chosen)
+        common = (self.processor, self.origin, self.settings.dtype)
         if trainer.is_fsdp_enabled:  # each process has a share of a checkpoint, and takes it up
             if policy == chosen:
                 policy_folder.save(self.output / beside, trainer, *common)

@@ -14,22 +14,9 @@ import xxhash
 from torch import nn
 
 from tasks.runtime.errors import StageError
+from training.settings import PARTS
 
-PARTS = ("vision", "projector", "language")
 MERGER = "merger"  # Qwen's projectors are the one kind that lies inside the vision tower
-
-
-def read_parts(setting: str, key: str) -> tuple[str, ...]:
-    """The parts that a setting names, by spaces or commas; none or empty names none.
-
-    Raises StageError for an unknown part.
-    """
-    chosen = setting.replace(",", " ").split()
-    if chosen == ["none"]:
-        chosen = []
-    if unknown := [part for part in chosen if part not in PARTS]:
-        raise StageError(f"[Train] {key} must be none or of {', '.join(PARTS)}; got {unknown[0]!r}")
-    return tuple(part for part in PARTS if part in chosen)
 
 
 def part_of(model: nn.Module) -> dict[str, str]:
@@ -56,11 +43,8 @@ def part_of(model: nn.Module) -> dict[str, str]:
 
 
 def freeze(model: nn.Module, parts: Iterable[str]) -> None:
-    """Leave some parts untrained. Raises StageError when nothing would be left to train."""
-    frozen = set(parts)
-    if frozen == set(PARTS):
-        raise StageError("[Train] freeze names every part, so that nothing is left to train")
-    belongs = part_of(model)
+    """Leave some parts untrained."""
+    frozen, belongs = set(parts), part_of(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(belongs[name] not in frozen)
 
@@ -70,17 +54,11 @@ def lora_config(
 ) -> Any:
     """PEFT's configuration of adapters on every linear layer of the chosen parts.
 
-    The output layer has none. Raises StageError when no part is chosen.
+    The output layer has none.
     """
     from peft import LoraConfig
 
-    chosen = set(targets)
-    if not chosen:
-        raise StageError(
-            f"[Train] lora_targets names no part; choose of {', '.join(PARTS)}, or lora_rank = 0 to "
-            "train all weights"
-        )
-    belongs = part_of(model)
+    chosen, belongs = set(targets), part_of(model)
     output = model.get_output_embeddings()  # type: ignore[operator]
     names = [
         name

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.runtime.errors import StageError
+from training.resources.asked import Asked
 from training.resources.main_memory import told
+from training.resources.sizes import sizes_of
 
 GB = 1e9  # as disks are sold
 
@@ -44,44 +46,31 @@ class DiskNeeds:
         )
 
 
-def disk_needs(
-    *,
-    count: int,
-    trained: int,
-    optimizer_bytes: float,
-    dtype: str,
-    lora: bool,
-    steps: int,
-    save_steps: int,
-    watch_every: int,
-    keep_checkpoints: int,
-    carry_over: bool,
-    sharding: str = "",
-    full: bool = False,
-) -> DiskNeeds:
-    """What a round of `steps` steps writes.
+def of_disk(asked: Asked) -> DiskNeeds:
+    """What a round writes.
 
-    `count` are the model's weights, `trained` those that are trained, each with `optimizer_bytes` of
-    states. `sharding` is "", "fsdp" or "deepspeed". FSDP's `full` states hold the weights twice, in a
-    form of their own and as safetensors; DeepSpeed's hold exact ones beside the optimizer's states,
-    and rounded ones twice. Adapters are a policy by themselves.
+    FSDP's full states hold the weights twice, in a form of their own and as safetensors; DeepSpeed's
+    hold exact ones beside the optimizer's states, and rounded ones twice. Adapters are a policy by
+    themselves.
     """
-    size = 4 if dtype == "float32" else 2
+    settings, size, trained = asked.settings, asked.size, asked.trained
+    count, lora = sizes_of(asked.policy).count, settings.lora_rank > 0
     if lora:
-        checkpoint = trained * (4 + optimizer_bytes)
-    elif sharding == "deepspeed":
-        checkpoint = count * 2 * size + trained * (4 + optimizer_bytes)
+        checkpoint = trained * (4 + asked.optimizer_bytes)
+    elif asked.place.sharding == "deepspeed":
+        checkpoint = count * 2 * size + trained * (4 + asked.optimizer_bytes)
     else:
-        checkpoint = count * 4 * (2 if full else 1) + trained * optimizer_bytes
-    times = [every for every in (save_steps, watch_every) if every]
-    written = {s for every in times for s in range(every, steps + 1, every)} | {steps}
-    most = max(1, keep_checkpoints) + 1 + bool(watch_every)  # the newest, the next, the best
+        checkpoint = count * 4 * (2 if asked.place.full else 1) + trained * asked.optimizer_bytes
+    times = [every for every in (settings.save_steps, settings.watch_every) if every]
+    last, watched = settings.steps, settings.watch_every > 0
+    written = {s for every in times for s in range(every, last + 1, every)} | {last}
+    most = settings.keep_checkpoints + 1 + watched  # the newest, the next, the best
     return DiskNeeds(
         checkpoint=checkpoint,
         kept=min(len(written), most),
         policy=trained * 4 if lora else count * size,
-        policies=2 if watch_every else 1,
-        carried=carry_over,
+        policies=1 + watched,
+        carried=settings.carry_over,
     )
 
 

@@ -10,13 +10,13 @@ what would help. Whether a colocated vLLM fits beside it is asked in `training.r
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from tasks.language import prompts
 from tasks.runtime.errors import StageError
+from training.resources.asked import Asked
 from training.resources.main_memory import free_main_memory, told
 from training.resources.sizes import Sizes, Tower, sizes_of
 
@@ -68,84 +68,58 @@ class Estimate:
         return f"{self.total / GIB:.2f} GiB ({', '.join(listed)})"
 
 
-def estimate(
-    policy: Path | str,
-    *,
-    dtype: str,
-    frozen: tuple[str, ...],
-    lora_rank: int,
-    lora_targets: tuple[str, ...],
-    quantized: bool,
-    reference: bool,
-    optimizer: str,
-    checkpointing: bool,
-    sequences: int,
-    prompt_tokens: int,
-    completion_tokens: int,
-    image_tokens: int = 0,
-    group: int = 1,
-    shared: bool = False,
-    pass_limit: int = 0,
-    generated: int | None = None,
-    turns: int = 2,
-    shards: int = 1,
-    sharding: str = "fsdp",
-    offloaded: bool = False,
-    cuda: bool = True,
-) -> Estimate:
-    """What a process needs for micro-batches of `sequences` prompts with their completions.
+def of_gpu(asked: Asked) -> Estimate:
+    """What the trainer takes of a GPU, or of a machine without one, a process.
 
-    `policy` is a folder or hub id, of which only the config is read. `prompt_tokens` include the
-    `image_tokens`. With `shared` a `group` of completions has its prompt and image once, in passes of
-    at most `pass_limit` tokens (0: no limit). `generated` completions are sampled at a time by this
-    process itself (default: `sequences`; 0 where vLLM does). A step has so many `turns`: with one,
-    gradients come where autocast's copies were. `shards` is over how many processes
-    weights and states are spread, by `sharding` (fsdp or deepspeed), `offloaded` whether the
-    optimizer's states lie in main memory. `optimizer` is TRL's name for it. Raises StageError where
-    no config is known.
+    Raises StageError where no config of the policy is known.
     """
-    sizes = sizes_of(policy)
-    size = 4 if dtype == "float32" else 2
-    deepspeed = shards > 1 and sharding == "deepspeed"
-    trained = sizes.trained(frozen, lora_rank, lora_targets)
+    settings, options, place = asked.settings, asked.options, asked.place
+    sizes, size, trained = sizes_of(asked.policy), asked.size, asked.trained
+    prompt_tokens, image_tokens = asked.prompt
+    completion_tokens, generated = asked.completion_tokens, asked.generated
+    checkpointing, turns, shards = options.gradient_checkpointing, asked.passes, place.shards
+    sequences, shared, lora = settings.micro_batch_size, asked.shared, settings.lora_rank > 0
+    group = asked.group if settings.shared_prefix else 1
+    deepspeed = shards > 1 and place.sharding == "deepspeed"
     # All of the weights are trained: held in float32, with gradients and states, whatever they are
     # computed in. DeepSpeed holds them rounded, and the exact ones beside the optimizer's states.
-    held = size if lora_rank or deepspeed else 4
+    held = size if lora or deepspeed else 4
     masters = 4 if deepspeed and size < 4 else 0
-    weights = sizes.count * (QUANTISED if quantized else held) + 4 * trained * bool(lora_rank)
-    states = trained * (masters + optimizer_bytes(optimizer))
+    weights = sizes.count * (QUANTISED if settings.quantized else held) + 4 * trained * lora
+    states = trained * (masters + asked.optimizer_bytes)
     # Gradients of the output layer and of the embedding come whole, before they are added to what is
     # kept; of tied ones the first waits for the second, at the pass's end.
-    trains_words = not lora_rank and "language" not in frozen
+    trains_words = not lora and "language" not in settings.frozen
     words = 4 * sizes.vocabulary * sizes.language.hidden * trains_words
-    passes = _Passes(
-        sizes, size, held, checkpointing, cuda,
-        sees=bool(trained) and ("vision" not in frozen if not lora_rank else checkpointing or "vision" in lora_targets),
-    )  # fmt: skip
+    sees = (
+        checkpointing or "vision" in settings.adapted if lora else "vision" not in settings.frozen
+    )
+    passes = _Passes(sizes, size, held, checkpointing, place.cuda, sees=bool(trained) and sees)
     one = prompt_tokens + completion_tokens
     groups = -(-sequences // group) if shared else sequences
     tokens = groups * prompt_tokens + sequences * completion_tokens
-    if pass_limit:
-        tokens = min(tokens, max(pass_limit, one))
-    asked = [(tokens, min(sequences, -(-tokens // one) * group) * completion_tokens, groups)]
+    if asked.pass_limit:
+        tokens = min(tokens, max(asked.pass_limit, one))
+    taken = [(tokens, min(sequences, -(-tokens // one) * group) * completion_tokens, groups)]
     if shared:
         rows = min(sequences, COMPARED[0] * min(COMPARED[1], group))
-        asked.append((rows * one, rows * completion_tokens, rows))
+        taken.append((rows * one, rows * completion_tokens, rows))
+    reference = options.beta != 0.0 and not asked.supervised
     return Estimate(
         weights=weights / shards,
         gradients=trained * (held if deepspeed else 4) / shards,
-        optimizer=0.0 if offloaded else states / shards,
-        reference=sizes.count * size / shards if reference and not lora_rank else 0.0,
+        optimizer=0.0 if place.offloaded else states / shards,
+        reference=sizes.count * size / shards if reference and not lora else 0.0,
         copies=_copies(sizes, size, held, trained, shards, deepspeed) * (shards > 1 or turns > 1),
         activations=max(
-            SLACK * max(passes.bytes(t, s, i * image_tokens) for t, s, i in asked)
+            SLACK * max(passes.bytes(t, s, i * image_tokens) for t, s, i in taken)
             + words * (turns > 1),
             words * (sizes.tied + (turns > 1)),
         ),
         generation=_generation(
-            sizes, size, sequences if generated is None else generated, prompt_tokens, completion_tokens
+            sizes, size, generated, prompt_tokens, completion_tokens
         )
-        + (sizes.count * size if deepspeed and generated != 0 else 0.0),
+        + (sizes.count * size if deepspeed and generated else 0.0),
         process=PROCESS,
     )  # fmt: skip
 
@@ -214,15 +188,6 @@ def _generation(sizes: Sizes, size: int, rows: int, prompt: int, completion: int
     passing = rows * prompt * size * _layer(sizes.language, (6, 2))
     logits = 3 * 4 * rows * sizes.vocabulary
     return float(cache * (1 + 1 / max(1, sizes.language.layers)) + max(passing, logits))
-
-
-def optimizer_bytes(name: str) -> float:
-    """Bytes of state a trained weight has: two numbers for AdamW, one byte each in its 8-bit form."""
-    if "8bit" in name:
-        return 2.0
-    if "adafactor" in name:
-        return 0.04
-    return 4.0 if name.startswith(("sgd", "lion", "muon")) else 8.0
 
 
 def check(

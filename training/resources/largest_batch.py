@@ -19,7 +19,8 @@ from PIL import Image
 from tasks.runtime.errors import StageError
 from tasks.runtime.memory import own_peak
 from training.model import sharding
-from training.resources.gpu_memory import GIB, optimizer_bytes
+from training.resources.asked import optimizer_bytes
+from training.resources.gpu_memory import GIB
 from training.shared_prefix import packing
 from training.shared_prefix.check import out_of_memory
 

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tasks.runtime.errors import StageError
+from training.resources.asked import Asked
+from training.resources.sizes import sizes_of
 
 GIB = 1 << 30
 HOST = 2.0 * GIB  # a process with its libraries and a GPU's driver, and as much its vLLM
@@ -35,36 +37,27 @@ class MainMemory:
         return f"{self.total / GIB:.1f} GiB of main memory ({', '.join(listed)})"
 
 
-def main_memory(
-    *,
-    count: int,
-    trained: int,
-    size: int,
-    lora: bool,
-    kept: int,
-    optimizer_bytes: float,
-    local: int,
-    machines: int,
-    sharding: str,
-    offloaded: bool,
-    full: bool,
-    vllm: bool,
-) -> MainMemory:
-    """What `local` processes on each of `machines` take for a model of `count` weights.
+def of_main_memory(asked: Asked) -> MainMemory:
+    """What one machine's processes take of its main memory, beside GPUs.
 
-    `kept` weights lie below adapters that a vLLM is handed merged; `size` is the bytes of a number
-    that is computed. FSDP has one process a machine load the whole model, and with `full` states one
-    process gather it; otherwise each process loads it by itself.
+    FSDP has one process a machine load the whole model, and with full states one process gather it;
+    otherwise each process loads it by itself.
     """
-    held = size if lora else 4
-    loading = {"fsdp": count * held, "deepspeed": local * min(count * size, SHARD)}
-    saving = max(count * held, trained * optimizer_bytes) if full else 0.0
+    place, sizes, settings = asked.place, sizes_of(asked.policy), asked.settings
+    size, trained = asked.size, asked.trained
+    below = sum(sizes.adapted[part] for part in settings.adapted) if asked.options.use_vllm else 0
+    held = size if settings.lora_rank else 4
+    loading = {
+        "fsdp": sizes.count * held,
+        "deepspeed": place.local * min(sizes.count * size, SHARD),
+    }
+    gathered = max(sizes.count * held, trained * asked.optimizer_bytes)
     return MainMemory(
-        processes=local * (HOST + vllm * HOST),
-        states=STATES * trained / machines if offloaded else 0.0,
-        base=float(local * kept * size),
-        loading=float(loading.get(sharding, local * count * held)),
-        saving=float(saving),
+        processes=place.local * (HOST + asked.colocated * HOST),
+        states=STATES * trained / place.machines if place.offloaded else 0.0,
+        base=float(place.local * below * size),
+        loading=float(loading.get(place.sharding, place.local * sizes.count * held)),
+        saving=float(gathered) if place.full else 0.0,
     )
 
 

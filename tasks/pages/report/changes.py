@@ -1,4 +1,4 @@
-"""The values of what changed: confusions, single classes, what refreshes bought, other test sets."""
+"""Template values for the report's changes: confusions, single classes, refreshes, other test sets."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -8,7 +8,7 @@ from tasks.pages.text import percent
 
 
 def confusion_tables(confusions: Mapping[str, Any]) -> dict[str, Any]:
-    """Pairs of classes that are mixed up less, and more, after training."""
+    """Pairs of classes that the policy confuses less, and pairs that it confuses more, after training."""
     if not confusions or not (confusions["resolved"] or confusions["introduced"]):
         return {}
     most = max(
@@ -32,7 +32,7 @@ def confusion_tables(confusions: Mapping[str, Any]) -> dict[str, Any]:
 def class_table(
     rows: Sequence[Mapping[str, Any]], names: Sequence[str], mode: str
 ) -> dict[str, Any]:
-    """Accuracy of single classes, those that changed most first."""
+    """Accuracy of single classes, the largest gain first."""
     if not rows or len(names) < 2:
         return {}
     lines = [
@@ -50,7 +50,7 @@ def class_table(
 
 
 def refresh_changes(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[Any, str]]:
-    """Each refresh's round, and what it changed in words; nothing where there is one round."""
+    """(round, a sentence on what its refresh changed); empty where there is only one round."""
     sentences = []
     for before, after in pairwise(rounds):
         then, now = before["refresh"], after["refresh"]
@@ -86,7 +86,7 @@ def _before(then: str, now: str) -> str:
 
 
 def cross_table(cross: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Train set by test set: harmonic mean (or the only group's accuracy), one step."""
+    """Accuracy by training set and test set: the harmonic mean, or that of the only group."""
     if not cross:
         return {}
     sets = sorted({entry["set"] for entry in cross})

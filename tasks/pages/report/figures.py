@@ -1,4 +1,4 @@
-"""The figures of the report, from the contents of `metrics.json` (`training_log.py`: of the logs)."""
+"""The report's figures, drawn from the contents of `metrics.json`; `training_log.py` draws the logs."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from tasks.pages.charts import Dot, Series, dot_chart, line_chart
 from tasks.pages.figures import Figure
 from tasks.pages.text import label, p_value, title_of
 
-STYLES = 5  # line styles in the style sheet; more policies than that start over
+STYLES = 5  # line styles in the style sheet; further policies reuse them
 MODE_NOTES = {
     "one_step": "one greedy answer to the open question",
     "two_step": "a choice among its most sampled answers",
@@ -18,19 +18,17 @@ MODE_NOTES = {
     "constrained": "the same, kept to letters by force",
 }
 GROUP_NOTES = {"base": "classes it was trained on", "novel": "classes it never saw in training"}
-
-
-FEW = 10  # images; a bin of fewer is in the data, but no point of the line
+FEW = 10  # images; a smaller bin is in the data, but not on the line
 
 
 def accuracy_figures(metrics: Mapping[str, Any]) -> list[Figure]:
-    """One chart a mode, all on the same axis so that modes compare at a glance."""
+    """Accuracy by group, one chart for each mode; all share one axis, so that modes can be compared."""
     evaluations = metrics["evaluations"]
     keys = (*metrics["images"]["groups"], "harmonic_mean")
-    found = [
+    estimates = [
         e["modes"].get(m, {}).get(k) for e in evaluations for m in metrics["modes"] for k in keys
     ]
-    limits = axis_of([100 * end for figures in found if figures for end in figures["interval"]])
+    limits = axis_of([100 * end for figures in estimates if figures for end in figures["interval"]])
     figures = []
     for mode in metrics["modes"]:
         rows, data = [], []
@@ -44,11 +42,11 @@ def accuracy_figures(metrics: Mapping[str, Any]) -> list[Figure]:
                     dots.append(Dot(name, 100 * value, 100 * low, 100 * high, index % STYLES))
                     data.append((evaluation["name"], mode, key, value, low, high))
             rows += [(label(key), dots)] if dots else []
-        told = "; ".join(
+        description = "; ".join(
             f"{row}: {', '.join(f'{d.name} {d.value:.1f} %' for d in dots)}" for row, dots in rows
         )
         key = "accuracy-" + re.sub(r"\W+", "-", mode, flags=re.ASCII)
-        chart = dot_chart(key, title_of(mode), told, rows, limits)
+        chart = dot_chart(key, title_of(mode), description, rows, limits)
         columns = ("policy", "mode", "group", "accuracy", "low", "high")
         note = MODE_NOTES.get(mode, "")
         key_of = policies(evaluations)
@@ -57,7 +55,7 @@ def accuracy_figures(metrics: Mapping[str, Any]) -> list[Figure]:
 
 
 def pass_figures(evaluations: Sequence[Mapping[str, Any]]) -> list[Figure]:
-    """Pass@k of every policy, a chart a group."""
+    """Pass@k of every policy, one chart for each group."""
     figures = []
     for group in ("base", "novel"):
         curves = [
@@ -72,7 +70,7 @@ def pass_figures(evaluations: Sequence[Mapping[str, Any]]) -> list[Figure]:
             for name, style, curve in curves
         ]
         last = max(len(curve) for _, _, curve in curves)
-        told = "; ".join(
+        description = "; ".join(
             f"{label(name)}: {100 * curve[0]:.1f} % at 1, {100 * curve[-1]:.1f} % at {len(curve)}"
             for name, _, curve in curves
         )
@@ -81,7 +79,7 @@ def pass_figures(evaluations: Sequence[Mapping[str, Any]]) -> list[Figure]:
         chart = line_chart(
             f"pass-{group}",
             title,
-            told,
+            description,
             series,
             x_label="k",
             x_ticks=steps,
@@ -99,15 +97,15 @@ def pass_figures(evaluations: Sequence[Mapping[str, Any]]) -> list[Figure]:
 
 
 def letter_figure(evaluations: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """By letter, how much oftener it is chosen than without a liking for letters."""
-    found = [(i, e) for i, e in enumerate(evaluations) if e.get("letters")]
-    if not found:
+    """Letter bias: how much more often each letter is chosen than a policy without bias would."""
+    with_letters = [(i, e) for i, e in enumerate(evaluations) if e.get("letters")]
+    if not with_letters:
         return None
-    names = sorted({letter for _, e in found for letter in e["letters"]["letters"]})
+    names = sorted({letter for _, e in with_letters for letter in e["letters"]["letters"]})
     rows, data = [], []
     for letter in names:
         dots = []
-        for index, evaluation in found:
+        for index, evaluation in with_letters:
             if figures := evaluation["letters"]["letters"].get(letter):
                 low, high = figures["interval"]
                 name = label(evaluation["name"])
@@ -117,36 +115,36 @@ def letter_figure(evaluations: Sequence[Mapping[str, Any]]) -> Figure | None:
                 data.append((evaluation["name"], letter, *shares, bias, low, high))
         rows.append((letter, dots))
     ends = [end for _, dots in rows for dot in dots for end in (dot.low, dot.high)]
-    told = "; ".join(
+    description = "; ".join(
         f"{row}: {', '.join(f'{d.name} {d.value:+.1f}' for d in dots)}" for row, dots in rows
     )
     limits = axis_of([*ends, -5, 5], step=5)
-    chart = dot_chart("letters", "Letter bias", told, rows, limits, zero=True, left=34)
+    chart = dot_chart("letters", "Letter bias", description, rows, limits, zero=True, left=34)
     tests = "; ".join(
         f"{label(e['name'])}: {e['letters']['questions']:,} questions ({label(e['letters']['mode'])}), "
         f"chi-square p {p_value(e['letters']['p'])}"
-        for _, e in found
+        for _, e in with_letters
     )
     note = f"share chosen less the share expected by chance, in points; {tests}"
     columns = ("policy", "letter", "chosen", "expected", "right", "bias", "low", "high")
-    legend = [(label(e["name"]), index % STYLES) for index, e in found]
+    legend = [(label(e["name"]), index % STYLES) for index, e in with_letters]
     return Figure("letters", "Letter bias", note, chart, columns, data, legend, dots=True)
 
 
 def calibration_figure(evaluations: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Accuracy of the majority by its share of the votes, beside the diagonal."""
-    found = [(i, e) for i, e in enumerate(evaluations) if e.get("calibration")]
-    if not found:
+    """Calibration: the majority's accuracy by its share of the votes, beside the diagonal."""
+    calibrated = [(i, e) for i, e in enumerate(evaluations) if e.get("calibration")]
+    if not calibrated:
         return None
     series = [Series("", [(0, 0.0), (100, 100.0)], 0, faint=True)]
-    data, told, legend = [], [], []
-    for index, evaluation in found:
+    data, descriptions, legend = [], [], []
+    for index, evaluation in calibrated:
         bins = evaluation["calibration"]["bins"]
         points = [(100 * b["vote_share"], 100 * b["accuracy"]) for b in bins if b["images"] >= FEW]
         name = f"{label(evaluation['name'])}, error {100 * evaluation['calibration']['error']:.1f}"
         series.append(Series(name, points, index % STYLES))
         legend.append((name, index % STYLES))
-        told.append(f"{name} points")
+        descriptions.append(f"{name} points")
         data += [
             (evaluation["name"], b["vote_share"], b["accuracy"], *b["interval"], b["images"])
             for b in bins
@@ -155,7 +153,7 @@ def calibration_figure(evaluations: Sequence[Mapping[str, Any]]) -> Figure | Non
     chart = line_chart(
         "calibration",
         title,
-        "; ".join(told),
+        "; ".join(descriptions),
         series,
         x_label="share of the votes, %",
         x_ticks=(0, 25, 50, 75, 100),
@@ -168,28 +166,28 @@ def calibration_figure(evaluations: Sequence[Mapping[str, Any]]) -> Figure | Non
 
 
 def votes_figure(rounds: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Training images by how many of their rollouts name the truth, a line a round."""
-    found = [entry for entry in rounds if entry["refresh"].get("truth_votes")]
-    if not found:
+    """Training images by how many of their rollouts name the truth, one line for each round."""
+    counted = [entry for entry in rounds if entry["refresh"].get("truth_votes")]
+    if not counted:
         return None
     series, data = [], []
-    for index, entry in enumerate(found):
+    for index, entry in enumerate(counted):
         counts = entry["refresh"]["truth_votes"]
         total = sum(counts) or 1
-        # Images that name it at most n times: a rising line, lower where the policy knows more.
+        # The share of images with at most n such rollouts: lower where the policy knows more.
         shares = [100 * sum(counts[: n + 1]) / total for n in range(len(counts))]
         style = index % STYLES
         series.append(Series(f"round {entry['round']}", list(enumerate(shares)), style))
         data += [(entry["round"], n, count) for n, count in enumerate(counts)]
     title = "What it knows before each round"
-    told = "; ".join(
+    description = "; ".join(
         f"{s.name}: {s.points[0][1]:.0f} % of images never named right" for s in series
     )
-    last = len(found[0]["refresh"]["truth_votes"]) - 1
+    last = len(counted[0]["refresh"]["truth_votes"]) - 1
     chart = line_chart(
         "truth-votes",
         title,
-        told,
+        description,
         series,
         x_label="rollouts that name the truth, at most",
         x_ticks=sorted({0, *(round(last * q / 4) for q in range(1, 5))}),
@@ -204,11 +202,11 @@ def votes_figure(rounds: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 
 def policies(evaluations: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
-    """The legend of every chart whose styles are policies."""
+    """The legend, as (name, style), of every chart whose styles are policies."""
     return [(label(e["name"]), i % STYLES) for i, e in enumerate(evaluations)]
 
 
 def axis_of(percents: Sequence[float], step: float = 10) -> tuple[float, float]:
-    """The axis from the last multiple of `step` below to the first above."""
+    """The limits of an axis: the multiples of `step` just below and just above all values."""
     low, high = step * math.floor(min(percents) / step), step * math.ceil(max(percents) / step)
     return low, max(high, low + step)

@@ -1,7 +1,7 @@
-"""The graph of artifacts that a result rests on, drawn from their manifests as inline SVG.
+"""Draws the graph of artifacts that a result depends on, from their manifests, as inline SVG.
 
-A stage stands below everything it was made from; edges that a longer way already says are left
-out, so that the line through the rounds can be seen.
+An artifact stands below all its inputs. An edge is left out where a longer path implies it, so that
+the path through the rounds is easy to see.
 """
 
 from collections import defaultdict
@@ -31,7 +31,7 @@ def graph_svg(stages: Sequence[Mapping[str, Any]]) -> Markup:
         layers[depth[mark]].append(mark)
     wide = max(len(layer) for layer in layers.values())
     width = max(WIDTH, wide * (BOX + 14))
-    place = {
+    position = {
         mark: ((index + 0.5) * width / len(layer), 6 + level * STEP)
         for level, layer in layers.items()
         for index, mark in enumerate(layer)
@@ -44,16 +44,16 @@ def graph_svg(stages: Sequence[Mapping[str, Any]]) -> Markup:
         rem=f"{width / 16:.1f}",
         description=f"{len(known)} artifacts in {len(layers)} layers, each below what it was made from",
         edges=[
-            _edge(*place[needed], *place[mark])
+            _edge(*position[needed], *position[mark])
             for mark, needs in _shortest(inputs).items()
             for needed in sorted(needs)
         ],
-        boxes=[_box(*place[mark], stage) for mark, stage in known.items()],
+        boxes=[_box(*position[mark], stage) for mark, stage in known.items()],
     )
 
 
 def stage_name(stage: Mapping[str, Any]) -> str:
-    """Train, DiVE-k, round 1."""
+    """A stage's name with its method and round: "Train, DiVE-k, round 1"."""
     settings = stage.get("settings") or {}
     about = []
     method = settings.get("method") or stage.get("method")
@@ -66,7 +66,7 @@ def stage_name(stage: Mapping[str, Any]) -> str:
 
 
 def _depths(inputs: Mapping[str, set[str]]) -> dict[str, int]:
-    """The longest way down to each; what a manifest names in a circle (it cannot) stays on top."""
+    """The length of the longest path to each artifact. Terminates even if a manifest named a cycle."""
     depth = dict.fromkeys(inputs, 0)
     for _ in inputs:
         for mark, needs in inputs.items():
@@ -75,7 +75,7 @@ def _depths(inputs: Mapping[str, set[str]]) -> dict[str, int]:
 
 
 def _shortest(inputs: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """The edges that no longer way replaces."""
+    """Each artifact's inputs, without those that are also inputs of another input."""
     above: dict[str, set[str]] = {}
 
     def ancestors(mark: str) -> set[str]:

@@ -1,8 +1,8 @@
-"""The report as one HTML file that opens offline: the answer first, then how it came about.
+"""Builds the report as one HTML file that opens offline: the verdict first, then the evidence.
 
-No script, no web font: a strict content policy allows images as data: URIs and the page's own style
-sheet, and nothing else; the gallery's filters are style rules. The markup is in
-`pages/report.html.jinja`; this module computes what it shows.
+A strict content security policy allows images as data: URIs and the page's own style sheet, and
+nothing else: no script, no web font. The gallery's filters are style rules. The template is
+`report.html.jinja`; this module computes its values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,10 +35,10 @@ def build_page(
     gallery: Mapping[str, Any],
     command: str,
 ) -> str:
-    """The whole page.
+    """The page as HTML.
 
-    `figures` are the lists `accuracy`, `pass`, `rounds`, `log` and `changes`; `gallery` is what
-    `gallery_values` returns; `command` is the line that makes the report again.
+    `figures` has the keys `accuracy`, `pass`, `rounds`, `log` and `changes`. `gallery` is the result
+    of `gallery_values`, and `command` the command line that makes the report again.
     """
     card = metrics["card"]
     method = metrics["evaluations"][min(1, len(metrics["evaluations"]) - 1)]["name"]

@@ -1,4 +1,4 @@
-"""The values of the report's tables: results, how answers were read, rounds, how it was made."""
+"""Template values for the report's tables: results, answer statuses, rounds, stages."""
 
 import re
 import shlex
@@ -13,27 +13,27 @@ Row = tuple[str, Callable[[dict[str, Any]], str]]
 
 
 def results_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Accuracy of every policy by mode and group, and its paired difference from the first."""
+    """Accuracy of every policy by mode and group, and its paired difference from the first policy."""
     evaluations = metrics["evaluations"]
     keys = (*metrics["images"]["groups"], "harmonic_mean")
     modes = []
     for mode in metrics["modes"]:
-        found = [e["modes"].get(mode, {}) for e in evaluations]
+        by_policy = [e["modes"].get(mode, {}) for e in evaluations]
         rows = [
             {
                 "key": key,
-                "rates": [figures.get(key) for figures in found],
-                "changes": [figures.get("difference", {}).get(key) for figures in found[1:]],
+                "rates": [figures.get(key) for figures in by_policy],
+                "changes": [figures.get("difference", {}).get(key) for figures in by_policy[1:]],
             }
             for key in keys
-            if key in found[0]
+            if key in by_policy[0]
         ]
         modes.append({"name": mode, "rows": rows})
     return {"names": [e["name"] for e in evaluations], "modes": modes}
 
 
 def judged_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Accuracy with a judge's second opinion, beside that by the card's names alone."""
+    """Accuracy with the judge's verdicts, beside that by the card's names alone."""
     return [
         {
             "name": evaluation["name"],
@@ -62,7 +62,7 @@ def status_list(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def refresh_table(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What each round proposed and kept: one column a round, lines without a figure left out."""
+    """What each round proposed and kept, one column for each round; empty lines are left out."""
     if not rounds:
         return {}
     outcomes = Counter(o for entry in rounds for o in entry["build_mcq"].get("outcomes", {}))
@@ -100,7 +100,7 @@ def refresh_table(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def stages_table(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Every artifact in order: fingerprint, share of the time, memory, recipe; hosts and versions."""
+    """Every artifact in order: fingerprint, time, memory and recipe; then hosts and versions."""
     if not stages:
         return {}
     longest = max((stage.get("seconds") or 0 for stage in stages), default=0) or 1
@@ -125,7 +125,7 @@ def stages_table(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def duration(seconds: float | None) -> str:
-    """8.2 s, 2 min 05 s, 3 h 20 min."""
+    """A duration as text: 8.2 s, 2 min 05 s, or 3 h 20 min."""
     if seconds is None:
         return "–"
     if seconds < 60:
@@ -188,7 +188,7 @@ def _counts(counts: dict[str, Any] | None, between: str) -> str:
 
 
 def _rows(rows: Any) -> dict[str, int]:
-    """Rows by table: the shards of one table, `mcq-00000.parquet` and on, are added up."""
+    """Table -> row count; shards of one table, such as `mcq-00000.parquet`, are added up."""
     totals: Counter[str] = Counter()
     for name, count in (rows if isinstance(rows, dict) else {}).items():
         if isinstance(count, int):
@@ -208,11 +208,13 @@ def _command(stage: dict[str, Any]) -> str:
 
 
 def _versions(stages: Sequence[dict[str, Any]]) -> str:
-    found: dict[str, set[str]] = {}
+    by_package: dict[str, set[str]] = {}
     for stage in stages:
         for name, version in (stage.get("versions") or {}).items():
-            found.setdefault(str(name), set()).add(str(version))
-    return " · ".join(f"{name} {' and '.join(sorted(found[name]))}" for name in sorted(found))
+            by_package.setdefault(str(name), set()).add(str(version))
+    return " · ".join(
+        f"{name} {' and '.join(sorted(by_package[name]))}" for name in sorted(by_package)
+    )
 
 
 def _hosts(stages: Sequence[dict[str, Any]]) -> str:

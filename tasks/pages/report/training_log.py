@@ -1,4 +1,4 @@
-"""The training log as figures: every column, over all rounds, one after the other."""
+"""Draws the training log: every column as a figure, over all rounds one after the other."""
 
 import math
 import re
@@ -23,7 +23,7 @@ class LogChart:
     unit: str = ""
 
 
-# What a reader looks for first; columns that are not in the log are not drawn.
+# Charts in the order of interest. Columns that the log does not have are not drawn.
 LOG_CHARTS = (
     LogChart(
         "Validation accuracy",
@@ -77,14 +77,14 @@ FIRST = ("Reward", "Validation accuracy", "Completion length", "Dead groups", "K
 
 
 def log_figures(logs: Sequence[list[dict]], rounds: Sequence[dict]) -> list[Figure]:
-    """The training log over all rounds, one after the other, with a rule where each begins.
+    """The training log over all rounds, one after the other, with a vertical rule at each start.
 
-    Columns that no chart is made for are drawn as they are called.
+    A column without a chart in LOG_CHARTS gets a chart of its own under the column's name.
     """
     parts: list[list[dict[str, Any]]] = []
     marks: list[tuple[float, str]] = []
     for entry, log in ((entry, log) for entry, log in zip(rounds, logs, strict=True) if log):
-        # A round's trainer counts from one again; a count that goes on is left as it is.
+        # A new round's steps may count from 1 again; then they are shifted behind the last round's.
         last = parts[-1][-1]["at"] if parts else 0
         offset = last if log[0]["step"] <= last else 0
         marks.append((offset + log[0]["step"], f"round {entry['round']}"))
@@ -100,7 +100,7 @@ def log_figures(logs: Sequence[list[dict]], rounds: Sequence[dict]) -> list[Figu
 
 
 def _rewards(parts: Sequence[list[dict[str, Any]]]) -> LogChart:
-    """The parts of the reward, whatever rewards a run had."""
+    """The chart of the reward and its parts, whatever rewards a run had."""
     columns = {name: None for part in parts for row in part for name in row}
     named = {c: c.removeprefix("reward/").replace("_", " ") for c in columns if "reward/" in c}
     if len(named) > 1 and "reward" in columns:
@@ -109,7 +109,7 @@ def _rewards(parts: Sequence[list[dict[str, Any]]]) -> LogChart:
 
 
 def _others(parts: Sequence[list[dict[str, Any]]]) -> list[LogChart]:
-    """One chart for every further column of numbers."""
+    """One chart for every numeric column that no other chart shows."""
     known = {column for chart in LOG_CHARTS for column, _ in chart.columns}
     known |= {column for column, _ in _rewards(parts).columns} | {"reward"}
     known |= {"step", "at", "round", "epoch"}
@@ -138,19 +138,19 @@ def _log_figure(
         if all(y is None for line in lines for _, y in line):
             continue
         style = 1 + len(named) % (STYLES - 1)
-        # What is measured at some steps only is drawn through those steps.
+        # A quantity that is measured at some steps only gets a line through those steps.
         lines = [[p for p in line if p[1] is not None] for line in lines]
         lines = [line for line in lines if line]
         if sum(map(len, lines)) > 8:
             faint.append(Series("", _joined(lines), style, faint=True))
-        # Smoothed within each round: what one round ends with is not where the next begins.
+        # Smoothed within each round, because a value may jump between rounds.
         smoothed = [smooth(line, len(line) // 6) for line in lines]
         named.append(Series(name, _joined(smoothed), style))
-    told = f"{wanted.note}; {sum(map(len, parts))} training steps in {len(parts)} rounds"
+    description = f"{wanted.note}; {sum(map(len, parts))} training steps in {len(parts)} rounds"
     chart = line_chart(
         key,
         wanted.title,
-        told,
+        description,
         faint + named,
         x_label="training step",
         marks=marks if len(marks) > 1 else (),
@@ -170,7 +170,7 @@ def _log_figure(
 
 
 def _joined(lines: Sequence[Sequence[Point]]) -> list[Point]:
-    """The lines as one, broken where a round ends."""
+    """All rounds' lines as one list of points, broken where a round ends."""
     points: list[Point] = []
     for line in lines:
         points += [*thin(line, 400 // len(lines) + 1), (line[-1][0], None)]

@@ -108,7 +108,7 @@ def test_the_bar_leaves_its_figures_in_a_file(tmp_path, monkeypatch):
     from tasks.runtime import progress as module
 
     monkeypatch.setattr(module.Bar, "file", tmp_path / PROGRESS_FILE)
-    monkeypatch.setattr(module.Bar, "told", -1e9)
+    monkeypatch.setattr(module.Bar, "written_at", -1e9)
     with module.progress(None, desc="propose", total=10, unit="images", done=2) as bar:
         bar.update(3)
     told = json.loads((tmp_path / PROGRESS_FILE).read_text())
@@ -140,7 +140,8 @@ def test_a_word_beside_the_bar_says_what_goes_on(tmp_path, monkeypatch, capfd, t
 SHARDS = """
 import time
 from pathlib import Path
-from tasks.runtime.command import main, shard_by_shard, stop_if_asked
+from tasks.runtime.command import main
+from tasks.runtime.interrupts import shard_by_shard, stop_if_asked
 def slow(output: Path) -> None:
     "Shard after shard."
     with shard_by_shard():

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from pipeline.artifacts import source_code
+from tasks.tables.manifest import Manifest
 from tests.conftest import ROOT
 
 STAGES = """
@@ -66,13 +67,13 @@ def test_a_changed_line_is_seen_by_the_stages_that_run_it_and_by_no_other(module
 
 def test_what_changed_is_named_and_older_manifests_know_one_module():
     now = source_code.digests("tasks.split")
-    assert source_code.changed({"sources": now}, "tasks.split") == []
+    assert source_code.changed(Manifest(sources=now), "tasks.split") == []
     then = {**now, "tasks/gone.py": "0", "tasks/tables/shards.py": "0"}
     then.pop("tasks/split.py")
     names = ["tasks/gone.py", "tasks/split.py", "tasks/tables/shards.py"]
-    assert source_code.changed({"sources": then}, "tasks.split") == names
-    assert "tasks/gone.py" in source_code.told(names)
-    assert source_code.changed({"source_sha256": "0"}, "tasks.split") == ["tasks/split.py"]
+    assert source_code.changed(Manifest(sources=then), "tasks.split") == names
+    assert "tasks/gone.py" in source_code.change_note(names)
+    assert source_code.changed(Manifest(source_sha256="0"), "tasks.split") == ["tasks/split.py"]
 
 
 def test_the_templates_of_a_page_count_with_it():

@@ -12,9 +12,10 @@ import pytest
 
 from pipeline import __main__ as workbench
 from pipeline import tasks
-from pipeline.artifacts import child, store
+from pipeline.artifacts import store
 from pipeline.cli import status, tree, verify
 from tasks.build_mcq import build_mcq
+from tasks.runtime.protocol import PROGRESS_FILE
 from tasks.tables import schemas, shards
 from tests.conftest import mcq_arguments, run_stage
 from tests.pipeline.test_stage import config  # noqa: F401 - a fixture
@@ -220,8 +221,6 @@ def test_finished_shards_are_those_of_the_table_at_hand_and_of_how_many(config, 
             path.touch()
             os.utime(path, (number, number))
         (partial / store.RECIPE).write_text(json.dumps(recipe))
-        (partial / child.PROGRESS).write_text(
-            json.dumps({"what": "x", "unit": "images"} | progress)
-        )
+        (partial / PROGRESS_FILE).write_text(json.dumps({"what": "x", "unit": "images"} | progress))
         row = status.describe(stage)
         assert (row["state"], row["shards"], row["of"]) == ("partial", 1, 3), stage.task_family

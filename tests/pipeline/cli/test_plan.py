@@ -45,14 +45,15 @@ def train(dataset: str) -> luigi.Task:
 def test_recipes_are_read_over_luigi_cfg_in_order(recipe):
     recipe("[Train]\nsteps = 7\nlearning_rate = 0.5\n", "[Train]\nsteps = 8\n")
     made = train("beetles")
-    assert (made.steps, made.learning_rate, made.num_generations) == (8, 0.5, 8)
+    settings = made.settings
+    assert (settings.steps, settings.learning_rate, settings.num_generations) == (8, 0.5, 8)
 
 
 def test_a_section_of_a_dataset_holds_for_it_alone(recipe):
     recipe("[Train:cub]\nsteps = 7\n[Train:beetles+cub]\nsteps = 9\n")
-    assert train("beetles").steps == 20
-    assert train("cub").steps == 7
-    assert train("cub+beetles").steps == 9
+    assert train("beetles").settings.steps == 20
+    assert train("cub").settings.steps == 7
+    assert train("cub+beetles").settings.steps == 9
     assert train("cub").fingerprint != train("cub").clone(steps=20).fingerprint
 
 
@@ -91,7 +92,7 @@ def test_the_command_line_goes_before_a_section_of_a_dataset(recipe):
         "0",
     ]
     with luigi.cmdline_parser.CmdlineParser.global_instance([*line, "--Train-steps", "5"]):
-        assert train("cub").steps == 5
+        assert train("cub").settings.steps == 5
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -99,12 +100,12 @@ def test_the_papers_recipes_hold_what_is_known_of_it(recipe, name):
     recipe(name)
     for dataset, epochs in plan.PUBLISHED_EPOCHS.items():
         made = train(dataset)
-        assert (made.num_generations, made.questions_per_step) == (4, 6)
-        assert made.needs()["policy"].max_pixels == 401408
+        assert (made.settings.num_generations, made.settings.questions_per_step) == (4, 6)
+        assert made.needs()["policy"].settings.max_pixels == 401408
         assert settings.run().rounds == 1
         found = plan.plan(dataset, "dive_k", 0, plan.Given())
         images = found["images"][dataset]["train"]
-        assert made.steps * 6 / images == pytest.approx(epochs, rel=0.01)
+        assert made.settings.steps * 6 / images == pytest.approx(epochs, rel=0.01)
         assert found["warnings"] == []
     assert "unknown" in (RECIPES / name).read_text().lower()
 

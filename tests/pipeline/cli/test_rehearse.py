@@ -81,7 +81,8 @@ def test_a_launcher_is_found_and_its_processes_are_counted(line, processes):
 def test_a_trials_settings_go_before_a_recipes_own_for_a_dataset(recipe):  # noqa: F811
     recipe("paper_7b.cfg", overlay("cub", 2, True))
     train = tasks.Train(dataset="cub", method="dive_k", refresh_round=0, seed=0)
-    assert (train.steps, train.save_steps, train.watch_every) == (4, 2, 4)
+    own = train.settings
+    assert (own.steps, own.save_steps, own.watch_every) == (4, 2, 4)
     assert tasks.Split(dataset="cub").significant()["max_train_images"] == 100
     assert tasks.Evaluate(dataset="cub", refresh_round=0).limit == 5
     assert settings.known_keys()  # and no key of it is unknown

@@ -15,8 +15,9 @@ from tasks.language.prompts import LETTERS
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
 from tasks.tables.pixels import Decoder
-from tests.conftest import mcq_arguments, run_stage
+from tests.conftest import mcq_arguments, run_stage, settings_of
 from training.data.dataset import Questions, permute, question_order
+from training.settings import TrainSettings
 
 
 @given(st.integers(0, 4), st.integers(0, 50), st.text(max_size=8))
@@ -97,7 +98,7 @@ def test_the_curriculum_follows_the_margins_in_the_shards(mcq, rollouts):
     }
     assert margins["curriculum"] == sorted(margins["shuffled"], reverse=True) != margins["shuffled"]
     with pytest.raises(StageError, match=r"\[Train\] order .* got 'easy'"):
-        questions.rows(3, "easy")
+        settings_of(TrainSettings, order="easy")
 
 
 def test_rows_hold_what_trainer_and_rewards_need(mcq, rollouts):

@@ -10,9 +10,9 @@ from data_cards.beetles import SPECIES, TRAITS
 from tasks.language import answers
 from training.data import lessons
 from training.data.sft_examples import Wording
+from training.loop.supervised import collate
 from training.make_base_policy import vocabulary, wording
 from training.model import tiny_policy
-from training.sft import collate
 
 WORDING = Wording("beetle", "species", "brief")
 
@@ -53,7 +53,9 @@ def test_careless_captions_mix_up_words_of_one_kind_in_the_shares_that_are_told(
         other, share = lessons.CARELESS.get(word, (word, 0.0))
         said = [row[place] for row in rows]
         assert set(said) <= {word, other}
-        assert said.count(other) / len(said) == pytest.approx(share if other != word else 1, abs=0.03)
+        assert said.count(other) / len(said) == pytest.approx(
+            share if other != word else 1, abs=0.03
+        )
 
 
 def test_every_word_of_a_lesson_is_one_token_and_only_what_is_taught_carries_loss():
@@ -74,4 +76,6 @@ def test_every_word_of_a_lesson_is_one_token_and_only_what_is_taught_carries_los
         said = example.given + decode(taught)  # decoding a part drops the space before it
         assert said.replace(" ", "") == (example.completion + end).replace(" ", "")
     assert int((inputs["labels"][0] != -100).sum()) == 1 + len(look) + 1
-    assert int((inputs["labels"][2] != -100).sum()) == 6, "</think><answer>genus epithet</answer>, end"
+    assert int((inputs["labels"][2] != -100).sum()) == 6, (
+        "</think><answer>genus epithet</answer>, end"
+    )

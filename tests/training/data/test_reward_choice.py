@@ -4,6 +4,7 @@ import pytest
 
 import data_cards
 from tasks.runtime.errors import StageError
+from tests.conftest import settings_of
 from training.data.reward_choice import KNOWN, choose_rewards
 from training.rewards import (
     caption_format_reward,
@@ -11,6 +12,7 @@ from training.rewards import (
     format_reward,
     overlong_reward,
 )
+from training.settings import TrainSettings
 
 SAID = "<think>pale bill</think><answer>{}</answer>"
 
@@ -42,10 +44,7 @@ def test_every_known_reward_can_be_chosen_and_is_named_as_it_is_set(card):
 @pytest.mark.parametrize(
     ("weights", "why"),
     [
-        ({}, "rewards is empty"),
         ({"lettre": 1.0}, "unknown 'lettre'; known: format"),
-        ({"letter": "much"}, "the weight of 'letter' must be a number"),
-        ({"letter": True}, "the weight of 'letter' must be a number"),
         ({"no_such_module:reward": 1.0}, "'no_such_module:reward' cannot be imported: No module"),
         ({"tests.paid:nothing": 1.0}, "'tests.paid:nothing' cannot be imported"),
         ({"tests.paid:without_columns": 1.0}, "must accept completions and, by name, any column"),
@@ -55,6 +54,19 @@ def test_every_known_reward_can_be_chosen_and_is_named_as_it_is_set(card):
 def test_what_cannot_be_a_reward_is_refused_in_a_sentence(card, weights, why):
     with pytest.raises(StageError, match=why):
         choose_rewards(weights, [card], 32)
+
+
+@pytest.mark.parametrize(
+    ("weights", "why"),
+    [
+        ({}, "rewards is empty"),
+        ({"letter": "much"}, "the weight of 'letter' must be a number"),
+        ({"letter": True}, "the weight of 'letter' must be a number"),
+    ],
+)
+def test_weights_that_are_none_are_refused_with_the_settings(weights, why):
+    with pytest.raises(StageError, match=why):
+        settings_of(TrainSettings, rewards=weights)
 
 
 def test_a_reward_of_ones_own_is_found_in_the_working_directory(card, tmp_path, monkeypatch):

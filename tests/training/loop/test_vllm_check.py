@@ -18,9 +18,9 @@ from tests import prefix_models, stub_vllm
 from tests.conftest import ROOT
 from tests.training.test_grpo import arguments, frozen
 from training.loop import vllm_check
+from training.loop.trl_settings import of_reference_alone
 from training.loop.validation import Sample, Watch
 from training.model.rollout_engine import RolloutEngine, RolloutsByVllm
-from training.settings import of_reference_alone
 
 __all__ = ["frozen"]  # the fixture
 TRL_SOURCES = {
@@ -200,7 +200,9 @@ import torch
 import trl.generation.vllm_generation as generation
 import data_cards
 import vllm.model_executor.layers.utils as layers
-from training import grpo, settings
+from tests.conftest import run_stage
+from training import grpo
+from training.loop import trl_settings
 from training.shared_prefix import vllm_correction
 # The CPU build packs weights and drops the originals, so that no others can be taken up.
 layers.dispatch_cpu_unquantized_gemm = lambda layer, remove_weight: setattr(
@@ -209,7 +211,7 @@ def eager(LLM=generation.LLM, **given):
     print("\\nLLM", json.dumps([given["limit_mm_per_prompt"], given["max_model_len"]]), flush=True)
     return LLM(**given, enforce_eager=True)
 generation.LLM = eager
-settings.vllm_takes_weights = lambda: True
+trl_settings.vllm_takes_weights = lambda: True
 def log(trainer, ratio, difference, counted, log=vllm_correction.log):
     told = difference[counted.bool() & ~difference.isnan()]
     print("\\nAPART", told.abs().mean().item(), flush=True)
@@ -217,11 +219,7 @@ def log(trainer, ratio, difference, counted, log=vllm_correction.log):
 vllm_correction.log = log
 given = json.loads(Path(sys.argv[1]).read_text())
 data_cards.FOLDER = Path(given.pop("cards"))
-for key in ("output", "base", "policy"):
-    given[key] = Path(given[key])
-for key in ("mcq", "download", "split"):
-    given[key] = [Path(path) for path in given[key]]
-grpo.grpo(given.pop("output"), **given)
+run_stage(grpo.grpo, Path(given.pop("output")), **given)
 """
 
 

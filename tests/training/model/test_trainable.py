@@ -6,29 +6,27 @@ import pytest
 import torch
 
 from tasks.runtime.errors import StageError
+from tests.conftest import settings_of
 from training.loop import checkpoints, policy_folder, vllm_check
 from training.model import loading, trainable
 from training.model.tiny_policy import new_model
-from training.resources import gpu_memory
+from training.resources import gpu_memory, needs
+from training.settings import TrainSettings
 
 GIB = 1 << 30
 
 
-def estimate(policy, **changed) -> gpu_memory.Estimate:
+def estimate(policy, turns=2, place=None, options=None, **changed) -> gpu_memory.Estimate:
+    """Of four completions of 500 tokens at a time, after prompts of as many."""
     given = {
-        "dtype": "bfloat16",
-        "frozen": (),
-        "lora_rank": 0,
-        "lora_targets": ("language",),
-        "quantized": False,
-        "reference": True,
-        "optimizer": "adamw_torch",
-        "checkpointing": True,
-        "sequences": 4,
-        "prompt_tokens": 500,
-        "completion_tokens": 500,
-    }
-    return gpu_memory.estimate(policy, **{**given, **changed})
+        "dtype": "bfloat16", "num_generations": 4, "questions_per_step": turns, "micro_batch_size": 4,
+        "max_completion_length": 500, "shared_prefix": False,
+    }  # fmt: skip
+    trl = {"beta": 0.04, "optim": "adamw_torch", "gradient_checkpointing": True}
+    trl |= {"steps_per_generation": 1, **(options or {})}
+    settings = settings_of(TrainSettings, **{**given, **changed})
+    place = place or needs.Place()
+    return gpu_memory.of_gpu(needs.Asked(policy, (500, 0), settings, needs.Options.of(trl), place))
 
 
 @pytest.fixture
@@ -51,26 +49,32 @@ def test_parts_are_asked_of_the_model_and_cover_it():
     [("none", ()), ("", ()), ("vision", ("vision",)), ("language, vision", ("vision", "language"))],
 )
 def test_parts_are_read_from_a_setting(setting, read):
-    assert trainable.read_parts(setting, "freeze") == read
+    assert settings_of(TrainSettings, freeze=setting).frozen == read
 
 
-def test_settings_that_train_nothing_or_exclude_each_other_are_refused(policy):
-    common = {"dtype": "float32", "lora_alpha": 1.0, "lora_dropout": 0.0}
-    cases = [
-        ({"freeze": "eyes"}, "freeze must be none or of vision, projector, language; got 'eyes'"),
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"freeze": "eyes"}, "freeze must name some of none, vision, projector, language; got 'eyes'"),
+        ({"freeze": "none vision"}, "freeze must be none, or parts; got 'none vision'"),
         ({"freeze": "vision projector language"}, "nothing is left to train"),
         ({"freeze": "vision", "lora_rank": 4}, "lora_targets says which"),
-        ({"lora_rank": 4, "lora_targets": "none"}, "lora_targets names no part"),
+        ({"lora_rank": 4, "lora_targets": ""}, "lora_targets names no part"),
+        ({"lora_targets": "none"}, "lora_targets must name some of vision, .*; got 'none'"),
         ({"quantize": "nf4"}, "needs adapters to train"),
         ({"quantize": "int3", "lora_rank": 4}, "quantize must be none or nf4"),
-        ({"quantize": "nf4", "lora_rank": 4}, "needs a GPU"),
-    ]
-    for changed, why in cases:
-        if "GPU" in why and torch.cuda.is_available():
-            continue
-        given = {"quantize": "none", "freeze": "none", "lora_rank": 0, "lora_targets": "language"}
-        with pytest.raises(StageError, match=why):
-            loading.load_model(policy, **common, **{**given, **changed})
+    ],
+)  # fmt: skip
+def test_settings_that_train_nothing_or_exclude_each_other_are_refused(changed, why):
+    with pytest.raises(StageError, match=rf"\[Train\] .*{why}"):
+        settings_of(TrainSettings, **changed)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
+def test_weights_are_quantised_on_a_gpu_alone(policy):
+    settings = settings_of(TrainSettings, quantize="nf4", lora_rank=4)
+    with pytest.raises(StageError, match="needs a GPU"):
+        loading.load_model(policy, settings)
 
 
 def test_a_changed_frozen_weight_changes_the_hash():
@@ -114,13 +118,13 @@ def test_the_memory_of_weights_and_states_is_exact(policy):
     assert full.reference == 2 * count
     assert full.optimizer == 8 * count
     assert estimate(policy, dtype="float32").certain == 20 * count
-    assert estimate(policy, optimizer="adamw_8bit").optimizer == 2 * count
-    quarter = estimate(policy, shards=4)
+    assert estimate(policy, options={"optim": "adamw_8bit"}).optimizer == 2 * count
+    quarter = estimate(policy, place=needs.Place(4, sharding="fsdp"))
     for part in ("weights", "gradients", "optimizer", "reference"):
         assert getattr(quarter, part) == getattr(full, part) / 4
     assert full.copies == 2 * count, "autocast rounds every weight for the length of a pass"
     assert estimate(policy, turns=1).copies == 0, "gradients come where they were"
-    assert estimate(policy, reference=False).reference == 0
+    assert estimate(policy, options={"beta": 0.0}).reference == 0
     lora = estimate(policy, lora_rank=4)
     from peft import get_peft_model
 
@@ -131,13 +135,18 @@ def test_the_memory_of_weights_and_states_is_exact(policy):
     assert lora.copies == 0
     assert lora.gradients == 4 * trained
     assert lora.reference == 0
-    language = estimate(policy, frozen=("vision", "projector"))
+    language = estimate(policy, freeze="vision projector")
     assert language.gradients < full.gradients
-    assert estimate(policy, checkpointing=False).activations > 2 * full.activations
+    assert (
+        estimate(policy, options={"gradient_checkpointing": False}).activations
+        > 2 * full.activations
+    )
     known = (
         "Qwen/Qwen2.5-VL-3B-Instruct"  # of 36 layers, where that one of four is recomputed above
     )
-    whole, recomputed = (estimate(known, checkpointing=c).activations for c in (False, True))
+    whole, recomputed = (
+        estimate(known, options={"gradient_checkpointing": c}).activations for c in (False, True)
+    )
     assert whole > 5 * recomputed
 
 
@@ -164,20 +173,15 @@ def test_what_cannot_fit_is_refused_with_what_helps_and_what_may_not_is_told(pol
     ],
 )
 def test_checkpoints_must_fall_on_a_boundary_of_generation(settings, refused):
-    given = {
-        "gradient_accumulation_steps": 4,
-        "steps_per_generation": 4,
-        "num_iterations": 1,
-        "save_steps": 10,
-        "steps": 20,
-        "watch_every": 0,
-        **settings,
-    }
+    trl = {"gradient_accumulation_steps": 4, "steps_per_generation": 4, "num_iterations": 1}
+    config = SimpleNamespace(**{key: settings.get(key, value) for key, value in trl.items()})
+    ours = {key: value for key, value in settings.items() if key not in trl}
+    train = settings_of(TrainSettings, **{"save_steps": 10, "steps": 20, "watch_every": 0, **ours})
     if refused is None:
-        checkpoints.check_boundaries(given)
+        checkpoints.check_boundaries(train, config)
     else:
         with pytest.raises(StageError, match=refused):
-            checkpoints.check_boundaries(given)
+            checkpoints.check_boundaries(train, config)
 
 
 def test_only_complete_checkpoints_count_and_old_ones_go(tmp_path):
@@ -299,10 +303,7 @@ def test_what_goes_to_the_hub_is_private_and_holds_no_data(tmp_path, monkeypatch
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a CPU's matrix product")
 def test_last_hidden_states_reach_the_output_layer_in_one_piece(policy):
     """Else torch copies the layer's weights once a row, which adapters leave without a gradient."""
-    model, _ = loading.load_model(
-        policy, dtype="float32", quantize="none", freeze="none", lora_rank=4, lora_alpha=8.0,
-        lora_dropout=0.0, lora_targets="language",
-    )  # fmt: skip
+    model, _ = loading.load_model(policy, settings_of(TrainSettings, lora_rank=4))
     seen = []
     head = model.get_output_embeddings()
     head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].is_contiguous()))

@@ -10,12 +10,13 @@ import pytest
 
 from pipeline.cli import fits, plan
 from tasks.runtime.errors import StageError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, settings_of
 from tests.pipeline.cli.test_plan import config, recipe  # noqa: F401  fixtures
 from training.model import processors
 from training.model.tiny_policy import new_model, processor, save
 from training.resources import disk, gpu_memory, main_memory, needs, vllm_memory
 from training.resources.sizes import sizes_of
+from training.settings import TrainSettings
 
 GB, GIB = 1e9, 1 << 30
 SMALL, LARGE = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -32,7 +33,8 @@ GIVEN = {
 def asked(model=SMALL, place=None, options=None, supervised=False, **given) -> needs.Asked:
     read = needs.Options.of({"gradient_checkpointing": True, **(options or {})})
     place = place or needs.Place()
-    return needs.Asked(model, (700, 512), {**GIVEN, **given}, read, place, supervised)
+    settings = settings_of(TrainSettings, **{**GIVEN, **given})
+    return needs.Asked(model, (700, 512), settings, read, place, supervised)
 
 
 def test_the_sizes_of_a_known_shape_are_those_of_its_card():
@@ -71,7 +73,7 @@ def test_a_share_too_small_for_vllm_is_refused_with_the_one_that_would_do(capsys
 
 
 def test_training_must_fit_beside_vllm_unless_that_sleeps():
-    needed = needs.of_gpu(asked())
+    needed = gpu_memory.of_gpu(asked())
     room = needed.certain + 20 * GB
     gpu_memory.check(needed, room, 19 * GB)
     with pytest.raises(StageError, match="vllm_enable_sleep_mode"):
@@ -83,7 +85,7 @@ def test_training_must_fit_beside_vllm_unless_that_sleeps():
 
 def test_checkpoints_are_counted_by_what_is_written():
     count = sizes_of(LARGE).count
-    whole = needs.of_disk(asked(LARGE))
+    whole = disk.of_disk(asked(LARGE))
     assert whole.checkpoint == 12 * count
     assert whole.checkpoint / GB == pytest.approx(99.5, abs=0.1)
     # Two kept, the next one, and the best by val images.
@@ -91,20 +93,20 @@ def test_checkpoints_are_counted_by_what_is_written():
     assert whole.peak == 4 * 12 * count + 2 * 2 * count
     assert whole.left == 12 * count + 2 * 2 * count
     full, parts = (needs.Place(8, sharding="fsdp", full=f) for f in (True, False))
-    assert needs.of_disk(asked(LARGE, full)).checkpoint / GB == pytest.approx(132.7, abs=0.1)
-    assert needs.of_disk(asked(LARGE, parts)).checkpoint == whole.checkpoint
-    assert needs.of_disk(asked(LARGE, save_steps=200, watch_every=0)).kept == 1
-    assert not needs.of_disk(asked(LARGE, carry_over=False)).carried
-    adapters = needs.of_disk(asked(LARGE, lora_rank=32))
+    assert disk.of_disk(asked(LARGE, full)).checkpoint / GB == pytest.approx(132.7, abs=0.1)
+    assert disk.of_disk(asked(LARGE, parts)).checkpoint == whole.checkpoint
+    assert disk.of_disk(asked(LARGE, save_steps=200, watch_every=0)).kept == 1
+    assert not disk.of_disk(asked(LARGE, carry_over=False)).carried
+    adapters = disk.of_disk(asked(LARGE, lora_rank=32))
     assert adapters.checkpoint == 12 * sizes_of(LARGE).trained((), 32, ("language",))
     assert adapters.peak < 10 * GB
 
 
 def test_a_disk_without_room_for_the_checkpoints_is_refused(tmp_path, capsys):
-    needed = needs.of_disk(asked(LARGE))
+    needed = disk.of_disk(asked(LARGE))
     disk.check(needed, tmp_path, needed.peak)
     disk.check(needed, tmp_path / "not" / "yet", float("inf"))
-    adapters = needs.of_disk(asked(lora_rank=1, steps=1))
+    adapters = disk.of_disk(asked(lora_rank=1, steps=1))
     disk.check(adapters, tmp_path / "not" / "yet")
     assert "4 checkpoints of 99.5" in capsys.readouterr().out
     with pytest.raises(StageError, match=r"keep_checkpoints, LoRA .*, or \[run\] artifacts"):
@@ -114,13 +116,13 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused(tmp_path, capsys):
 def test_main_memory_counts_processes_states_and_what_one_of_them_gathers():
     count = sizes_of(LARGE).count
     sharded = needs.Place(8, sharding="fsdp", full=True)
-    found = needs.of_main_memory(asked(LARGE, sharded, {"use_vllm": True}))
+    found = main_memory.of_main_memory(asked(LARGE, sharded, {"use_vllm": True}))
     assert (found.loading, found.saving) == (4 * count, 8 * count)
     zero = needs.Place(8, sharding="deepspeed", offloaded=True)
-    found = needs.of_main_memory(asked(LARGE, zero))
+    found = main_memory.of_main_memory(asked(LARGE, zero))
     assert found.states == 24 * count
-    assert needs.of_gpu(asked(LARGE, zero)).optimizer == 0
-    alone = needs.of_main_memory(asked(SMALL, None, {"use_vllm": True}, lora_rank=8))
+    assert gpu_memory.of_gpu(asked(LARGE, zero)).optimizer == 0
+    alone = main_memory.of_main_memory(asked(SMALL, None, {"use_vllm": True}, lora_rank=8))
     assert alone.base == 2 * sizes_of(SMALL).adapted["language"]
     with pytest.raises(StageError, match="fewer processes a machine"):
         main_memory.check_main(alone, alone.total - 1)
@@ -132,7 +134,7 @@ def test_what_trl_is_not_told_is_what_trl_takes():
 
     theirs = GRPOConfig.__dataclass_fields__
     for field in dataclasses.fields(needs.Options):
-        # None: as many as micro-batches make a step. Recomputing is off in ours (training.settings).
+        # None: as many as micro-batches make a step. Recomputing is off in ours (training.loop.trl_settings).
         if field.name not in ("steps_per_generation", "gradient_checkpointing"):
             assert field.default == theirs[field.name].default, field.name
     told = needs.Options.of({"optim": "adamw_8bit", "use_vllm": True, "unknown": 1})
@@ -162,15 +164,16 @@ def test_the_check_before_training_asks_for_memory_and_disk(tmp_path, monkeypatc
     trl = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, num_generations=2,
                      per_device_train_batch_size=4)  # fmt: skip
     row = {"prompt": [{"role": "user", "content": "What?"}], "image": Image.new("RGB", (84, 84))}
-    given = {**GIVEN, "dtype": "float32", "num_generations": 2, "micro_batch_size": 4}
+    changed = {**GIVEN, "dtype": "float32", "num_generations": 2, "micro_batch_size": 4}
+    settings = settings_of(TrainSettings, **changed)
     ready = processors.load_processor(tmp_path / "policy")
-    needs.check(tmp_path / "policy", ready, row, trl, given, tmp_path)
+    needs.check(tmp_path / "policy", ready, row, trl, settings, tmp_path)
     told = capsys.readouterr().out
     assert re.search(r"train: about [\d.]+ GiB \(weights .*, process 1\.00\) of", told)
     assert "train: on disk" in told
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(StageError, match="training writes up to"):
-        needs.check(tmp_path / "policy", ready, row, trl, given, tmp_path)
+        needs.check(tmp_path / "policy", ready, row, trl, settings, tmp_path)
 
 
 # Recipes and examples.

@@ -1,0 +1,213 @@
+"""[Train] -> TRL's configuration, without a twin of it: whatever TRL knows can be set in `trl`."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from trl import GRPOConfig, SFTConfig
+
+from tasks.runtime.errors import StageError
+from tasks.runtime.machine import check_gpu, gpus
+from training.loop import checkpoints
+from training.model import sharding
+from training.settings import TrainSettings
+
+OURS = {
+    "output_dir",
+    "max_steps",
+    "learning_rate",
+    "num_generations",
+    "max_completion_length",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "seed",
+    "save_steps",
+    "save_total_limit",
+    "reward_weights",
+    "report_to",
+    "push_to_hub",
+    # What the recorder, resuming and the order of questions rest on.
+    "logging_steps",
+    "save_only_model",
+    "save_strategy",
+    "ignore_data_skip",
+    "shuffle_dataset",
+    "eval_strategy",
+}
+
+
+def grpo_config(
+    output: Path, settings: TrainSettings, *, total_steps: int, seed: int
+) -> GRPOConfig:
+    """GRPO's configuration for `total_steps` of all rounds.
+
+    Raises StageError for options TRL does not have, values it refuses, batches that cannot be
+    divided among processes, and checkpoints that would not fall on a boundary.
+    """
+    _check_device(settings.trl)
+    batch = settings.questions_per_step * settings.num_generations
+    options = dict(settings.trl)
+    if options.get("use_vllm") and not vllm_takes_weights():
+        print(
+            "train: without a GPU vLLM cannot take up weights; transformers generates", flush=True
+        )
+        options = {key: value for key, value in options.items() if "vllm" not in key}
+    made = _build(
+        GRPOConfig,
+        options,
+        {
+            **_shared(output, settings, batch, total_steps, seed),
+            "num_generations": settings.num_generations,
+            "max_completion_length": settings.max_completion_length,
+            "reward_weights": list(settings.rewards.values()),
+        },
+        {
+            "shuffle_dataset": False,  # the questions are in order already
+            "gradient_checkpointing": False,
+            "bf16": settings.dtype == "bfloat16",
+            **of_reference(settings.dtype),
+        },
+    )
+    held = made.per_device_train_batch_size * made.steps_per_generation
+    if settings.dynamic_sampling and held % made.num_generations:
+        raise StageError(
+            f"[Train] dynamic_sampling needs whole groups on every process: micro_batch_size x "
+            f"steps_per_generation = {held} completions are no multiple of num_generations = "
+            f"{made.num_generations}"
+        )
+    if made.steps_per_generation < made.gradient_accumulation_steps:
+        raise StageError(
+            f"[Train] trl: steps_per_generation = {made.steps_per_generation} would generate several "
+            f"times a step; set it to {made.gradient_accumulation_steps} or more, or leave it out"
+        )
+    checkpoints.check_boundaries(settings, made)
+    return made
+
+
+def sft_config(output: Path, settings: TrainSettings, *, total_steps: int, seed: int) -> SFTConfig:
+    """The supervised baseline's configuration; options that only GRPO has are left out."""
+    _check_device(settings.trl)
+    known = set(SFTConfig.__dataclass_fields__)
+    grpo = set(GRPOConfig.__dataclass_fields__)
+    options = {key: v for key, v in settings.trl.items() if key in known or key not in grpo}
+    examples = settings.questions_per_step
+    each = max(1, examples // _world_size())
+    most = min(settings.micro_batch_size, each)
+    micro = next(size for size in range(most, 0, -1) if each % size == 0)
+    return _build(
+        SFTConfig,
+        options,
+        _shared(output, replace(settings, micro_batch_size=micro), examples, total_steps, seed),
+        {
+            "shuffle_dataset": False,
+            "gradient_checkpointing": False,
+            "bf16": settings.dtype == "bfloat16",
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+            "max_length": None,
+        },
+    )
+
+
+def _shared(
+    output: Path, settings: TrainSettings, batch: int, total_steps: int, seed: int
+) -> dict[str, Any]:
+    micro, world = settings.micro_batch_size, _world_size()
+    if batch % (micro * world):
+        raise StageError(
+            f"[Train] a step's batch of {batch} (questions_per_step x num_generations completions, "
+            f"or examples) must be a multiple of micro_batch_size x processes = {micro} x {world}"
+        )
+    return {
+        "output_dir": str(output / checkpoints.FOLDER),
+        "max_steps": total_steps,
+        "learning_rate": settings.learning_rate,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": batch // (micro * world),
+        "save_steps": settings.save_steps,
+        "save_total_limit": None,  # the recorder rotates: only complete ones count
+        "seed": seed,
+        "report_to": settings.report_to.split() or "none",
+    }
+
+
+def _build(
+    kind: type[TrainingArguments],
+    options: dict[str, Any],
+    fixed: dict[str, Any],
+    defaults: dict[str, Any],
+) -> Any:
+    if clash := sorted(set(options) & OURS):
+        raise StageError(f"[Train] trl: {clash[0]!r} is set by another key of [Train]")
+    if unknown := sorted(set(options) - {field.name for field in dataclasses.fields(kind)}):
+        raise StageError(f"[Train] trl: TRL's {kind.__name__} has no option {unknown[0]!r}")
+    quiet = {
+        "logging_steps": 1,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        **sharding.reduced_each_time(),
+    }
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(fixed["output_dir"]).parent / "runs"))
+    try:
+        made = kind(**fixed, **{**quiet, **defaults, **options})
+    except (ValueError, TypeError) as error:
+        raise StageError(f"[Train] TRL refuses the settings: {error}") from error
+    if made.n_gpu > 1:  # without a launcher; TRL takes no model spread by torch's DataParallel
+        print(
+            f"train: on the first of {made.n_gpu} GPUs; [Train] launcher puts a process on each, as "
+            "in training/recipes/eight_gpus_fsdp2.cfg",
+            flush=True,
+        )
+        made._n_gpu = 1
+    return made
+
+
+def _check_device(trl: dict[str, Any]) -> None:
+    """Raises StageError when a GPU is there that would not be used unasked; says so where asked."""
+    if not trl.get("use_cpu"):
+        check_gpu()
+    elif gpus() and os.environ.get("RANK", "0") == "0":
+        print(
+            'train: on the CPU beside a GPU, since [Train] trl has "use_cpu": true; set it to false '
+            "to use the GPU",
+            flush=True,
+        )
+
+
+def vllm_takes_weights() -> bool:
+    """Whether vLLM can take up new weights here: its CPU build packs those that it has loaded."""
+    return torch.cuda.is_available()
+
+
+@contextmanager
+def of_reference_alone(options: dict[str, Any]) -> Iterator[None]:
+    """Keep TRL from saying that `model_init_kwargs` are ignored, unless the user has set them.
+
+    They are for the reference model, which TRL loads; the policy is loaded already.
+    """
+    ours = "model_init_kwargs" not in options
+    log = logging.getLogger("trl.trainer.grpo_trainer")
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not (ours and "model_init_kwargs" in record.getMessage())
+
+    log.addFilter(wanted)
+    try:
+        yield
+    finally:
+        log.removeFilter(wanted)
+
+
+def of_reference(dtype: str) -> dict[str, Any]:
+    """How TRL loads the reference model; in float32 unless told otherwise."""
+    return {} if dtype == "float32" else {"model_init_kwargs": {"dtype": dtype}}
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,197 @@
+"""A training as its needs are asked for: the model, the settings, TRL's options, and the processes."""
+
+import os
+import shlex
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from training.model.sharding import launched_with
+from training.resources.sizes import sizes_of
+from training.settings import TrainSettings
+from training.shared_prefix.forward import PREFIX_MODELS
+
+ADAMW = "adamw_torch_fused"  # what TRL takes where nothing is said
+TAUGHT = 64  # tokens of a completion that is taught
+
+
+@dataclass(frozen=True)
+class Options:
+    """TRL's options that decide what is needed, with TRL's defaults."""
+
+    beta: float = 0.0
+    optim: str = ADAMW
+    gradient_checkpointing: bool = False
+    steps_per_generation: int = 0  # 0: as many as micro-batches make a step
+    use_vllm: bool = False
+    vllm_mode: str = "colocate"
+    vllm_gpu_memory_utilization: float = 0.3
+    vllm_max_model_length: int | None = None
+    vllm_tensor_parallel_size: int = 1
+    vllm_enable_sleep_mode: bool = False
+
+    @classmethod
+    def of(cls, source: Any) -> "Options":
+        """Of the setting `trl`, or of TRL's own configuration."""
+        read = source.get if isinstance(source, dict) else lambda key: getattr(source, key, None)
+        found = {field.name: read(field.name) for field in fields(cls)}
+        found["optim"] = getattr(found["optim"], "value", found["optim"])
+        return cls(**{key: value for key, value in found.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Place:
+    """The processes of a training: how many in all and a machine, what is spread over them, by what.
+
+    `sharding` is "", "fsdp" or "deepspeed"; `offloaded`, whether optimizer states lie in main memory;
+    `full`, whether FSDP gathers a checkpoint on one process.
+    """
+
+    processes: int = 1
+    machines: int = 1
+    sharding: str = ""
+    offloaded: bool = False
+    full: bool = False
+    cuda: bool = True
+
+    @property
+    def shards(self) -> int:
+        return self.processes if self.sharding else 1
+
+    @property
+    def local(self) -> int:
+        """Processes on one machine."""
+        return max(1, self.processes // self.machines)
+
+    @classmethod
+    def of_process(cls, config: Any, cuda: bool) -> "Place":
+        """Of this process, as its launcher set it up; `config` is TRL's."""
+        world = int(config.world_size)
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        sharding = ""
+        if getattr(config, "fsdp", None) or launched_with("FSDP"):
+            sharding = "fsdp"
+        if config.deepspeed or launched_with("DEEPSPEED"):
+            sharding = "deepspeed"
+        offload = os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")
+        full = os.environ.get("FSDP_STATE_DICT_TYPE", "") == "FULL_STATE_DICT"
+        return cls(world, max(1, world // local), sharding, offload == "cpu", full, cuda)
+
+    @classmethod
+    def of_launcher(cls, launcher: str, root: Path = Path()) -> "Place":
+        """Of [Train] launcher: accelerate with a configuration file, or torchrun; paths from `root`.
+
+        Raises OSError where the file cannot be read.
+        """
+        words = [word for part in shlex.split(launcher) for word in part.split("=", 1)]
+
+        def option(*names: str) -> str:
+            at = next((words.index(name) + 1 for name in names if name in words), len(words))
+            return words[at] if at < len(words) else ""
+
+        read: dict[str, Any] = {}
+        if file := option("--config_file"):
+            import yaml
+
+            read = yaml.safe_load((root / file).read_text(encoding="utf-8")) or {}
+        machines = int(option("--num_machines", "--nnodes") or read.get("num_machines") or 1)
+        each = int(option("--nproc_per_node", "--nproc-per-node") or 0)
+        given = int(option("--num_processes") or 0) or each * machines
+        fsdp, deepspeed = read.get("fsdp_config") or {}, read.get("deepspeed_config") or {}
+        return cls(
+            processes=given or int(read.get("num_processes") or 1),
+            machines=machines,
+            sharding={"FSDP": "fsdp", "DEEPSPEED": "deepspeed"}.get(
+                str(read.get("distributed_type")), ""
+            ),
+            offloaded=deepspeed.get("offload_optimizer_device") == "cpu",
+            full=fsdp.get("fsdp_state_dict_type") == "FULL_STATE_DICT",
+        )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A training: `prompt` are the tokens of the longest prompt, and how many of them are the image's.
+
+    `policy` is a folder or hub id.
+    """
+
+    policy: Path | str
+    prompt: tuple[int, int]
+    settings: TrainSettings
+    options: Options
+    place: Place
+    supervised: bool = False
+
+    @property
+    def turns(self) -> int:
+        """Micro-batches of a process that make a step."""
+        batch = self.settings.questions_per_step * self.group
+        return max(1, batch // (self.settings.micro_batch_size * self.place.processes))
+
+    @property
+    def passes(self) -> int:
+        """How often a step goes forward and backward: more often where passes are bounded."""
+        return self.turns + bool(self.pass_limit)
+
+    @property
+    def at_once(self) -> int:
+        """Completions that one process asks for at a time: those of all turns of a batch."""
+        return self.settings.micro_batch_size * (self.options.steps_per_generation or self.turns)
+
+    @property
+    def generated(self) -> int:
+        """Completions that the process itself samples at a time; none where vLLM does."""
+        return 0 if self.supervised or self.options.use_vllm else self.at_once
+
+    @property
+    def completion_tokens(self) -> int:
+        """Of the longest completion; taught ones are short."""
+        return TAUGHT if self.supervised else self.settings.max_completion_length
+
+    @property
+    def group(self) -> int:
+        """Completions of one question."""
+        return 1 if self.supervised else self.settings.num_generations
+
+    @property
+    def shared(self) -> bool:
+        """Whether a group has its prompt and image once."""
+        return self.settings.shared_prefix and sizes_of(self.policy).kind in PREFIX_MODELS
+
+    @property
+    def pass_limit(self) -> int:
+        """The most tokens of one pass; 0: no limit."""
+        return self.settings.tokens_per_micro_batch if self.settings.shared_prefix else 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of a number that is computed."""
+        return 4 if self.settings.dtype == "float32" else 2
+
+    @property
+    def trained(self) -> int:
+        """Weights that are trained."""
+        settings = self.settings
+        sizes = sizes_of(self.policy)
+        return sizes.trained(settings.frozen, settings.lora_rank, settings.adapted)
+
+    @property
+    def optimizer_bytes(self) -> float:
+        """Bytes of state that a trained weight has."""
+        return optimizer_bytes(self.options.optim)
+
+    @property
+    def colocated(self) -> bool:
+        """Whether vLLM generates beside the trainer, on the same GPU."""
+        mode = self.options.vllm_mode
+        return self.options.use_vllm and mode == "colocate" and not self.supervised
+
+
+def optimizer_bytes(name: str) -> float:
+    """Bytes of state a trained weight has: two numbers for AdamW, one byte each in its 8-bit form."""
+    if "8bit" in name:
+        return 2.0
+    if "adafactor" in name:
+        return 0.04
+    return 4.0 if name.startswith(("sgd", "lion", "muon")) else 8.0
