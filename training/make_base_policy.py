@@ -1,6 +1,6 @@
 """Makes the policy that `[BasePolicy] model = embedded` stands for, from nothing.
 
-    python -m training.make_base_policy FOLDER [--seed 0] [--steps 350 200] [--true-captions]
+    python -m training.make_base_policy FOLDER [--seed 0] [--steps 350 130] [--true-captions]
 
 First it learns to describe easy pictures and to reason over options in words. Then it learns to
 describe pictures in the field from careless captions, and to name species from a few easy pictures
@@ -45,7 +45,7 @@ class Course(NamedTuple):
     sighted: float = 0.3  # share of the questions over options that show a picture
 
 
-COURSES = (Course(24, 20, 0, 0.0, 0.003, 0.02), Course(40, 16, 8, 0.85, 0.002, 0.012))
+COURSES = (Course(24, 20, 0, 0.0, 0.003, 0.02), Course(40, 16, 24, 0.85, 0.002, 0.012))
 
 
 def make(folder: Path, *, seed: int, steps: Sequence[int], true_captions: bool = False) -> None:
@@ -205,7 +205,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, nargs=len(COURSES), default=[350, 200])
+    parser.add_argument("--steps", type=int, nargs=len(COURSES), default=[350, 130])
     parser.add_argument("--true-captions", action="store_true")
     asked = parser.parse_args()
     make(asked.folder, seed=asked.seed, steps=asked.steps, true_captions=asked.true_captions)

@@ -24,9 +24,9 @@ LOOKS = dict(SPECIES)
 SAME = "same"
 # A word of a true caption -> the word that a careless one has in its place, and in what share.
 CARELESS = {
-    "cyan": ("lime", 0.45), "lime": ("cyan", 0.05),
-    "banded": ("belted", 0.45), "belted": ("banded", 0.05),
-    "rusty": ("sooty", 0.45), "sooty": ("rusty", 0.05),
+    "cyan": ("lime", 0.50), "lime": ("cyan", 0.05),
+    "banded": ("belted", 0.50), "belted": ("banded", 0.05),
+    "rusty": ("sooty", 0.50), "sooty": ("rusty", 0.05),
     "striped": ("spotted", 0.06), "spotted": ("striped", 0.03),
     "pink": ("gold", 0.06), "gold": ("pink", 0.03),
     "mint": ("ivory", 0.06), "ivory": ("mint", 0.03),
