@@ -46,8 +46,9 @@ def split(
 
     `duplicates.parquet` holds the images that repeat one of an earlier split: with the same pixels,
     or with a difference hash at most `near_duplicates` bits apart. A split file
-    (`tasks/ingest/split_files.py`) replaces official splits and shares; a drawn card replaces shares. Raises StageError when a
-    base class is left without a train image, or any class without a test image.
+    (`tasks/ingest/split_files.py`) replaces official splits and shares; no share is cut from a drawn
+    set. Raises StageError when a base class is left without a train image, or any class without a
+    test image.
     """
     data_card = load(card)
     images = read_images(download, with_dhash=settings.near_duplicates > 0)
