@@ -355,7 +355,7 @@ def test_the_drawn_card_keeps_its_own_splits(split_set):
     assert len({row["image_id"] for row in rows}) == len(rows) == 320
 
 
-def test_no_share_is_cut_from_a_drawn_set(split_set):
+def test_no_pretrain_share_is_cut_from_a_drawn_set(split_set):
     out = split_set.root / "drawn"
     out.mkdir()
     table = shards.read(split_set.download, "images").to_pylist()
