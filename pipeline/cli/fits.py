@@ -237,11 +237,13 @@ def disk(stages: Sequence[Stage], prompt: tuple[int, int], work: Sequence[Any]) 
 
 
 def model_of(base: Any) -> Path | str:
-    """The base policy's folder if it exists, else [BasePolicy] model."""
+    """The base policy's folder if it exists, else what it is made of."""
+    from training.model import tiny_policy
+
     with contextlib.suppress(OSError):
         if base.folder.is_dir():
             return Path(base.folder)
-    return str(base.settings.model)
+    return tiny_policy.source(base.settings.model)
 
 
 def lines(summary: dict[str, Any]) -> list[str]:

@@ -17,6 +17,9 @@ from tasks.ingest.settings import DownloadSettings, SplitSettings
 from tasks.runtime.settings import rules
 from training.settings import BasePolicySettings, ModelSettings
 
+EMBEDDED = "embedded"  # [BasePolicy] model: the policy in training/base_policy
+EMBEDDED_WEIGHTS = 1  # raised when its weights are others
+
 
 @parameters(DownloadSettings)
 class Download(Stage):
@@ -119,8 +122,11 @@ class BasePolicy(Stage):
 
     @property
     def of_a_set(self) -> bool:
-        """Whether it is taught on the images of a dataset."""
-        return self.settings.model == "tiny" or self.settings.steps > 0
+        """Whether it is taught on the images of a dataset; the embedded policy knows the beetles."""
+        model, steps = self.settings.model, self.settings.steps
+        if model == EMBEDDED:
+            return steps > 0 and not all(_sets_nothing_aside(name) for name in self.names)
+        return model == "tiny" or steps > 0
 
     def significant(self):
         significant = super().significant()
@@ -136,7 +142,9 @@ class BasePolicy(Stage):
         }
 
     def extra_identity(self):
-        return {"prompt_style": engine().settings.prompt_style} if self.of_a_set else {}
+        style = {"prompt_style": engine().settings.prompt_style} if self.of_a_set else {}
+        embedded = self.settings.model == EMBEDDED
+        return {**style, **({"weights": EMBEDDED_WEIGHTS} if embedded else {})}
 
     def place(self):
         return "base_policy"
@@ -153,6 +161,14 @@ class BasePolicy(Stage):
             "seed": self.seed,
             **self.settings.values(),
         }
+
+
+def _sets_nothing_aside(name: str) -> bool:
+    """Whether a drawn set has no images to be pretrained on; other sets may have, by [Split]."""
+    if not data_cards.exists(name):  # said elsewhere
+        return False
+    source = data_cards.load(name).source
+    return source["kind"] == "drawn" and not source["images_per_class"].get("pretrain")
 
 
 def data(stage: Any, name: str) -> dict[str, Stage]:

@@ -115,15 +115,15 @@ def test_a_plan_counts_what_the_settings_say(recipe):
     found = plan.plan(
         "beetles", "dive_k", 0, plan.Estimates(tokens_per_second=100, answer_tokens=10)
     )
-    assert found["images"]["beetles"]["train"] == 800
-    assert found["images"]["beetles"]["test"] == {"base": 300, "novel": 300}
+    assert found["images"]["beetles"]["train"] == 960
+    assert found["images"]["beetles"]["test"] == {"base": 360, "novel": 360}
     work = {one["stage"]: one for one in found["work"]}
-    assert work["Propose dive_k 1"]["completions"] == 800 * 20
-    assert work["Propose dive_k 1"]["tokens_out"] == 800 * 20 * 10
-    assert work["Propose dive_k 1"]["hours"] == pytest.approx(160_000 / 100 / 3600)
+    assert work["Propose dive_k 1"]["completions"] == 960 * 20
+    assert work["Propose dive_k 1"]["tokens_out"] == 960 * 20 * 10
+    assert work["Propose dive_k 1"]["hours"] == pytest.approx(192_000 / 100 / 3600)
     assert work["Train dive_k 0"]["completions"] == 30 * 24 * 8
-    assert work["Train dive_k 0"]["notes"][0].startswith("30 steps of 24 questions: 0.90 epochs")
-    assert work["Evaluate zero_shot 0"]["completions"] >= 600 * 21
+    assert work["Train dive_k 0"]["notes"][0].startswith("30 steps of 24 questions: 0.75 epochs")
+    assert work["Evaluate zero_shot 0"]["completions"] >= 720 * 21
     assert found["hours"] == pytest.approx(sum(one["hours"] for one in found["work"]))
     slower = plan.Estimates(tokens_per_second=100, answer_tokens=10, update_tokens_per_second=1000)
     again = plan.plan("beetles", "dive_k", 0, slower)
