@@ -27,7 +27,7 @@ class Compare(Stage):
     """Tables of methods and seeds on the same test images, with the budget that each of them spent."""
 
     methods = luigi.ListParameter(description="methods, beside the base policy, which is always in")
-    seeds = luigi.ListParameter(description="training seeds; each has a base policy of its own")
+    seeds = luigi.ListParameter(description="training seeds; each has proposals of its own")
     datasets = luigi.ListParameter(
         description="data cards, or mixes joined by +; empty: the dataset of [run]"
     )
