@@ -1,7 +1,8 @@
 """Drafts a data card from a folder of photographs: `make card NAME=my_birds FOLDER=~/photos/birds`.
 
 The folder holds `class_name/*.jpg`, or the same under `train/`, `val/` and `test/`. Class names come
-from the folders, with underscores read as spaces and a leading "001." dropped. Every file is opened.
+from the folders, with underscores read as spaces. A leading number such as "001." is dropped where
+it is an index of the folders. Every file is opened.
 The card lists each class's image count, the image sizes, the files that are no images, and the
 pictures that occur in two classes or two splits.
 """
@@ -29,6 +30,7 @@ from tasks.runtime.progress import progress
 
 NEAR = 6  # bits of 64 in which the difference hashes of near duplicates differ at most
 SMALL = 32  # pixels; with a shorter side lookalikes can hardly be distinguished
+INDEX = re.compile(r"(\d+)[._ -]+(.+)")  # of a class folder: "001.Black footed Albatross"
 SHOWN = 20  # findings of a kind that the card lists at most
 
 
@@ -86,7 +88,7 @@ def class_names(folder: Path, tops: Sequence[str]) -> dict[str, str]:
     """Folder name -> class name. Raises StageError when there are too few, or two read alike."""
     if len(tops) < 2:
         raise StageError(f"{folder} needs two or more class folders with images in them")
-    names = {top: readable(top) for top in tops}
+    names = dict(zip(tops, without_index([readable(top) for top in tops]), strict=True))
     by_key: dict[str, str] = {}
     for top, shown in names.items():
         other = by_key.setdefault(shown.casefold(), top)
@@ -96,9 +98,26 @@ def class_names(folder: Path, tops: Sequence[str]) -> dict[str, str]:
 
 
 def readable(folder_name: str) -> str:
-    """A folder's class name: `001.Black_footed_Albatross` -> `Black footed Albatross`."""
-    plain = re.sub(r"^\d+[._-]+", "", folder_name).replace("_", " ")
-    return clean_name(plain) or folder_name
+    """A folder's class name: `Black_footed_Albatross` -> `Black footed Albatross`."""
+    return clean_name(folder_name.replace("_", " ")) or folder_name
+
+
+def without_index(names: Sequence[str]) -> list[str]:
+    """Drop the leading numbers where they are an index: `001.Kite`, `002.Crow` -> `Kite`, `Crow`.
+
+    Numbers are an index when every name has one of its own, they count from 0 or 1 or are padded
+    with zeros to one width, and what is left are distinct names with letters. So `737-800` and
+    `747-400`, or `3-series` beside `kite`, keep theirs.
+    """
+    parts = [INDEX.fullmatch(name) for name in names]
+    numbers = [part[1] for part in parts if part]
+    rest = [clean_name(part[2]) for part in parts if part]
+    order = sorted(map(int, numbers))
+    counted = order in (list(range(len(names))), list(range(1, len(names) + 1)))
+    padded = len(set(map(len, numbers))) == 1 and any(n[0] == "0" for n in numbers)
+    distinct = len({name.casefold() for name in rest}) == len(set(order)) == len(names)
+    lettered = all(re.search(r"[^\W\d_]", name) for name in rest)
+    return rest if distinct and lettered and (counted or padded) else list(names)
 
 
 def look_at(folder: Path, files: Sequence[tuple[Path, str, str]]) -> list[Seen]:
