@@ -49,13 +49,13 @@ def test_a_drafted_card_reads_its_folder(photo_card):
 
 
 def test_rejects_are_named_and_too_many_fail_the_stage(photo_card):
-    bad = photo_card / "photos" / "002.Buzzard" / "notes.txt"
+    bad = photo_card / "photos" / "002.Buzzard" / "notes.jpg"
     bad.write_text("not a photo")
-    with pytest.raises(StageError, match=r"1 of 7 files are unusable .*notes.txt: not an image"):
+    with pytest.raises(StageError, match=r"1 of 7 files are unusable .*notes.jpg: not an image"):
         run_stage(download, photo_card / "out", card="mine", max_reject_share=0.1)
     run_stage(download, photo_card / "out", card="mine", max_reject_share=0.2)
     rejected = shards.read(photo_card / "out", "rejects").to_pylist()
-    assert [row["path"] for row in rejected] == ["002.Buzzard/notes.txt"]
+    assert [row["path"] for row in rejected] == ["002.Buzzard/notes.jpg"]
 
 
 def test_files_of_one_stem_in_two_folders_stay_apart(photo_card):

@@ -28,7 +28,7 @@ def birds(tmp_path) -> Path:
                 data = encoded(photograph(number, (300 + number, 200)), quality=95)
                 (root / split / folder / f"{i}.jpg").write_bytes(data)
     kites, buzzards = root / "train" / "001.Red_kite", root / "train" / "002.Buzzard"
-    (buzzards / "notes.txt").write_text("seen in May")
+    (buzzards / "notes.jpg").write_text("seen in May")
     (buzzards / "small.jpg").write_bytes(encoded(photograph(50, (20, 40))))
     (buzzards / "kite.jpg").write_bytes((kites / "0.jpg").read_bytes())
     again = photograph(2, (302, 200)).resize((151, 100))
@@ -44,7 +44,7 @@ def test_the_draft_counts_and_names_what_is_there(birds):
     assert "| Red kite | 3 | 3 |" in text
     assert "| Buzzard | 5 | 2 |" in text
     assert (
-        "## Files that are no usable images: 1\n\n- `train/002.Buzzard/notes.txt`: not an" in text
+        "## Files that are no usable images: 1\n\n- `train/002.Buzzard/notes.jpg`: not an" in text
     )
     assert (
         "## Images with a side under 32 pixels: 1\n\n- `train/002.Buzzard/small.jpg`: 20x40" in text
@@ -70,7 +70,7 @@ def test_the_draft_is_a_card_that_downloads_what_it_counted(birds, tmp_path, mon
 
 
 def test_a_clean_folder_gives_a_card_without_findings(birds):
-    for path in ("train/002.Buzzard/notes.txt", "train/002.Buzzard/small.jpg",
+    for path in ("train/002.Buzzard/notes.jpg", "train/002.Buzzard/small.jpg",
                  "train/002.Buzzard/kite.jpg", "test/001.Red_kite/resized.jpg"):  # fmt: skip
         (birds / path).unlink()
     text = draft("my_birds", birds, "bird", "species")

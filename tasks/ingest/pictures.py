@@ -59,7 +59,7 @@ def normalise_image(data: bytes, crop_bottom: int = 0) -> Picture:
     except (Reject, MemoryError):  # a lack of memory says nothing about the picture
         raise
     except UnidentifiedImageError as error:
-        raise Reject("not an image in a known format") from error
+        raise Reject(_unknown(data)) from error
     except Image.DecompressionBombError as error:
         raise Reject("too many pixels (decompression bomb)") from error
     except Exception as error:  # decoders raise anything from SyntaxError to struct.error
@@ -103,6 +103,30 @@ def difference_hash(rgb: Image.Image) -> int:
             bits = bits << 1 | (left > right + CONTRAST)
     # As a signed integer of 64 bits, the widest one that all Parquet readers share.
     return bits - (bits >> 63 << 64)
+
+
+def _unknown(data: bytes) -> str:
+    """Why Pillow knows no format for these bytes."""
+    if data[4:8] == b"ftyp" and data[8:12] in (
+        b"heic",
+        b"heix",
+        b"hevc",
+        b"heim",
+        b"heis",
+        b"mif1",
+    ):
+        return (
+            "HEIC, which Pillow cannot read; convert it to JPEG, as with: heif-convert a.heic a.jpg"
+        )
+    if data[4:11] == b"ftypcrx":
+        return (
+            "a camera's raw file (CR3); convert it to JPEG with the camera's program or darktable"
+        )
+    if data[:2] == b"\xff\x0a" or data[4:8] == b"JXL ":
+        return "JPEG XL, which Pillow cannot read; convert it to JPEG, as with: djxl a.jxl a.jpg"
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        return "a TIFF whose pixels Pillow cannot read; save it with 8 or 16 bits a channel"
+    return "not an image in a known format"
 
 
 def _read(image: Image.Image, data: bytes, crop_bottom: int) -> tuple[bytes, Image.Image]:

@@ -10,6 +10,7 @@ import json
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,14 +22,13 @@ import xxhash
 
 from data_cards import Card, beetles, clean_name
 from tasks.ingest import archives as archive_files
-from tasks.ingest import hub, layouts
+from tasks.ingest import folders, hub, layouts
 from tasks.ingest.duplicates import repeated
 from tasks.ingest.pictures import Reject
 from tasks.ingest.source import Item, Source
 from tasks.language.class_names import ClassNames
 from tasks.runtime.errors import StageError, first_line
 
-SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 ROWS = 1 << 14  # rows of a list that are Python objects at a time
 PACKING = pa.ipc.IpcWriteOptions(compression="zstd")
 LISTED = pa.schema([("path", pa.string()), ("label", pa.int32()), ("split", pa.string())])
@@ -165,10 +165,11 @@ def _table(card: Card, table: Path) -> Source:
                     raise StageError(
                         f"{table}, row {number}: no class {name!r} in card {card.name}"
                     )
-                if part and part not in SPLIT_FOLDERS:
-                    allowed = ", ".join(SPLIT_FOLDERS)
+                split = folders.split_named(part) if part else ""
+                if split is None:
+                    allowed = ", ".join(folders.SPLITS)
                     raise StageError(f"{table}, row {number}: split {part!r} is none of {allowed}")
-                yield path, class_id, SPLIT_FOLDERS.get(part, "")
+                yield path, class_id, split
 
     return listing(card, entries(), reader(table.parent), named_once=table)
 
@@ -209,9 +210,11 @@ def reader(root: Path) -> Callable[[str, int], bytes]:
         try:
             return (root / path).read_bytes()
         except FileNotFoundError as error:
-            raise Reject("listed, but there is no such file") from error
+            raise Reject(folders.why_missing(root / path)) from error
         except OSError as error:
             raise Reject(f"cannot be read: {error.strerror or error}") from error
+        except ValueError as error:  # a path with a null byte, or with half a character
+            raise Reject(f"cannot be read: {first_line(error)}") from error
 
     return load
 
@@ -226,8 +229,11 @@ def _folder(card: Card) -> Source:
     known = ClassNames(card.classes, card.aliases)
     mapped = {_composed(str(k)): v for k, v in (card.source.get("folders") or {}).items()}
 
+    tops = folders.class_folders(root)
+    left_out = folders.outside(root, tops)
+
     def entries() -> Iterator[tuple[str, int, str]]:
-        for split, folder in class_folders(root):
+        for split, folder in tops:
             name = mapped.get(_composed(folder.name), folder.name)
             label = known.match(clean_name(str(name))).class_id
             if label is None:
@@ -235,39 +241,10 @@ def _folder(card: Card) -> Source:
                     f"{folder}: no class {folder.name!r} in card {card.name}; add it to `classes`, "
                     f"or map it under source.folders"
                 )
-            for path in files_below(folder):
-                yield path.relative_to(root).as_posix(), label, split
+            for path in folders.photographs(root, folder, left_out):
+                yield folders.relative(path, root), label, split
 
-    return listing(card, entries(), reader(root))
-
-
-def class_folders(root: Path) -> list[tuple[str, Path]]:
-    """(split, class folder) for each class folder below `root`; the split is "" without split folders.
-
-    Raises StageError for any other folder beside train/ and test/.
-    """
-    tops = _folders(root)
-    if not any(path.name in SPLIT_FOLDERS for path in tops):
-        return [("", path) for path in tops]
-    if stray := [path.name for path in tops if path.name not in SPLIT_FOLDERS]:
-        raise StageError(f"{root}: {stray[0]} stands beside train/ and test/; move it away")
-    return [(SPLIT_FOLDERS[top.name], path) for top in tops for path in _folders(top)]
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """Every file at any depth, sorted. Hidden files are left out, links to folders not followed."""
-    with os.scandir(folder) as entries:
-        children = [(e.name, e.is_dir(follow_symlinks=False)) for e in entries if e.name[0] != "."]
-    for name, is_folder in sorted(children):
-        path = folder / name
-        if is_folder:
-            yield from files_below(path)
-        elif path.is_file():
-            yield path
-
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+    return replace(listing(card, entries(), reader(root)), left_out=left_out)
 
 
 def _composed(text: str) -> str:
