@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+import numpy as np
 import xxhash
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -151,14 +152,32 @@ def _read(image: Image.Image, data: bytes, crop_bottom: int) -> tuple[bytes, Ima
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to 8-bit RGB. 16-bit grey keeps its range, transparency becomes white."""
+    """Convert any mode to 8-bit RGB. Grey of more bits keeps its range, transparency becomes white.
+
+    Raises Reject for numbers that no brightness follows from: below 0, or not finite.
+    """
     if image.mode.startswith("I") or image.mode == "F":
-        # 16-bit grayscale: PIL's own conversion would clip everything above 255 to white.
-        highest = image.getextrema()[1]
-        scale = 255 / highest if highest > 255 else 1
-        return image.convert("F").point(lambda value: value * scale).convert("L").convert("RGB")
+        return _scaled(image.convert("I") if image.mode.startswith("I;16") else image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits as RGB. Pillow's own conversion would clip all above 255 to white.
+
+    Up to 255 values are levels as they are; floating-point ones up to 1 are shares of white. Where
+    values are higher, the highest is white.
+    """
+    values = np.asarray(image)
+    if not np.isfinite(values).all():
+        raise Reject("grey values that are not finite")
+    if (lowest := values.min()) < 0:
+        raise Reject(f"grey values from {lowest:g}, of which none is black; save it with 8 bits")
+    highest = values.max()
+    scale = 255 / highest if highest > 255 else 1
+    if image.mode == "F" and highest <= 1:
+        scale = 255
+    return image.convert("F").point(lambda value: value * scale).convert("L").convert("RGB")
