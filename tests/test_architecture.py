@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "tasks/evaluation": "data_cards, tasks/{runtime, tables, language, ingest, engines, questions}",
     "tasks/pages": "data_cards, tasks/{runtime, tables, language, questions, evaluation}",
     "tasks": "data_cards, every room of tasks",
-    "training/model": "tasks/{runtime, engines}, training",
+    "training/model": "tasks/{runtime, language, engines}, training",
     "training/data": "data_cards, tasks/{runtime, tables, language}, training",
     "training/shared_prefix": "tasks/runtime, training/model",
     "training/resources": "tasks/{runtime, language}, training, training/{model, shared_prefix}",
@@ -132,6 +132,20 @@ def test_rooms_are_small():
     for folder in {path.parent for path in FILES}:
         modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
         assert len(modules) <= 14, folder
+
+
+def test_files_are_of_a_length_that_one_reads():
+    for path in [*FILES, *(ROOT / "tests").rglob("*.py")]:
+        assert len(path.read_text().splitlines()) <= 300, path
+
+
+def test_no_function_takes_more_than_ten_arguments():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                given = node.args
+                names = [arg.arg for arg in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+                assert len(set(names) - {"self", "cls"}) <= 10, f"{path}: {node.name}"
 
 
 def tree() -> str:

@@ -1,8 +1,8 @@
-"""The torch world: supervised and reinforcement training of policies."""
+"""Training of policies with torch: supervised fine-tuning and GRPO."""
 
 import logging
 
-# What libraries say while they are imported on a machine without a GPU is no news; vLLM's and torch's own
-# settings of their logs come too late for it.
+# Silence what vLLM and torch log at import on a machine without a GPU; their own log settings come too
+# late for that.
 logging.getLogger("vllm").addHandler(logging.NullHandler())
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

@@ -1,10 +1,10 @@
-"""A published model, or a folder, as base policy where nothing is taught: weights linked, not copied.
+"""Makes a published model, or a folder, the base policy without training; weights are linked.
 
-    python -m training.adopt CONFIG.json
+    python -m training.adopt recipe.json
 
-Where the weights already are safetensors in the wanted precision no model is loaded: their files
-become hard links where they lie on the same file system (the hub's cache often does), and copies
-elsewhere. Config, processor and decoding defaults are written anew, since they hold the image size.
+If the weights are safetensors in the wanted precision, no model is loaded. Their files become hard
+links on the same file system (the hub's cache is often on it), and copies elsewhere. The config, the
+processor and the generation config are written anew, because the processor holds the image size.
 """
 
 from pathlib import Path
@@ -32,9 +32,9 @@ from training.settings import ModelSettings
 def adopt(output: Path, *, settings: ModelSettings) -> None:
     """Write the base policy into the folder `output`.
 
-    Raises StageError when the model cannot be had.
+    Raises StageError when the model cannot be loaded.
     """
-    disable_progress_bar()  # of the library
+    disable_progress_bar()  # the library's own
     model, dtype = settings.model, settings.dtype
     if (Path(model).expanduser() / FILE).is_file():
         raise StageError(
@@ -62,7 +62,9 @@ def adopt(output: Path, *, settings: ModelSettings) -> None:
                 policy = AutoModelForImageTextToText.from_pretrained(
                     model, use_safetensors=True, dtype=getattr(torch, dtype)
                 )
-            policy.generation_config = GenerationConfig()  # written below as it is, valid or not
+            policy.generation_config = (
+                GenerationConfig()
+            )  # the model's own is copied below, valid or not
             policy.save_pretrained(output)
         _write_generation(output, model, config)
     except (OSError, ValueError, SafetensorError) as error:
@@ -73,7 +75,7 @@ def adopt(output: Path, *, settings: ModelSettings) -> None:
 
 
 def _write_generation(output: Path, model: str, config: Any) -> None:
-    """The model's own defaults of decoding, every key and end token; of none, what its config says."""
+    """Copy the model's generation config unchanged; without one, make it from the model's config."""
     if own := weights.file_of(model, GENERATION):
         (output / GENERATION).write_bytes(Path(own).read_bytes())
     else:

@@ -1,8 +1,8 @@
-"""An adapted policy as one with whole weights, for a server, another program or the hub.
+"""Merges a policy's adapters into whole weights, for a server, another program or the hub.
 
     python -m training.export TRAIN_FOLDER OUT
 
-OUT then loads with `AutoModelForImageTextToText.from_pretrained` and in vLLM by itself.
+`AutoModelForImageTextToText.from_pretrained` and vLLM load OUT without its base.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from training.loop.policy_folder import merged_card
 def export(policy: Path, output: Path) -> None:
     """Write the policy with its adapters merged into the folder `output`.
 
-    Raises StageError when it is no adapter, when its base is not there, or when `output` is taken.
+    Raises StageError when it has no adapters, when its base is missing, or when `output` is not empty.
     """
     if output.exists() and any(output.iterdir()):
         raise StageError(f"{output} is not empty; give a folder that is not there yet")
@@ -34,13 +34,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("policy", type=Path, metavar="TRAIN_FOLDER", help="a trained policy")
     parser.add_argument("output", type=Path, metavar="OUT", help="a folder for the whole weights")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     quiet_libraries()
     try:
-        export(given.policy, given.output)
+        export(arguments.policy, arguments.output)
     except (StageError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{given.output} holds the whole weights of {given.policy}")
+    print(f"{arguments.output} holds the whole weights of {arguments.policy}")
 
 
 if __name__ == "__main__":

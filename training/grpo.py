@@ -1,19 +1,21 @@
 """Train: GRPO on frozen questions.
 
-    python -m training.grpo CONFIG.json
-    accelerate launch -m training.grpo CONFIG.json
+    python -m training.grpo recipe.json
+    accelerate launch -m training.grpo recipe.json
 
-TRL's GRPOTrainer does the reinforcement learning. What is ours: only frozen shards go in, each
-checked against its manifest; the reward is the evaluation's own parser; rounds are stretches of one
-run; a killed run goes on from its last complete checkpoint as if nothing had been; and what comes
-out is a folder that transformers, vLLM and PEFT load.
+TRL's GRPOTrainer does the reinforcement learning. This project adds:
 
-    loop/           one round, start to end: what is sampled, logged and kept, and going on after a kill
-    model/          the model: loaded, frozen in parts, with adapters; vLLM inside the trainer
+- Training reads frozen shards only, and checks each against its manifest.
+- Rewards parse answers with the evaluation's own parser.
+- All rounds are one run, and a killed run resumes exactly from its last complete checkpoint.
+- transformers, vLLM and PEFT load the resulting folder.
+
+    loop/           one round: sampling, log, validation, checkpoints, resuming, training state
+    model/          the model: loading, freezing, LoRA, sharding; vLLM inside the trainer
     data/           questions -> rows, rewards by name
-    resources/      whether it will fit, and whether it does
-    shared_prefix/  how it is trained: a group's image and prompt computed once
-    settings.py     [BasePolicy], [Train], and what else a round is told
+    resources/      estimates of memory and disk, and a trial of the largest batch
+    shared_prefix/  the trainer, which computes a group's image and prompt once
+    settings.py     the settings of [BasePolicy] and [Train], and a round's inputs
 """
 
 from pathlib import Path
@@ -41,7 +43,9 @@ def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
     """
     session = Session(output, round, settings)
     rewards = list(settings.rewards)
-    chosen = choose_rewards(settings.rewards, session.cards, settings.max_completion_length)
+    reward_functions = choose_rewards(
+        settings.rewards, session.cards, settings.max_completion_length
+    )
     config = grpo_config(output, settings, total_steps=session.total, seed=round.seed)
     check_scaling(settings.rewards, config)
     if round.ask == "open" and settings.order == "curriculum":
@@ -64,7 +68,7 @@ def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
             args=config,
             processing_class=session.processor,
             train_dataset=rows,
-            reward_funcs=chosen,
+            reward_funcs=reward_functions,
             peft_config=adapters,
         )
     trainer.further = questions.further
@@ -78,11 +82,14 @@ def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
     recorder = session.train(trainer, Recorder, rewards, before)
     session.finish(trainer, recorder, figures(recorder.log, config))
     if trainer.accelerator.is_main_process:
-        print(f"train: first and last steps: {told(recorder.log, rewards)}")
+        print(f"train: first and last steps: {summary(recorder.log, rewards)}")
 
 
 def check_scaling(rewards: dict[str, float], config: Any) -> None:
-    """Refuse a weight by difficulty that the division by a group's spread would take out again."""
+    """Refuse difficulty_weighted where advantages are divided by a group's standard deviation.
+
+    The weight is the same within a group, so the division would cancel it.
+    """
     if "difficulty_weighted" not in rewards:
         return
     if config.multi_objective_aggregation == "normalize_then_sum":
@@ -95,7 +102,7 @@ def check_scaling(rewards: dict[str, float], config: Any) -> None:
 
 
 def figures(log: list[dict[str, Any]], config: Any) -> dict[str, Any]:
-    """The counts of a round, for its manifest."""
+    """A round's counts for its manifest: completions, and the share of zero-variance groups."""
     dead = _values(log, "dead_group_share")
     return {
         "completions": config.generation_batch_size * len(log),
@@ -103,8 +110,8 @@ def figures(log: list[dict[str, Any]], config: Any) -> dict[str, Any]:
     }
 
 
-def told(log: list[dict[str, Any]], rewards: list[str]) -> str:
-    """The closing line: each reward, and open recognition, in the first fifth and in the last."""
+def summary(log: list[dict[str, Any]], rewards: list[str]) -> str:
+    """The last line: each mean reward over the first and last fifth, and the first and last val accuracy."""
     fifth = max(1, len(log) // 5)
     parts = [
         f"{name} {_mean(log[:fifth], f'reward/{name}'):.3f} -> {_mean(log[-fifth:], f'reward/{name}'):.3f}"

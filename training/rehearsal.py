@@ -1,12 +1,11 @@
-"""A real run's first minutes without its weights: settings checked by the libraries, and one step.
+"""Rehearses a training without its weights: the libraries check the settings, and one step runs.
 
-    python -m training.rehearsal CONFIG.json
+    python -m training.rehearsal recipe.json
 
-The step is taken at the model's real widths and vocabulary, with few layers and random weights: a
-picture of the largest size that the policy sees, a question of the real length, the options of
-`[Train] trl`, gradient checkpointing, adapters, the comparison of shared and separate passes, a
-checkpoint. Only depth, the number of completions and their length are smaller. `python -m pipeline
-rehearse` runs it.
+The step uses the model's real widths and vocabulary, with few layers and random weights. It trains on
+a picture of the largest size, with a question of the real length, and with the real options of
+`[Train] trl`, gradient checkpointing, adapters, the parity check, and a checkpoint. Only the depth, the
+number of completions and their length are smaller. `python -m pipeline rehearse` runs it.
 """
 
 import copy
@@ -57,16 +56,17 @@ def rehearsal(
     max_pixels: int,
     processes: int,
 ) -> None:
-    """Try what a run with `model` would do first, and write what came of it into `stats.json`.
+    """Rehearse the training of `model`, and write the results into `stats.json`.
 
-    `model` is a folder or hub id, of which the config is read, and the processor where it lies here;
-    `processes` is how many the launcher starts. The stats hold `points`: (what, ready or mend, a sentence).
+    `model` is a folder or hub id. Its config is read, and its processor if it is on this machine.
+    `processes` is how many the launcher starts. The stats hold `points`: (what, ready or mend, a
+    sentence).
     """
     points: list[tuple[str, str, str]] = []
     policy = output / "cache" / "policy"
 
     def point(what: str, work: Callable[[], str]) -> bool:
-        """Do one thing; what goes wrong is a point to mend and no end. Returns whether it went well."""
+        """Run `work` and add its result, or its error as a point to mend; returns whether it worked."""
         try:
             points.append((what, "ready", work()))
         except (StageError, ValueError, TypeError, RuntimeError, OSError, MemoryError) as error:
@@ -75,35 +75,35 @@ def rehearsal(
         return points[-1][1] == "ready"
 
     point("trainer", lambda: check_config(output, train, processes))
-    made = point(
+    has_policy = point(
         "shape", lambda: describe(random_policy(policy, model, min_pixels, max_pixels), model)
     )
-    if made:
+    if has_policy:
         point("engine", lambda: check_engine(policy, engine))
         point("step", lambda: one_step(output, policy, train, question, max_pixels))
     save_stats(output, {"points": points, "peak_memory_mb": round(own_peak())})
 
 
 def check_config(output: Path, train: TrainSettings, processes: int) -> str:
-    """Have TRL build its configuration as each of so many processes would."""
+    """Build TRL's configuration as in a run of `processes` processes; returns it in words."""
     own = {} if torch.cuda.is_available() else {"use_cpu": True}
     kept = os.environ.get("WORLD_SIZE")
     os.environ["WORLD_SIZE"] = str(processes)
     try:
-        given = replace(train, trl={**train.trl, **own})
-        made = grpo_config(output, given, total_steps=train.steps, seed=0)
+        settings = replace(train, trl={**train.trl, **own})
+        config = grpo_config(output, settings, total_steps=train.steps, seed=0)
     finally:
         os.environ.pop("WORLD_SIZE")
         if kept is not None:
             os.environ["WORLD_SIZE"] = kept
     return (
-        f"{processes} x {made.per_device_train_batch_size} completions, "
-        f"{made.gradient_accumulation_steps} times a step; loss {made.loss_type}, beta {made.beta:g}"
+        f"{processes} x {config.per_device_train_batch_size} completions, "
+        f"{config.gradient_accumulation_steps} times a step; loss {config.loss_type}, beta {config.beta:g}"
     )
 
 
 def check_engine(policy: Path, engine: EngineSettings) -> str:
-    """Have vLLM check its arguments against the model's config; nothing is loaded."""
+    """Let vLLM check its arguments against the model's config, without loading it; returns them in words."""
     if engine.backend not in ("vllm", "ray"):
         return f"backend {engine.backend}, which is not vLLM's"
     from vllm import EngineArgs
@@ -111,14 +111,14 @@ def check_engine(policy: Path, engine: EngineSettings) -> str:
     with hushed():
         arguments = vllm.options(policy, engine, on_gpu=vllm.on_gpu())
         try:
-            made = EngineArgs(**arguments).create_engine_config()
-        except ValueError as error:  # pydantic's: what is wrong stands on the third line
+            config = EngineArgs(**arguments).create_engine_config()
+        except ValueError as error:  # pydantic's: the third line says what is wrong
             lines = [line.strip() for line in str(error).splitlines() if line.startswith("  ")]
             raise StageError(
                 f"vLLM refuses [engine]: {(lines or [first_line(error)])[0]}"
             ) from error
     return (
-        f"vLLM takes [engine]: {made.model_config.dtype}, {made.model_config.max_model_len:,} tokens "
+        f"vLLM takes [engine]: {config.model_config.dtype}, {config.model_config.max_model_len:,} tokens "
         f"at most, {arguments['max_num_seqs']} answers at work"
     )
 
@@ -126,7 +126,10 @@ def check_engine(policy: Path, engine: EngineSettings) -> str:
 def one_step(
     output: Path, policy: Path, train: TrainSettings, question: str, max_pixels: int
 ) -> str:
-    """One optimiser step on one question about a picture of `max_pixels`, and its checkpoint."""
+    """Take one optimiser step on one question about a picture of `max_pixels`, and save a checkpoint.
+
+    Returns its time and tokens in words.
+    """
     settings = small(train)
     model, adapters = loading.load_model(policy, settings)
     trainer = trainer_of(
@@ -156,7 +159,7 @@ def one_step(
 
 
 def describe(policy: Path, model: str) -> str:
-    """What was made in the place of the model."""
+    """The random policy in words: the layers and weights it has in place of `model`'s."""
     size = sum(path.stat().st_size for path in policy.glob("*.safetensors")) / 1e9
     return (
         f"{model} with {LAYERS} of its language layers and {VISION_LAYERS} of its vision layers, random "
@@ -165,10 +168,10 @@ def describe(policy: Path, model: str) -> str:
 
 
 def random_policy(folder: Path, model: str, min_pixels: int, max_pixels: int) -> Path:
-    """A policy folder of the model's widths with few layers, random weights in bfloat16.
+    """Write a policy with the model's widths, few layers, and random weights in bfloat16.
 
-    Its processor is the model's own where that lies on this machine; else, for the Qwen2.5-VL
-    family, that of the tiny policy, whose image tokens are as many. Raises StageError otherwise.
+    It has the model's own processor if that is on this machine. Otherwise the Qwen2.5-VL family gets
+    the tiny policy's, which makes equally many image tokens. Raises StageError for other families.
     """
     config = shallow(config_of(model))
     try:
@@ -185,13 +188,13 @@ def random_policy(folder: Path, model: str, min_pixels: int, max_pixels: int) ->
         name_tokens(config, processor.tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
-    tiny_policy.save(made, processor, folder)
+        network = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    tiny_policy.save(network, processor, folder)
     return folder
 
 
 def shallow(config: PretrainedConfig) -> PretrainedConfig:
-    """The configuration with few layers: LAYERS in the language model, VISION_LAYERS before it."""
+    """The configuration with LAYERS layers in the language model and VISION_LAYERS in the vision tower."""
     few = copy.deepcopy(config)
     text, vision = few.get_text_config(), few.vision_config
     text.num_hidden_layers = LAYERS
@@ -206,7 +209,7 @@ def shallow(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def name_tokens(config: PretrainedConfig, tokenizer: Any) -> None:
-    """Let the configuration name the special tokens as another tokenizer numbers them."""
+    """Set the special tokens' ids in the configuration to those of another tokenizer."""
     marks = {
         "image_token_id": "<|image_pad|>",
         "video_token_id": "<|video_pad|>",
@@ -221,7 +224,7 @@ def name_tokens(config: PretrainedConfig, tokenizer: Any) -> None:
 
 
 def small(train: TrainSettings) -> TrainSettings:
-    """What is smaller than in the real run: one question, two short completions, one process."""
+    """The settings of the rehearsal: one step on one question, two short completions, one process."""
     trl = {key: v for key, v in train.trl.items() if not key.startswith(("vllm", "use_vllm"))}
     trl = {key: v for key, v in trl.items() if key not in ("steps_per_generation", "fsdp")}
     if not torch.cuda.is_available():
@@ -245,14 +248,14 @@ def small(train: TrainSettings) -> TrainSettings:
 
 
 def questions(text: str, pixels: int) -> list[dict[str, Any]]:
-    """One question about a noisy picture of so many pixels, as the trainer reads it."""
+    """One training row: the question `text` about a picture of noise with `pixels` pixels."""
     height = max(1, round((pixels * 3 / 4) ** 0.5))
     noise = np.random.default_rng(0).integers(0, 256, (height, pixels // height, 3), np.uint8)
     return [{"prompt": [{"role": "user", "content": text}], "image": Image.fromarray(noise)}]
 
 
 def uneven(completions: list[Any], **_: Any) -> list[float]:
-    """A reward that differs within a group, so that there is a gradient."""
+    """A reward that varies within a group, so that there is a gradient."""
     return [float(place % 2) for place, _ in enumerate(completions)]
 
 

@@ -1,14 +1,14 @@
 """Reward functions in TRL's form: `(completions, **columns) -> list[float]`, one per completion.
 
-What a reward pays for is what evaluation counts: both read answers through `tasks.language.answers` and
-names through `tasks.language.class_names`. The paper's reward is `format_reward` plus `letter_reward`, each 0 or
-1 (arXiv 2511.18305, section 3). `exact_reward` is the open-question baseline, and
-`virft_compat_reward` that baseline as Visual-RFT computes it, to reproduce its numbers.
+Rewards and evaluation count alike: both read answers by `tasks.language.answers` and class names by
+`tasks.language.class_names`. The paper's reward is `format_reward` plus `letter_reward`, each 0 or 1
+(arXiv 2511.18305, section 3). `exact_reward` is the baseline on open questions.
+`virft_compat_reward` is that baseline as Visual-RFT computes it, to reproduce its numbers.
 
-A reward never raises over what a policy wrote; a column of the wrong length is the caller's
-mistake, and does raise. To use another reward, write a function of this form: dataset columns
-(`training.data.dataset.training_row` lists them) arrive as keyword arguments, as lists as long as
-`completions`, and `completion_ids` with them. `training.data.reward_choice` finds rewards by name.
+A reward raises for a column of the wrong length, which is the caller's mistake, and never for the
+text of a completion. To use another reward, write a function of this form. Dataset columns (listed at
+`training.data.dataset.training_row`) and `completion_ids` arrive as keyword arguments, as lists as
+long as `completions`. `training.data.reward_choice` finds rewards by name.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +18,14 @@ from tasks.language.answers import choose, parse
 from tasks.language.class_names import ClassNames
 from tasks.language.prompts import LETTERS
 
-Reward = Callable[..., list[float]]  # a user's own may hold None: not judged
+Reward = Callable[..., list[float]]  # a user's own may return None for a completion: not scored
 
 
 def text_of(completion: Any) -> str:
     """The text of a completion: a string, or the assistant's messages in TRL's chat form.
 
-    A message's content may be a string or a list of parts, of which those of type "text" count.
-    Anything else has no text.
+    A message's content is a string, or a list of parts, of which those of type "text" count.
+    Anything else has the text "".
     """
     if isinstance(completion, str):
         return completion
@@ -42,8 +42,8 @@ def text_of(completion: Any) -> str:
 def format_reward(completions: Sequence[Any], **_: Any) -> list[float]:
     """1 for one think block, then one non-empty answer block, and nothing else but white space.
 
-    Where the chat template ends the prompt in <think>, no completion holds that tag, and this
-    reward needs it put back first.
+    If the chat template ends the prompt with <think>, completions lack that tag. It must be put back
+    before this reward is called.
     """
     return [float(parse(text_of(completion)).well_formed) for completion in completions]
 
@@ -73,8 +73,8 @@ def difficulty_weighted_reward(
 ) -> list[float]:
     """The letter reward, times 2 minus the share of the policy's rollouts that named the truth.
 
-    A question whose truth was never proposed pays 2, one that every rollout knew pays 1. Within a
-    group the factor is one and the same, so advantages divided by the group's spread lose it.
+    A question whose truth no rollout named pays 2; one whose truth every rollout named pays 1. The
+    factor is the same within a group, so advantages divided by the group's standard deviation lose it.
     """
     right = letter_reward(completions, options, answer_letter)
     return [reward * (2 - share) for reward, share in zip(right, truth_share, strict=True)]
@@ -83,8 +83,8 @@ def difficulty_weighted_reward(
 def overlong_reward(longest: int, buffer: int) -> Reward:
     """0 for completions of up to `longest` - `buffer` tokens, then falling to -1 at `longest`.
 
-    The soft overlong punishment of DAPO (arXiv 2503.14476, section 3.4). The function it returns
-    takes the column `completion_ids`.
+    The soft overlong punishment of DAPO (arXiv 2503.14476, section 3.4). The returned function takes
+    the column `completion_ids`.
     """
 
     def overlong_reward(
@@ -97,7 +97,7 @@ def overlong_reward(longest: int, buffer: int) -> Reward:
 
 
 def caption_format_reward(completions: Sequence[Any], **_: Any) -> list[float]:
-    """1 for a non-empty caption block, and after it what `format_reward` pays for.
+    """1 for a non-empty caption block, followed by text that `format_reward` accepts.
 
     Describing the image before reasoning about it is Visionary-R1's remedy for answers that skip
     the image (arXiv 2505.14677); `[engine] prompt_style = caption` asks for it.
@@ -110,8 +110,8 @@ def exact_reward(
 ) -> Reward:
     """The reward for an open question over these classes: 1 when the answer names the right one.
 
-    The function it returns takes the column `label`, the class id. An answer must name the class
-    as a whole, in any spelling `tasks.language.class_names` knows; a list of names earns nothing.
+    The returned function takes the column `label`, the class id. The whole answer must be the class's
+    name, in any spelling that `tasks.language.class_names` accepts; a list of names earns 0.
     """
     classes = ClassNames(names, aliases)
 
@@ -128,11 +128,10 @@ def exact_reward(
 def virft_compat_reward(names: Sequence[str]) -> Reward:
     """Visual-RFT's classification reward, faults included; only to reproduce its numbers.
 
-    1 when either of answer and class name contains the other, without regard to case, spaces and
-    underscores. Hence an empty answer scores 1, so does a list of all classes, and without an
-    answer block on one line the whole completion counts as the answer. It reads completions in its
-    own way, not through `tasks.language.answers`, because the faults are the point. The function it returns
-    takes the column `label`, the class id.
+    1 when the answer contains the class name or the class name contains the answer, ignoring case,
+    spaces and underscores. So an empty answer earns 1, as does a list of all classes. Without an
+    answer block on one line the whole completion is the answer. To keep these faults, it does not use
+    `tasks.language.answers`. The returned function takes the column `label`, the class id.
     """
     truths = [_squeezed(name) for name in names]
 

@@ -1,4 +1,4 @@
-"""The settings of BasePolicy and Train, and what else a round of training is told."""
+"""The settings of [BasePolicy] and [Train], and the inputs of one round of training."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ ORDERS = ("shuffled", "curriculum")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings(Settings):
-    """[BasePolicy], where nothing is taught: which model, at what size of images, in what precision."""
+    """[BasePolicy] without training: the model, its image size, and its precision."""
 
     section: ClassVar[str] = "BasePolicy"
 
@@ -26,7 +26,7 @@ class ModelSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class BasePolicySettings(ModelSettings):
-    """[BasePolicy]: the policy that training starts from, and how it is taught."""
+    """[BasePolicy]: the policy that training starts from, and its supervised training."""
 
     steps: int = setting("supervised steps; 0: nothing is taught", at_least=0)
     batch_size: int = setting("examples a step", at_least=1)
@@ -91,17 +91,17 @@ class TrainSettings(Settings):
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """The parts that stay as they are where all weights are trained."""
+        """The frozen parts in full fine-tuning."""
         return _parts(self.freeze)
 
     @property
     def adapted(self) -> tuple[str, ...]:
-        """The parts whose linear layers have adapters; none without a `lora_rank`."""
+        """The parts whose linear layers have adapters; () where `lora_rank` is 0."""
         return _parts(self.lora_targets) if self.lora_rank else ()
 
     @property
     def quantized(self) -> bool:
-        """Whether the weights below adapters are held in few bits."""
+        """Whether the weights below adapters are quantised."""
         return self.quantize != "none"
 
     def check(self) -> None:
@@ -138,10 +138,10 @@ class TrainSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Round(Settings):
-    """One round of training: its questions and images, the policies it starts from, its place.
+    """The inputs of one round of training: questions, images, starting policies, round number.
 
-    `card` is one card's name, or several joined by +, with a folder each in `mcq`, `download` and
-    `split`; the last two are empty where no val images are watched.
+    `card` is one card's name, or several joined by +. `mcq`, `download` and `split` have one folder a
+    card; the last two are empty without validation.
     """
 
     card: str
@@ -160,6 +160,6 @@ class Round(Settings):
 
 
 def _parts(words: str) -> tuple[str, ...]:
-    """Of several words the parts, in the order in which a model has them."""
+    """The parts that `words` names, in the order of PARTS."""
     named = words.replace(",", " ").split()
     return tuple(part for part in PARTS if part in named)

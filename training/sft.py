@@ -5,7 +5,7 @@ untrained model of under two million parameters, taught on the images set aside 
 (base and novel classes alike, as a real vision-language model has seen birds of all kinds). For
 anything else it is a model of the hub or a folder; `adopt.py` takes over one that is taught nothing.
 
-    python -m training.sft CONFIG.json
+    python -m training.sft recipe.json
 
 The loss is the cross-entropy of the completion's tokens; prompt and image tokens carry none.
 Stopped or killed, it goes on from its last checkpoint with the very same result.

@@ -1,11 +1,11 @@
-"""Train, the supervised baseline: the answer to the open question is taught, not found.
+"""Train, the supervised baseline: TRL's SFTTrainer on the right answers to open questions.
 
-    python -m training.sft_baseline CONFIG.json
+    python -m training.sft_baseline recipe.json
 
-TRL's SFTTrainer on the same frozen images, with the same parts trained, for as many optimiser steps
-of as many questions as GRPO takes; the loss is that of the completion's tokens. One completion a
-question is learned where GRPO samples `num_generations`, so the equal budget is of steps and
-questions, not of tokens.
+It trains the same parts on the same frozen images, with as many optimiser steps and as many questions
+a step as GRPO. The loss is the cross-entropy of the completion's tokens. It learns one completion a
+question where GRPO samples `num_generations`, so the budgets are equal in steps and questions, and
+not in tokens.
 """
 
 from pathlib import Path
@@ -27,16 +27,16 @@ from training.settings import Round, TrainSettings
 
 
 class Supervised(checkpoints.StrictResume, SFTTrainer):
-    """SFTTrainer, resumed strictly, on rows in the order they come in."""
+    """SFTTrainer that resumes strictly and reads rows in their order."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(train_dataset or self.train_dataset)
 
 
 def sft_baseline(output: Path, *, round: Round, settings: TrainSettings) -> None:
-    """Teach the truth for `steps` optimiser steps of `questions_per_step` images each.
+    """Train on the truth for `steps` optimiser steps of `questions_per_step` images each.
 
-    What only sampling needs of the settings is passed over.
+    Settings that only sampling needs are ignored.
     """
     session = Session(output, round, settings)
     config = sft_config(output, settings, total_steps=session.total, seed=round.seed)
@@ -59,12 +59,12 @@ def sft_baseline(output: Path, *, round: Round, settings: TrainSettings) -> None
 
 
 def example(row: dict[str, Any]) -> dict[str, Any]:
-    """A question's row as prompt and completion: what it looks like, and the truth as the answer."""
+    """A question's row as a supervised example: a thought that names the truth, and the truth as answer."""
     name = row["options"][LETTERS.index(row["answer_letter"])]
-    said = prompts.completion(thought(name), name)
+    completion = prompts.completion(thought(name), name)
     return {
         "prompt": row["prompt"],
-        "completion": [{"role": "assistant", "content": said}],
+        "completion": [{"role": "assistant", "content": completion}],
         "image": row["image"],
     }
 

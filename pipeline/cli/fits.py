@@ -143,10 +143,10 @@ def _engine(stages: Sequence[Stage], machine: Machine | None) -> str:
         batched_tokens=engine.max_num_batched_tokens,
     )
     if machine is None:
-        return needed.told()
+        return needed.described()
     vllm_memory.check_vllm(needed, engine.gpu_memory_utilization, machine.gpu, SHARE, say=_quiet)
     share = engine.gpu_memory_utilization * machine.gpu
-    return f"{needed.told()}; {SHARE} gives {share / GIB:.2f}"
+    return f"{needed.described()}; {SHARE} gives {share / GIB:.2f}"
 
 
 def _train(asked: Any, machine: Machine | None) -> str:
@@ -159,7 +159,11 @@ def _train(asked: Any, machine: Machine | None) -> str:
         needs.of_vllm(asked),
         main_memory.of_main_memory(asked),
     )
-    told = [f"{needed.told()} a process", *([engine.told()] if engine else []), main.told()]
+    told = [
+        f"{needed.described()} a process",
+        *([engine.described()] if engine else []),
+        main.described(),
+    ]
     if machine is None:
         return "; ".join(told)
     if asked.place.processes > machine.gpus:
@@ -176,7 +180,7 @@ def _train(asked: Any, machine: Machine | None) -> str:
     room = machine.gpu - (0.0 if sleeps else share)
     if needed.total > room:
         raise StageError(
-            f"training takes about {needed.told()} a process and there are {room / GIB:.2f} GiB"
+            f"training takes about {needed.described()} a process and there are {room / GIB:.2f} GiB"
         )
     if machine.main:
         main_memory.check_main(main, machine.main, say=_quiet)
@@ -204,7 +208,7 @@ def disk(stages: Sequence[Stage], prompt: tuple[int, int], work: Sequence[Any]) 
         try:
             if isinstance(stage, tasks.Train):
                 needed = of_disk(asked_of(stage, prompt))
-                how = needed.told()
+                how = needed.described()
                 size = (needed.peak if stage is trains[-1] else needed.left) / GB
             elif isinstance(stage, tasks.BasePolicy):
                 bytes_of = 4 if stage.settings.dtype == "float32" else 2

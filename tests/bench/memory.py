@@ -202,7 +202,7 @@ def measure(
         "told": round(told, 2),
         "taken": round(taken, 2),
         "apart": round(100 * (told / taken - 1), 1),
-        "parts": needed.told(),
+        "parts": needed.described(),
         "peaks": {k: round(v, 2) for k, v in peaks.items()},
         "process": round(clock.base / GIB, 2),
         "seconds": clock.seconds,

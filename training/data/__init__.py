@@ -1,1 +1,1 @@
-"""What training reads: questions as rows, supervised examples, rewards by name."""
+"""The data of training: questions as rows, supervised examples, and rewards by name."""

@@ -1,8 +1,8 @@
-"""Frozen MCQ shards -> the rows a GRPO trainer reads.
+"""Turns frozen MCQ shards into the rows that a trainer reads.
 
-Every use of a question permutes its options anew, from (seed, epoch, mcq_id), so that letters can
-never be memorised. An image's place in an epoch depends on (seed, epoch, image_id) alone: rounds
-are stretches of one run, and what a refresh changes of a question does not move the others.
+Every use of a question draws a new order of its options, from (seed, epoch, mcq_id), so that a policy
+cannot memorise letters. An image's place in an epoch depends on (seed, epoch, image_id) alone. So the
+order goes on over all rounds, and a refreshed question does not move the others.
 """
 
 import hashlib
@@ -21,13 +21,12 @@ from tasks.tables import shards
 from tasks.tables.pixels import Decoder
 from tasks.tables.seeding import row_generator
 
-FURTHER = (
-    1 << 20
-)  # "epochs" of the questions that stand in for others; no run has so many of its own
+# Dynamic sampling's questions use epochs from here on, which no run reaches by itself.
+FURTHER = 1 << 20
 
 
 class Place(NamedTuple):
-    """Where a round left off: the epoch, and the image that was asked about last."""
+    """A place in the order of questions: the epoch, and the image of the last question."""
 
     epoch: int
     image_id: str
@@ -39,9 +38,9 @@ Then = Callable[[dict[str, Any]], dict[str, Any]]
 class Questions:
     """The frozen questions of one or several sets, asked in the words of each set's card.
 
-    `style` is the wording of multiple-choice questions; with None they are open questions, shown as
-    they were frozen. Images stay on disk, memory-mapped from a copy in the folder `cache`; `decode`
-    makes pictures of them.
+    `style` is the prompt style of multiple-choice questions; None means open questions, which are
+    shown as they were frozen. Images are memory-mapped from a copy in the folder `cache`, and `decode`
+    decodes them.
     """
 
     def __init__(
@@ -61,7 +60,9 @@ class Questions:
         self.encoded = whole.select_columns("image").cast_column("image", Image(decode=False))
         self.frozen = whole.remove_columns("image")
         self.decode = decode
-        self._pictures: dict[int, Any] = {}  # of the rows read last, by the question's number
+        self._pictures: dict[
+            int, Any
+        ] = {}  # decoded pictures of the last batch, by question number
         self.cards = {card.name: card for card in cards}
         self.style, self.seed = style, seed
         self.image_ids: list[str] = list(self.frozen["image_id"])
@@ -75,11 +76,12 @@ class Questions:
         after: Place | None = None,
         skipped: int = 0,
     ) -> Dataset:
-        """A dataset of `num_uses` rows as `training_row` makes them, each rendered when it is read.
+        """A dataset of `num_uses` training rows, each made by `training_row` when it is read.
 
-        `then` makes something else of a row. The uses go on `after` the place where an earlier round
-        left off; before them stand `skipped` rows that only count. `order` is shuffled, or curriculum: by falling margin of the truth over the strongest other
-        candidate among the policy's proposals.
+        `then`, if set, transforms each row. The order starts `after` the place where an earlier round
+        ended. Before it come `skipped` rows, which the trainer skips. With `order` curriculum, each
+        epoch's questions go from easy to hard: by falling margin of the truth's votes over those of
+        the strongest other candidate.
         """
         easiness = np.array(self.frozen["margin"][:]) if order == "curriculum" else None
         self.uses = question_order(self.image_ids, num_uses, self.seed, easiness, after)
@@ -100,26 +102,26 @@ class Questions:
         return picked.with_transform(render)
 
     def place(self, use: int) -> Place:
-        """Where the last dataset of `rows` is after its use number `use`, from 1."""
+        """The place of the last dataset of `rows` after use number `use`, counted from 1."""
         question, epoch = self.uses[use - 1]
         return Place(epoch, self.image_ids[question])
 
     def further(self, count: int, occasion: int) -> list[dict[str, Any]]:
-        """`count` rows that stand in for others, drawn from (seed, occasion) alone."""
+        """`count` rows for dynamic sampling, drawn from (seed, occasion) alone."""
         generator = np.random.default_rng([self.seed, FURTHER, occasion])
-        chosen = generator.choice(len(self.frozen), count, replace=count > len(self.frozen))
+        drawn = generator.choice(len(self.frozen), count, replace=count > len(self.frozen))
         epoch = FURTHER + occasion
-        numbers = [int(number) for number in chosen]
+        numbers = [int(number) for number in drawn]
         return [
             self._row({**self.frozen[number], "epoch": epoch}, picture)
             for number, picture in zip(numbers, self._read(numbers), strict=True)
         ]
 
     def _read(self, numbers: Sequence[int]) -> list[Any]:
-        """The pictures of these questions; of a question that comes again, the same object.
+        """The decoded pictures of these questions; equal questions share one object.
 
-        A trainer asks for a row once a completion, and for a batch once a turn of its loss, so the
-        pictures that were read last are kept.
+        The trainer reads a row once a completion, and a batch once a turn of its loss, so the last
+        batch's pictures are kept.
         """
         known = self._pictures
         self._pictures = {
@@ -140,11 +142,11 @@ def question_order(
     easiness: NDArray[np.floating] | None = None,
     after: Place | None = None,
 ) -> list[tuple[int, int]]:
-    """(question, epoch) for each of `num_uses` uses: every epoch asks all questions in a new order.
+    """(question, epoch) for each of `num_uses` uses; every epoch has all questions in a new order.
 
-    `image_ids` has one entry a question. With `easiness`, one number a question, each epoch holds
-    the same questions from easy to hard. The walk begins `after` a place: with the images that come
-    later in its epoch, or, from easy to hard, with the epoch that follows.
+    `image_ids` has one entry a question. With `easiness`, one number a question, each epoch goes from
+    easy to hard. The order begins `after` a place: with the later images of its epoch or, with
+    `easiness`, with the next epoch.
     """
     order: list[tuple[int, int]] = []
     epoch = after.epoch if after else 0
@@ -163,10 +165,11 @@ def question_order(
 
 
 def training_row(row: dict[str, Any], card: Card, style: str | None, seed: int) -> dict[str, Any]:
-    """One shard row with its options permuted for its epoch, as the trainer's columns.
+    """A row of a shard as the trainer's columns, with its options permuted for its epoch.
 
-    `prompt` (chat), `image` (PIL), `options` in the order shown, `answer_letter` among them,
-    `label` (class id of the truth), `card`, `truth_share` (of the rollouts), `mcq_id`, `image_id`.
+    The columns: `prompt` (chat), `image` (PIL), `options` in the order shown, `answer_letter` of the
+    truth, `label` (the truth's class id), `card`, `truth_share` (the share of rollouts that named the
+    truth), `mcq_id`, `image_id`.
     """
     truth = LETTERS.index(row["answer_letter"])
     options, answer = permute(row["options"], truth, seed, row["epoch"], row["mcq_id"])
@@ -189,7 +192,7 @@ def training_row(row: dict[str, Any], card: Card, style: str | None, seed: int) 
 def permute(
     options: list[str], answer: int, seed: int, epoch: int, mcq_id: str
 ) -> tuple[list[str], int]:
-    """Options in the order of one epoch, and where the answer went."""
+    """The options in the order of one epoch, and the answer's new index."""
     order = row_generator(seed, f"{epoch}/{mcq_id}").permutation(len(options))
     return [options[i] for i in order], int(np.flatnonzero(order == answer)[0])
 

@@ -1,7 +1,7 @@
 """Rewards by name: `[Train] rewards = {"format": 1.0, "my_rewards:polite": 0.5}`.
 
-A name is one of ours, or `module:function` of a function in the form `training.rewards` describes,
-found in the working directory or installed. What is chosen is checked before a model is loaded.
+A name is one of KNOWN, or `module:function`: a function in the form that `training.rewards` describes,
+from the working directory or an installed package. The names are checked before a model is loaded.
 """
 
 import functools
@@ -17,7 +17,7 @@ from tasks.runtime.errors import StageError, first_line
 from training import rewards as ours
 from training.rewards import Reward
 
-OVERLONG_SHARE = 0.2  # of the longest completion, in which the overlong reward falls to -1
+OVERLONG_SHARE = 0.2  # the overlong reward falls to -1 over this last share of the longest length
 
 PLAIN: dict[str, Reward] = {
     "format": ours.format_reward,
@@ -35,10 +35,9 @@ KNOWN = (*PLAIN, *OF_CARD, "overlong")
 def choose_rewards(
     weights: dict[str, float], cards: Sequence[Card], max_completion_length: int
 ) -> list[Reward]:
-    """The functions of `weights`, in their order, each named as the setting names it.
+    """The reward functions named in `weights`, in their order, each under its name there.
 
-    Raises StageError for a name that is neither ours nor a function that can be called with
-    completions and columns.
+    Raises StageError for a name that is neither KNOWN nor a function of completions and columns.
     """
     return [
         named(name, _find(name, cards, max_completion_length), ids=index == 0)
@@ -47,7 +46,7 @@ def choose_rewards(
 
 
 def named(name: str, reward: Reward, ids: bool) -> Reward:
-    """The reward under its setting's name; with `ids` it puts question ids into the trainer's log."""
+    """The reward under the name `name`; with `ids` it also logs the questions' ids for the trainer."""
 
     @functools.wraps(reward)
     def rewarded(completions: Sequence[Any], **columns: Any) -> list[float]:
@@ -75,15 +74,15 @@ def _find(name: str, cards: Sequence[Card], longest: int) -> Reward:
 
 
 def _by_card(by_name: dict[str, Reward]) -> Reward:
-    """Each completion is judged by its own card's names."""
+    """A reward that scores each completion by its own card's reward function."""
 
     def reward(completions: Sequence[Any], card: Sequence[str], **columns: Any) -> list[float]:
         paid = [0.0] * len(completions)
         for name, of_card in by_name.items():
             places = [place for place, owner in enumerate(card) if owner == name]
             labels = [columns["label"][place] for place in places]
-            found = of_card([completions[place] for place in places], label=labels)
-            for place, value in zip(places, found, strict=True):
+            values = of_card([completions[place] for place in places], label=labels)
+            for place, value in zip(places, values, strict=True):
                 paid[place] = value
         return paid
 
@@ -95,32 +94,32 @@ def _import(name: str) -> Callable[..., Any]:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), function)
+        reward = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise StageError(
             f"[Train] rewards: {name!r} cannot be imported: {first_line(error)}"
         ) from error
     try:
-        kinds = [p.kind for p in inspect.signature(found).parameters.values()]
+        kinds = [p.kind for p in inspect.signature(reward).parameters.values()]
     except (TypeError, ValueError) as error:
         raise StageError(f"[Train] rewards: {name!r} is not a function") from error
-    if inspect.iscoroutinefunction(found):
+    if inspect.iscoroutinefunction(reward):
         raise StageError(f"[Train] rewards: {name!r} is async; a plain function is needed")
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         raise StageError(
             f"[Train] rewards: {name!r} must accept completions and, by name, any column: "
             "def reward(completions, **columns) -> list[float]"
         )
-    return found
+    return reward
 
 
 def _guarded(name: str, function: Callable[..., Any]) -> Reward:
-    """A user's function: what it cannot judge is left out of the sum and told once, not fatal."""
-    told = False
+    """A user's function, guarded: if it fails, its completions get None and a line is printed once."""
+    warned = False
 
     @functools.wraps(function)
     def reward(completions: Sequence[Any], **columns: Any) -> list[Any]:
-        nonlocal told
+        nonlocal warned
         try:
             paid = list(function(completions, **columns))
             paid = [None if value is None else float(value) for value in paid]
@@ -128,13 +127,13 @@ def _guarded(name: str, function: Callable[..., Any]) -> Reward:
                 raise ValueError(f"{len(paid)} rewards for {len(completions)} completions")
             return paid
         except Exception as error:
-            if not told:
+            if not warned:
                 print(
                     f"train: reward {name} failed and counts nothing for these completions "
                     f"({type(error).__name__}: {first_line(error)})",
                     file=sys.stderr,
                 )
-            told = True
+            warned = True
             if "log_metric" in columns:
                 columns["log_metric"](f"{name}/failed", 1.0)
             return [None] * len(completions)

@@ -1,9 +1,9 @@
-"""Supervised examples: what a policy is taught to say, built by pure functions.
+"""Builds supervised examples: an image, a question, and the completion to learn.
 
-Every completion names what it sees before it answers. A multiple-choice question is answered with
-the option's name: the parser counts it like the letter, and a reward on it reaches the very words
-that answer the open question. Looking up a name's letter is a skill of its own, which a model of
-under two million parameters did not learn reliably within minutes; real models bring it along.
+Every completion first names what the image shows, and then answers. The answer to a multiple-choice
+question is the option's name, which the parser counts like its letter. So a reward trains the same
+words that answer the open question. Looking up a name's letter is a further skill, which a model of
+under two million parameters did not learn reliably within minutes; real models have it.
 """
 
 import random
@@ -24,7 +24,7 @@ class Example(NamedTuple):
 
 
 class Wording(NamedTuple):
-    """How questions are asked: `noun` and `kind` of the card, the prompt style."""
+    """The wording of questions: `noun` and `kind` of the card, and the prompt style."""
 
     noun: str
     kind: str
@@ -59,11 +59,11 @@ def random_example(
     blind_share: float = 0.0,
     max_options: int = 5,
 ) -> Example:
-    """An example of an image; multiple-choice with chance `question_share`.
+    """An example of an image: a multiple-choice one with probability `question_share`, else open.
 
-    The wrong options are drawn evenly from the other `names`; a question has 2 to `max_options`
-    options in random order. With chance `blind_share` a question shows a grey image: then only the
-    options tell what to say, which is how a model learns to keep to them.
+    A multiple-choice question has 2 to `max_options` options in random order; the wrong ones are drawn
+    evenly from the other `names`. With probability `blind_share` it shows a grey image: then only the
+    options hint at the answer, so a model learns to answer with one of them.
     """
     others = [other for other in names if other != name]
     if not others or rng.random() >= question_share:

@@ -1,1 +1,1 @@
-"""One round of training: sampling, log, validation, checkpoints, what is left for the next."""
+"""One round of training: sampling, log, validation, checkpoints, and the state for the next."""

@@ -1,10 +1,14 @@
-"""Checkpoints one can go on from: complete, on a boundary, and taken up to the last tensor.
+"""Checkpoints that training can resume from exactly: marked when complete, restored strictly.
 
-Four things of the libraries are mended here. Their checkpoints are not atomic, and a partial one is
-taken for the latest: ours carry a mark that is written last. A checkpoint in the middle of a batch
-of generations goes on with other completions: such settings are refused. Full weights are taken up
-by name and non-strictly, so that renamed tensors silently stay as they were: ours are all or none.
-An optimizer's states are pickled in one piece: ours are written once, in the form they are kept in.
+This module works around four weaknesses of the libraries:
+
+- Their checkpoints are not atomic, and the trainer takes a partial one for the latest. Ours contain
+  the file `complete`, which is written last.
+- A run resumed in the middle of a generation batch trains on other completions. Settings that would
+  save a checkpoint there are refused.
+- Full weights are loaded non-strictly, so a renamed tensor silently keeps its old values. Ours are
+  loaded strictly.
+- Optimizer states are pickled. Ours are JSON and safetensors (`state_files`).
 """
 
 import shutil
@@ -19,7 +23,7 @@ from tasks.tables import shards
 from training.loop import state_files
 from training.settings import TrainSettings
 
-if TYPE_CHECKING:  # what StrictResume is mixed into
+if TYPE_CHECKING:  # StrictResume is mixed into a Trainer
     from transformers import Trainer
 else:
     Trainer = object
@@ -29,40 +33,40 @@ COMPLETE = "complete"
 
 
 def last_complete(output: Path) -> Path | None:
-    """The newest checkpoint below `output` that was written to its end."""
+    """The newest complete checkpoint below `output`, or None."""
     return max(all_complete(output), key=step_of, default=None)
 
 
 def all_complete(output: Path) -> list[Path]:
-    """Every checkpoint below `output` that was written to its end."""
+    """Every complete checkpoint below `output`, in no order."""
     return [p for p in (output / FOLDER).glob("checkpoint-*") if (p / COMPLETE).exists()]
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimiser step a checkpoint was written after."""
+    """The optimiser step after which a checkpoint was written."""
     return int(checkpoint.name.split("-")[1])
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Put every file of a checkpoint on disk, and then the mark."""
+    """Sync every file of a checkpoint to disk, then write the mark."""
     shards.sync_tree(checkpoint)
     (checkpoint / COMPLETE).touch()
     shards.sync(checkpoint)
 
 
-def rotate(output: Path, keep: int, besides: set[int]) -> None:
-    """Delete all but the newest `keep` complete checkpoints and those of the steps `besides`."""
+def rotate(output: Path, keep: int, protected: set[int]) -> None:
+    """Delete all complete checkpoints but the newest `keep` and those at the `protected` steps."""
     complete = sorted(all_complete(output), key=step_of)
     for checkpoint in complete[:-keep]:
-        if step_of(checkpoint) not in besides:
-            (checkpoint / COMPLETE).unlink()  # first: a kill halfway must not leave a marked ruin
+        if step_of(checkpoint) not in protected:
+            (checkpoint / COMPLETE).unlink()  # first: a kill halfway must leave no mark
             shutil.rmtree(checkpoint)
 
 
 def check_boundaries(settings: TrainSettings, config: Any) -> None:
-    """Refuse settings whose checkpoints would fall between the uses of one generation.
+    """Refuse settings whose checkpoints would fall inside the uses of one generation batch.
 
-    `config` is TRL's. Raises StageError with a value that works.
+    `config` is TRL's. Raises StageError, which names a value that works.
     """
     accumulation = config.gradient_accumulation_steps
     uses = config.steps_per_generation * config.num_iterations
@@ -80,10 +84,10 @@ def check_boundaries(settings: TrainSettings, config: Any) -> None:
 
 
 def restore_weights(model: torch.nn.Module, checkpoint: Path) -> None:
-    """Put a checkpoint's weights into the model, every tensor or none.
+    """Load a checkpoint's weights into the model, strictly.
 
-    Of a model with adapters these are the adapters' weights. Raises StageError when a tensor is
-    missing or left over.
+    For a model with adapters these are the adapters' weights. Raises StageError when the adapters'
+    tensors are not the same, and RuntimeError when a whole model's are not.
     """
     if not hasattr(model, "peft_config"):
         saved = AutoModelForImageTextToText.from_pretrained(
@@ -101,9 +105,9 @@ def restore_weights(model: torch.nn.Module, checkpoint: Path) -> None:
 
 
 class StrictResume(Trainer):
-    """For trainers: weights are restored as above from `weights`, states written as safetensors.
+    """Mixin for trainers: restores weights strictly, and writes optimizer states as safetensors.
 
-    What FSDP or DeepSpeed shares out is written and restored by their own means.
+    The weights come from the folder `weights`. Under FSDP or DeepSpeed the library's own methods run.
     """
 
     weights: Path
@@ -119,17 +123,19 @@ class StrictResume(Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
         elif self.args.should_save:
-            for name, held in self._held():
-                state_files.write(Path(output_dir) / name, held.state_dict())
+            for name, part in self._stateful():
+                state_files.write(Path(output_dir) / name, part.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if self.args.device.type == "cpu":  # of several processes it is "cpu:0": torch.load refuses
+        if (
+            self.args.device.type == "cpu"
+        ):  # with several processes "cpu:0", which torch.load refuses
             self.args.__dict__["_setup_devices"] = torch.device("cpu")
         if checkpoint is None or not state_files.files(Path(checkpoint) / "optimizer"):
             super()._load_optimizer_and_scheduler(checkpoint)  # sharded, or of an earlier version
             return
-        for name, held in self._held():
-            held.load_state_dict(state_files.read(Path(checkpoint) / name))
+        for name, part in self._stateful():
+            part.load_state_dict(state_files.read(Path(checkpoint) / name))
 
-    def _held(self) -> tuple[tuple[str, Any], ...]:
+    def _stateful(self) -> tuple[tuple[str, Any], ...]:
         return ("optimizer", self.optimizer), ("scheduler", self.lr_scheduler)

@@ -1,7 +1,7 @@
-"""How long vLLM's context must be inside the trainer: the longest prompt and a whole completion.
+"""Sets vLLM's context length inside the trainer: the longest prompt plus a whole completion.
 
-Left to itself vLLM makes room for the longest context that the model knows, 128,000 positions of a
-Qwen2.5-VL, of which GRPO on questions with one image uses a hundredth.
+By default vLLM reserves the model's longest context, 128,000 positions for a Qwen2.5-VL. GRPO on
+questions with one image uses a hundredth of that.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,26 +16,27 @@ from training.data.dataset import Questions
 from training.loop.validation import Sample, Watch
 from training.resources.gpu_memory import longest_prompt
 
-# Permuted options may be cut into tokens a little differently, and scaled pictures into patches.
+# Spare tokens: permuted options may be tokenised a little differently, and scaled pictures may have
+# other numbers of patches. The length is a multiple of MULTIPLE.
 SPARE, MULTIPLE = 32, 128
 Size = tuple[int, int]
 
 
 def set_context(config: Any, prompt: int) -> None:
-    """Set `vllm_max_model_length` of a colocated vLLM, where the user did not.
+    """Set `vllm_max_model_length` of a colocated vLLM, unless the user set it.
 
-    `prompt` is the longest one's number of tokens. Raises StageError when what the user set does not
-    hold it and a completion.
+    `prompt` is the number of tokens of the longest prompt. Raises StageError when the user's value is
+    too small for that prompt and a whole completion.
     """
     if not config.use_vllm or config.vllm_mode != "colocate":
         return
     needed = prompt + config.max_completion_length
-    given = config.vllm_max_model_length
-    if given is None:
+    length = config.vllm_max_model_length
+    if length is None:
         config.vllm_max_model_length = -(-(needed + SPARE) // MULTIPLE) * MULTIPLE
-    elif given < needed:
+    elif length < needed:
         raise StageError(
-            f"[Train] trl: vllm_max_model_length = {given} does not hold the longest prompt of "
+            f"[Train] trl: vllm_max_model_length = {length} does not hold the longest prompt of "
             f"{prompt} tokens and a completion of {config.max_completion_length}; set it to "
             f"{needed} or more, or leave it out"
         )
@@ -44,10 +45,10 @@ def set_context(config: Any, prompt: int) -> None:
 def longest_row(
     questions: Questions, watch: Watch | None, processor: Any
 ) -> tuple[dict[str, Any], int]:
-    """A row of the longest text and the image of most tokens, of all that are asked, and its tokens.
+    """A row with the longest text and the largest image, and its length in tokens.
 
-    Of every question and of the val images that are watched; no image is decoded but the few that
-    may be the largest.
+    Both are taken from all questions and all val images; the largest image has the most tokens. Only
+    the few images that may be the largest are decoded.
     """
     samples = watch.samples if watch else []
     texts = list({*_texts(questions), *(watch.texts if watch else [])})
@@ -75,27 +76,27 @@ def _texts(questions: Questions) -> Iterator[str]:
 
 
 def _sizes(questions: Questions) -> dict[Size, int]:
-    """Each (width, height) among the images -> the number of a question that has it."""
+    """Each (width, height) among the images -> the number of a question with such an image."""
     return {_size(row["image"]["bytes"]): number for number, row in enumerate(questions.encoded)}
 
 
 def _size(encoded: bytes) -> Size:
-    with Image.open(BytesIO(encoded)) as image:  # reads the header alone
+    with Image.open(BytesIO(encoded)) as image:  # reads only the header
         return image.size
 
 
 def _largest(sizes: Iterable[Size], processor: Any) -> set[Size]:
-    """Sizes among which is that of most image tokens."""
+    """Candidates for the size with the most image tokens."""
     known = list(sizes)
-    found = {max(known, key=measure) for measure in MEASURES}
+    largest = {max(known, key=measure) for measure in MEASURES}
     if hasattr(processor, "_get_num_multimodal_tokens"):
-        asked = [(height, width) for width, height in known]
-        counts = processor._get_num_multimodal_tokens(image_sizes=asked)["num_image_tokens"]
-        found.add(known[counts.index(max(counts))])
-    return found
+        heights_first = [(height, width) for width, height in known]
+        counts = processor._get_num_multimodal_tokens(image_sizes=heights_first)["num_image_tokens"]
+        largest.add(known[counts.index(max(counts))])
+    return largest
 
 
-# Where a processor cannot tell how many tokens an image has, one of the extremes has most.
+# Some processors cannot count an image's tokens by its size. Then one of these extremes has the most.
 MEASURES = (
     lambda size: size[0] * size[1],
     lambda size: size[0],

@@ -1,4 +1,4 @@
-"""What a run leaves behind while it goes on: a progress line, a row a step, completions, checkpoints."""
+"""The callback that records a run: progress, one log row a step, completions, checkpoints."""
 
 import statistics
 import sys
@@ -35,15 +35,15 @@ LOGGED = {
 
 
 class Finished(Exception):
-    """The round's last step was done before: a kill came between training and saving."""
+    """Raised when a resumed round has no step left: it was killed after training, before saving."""
 
 
 class Recorder(TrainerCallback):
-    """Progress, rows of the log, completions of every step, complete checkpoints, and warnings.
+    """Trainer callback that shows progress, logs, warns, writes completions and marks checkpoints.
 
-    `start` and `stop` are the steps between which this round lies; `rewards` the names of the
-    rewards; `watch` looks at val images on the way, where given. `log` has a row for every step of
-    the round, those before an interruption included.
+    The round runs from step `start` to step `stop`. `rewards` are the names of the rewards. `keep` is
+    how many complete checkpoints stay. `watch` validates on the way, if set. `log` has a row for every
+    step of the round, also for those before an interruption.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Recorder(TrainerCallback):
         self.start, self.stop, self.keep, self.watch = start, stop, keep, watch
         self.bar: Any = None
         self.log: list[dict[str, Any]] = []
-        self.told: set[str] = set()
+        self.warned: set[str] = set()
         self.written = -1
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -87,9 +87,9 @@ class Recorder(TrainerCallback):
         row = self.log[-1]
         self.bar.set_postfix(self._live(row))
         for kind, sentence in diagnosis.warnings(self.log).items():
-            if kind not in self.told:
+            if kind not in self.warned:
                 self.bar.write(f"train: step {row['step']}: {sentence}", file=sys.stderr)
-                self.told.add(kind)
+                self.warned.add(kind)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         doing("updating")
@@ -108,16 +108,16 @@ class Recorder(TrainerCallback):
             doing("saving")
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """After the trainer wrote a checkpoint: watch, mark it, and delete what is not needed."""
+        """Validate, mark the checkpoint that the trainer just wrote, and delete old ones."""
         step = state.global_step
         folder = Path(args.output_dir) / f"checkpoint-{step}"
         if self.watch and self.watch.due(step, self.stop):
             doing("watching val images")
-            found = self.watch.look(self.trainer, step)
+            accuracy = self.watch.look(self.trainer, step)
             for rows in (state.log_history, self.log):
                 if rows and rows[-1].get("step") == step:
-                    rows[-1] |= found
-        self.trainer.accelerator.wait_for_everyone()  # each process writes its generators' state
+                    rows[-1] |= accuracy
+        self.trainer.accelerator.wait_for_everyone()  # each process writes the states of its random generators
         if state.is_world_process_zero:
             if self.watch:
                 state.save_to_json(str(folder / "trainer_state.json"))
@@ -143,28 +143,30 @@ class Recorder(TrainerCallback):
         return row
 
     def _live(self, row: dict[str, Any]) -> dict[str, str]:
-        """What stands beside the progress bar."""
-        told = {name.split(":")[-1]: row.get(f"reward/{name}") for name in self.rewards}
-        told = {"reward": row["reward"], **told}
+        """The figures beside the progress bar."""
+        parts = {name.split(":")[-1]: row.get(f"reward/{name}") for name in self.rewards}
+        values = {"reward": row["reward"], **parts}
         length = {"length": f"{row['completion_length'] or 0:.0f}"}
-        return {name: f"{value:.2f}" for name, value in told.items() if value is not None} | length
+        return {
+            name: f"{value:.2f}" for name, value in values.items() if value is not None
+        } | length
 
     def _spread(self) -> float | None:
         advantages = list(self.trainer._logs["advantages"])
         return statistics.pstdev(advantages) if advantages else None
 
     def _uses(self) -> int:
-        """How often a batch of completions is used, in micro-batches."""
+        """Micro-batches that one generation batch is used for, over all its iterations."""
         return self.trainer.args.steps_per_generation * self.trainer.num_iterations
 
     def _on_boundary(self, step: int) -> bool:
-        """Whether the next step begins with new completions, so that a run can go on from here."""
+        """Whether the next step begins with new completions, so that a run can resume from here."""
         return step * self.trainer.args.gradient_accumulation_steps % self._uses() == 0
 
     def _write_completions(self, step: int) -> None:
-        """One file a batch of completions, under the number of the first step that used it.
+        """Write each generation batch to one file, numbered by the first step that used it.
 
-        Groups that others stood in for are in it too, without an advantage.
+        Groups that dynamic sampling replaced are written too, with an advantage of 0.
         """
         batch = (step * self.trainer.args.gradient_accumulation_steps - 1) // self._uses()
         if batch == self.written:
@@ -189,7 +191,7 @@ class Recorder(TrainerCallback):
 
 
 class SupervisedRecorder(Recorder):
-    """The same for a supervised run, which samples nothing."""
+    """Recorder of a supervised run, which has no completions and no rewards."""
 
     def _live(self, row: dict[str, Any]) -> dict[str, str]:
         return {"loss": f"{row['loss']:.3f}"}

@@ -1,8 +1,9 @@
-"""The policy folder: what transformers, vLLM and PEFT load, and the card that says what it is.
+"""Writes the policy folder that transformers, vLLM and PEFT load, and its model card.
 
-Weights are safetensors. Where all of them were trained they are all there. Of adapters only these
-are, in `adapter/`, with what they rest on (`tasks/engines/adapters.py`); `export.py` merges them. Config,
-processor, chat template and the base's defaults of decoding are there in either case.
+Weights are safetensors. A policy whose weights were all trained has them all in its folder. A policy
+with adapters has only those, in `adapter/`, and names the base below them
+(`tasks/engines/adapters.py`); `export.py` merges them. Both have the config, the processor, the chat
+template and the base's generation config.
 """
 
 import json
@@ -15,23 +16,26 @@ from transformers import AutoModelForImageTextToText
 
 from data_cards import Card
 from tasks.engines import adapters
-from tasks.runtime.errors import first_line
+from tasks.runtime.errors import StageError, first_line
 from tasks.runtime.links import link, link_tree
+from tasks.tables import manifest
 from training.model import weights
 from training.model.sharding import outside_deepspeed
 from training.settings import Round, TrainSettings
 
-WEIGHTS = "model*.safetensors*"  # of a whole model, in a policy or a checkpoint, and their index
+WEIGHTS = (
+    "model*.safetensors*"  # a whole model's weights and their index, in a policy or a checkpoint
+)
 ADAPTER = "adapter"
-EARLIER = "earlier"  # adapters of the rounds before, where each round trains one of its own
+EARLIER = "earlier"  # adapters of earlier rounds, where each round trains its own
 UPLOADED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "README.md")
 LOADING = "## Loading"
 WHOLE = """The weights are whole: `AutoModelForImageTextToText.from_pretrained`, with `AutoProcessor`, or vLLM
 loads this folder.
 """
-# Of a round, what its card leaves out: data told in other words, folders, where it was uploaded.
-UNTOLD = ("card", "mcq", "download", "split", "base", "policy", "push_to_hub")
-# Beside the policy, and not for the hub: texts of training, settings with paths, states.
+# Settings that the card's table omits: the data, which the card describes, folders, and the upload.
+OMITTED = ("card", "mcq", "download", "split", "base", "policy", "push_to_hub")
+# Files that are not uploaded: completions, settings with paths, training states.
 KEPT_HERE = (
     "manifest.json",
     "recipe.json",
@@ -49,7 +53,7 @@ KEPT_HERE = (
 
 
 def save(output: Path, trainer: Any, processor: Any, origin: Path, dtype: str) -> None:
-    """Write the trainer's weights as a policy; every process must call it.
+    """Write the trainer's weights as a policy in `dtype`; every process must call it.
 
     `origin` is the policy that the model was loaded from.
     """
@@ -72,7 +76,7 @@ def save(output: Path, trainer: Any, processor: Any, origin: Path, dtype: str) -
 def from_checkpoint(
     output: Path, checkpoint: Path, processor: Any, origin: Path, dtype: str
 ) -> None:
-    """Write the weights of a checkpoint as a policy, by links where they are as they shall be."""
+    """Write a checkpoint's weights as a policy: as hard links if they are in `dtype`, else converted."""
     clear(output)
     if (checkpoint / "adapter_config.json").exists():
         (output / ADAPTER).mkdir(parents=True)
@@ -94,7 +98,7 @@ def from_checkpoint(
 
 
 def clear(output: Path) -> None:
-    """Take away weights of an attempt before: they may be links, which must not be written through."""
+    """Delete an earlier attempt's weights: they may be hard links, and writing would change both files."""
     for path in output.glob(WEIGHTS):
         path.unlink()
     for name in (ADAPTER, EARLIER):
@@ -102,7 +106,7 @@ def clear(output: Path) -> None:
 
 
 def name_base(adapter: Path, base: Path) -> None:
-    """Let an adapter name the model it belongs to, and not where that lay on this machine."""
+    """Write the base model's name into an adapter's config, in place of a path on this machine."""
     path = adapter / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     path.unlink()
@@ -111,7 +115,7 @@ def name_base(adapter: Path, base: Path) -> None:
 
 
 def _rest_on(output: Path, origin: Path, dtype: str) -> None:
-    """Say what an adapter rests on, and take along those that were trained before it."""
+    """Record the base of an adapter, and link the adapters that earlier rounds trained."""
     below = adapters.adapted(origin) or adapters.Adapted(origin, (), dtype)
     earlier = []
     for number, adapter in enumerate(below.adapters, start=1):
@@ -124,8 +128,11 @@ def _rest_on(output: Path, origin: Path, dtype: str) -> None:
 
 
 def _finish(output: Path, processor: Any, origin: Path) -> None:
-    """What stands beside weights. The trainer fits the defaults of decoding to the tokenizer; a policy
-    keeps those of its base, so that both stop at the same tokens."""
+    """Write the generation config and the processor.
+
+    The trainer changes the generation config. A policy keeps its base's, so that both stop at the same
+    tokens.
+    """
     if (own := origin / adapters.GENERATION).is_file():
         (output / adapters.GENERATION).write_bytes(own.read_bytes())
     processor.save_pretrained(output)
@@ -156,9 +163,9 @@ def write_card(
         f"{card.license_name or card.license}"
         for card in cards
     )
-    told = {**round.values(), **settings.values()}
+    values = {**round.values(), **settings.values()}
     listed = "\n".join(
-        f"| {key} | `{json.dumps(value)}` |" for key, value in told.items() if key not in UNTOLD
+        f"| {key} | `{json.dumps(value)}` |" for key, value in values.items() if key not in OMITTED
     )
     text = f"""---
 {about.to_yaml()}
@@ -192,13 +199,13 @@ Accuracy on test images is found by the stage Evaluate, not here.
 
 
 def _loading(output: Path, base: Path, settings: TrainSettings) -> str:
-    """How the policy is loaded; of adapters with what they go on."""
-    if not (found := adapters.adapted(output)):
+    """The card's section on loading the policy; with adapters, on their base."""
+    if not (adapted := adapters.adapted(output)):
         return f"{LOADING}\n\n{WHOLE}"
     added = "".join(
         f'model = PeftModel.from_pretrained(model, HERE, subfolder="{path.relative_to(output.resolve())}")'
         ".merge_and_unload()\n"
-        for path in found.adapters
+        for path in adapted.adapters
     )
     quantised = (
         "In training the weights below the adapter were quantised (nf4). Merged weights are the "
@@ -212,7 +219,7 @@ This folder holds LoRA weights, not the whole model; `HERE` is its place or hub 
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-model = AutoModelForImageTextToText.from_pretrained("{_base_name(base)}", dtype="{found.dtype}")
+model = AutoModelForImageTextToText.from_pretrained("{_base_name(base)}", dtype="{adapted.dtype}")
 {added}processor = AutoProcessor.from_pretrained(HERE)
 ```
 
@@ -221,7 +228,7 @@ model = AutoModelForImageTextToText.from_pretrained("{_base_name(base)}", dtype=
 
 
 def merged_card(text: str) -> str:
-    """The card of an adapted policy for the whole weights that were made of it."""
+    """The card of a merged policy, from the card of the policy with adapters."""
     about, _, loading = text.partition(f"{LOADING}\n")
     nf4 = [part for part in loading.split("\n\n") if part.startswith("In training")]
     return "\n\n".join([f"{about}{LOADING}", *nf4, WHOLE])
@@ -230,9 +237,8 @@ def merged_card(text: str) -> str:
 def push(output: Path, repository: str) -> None:
     """Upload the policy to a private repository of the hub: weights, processor and card, no data.
 
-    Of adapters these and not the base's weights, which lie on the hub already.
-
-    A failure is told and not fatal: the policy lies here, and can be pushed again.
+    A policy with adapters uploads those and not its base. A failure prints a line and ends nothing:
+    the policy is in its folder, and can be uploaded later.
     """
     from huggingface_hub import HfApi
 
@@ -254,7 +260,7 @@ def push(output: Path, repository: str) -> None:
 
 
 def _write_config(source: Path, output: Path, dtype: str) -> None:
-    """The config tells the precision of the weights beside it, not of those in training."""
+    """Copy the config, with the saved weights' precision in place of the trained weights'."""
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = dtype
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
@@ -262,13 +268,12 @@ def _write_config(source: Path, output: Path, dtype: str) -> None:
 
 
 def _base_name(base: Path) -> str:
-    """The hub id or kind of model that a base policy was made from, as its manifest says."""
-    if found := adapters.adapted(base):
-        base = found.base
+    """The model that a base policy was made from, as its manifest records it; else the folder's name."""
+    if adapted := adapters.adapted(base):
+        base = adapted.base
     try:
-        manifest = json.loads((base / "manifest.json").read_text(encoding="utf-8"))
-        return manifest["settings"]["model"]
-    except (OSError, ValueError, KeyError):
+        return manifest.read(base).settings["model"]
+    except (StageError, KeyError):
         return base.name
 
 

@@ -1,6 +1,6 @@
-"""What we change about how TRL samples: the truth as a rollout, further questions, and the time.
+"""Changes to TRL's sampling: truth rollouts, dynamic sampling, timing; mixins for GRPOTrainer.
 
-Each is a class to mix into GRPOTrainer (`training.grpo` chooses), as small as it can be.
+`trainer_of` mixes them in as the settings ask.
 """
 
 import time
@@ -21,7 +21,7 @@ from training.settings import TrainSettings
 from training.shared_prefix.prompts_once import remembered
 from training.shared_prefix.trainer import make_trainer
 
-if TYPE_CHECKING:  # what these are mixed into
+if TYPE_CHECKING:  # these are mixed into a GRPOTrainer
     from trl import GRPOTrainer as Trainer
 else:
     Trainer = object
@@ -30,11 +30,12 @@ Row = dict[str, Any]
 
 
 class KnownFields(Trainer):
-    """Mends what TRL hands to its own pass of the model beside tokens, for some families.
+    """Corrects model inputs that TRL passes wrongly for some families.
 
-    LLaVA-OneVision's number of images in each prompt, which TRL refuses, is left out: the model takes
-    it to be one, as it is here. Token types (Gemma-3) come from a text with two tokens at its
-    beginning where the prompt has one, and would stand one place further on (`tasks.language.prompts.rendered`).
+    LLaVA-OneVision has `batch_num_images`, which TRL's pass does not accept. It is dropped: the model
+    then assumes one image a prompt, which is right here. Gemma-3's token types are made from a text
+    with two BOS tokens (`tasks.language.prompts.rendered`), so they are one longer than the prompt;
+    their surplus first entry is cut.
     """
 
     def _get_per_token_logps_and_entropies(
@@ -52,14 +53,14 @@ class KnownFields(Trainer):
 
 
 class Timed(Trainer):
-    """Logs the seconds of generating, rewarding and updating, and tokens generated a second."""
+    """Logs the seconds of generating and rewarding, tokens a second, and zero-variance groups."""
 
     def _generate(self, prompts: list) -> tuple:
         doing("generating")
         started = time.perf_counter()
         result = super()._generate(prompts)
         spent = time.perf_counter() - started
-        doing("checking")  # what the reference and the policy before make of it
+        doing("checking")  # the old policy and the reference model score the completions
         tokens = sum(len(ids) for ids in result[1])
         self._spent("generation", spent)
         self._metrics["train"]["tokens_per_second"].append(
@@ -79,26 +80,27 @@ class Timed(Trainer):
         return result
 
     def _spent(self, what: str, seconds: float) -> None:
-        """Sums within a logging step: TRL averages what it finds in a list of several."""
+        """Add up the seconds of a logging step: TRL would average a list of several values."""
         recorded = self._metrics["train"][f"seconds/{what}"]
         recorded[:] = [sum(recorded) + seconds]
 
 
-def equal_groups(trainer: Trainer, paid: torch.Tensor) -> torch.Tensor:
-    """Which groups' completions all earned the same, of rewards (completions, functions)."""
-    total = (paid * trainer.reward_weights.to(paid.device)).nansum(1)
+def equal_groups(trainer: Trainer, rewards: torch.Tensor) -> torch.Tensor:
+    """Which groups have zero variance: (groups,) of bool, from rewards (completions, functions)."""
+    total = (rewards * trainer.reward_weights.to(rewards.device)).nansum(1)
     grouped = total.view(-1, trainer.num_generations)
     return (grouped.max(1).values - grouped.min(1).values) < 1e-6
 
 
 class TruthRollout(Trainer):
-    """The last completion of every group is the truth in the policy's own format.
+    """Replaces the last completion of every group by the right answer, in the policy's format.
 
-    Supervision and reinforcement in one stage, after ViSurf (arXiv 2510.10606): where no rollout is
-    right, the group still has one to learn from; where all are, its advantage vanishes.
+    This joins supervision and reinforcement in one stage, after ViSurf (arXiv 2510.10606). A group
+    without a right rollout still has one to learn from. Where all rollouts are right, the added one
+    has no advantage.
     """
 
-    _asked: list[Row] | None = None  # what is being asked; None outside of training
+    _asked: list[Row] | None = None  # the rows that are being completed; None outside of training
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         self._asked = inputs
@@ -124,47 +126,49 @@ class TruthRollout(Trainer):
 
 
 class DynamicSampling(Trainer):
-    """Groups whose rewards are all equal carry no gradient; further questions stand in for them.
+    """Replaces zero-variance groups, which carry no gradient, by groups of further questions.
 
-    After DAPO's dynamic sampling (arXiv 2503.14476, section 3.2), with a bound: at most `attempts`
-    times, and what is still without a gradient then stays. `further(count, occasion)` gives the
-    questions. Completions are kept from being generated twice; rewards are so cheap that they are.
+    After DAPO's dynamic sampling (arXiv 2503.14476, section 3.2), but with at most `attempts` tries:
+    zero-variance groups that are left after the last try stay. `further(count, occasion)` returns the
+    questions. Each completion is generated once; rewards are cheap and are computed twice.
     """
 
     attempts: int = 0
-    _paid: torch.Tensor  # this process's rewards, of the rows looked at last
+    _rewards: torch.Tensor  # (completions, functions) of this process, of the last `_dead` call
     further: Callable[[int, int], list[Row]]
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         if not self.model.training or not self.attempts:
             return super()._generate_and_score_completions(inputs)
-        with remembered(self.processing_class):  # every try, and what is trained on, asks for it
+        with remembered(
+            self.processing_class
+        ):  # every try and the training batch process the same pictures
             return self._with_further(inputs)
 
     def _with_further(self, inputs: list[Row]) -> dict[str, Any]:
         rows = list(inputs)
-        found = self._try(rows)
+        samples = self._sample(rows)
         groups, replaced = len(rows) // self.num_generations, []
         for attempt in range(self.attempts):
-            dead = self._dead(rows, found)
+            dead = self._dead(rows, samples)
             most = self._most(len(dead))
             if not most:
                 break
             fresh = self._fresh(most, attempt)
-            tried = self._try(fresh)
-            kept = self._paid
-            alive = [g for g in range(most) if g not in set(self._dead(fresh, tried))]
-            self._paid = kept  # of the rows that are replaced
+            fresh_samples = self._sample(fresh)
+            kept = self._rewards
+            alive = [g for g in range(most) if g not in set(self._dead(fresh, fresh_samples))]
+            self._rewards = kept  # of the rows that are replaced
             for old, new in zip(dead, alive, strict=False):
-                replaced += self._told(rows, found, self._members(old))
+                replaced += self._log_rows(rows, samples, self._members(old))
                 rows[self._members(old)] = fresh[self._members(new)]
-                for column, values in zip(found, tried, strict=True):
+                for column, values in zip(samples, fresh_samples, strict=True):
                     if column is not None and values is not None:
                         column[self._members(old)] = values[self._members(new)]
         size = groups * self.num_generations * self.accelerator.num_processes
         self.replaced = gather_object(replaced)
         self._metrics["train"]["replaced_groups"].append(len(self.replaced) / size)
-        self._ready = deque([found])
+        self._ready = deque([samples])
         return super()._generate_and_score_completions(rows)
 
     def _generate(self, prompts: list) -> tuple:
@@ -175,35 +179,37 @@ class DynamicSampling(Trainer):
             return prompt_ids, completion_ids, None, completions, logprobs, {}, images, []
         return super()._generate(prompts)
 
-    def _try(self, rows: list[Row]) -> list[list | None]:
-        """Completions for rows: their tokens, the completions as TRL has them, log-probabilities."""
+    def _sample(self, rows: list[Row]) -> list[list | None]:
+        """Generate one completion a row: [token ids, TRL's completions, log-probabilities or None]."""
         self._asked = rows
-        size = self.num_generations  # a group has one prompt, not copies, which are made ready once
-        asked = [
+        size = self.num_generations  # the rows of a group share one prompt object, processed once
+        chats = [
             prepare_multimodal_messages(row["prompt"], images=[row["image"]])
             for row in rows[::size]
         ]
-        made = self._generate([prompt for prompt in asked for _ in range(size)])
-        _, completion_ids, _, completions, logprobs, *_ = made
+        generated = self._generate([chat for chat in chats for _ in range(size)])
+        _, completion_ids, _, completions, logprobs, *_ = generated
         return [completion_ids, completions, logprobs]
 
-    def _dead(self, rows: list[Row], found: list[list | None]) -> list[int]:
-        """This process's groups whose rewards are all equal."""
-        completion_ids, completions, _ = found
-        paid = self._calculate_rewards(
+    def _dead(self, rows: list[Row], samples: list[list | None]) -> list[int]:
+        """This process's zero-variance groups; keeps the rewards in `_rewards`."""
+        completion_ids, completions, _ = samples
+        rewards = self._calculate_rewards(
             rows, [row["prompt"] for row in rows], completions, completion_ids
         )
         self._pending_extra_logs.clear()
         self._pending_metrics.clear()
-        equal = equal_groups(self, paid)
+        equal = equal_groups(self, rewards)
         mine = len(rows) // self.num_generations
         start = self.accelerator.process_index * mine
-        self._paid = paid[start * self.num_generations : (start + mine) * self.num_generations]
+        self._rewards = rewards[
+            start * self.num_generations : (start + mine) * self.num_generations
+        ]
         return [g for g in range(mine) if equal[start + g]]
 
-    def _told(self, rows: list[Row], found: list[list | None], members: slice) -> list[Row]:
-        """What a replaced group said and earned, for the log."""
-        completions = found[1] or []
+    def _log_rows(self, rows: list[Row], samples: list[list | None], members: slice) -> list[Row]:
+        """A replaced group's completions and rewards, as rows of `completions-*.parquet`."""
+        completions = samples[1] or []
         return [
             {
                 "image_id": row["image_id"],
@@ -212,20 +218,21 @@ class DynamicSampling(Trainer):
                 "advantage": 0.0,
                 **{
                     f"reward/{name}": value
-                    for name, value in zip(self.reward_func_names, paid, strict=True)
+                    for name, value in zip(self.reward_func_names, rewards, strict=True)
                 },
             }
-            for row, completion, paid in zip(
-                rows[members], completions[members], self._paid[members].tolist(), strict=True
+            for row, completion, rewards in zip(
+                rows[members], completions[members], self._rewards[members].tolist(), strict=True
             )
         ]
 
     def _most(self, count: int) -> int:
-        """The largest number of any process: all of them must generate as often and as much."""
+        """The largest `count` of any process: all must generate equally often and equally much."""
         counts = torch.tensor([count], device=self.accelerator.device)
         return int(self.accelerator.gather(counts).max())
 
     def _fresh(self, groups: int, attempt: int) -> list[Row]:
+        """This process's rows of further questions, `num_generations` rows for each of `groups`."""
         world, mine = self.accelerator.num_processes, self.accelerator.process_index
         micro = self.args.gradient_accumulation_steps
         batch = self.state.global_step * micro + self._step % micro
@@ -234,11 +241,12 @@ class DynamicSampling(Trainer):
         return [row for row in rows for _ in range(self.num_generations)]
 
     def _members(self, group: int) -> slice:
+        """The places of a group's rows."""
         return slice(group * self.num_generations, (group + 1) * self.num_generations)
 
 
 def trainer_of(settings: TrainSettings, *, truth_rollout: bool, **trl: Any) -> Any:
-    """The trainer of these settings; `trl` are GRPOTrainer's own arguments."""
+    """A trainer with these settings; `trl` are GRPOTrainer's own arguments."""
     trainer: Any = make_trainer(
         shared_prefix=settings.shared_prefix,
         tokens_per_micro_batch=settings.tokens_per_micro_batch,
@@ -251,7 +259,7 @@ def trainer_of(settings: TrainSettings, *, truth_rollout: bool, **trl: Any) -> A
 
 
 def with_ours(kind: type[Any], truth_rollout: bool) -> type[Any]:
-    """A trainer with what is ours mixed in."""
+    """The trainer class `kind` with the mixins of this module and strict resuming."""
     kinds: list[type] = [DynamicSampling, Timed, KnownFields, checkpoints.StrictResume, kind]
     if truth_rollout:
         kinds.insert(1, TruthRollout)

@@ -1,8 +1,8 @@
-"""One round of training around a trainer: what GRPO and the supervised baseline share.
+"""Runs one round of training around a trainer: the code that GRPO and the SFT baseline share.
 
-Frozen shards are verified, the model is loaded in the parts that are trained, a killed run goes on
-from its last complete checkpoint and a round from what the one before left, val images are watched,
-frozen weights are proven frozen, and the policy folder is written.
+A session verifies the frozen shards and loads the model. It resumes a killed run from its last
+complete checkpoint, and a later round from the training state of the round before. It validates on
+val images, proves that frozen weights did not change, and writes the policy folder.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from tasks.runtime import waiting
 from tasks.runtime.errors import StageError
 from tasks.runtime.interrupts import shard_by_shard, stop_if_asked
 from tasks.runtime.protocol import save_stats
-from tasks.tables import schemas, shards
+from tasks.tables import manifest, schemas, shards
 from tasks.tables.pixels import Decoder
 from training.data.dataset import Place, Questions, Then
 from training.loop import checkpoints, policy_folder, training_state
@@ -32,34 +32,34 @@ from training.model import loading, processors, sharding, trainable
 from training.resources import needs
 from training.settings import Round, TrainSettings
 
-CACHE = "cache"  # of the questions, below the output; like checkpoints, gone once all is written
-PLACE = "place.json"  # where the order of questions goes on in the next round
+CACHE = "cache"  # folder for the questions' memory maps; deleted with the checkpoints at the end
+PLACE = "place.json"  # the place in the order of questions from which the next round goes on
 
 
 class Session:
-    """A round, and what it is trained with.
+    """One round of training, with its cards, processor, settings and steps.
 
-    It lies between the steps `start` and `stop` of `total` in all. `origin` is the policy that the
-    model is loaded from: with `carry_over` that of round 0's start, and the round before hands over
-    its training state. Raises StageError for damaged shards.
+    The round runs from step `start` to step `stop`, of `total` steps in all rounds. The model is loaded
+    from the policy `origin`. With `carry_over` that is the policy that round 0 started from, and the
+    round before hands over its training state. Raises StageError for damaged shards.
     """
 
     def __init__(self, output: Path, round: Round, settings: TrainSettings):
-        disable_progress_bar()  # of the libraries: one bar a stage is enough
+        disable_progress_bar()  # the libraries' bars: one a stage is enough
         disable_progress_bars()
         self.output, self.round, self.settings = output, round, settings
         self.cards = [load(name) for name in round.card.split("+")]
         for folder in round.mcq:
             verify(folder)
-        carried, steps = settings.carry_over, settings.steps
-        self.start = round.refresh_round * steps if carried else 0
+        carry_over, steps = settings.carry_over, settings.steps
+        self.start = round.refresh_round * steps if carry_over else 0
         self.stop = self.start + steps
-        self.total = round.rounds * steps if carried else steps
-        self.origin = round.base if carried else round.policy
+        self.total = round.rounds * steps if carry_over else steps
+        self.origin = round.base if carry_over else round.policy
         self.processor = processors.load_processor(self.origin)
 
     def questions(self, style: str | None) -> Questions:
-        """The frozen questions, multiple-choice in this style, or open."""
+        """The frozen questions: multiple-choice in the prompt style `style`, or open with None."""
         return Questions(
             self.round.mcq,
             self.cards,
@@ -70,22 +70,23 @@ class Session:
         )
 
     def rows(self, questions: Questions, then: Then | None = None) -> Dataset:
-        """The rows of all steps that the trainer counts, in order, going on where the last round left.
+        """The training rows of this round and, with `carry_over`, of all rounds, in order.
 
-        With `carry_over` the trainer counts the rounds before, too, and skips as many rows.
+        The order goes on from where the round before ended. With `carry_over` the trainer's step count
+        includes the rounds before, so it skips their rows, which stand first.
         """
         own = self.settings.steps * self.settings.questions_per_step  # of this round
         before = self.round.refresh_round * own
-        carried = self.settings.carry_over
-        left = (self.round.rounds - self.round.refresh_round) * own if carried else own
-        skipped = before if carried else 0  # rows that the trainer takes as done
+        carry_over = self.settings.carry_over
+        left = (self.round.rounds - self.round.refresh_round) * own if carry_over else own
+        skipped = before if carry_over else 0  # rows of earlier rounds, which the trainer skips
         place = self._place() if before else None
         rows = questions.rows(left, self.settings.order, then, after=place, skipped=skipped)
         self.place = questions.place(own)
         return rows
 
     def model(self, config: Any, largest: dict[str, Any]) -> tuple[Any, Any]:
-        """The model and PEFT's configuration or None; the `largest` row tells what memory it takes."""
+        """The model and PEFT's configuration or None, after a memory check on the `largest` row."""
         if self.settings.check_memory:
             needs.check(self.origin, self.processor, largest, config, self.settings, self.output)
         with config.main_process_first(local=False, desc="adapters"), sharding.outside_deepspeed():
@@ -100,11 +101,13 @@ class Session:
         names: list[str],
         before: Callable[[], Any] | None = None,
     ) -> Recorder:
-        """Train to the round's end; `names` are the rewards. Returns the recorder with the log.
+        """Train to the round's last step; returns the recorder with the log.
 
-        `before` is called when the model is in place, and spread over processes, but not yet trained.
+        `kind` is the recorder's class and `names` are the rewards' names. `before` is called once the
+        model is on its devices and sharded, before the first step. Raises StageError when frozen
+        weights have changed, and Stopped after Ctrl-C.
         """
-        if self.settings.quantized and not trainer.is_deepspeed_enabled:  # which holds its own
+        if self.settings.quantized and not trainer.is_deepspeed_enabled:  # it keeps float32 copies
             trainable.hold_in_float32(trainer.model)
         if trainer.accelerator.is_main_process:
             model = trainer.accelerator.unwrap_model(trainer.model)
@@ -129,7 +132,7 @@ class Session:
         trainer.add_callback(start)
         trainer.add_callback(recorder)
         with contextlib.suppress(Finished), shard_by_shard("step"):
-            trainer.train(resume_from_checkpoint=self._going_on(trainer))
+            trainer.train(resume_from_checkpoint=self._checkpoint(trainer))
             if trainer.state.global_step < self.stop:
                 stop_if_asked()
         if hasattr(trainer, "base_keeper"):
@@ -139,35 +142,35 @@ class Session:
         return recorder
 
     def finish(self, trainer: Any, recorder: Recorder, stats: dict[str, Any]) -> None:
-        """Write the policy, the log, the state for the next round; every process must call it."""
+        """Write policy, log, card and the next round's training state; every process must call it."""
         policy_folder.save(self.output, trainer, self.processor, self.origin, self.settings.dtype)
         last = self.output / checkpoints.FOLDER / f"checkpoint-{self.stop}"
         best = recorder.watch.best_step if recorder.watch else None
-        chosen = self._keep_best(trainer, last, self.stop if best is None else best)
+        kept = self._keep_best(trainer, last, self.stop if best is None else best)
         if not trainer.accelerator.is_main_process:
             return
         if self.settings.carry_over:
             masters = loading.keeps_masters(self.settings)
-            training_state.keep(chosen, last, self.output, weights=masters)
+            training_state.keep(kept, last, self.output, weights=masters)
         (self.output / PLACE).write_text(json.dumps(self.place), encoding="utf-8")
         log = recorder.log
         shards.write(
             self.output / "train_log.parquet", log, schemas.train_log(list(recorder.rewards))
         )
         policy_folder.write_card(self.output, self.cards, self.round, self.settings, log)
-        watched = [row for row in log if row["val_accuracy"] is not None]
-        seen = {str(row["step"]): row["val_accuracy"] for row in watched}
+        validated = [row for row in log if row["val_accuracy"] is not None]
+        accuracies = {str(row["step"]): row["val_accuracy"] for row in validated}
         steps = [row["step"] for row in log[:1] + log[-1:]]
         save_stats(
             self.output,
-            {"steps": steps, "policy_step": checkpoints.step_of(chosen), "val_accuracy": seen}
+            {"steps": steps, "policy_step": checkpoints.step_of(kept), "val_accuracy": accuracies}
             | stats,
         )
         if self.settings.push_to_hub:
             policy_folder.push(self.output, self.settings.push_to_hub)
 
     def _place(self) -> Place:
-        """Where the round before left off."""
+        """The place in the order of questions where the round before ended."""
         path = self.round.policy / PLACE
         try:
             epoch, image_id = json.loads(path.read_text(encoding="utf-8"))
@@ -179,7 +182,7 @@ class Session:
 
     @cached_property
     def watch(self) -> Watch | None:
-        """What asks about val images on the way."""
+        """The validation during training; None where [Train] watch_every is 0."""
         every, longest = self.settings.watch_every, self.settings.max_completion_length
         if not every:
             return None
@@ -188,8 +191,8 @@ class Session:
         ends = processors.end_tokens(self.origin)
         return Watch(sample, self.cards, round.prompt_style, every, longest, ends)
 
-    def _going_on(self, trainer: Any) -> str | None:
-        """The checkpoint to take up: this round's last, or what the round before left, or none."""
+    def _checkpoint(self, trainer: Any) -> str | None:
+        """The checkpoint to resume from: this round's last, else the round before's state, else None."""
         checkpoint = checkpoints.last_complete(self.output)
         if checkpoint is not None:
             trainer.weights = checkpoint
@@ -208,32 +211,35 @@ class Session:
             trainer.weights = next((p for p in full if p.exists()), self.round.policy)
         return str(checkpoint) if checkpoint else None
 
-    def _keep_best(self, trainer: Any, last: Path, best: int) -> Path:
-        """Put the best policy by val images beside the last one, or in its place.
+    def _keep_best(self, trainer: Any, last: Path, best_step: int) -> Path:
+        """Write the best policy by val accuracy beside the last one, or in its place.
 
         Returns the checkpoint whose weights are the policy; every process must call it.
         """
-        chosen = last.with_name(f"checkpoint-{best}")
-        if chosen == last or not chosen.exists():
+        best = last.with_name(f"checkpoint-{best_step}")
+        if best == last or not best.exists():
             return last
-        beside, policy = ("best", last) if self.settings.keep_policy == "last" else ("last", chosen)
+        beside, policy = ("best", last) if self.settings.keep_policy == "last" else ("last", best)
         common = (self.processor, self.origin, self.settings.dtype)
-        if trainer.is_fsdp_enabled:  # each process has a share of a checkpoint, and takes it up
-            if policy == chosen:
+        if trainer.is_fsdp_enabled:  # each process loads its own shard of the checkpoint
+            if policy == best:
                 policy_folder.save(self.output / beside, trainer, *common)
-            trainer._load_from_checkpoint(str(chosen), trainer.model_wrapped)
-            place = self.output if policy == chosen else self.output / beside
+            trainer._load_from_checkpoint(str(best), trainer.model_wrapped)
+            place = self.output if policy == best else self.output / beside
             policy_folder.save(place, trainer, *common)
         elif trainer.accelerator.is_main_process:
             write = policy_folder.from_checkpoint
-            write(self.output / beside, last if policy == chosen else chosen, *common)
-            if policy == chosen:
-                write(self.output, chosen, *common)
+            write(self.output / beside, last if policy == best else best, *common)
+            if policy == best:
+                write(self.output, best, *common)
         return policy
 
 
 class AtStart(TrainerCallback):
-    """What is looked at when the model is in place, and spread over processes, but not yet trained."""
+    """Trainer callback that runs once the model is on its devices and sharded, before the first step.
+
+    It hashes the frozen weights into `untouched` and calls `before`.
+    """
 
     def __init__(self, trainer: Any, before: Callable[[], Any] | None):
         self.trainer, self.before, self.untouched = trainer, before, ""
@@ -247,16 +253,12 @@ class AtStart(TrainerCallback):
 def verify(mcq: Path) -> None:
     """Check every question shard against the sha256 in the artifact's manifest.
 
-    Raises StageError naming the first shard that differs or is missing.
+    Raises StageError, naming the first shard that differs, is missing, or is not in the manifest.
     """
-    try:
-        manifest = json.loads((mcq / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise StageError(f"{mcq} has no readable manifest.json; re-run BuildMCQ") from error
-    recorded = {n: f for n, f in manifest["files"].items() if n.startswith("mcq-")}
-    for name, facts in recorded.items():
+    recorded = {n: f for n, f in manifest.read(mcq).files.items() if n.startswith("mcq-")}
+    for name, file in recorded.items():
         path = mcq / name
-        if not path.exists() or shards.sha256_file(path) != facts["sha256"]:
+        if not path.exists() or shards.sha256_file(path) != file.sha256:
             raise StageError(
                 f"{path} is not the shard that BuildMCQ froze; delete {mcq} and re-run BuildMCQ"
             )

@@ -1,7 +1,8 @@
-"""One file to go on from in supervised training: weights, optimizers, schedules, generators, losses.
+"""The checkpoint of supervised training: weights, optimizers, schedules, generators, losses.
 
-It replaces the one before in one step, so that it is whole whenever a run is cut off, and lies where
-the stage's scratch is swept away in the end. It is read as tensors only, never as code.
+It is one file. A new checkpoint replaces the old one atomically, so a killed run leaves a complete
+one. The pipeline deletes its folder when the stage is done. Reading it loads tensors and never runs
+code.
 """
 
 import os
@@ -18,18 +19,18 @@ FILE = "supervised.pt"
 
 
 def place(output: Path) -> Path:
-    """Where the checkpoint of the stage whose folder is `output` lies."""
+    """The checkpoint's path, for the stage whose folder is `output`."""
     return output / FOLDER / FILE
 
 
 class State:
-    """Everything that the next step depends on but its batch."""
+    """The training state: everything that the next step depends on, except its batch."""
 
     def __init__(self, model: torch.nn.Module, optimizers: list[Any], schedules: list[Any]):
         self.parts = {"model": [model], "optimizers": optimizers, "schedules": schedules}
 
     def save(self, path: Path, steps: int, losses: list[float]) -> None:
-        """Write the state after so many `steps`; `losses` are the last ones."""
+        """Write the state after `steps` steps; `losses` are those of the last steps."""
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(".tmp")
         states = {name: [each.state_dict() for each in part] for name, part in self.parts.items()}
@@ -39,23 +40,23 @@ class State:
         shards.sync(path.parent)
 
     def load(self, path: Path) -> tuple[int, list[float]]:
-        """Take up the state in `path`; returns the steps done and the last losses, none without it.
+        """Load the state in `path`; returns the steps done and the last losses: 0 and [] without it.
 
-        Raises StageError when it does not fit this model.
+        Raises StageError when the state does not fit this model.
         """
         if not path.exists():
             return 0, []
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            states = torch.load(path, map_location="cpu", weights_only=True)
             for name, part in self.parts.items():
-                for each, state in zip(part, found[name], strict=True):
+                for each, state in zip(part, states[name], strict=True):
                     each.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError) as error:
             raise StageError(
                 f"{path} does not fit this training; delete it to start anew"
             ) from error
-        _set_generators(found["generators"])
-        return found["steps"], found["losses"]
+        _set_generators(states["generators"])
+        return states["steps"], states["losses"]
 
 
 def _generators() -> dict[str, Any]:

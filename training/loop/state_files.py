@@ -1,8 +1,8 @@
-"""A trainer's state as JSON and safetensors, without a pickle: written and read tensor by tensor.
+"""Writes and reads a trainer's state as JSON and safetensors, without a pickle.
 
-A nest of dictionaries, lists, numbers and tensors becomes `NAME.json`, in which each tensor is a
-reference, and `NAME-00001.safetensors` and so on. Tensors are written from where they lie, and read
-as pages of the file, so that neither way holds a second copy of an optimizer's states in memory.
+Nested dictionaries, lists, numbers and tensors become `NAME.json`, which refers to each tensor by
+name, and `NAME-00001.safetensors` and so on. Tensors are written file by file, and read memory-mapped,
+so neither writing nor reading holds a second copy of an optimizer's states in memory.
 """
 
 import json
@@ -16,13 +16,15 @@ from safetensors.torch import save_file
 
 from tasks.runtime.errors import StageError
 
-FILE_BYTES = 256 << 20  # of tensors in a file; those of a GPU are held so far while it is written
+FILE_BYTES = (
+    256 << 20
+)  # of tensors in a file; of a GPU's tensors at most these are copied to main memory at a time
 
 
 def write(path: Path, state: Any) -> None:
     """Write a state under the name `path`, which has no suffix.
 
-    The same state leaves the same bytes. Raises StageError for a value of another kind.
+    Equal states give equal bytes. Raises StageError for a value of any other type.
     """
     for old in files(path):
         old.unlink()
@@ -45,14 +47,16 @@ def write(path: Path, state: Any) -> None:
             f"{path.name}: a {type(value).__name__} cannot be carried to the next round"
         )
 
-    told = plain(state)
+    values = plain(state)
     tensors.flush()
-    path.with_suffix(".json").write_text(json.dumps(told), encoding="utf-8")
+    path.with_suffix(".json").write_text(json.dumps(values), encoding="utf-8")
 
 
 def read(path: Path) -> Any:
-    """The state that was written under this name. Its tensors are pages of the files until they are
-    changed, which changes no file."""
+    """The state that was written under the name `path`.
+
+    Its tensors are memory-mapped. Changing one copies it and leaves the file as it is.
+    """
     opened: dict[Path, Any] = {}
 
     def tensor(name: str, number: int | None) -> torch.Tensor:
@@ -78,45 +82,47 @@ def read(path: Path) -> Any:
 
 
 def files(path: Path) -> list[Path]:
-    """The files of the state of this name, those that are there."""
+    """The files that exist of the state with this name."""
     numbered = sorted(path.parent.glob(f"{path.name}-[0-9]*.safetensors"))
     one = [path.with_suffix(".json"), _file(path, None)]
     return [*(each for each in one if each.exists()), *numbered]
 
 
 class _Writer:
-    """Gathers tensors until they fill a file."""
+    """Collects tensors and writes them as a file whenever they reach FILE_BYTES."""
 
     def __init__(self, path: Path):
         self.path, self.number, self.bytes = path, 1, 0
         self.waiting: dict[str, torch.Tensor] = {}
-        self.known: dict[tuple, dict[str, Any]] = {}  # of a tensor that stands in several places
+        self.known: dict[
+            tuple, dict[str, Any]
+        ] = {}  # references to tensors, so that a tensor in several places is written once
 
     def add(self, tensor: torch.Tensor) -> dict[str, Any]:
-        """A reference to the tensor."""
+        """Collect a tensor; returns the reference that stands for it in the JSON."""
         key = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and key in self.known:
             return self.known[key]
         if self.waiting and self.bytes + tensor.nbytes > FILE_BYTES:
             self.flush()
             self.number += 1
-        held = tensor.cpu().contiguous()
-        if held.untyped_storage().nbytes() != held.nbytes:  # a part of something larger
-            held = held.clone()
+        data = tensor.cpu().contiguous()
+        if data.untyped_storage().nbytes() != data.nbytes:  # a view of a larger tensor
+            data = data.clone()
         name = str(len(self.known))
-        self.waiting[name] = held
-        self.bytes += held.nbytes
+        self.waiting[name] = data
+        self.bytes += data.nbytes
         self.known[key] = {"tensor": name, "file": self.number}
         return self.known[key]
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the collected tensors to a file."""
         if self.waiting:
             save_file(self.waiting, _file(self.path, self.number))
         self.waiting, self.bytes = {}, 0
 
 
 def _file(path: Path, number: int | None) -> Path:
-    """A file of tensors; states that an earlier version wrote have one without a number."""
+    """The path of a file of tensors; without a number for states of earlier versions."""
     name = path.name if number is None else f"{path.name}-{number:05d}"
     return path.with_name(f"{name}.safetensors")

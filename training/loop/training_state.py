@@ -1,10 +1,10 @@
-"""Rounds as stretches of one run: what a round leaves behind so that the next goes on from it.
+"""Hands the training state from one round to the next, so that all rounds are one run.
 
-A policy folder holds weights; going on also takes the optimizer's states, the place in the schedule,
-the step and the random generators. `keep` leaves these in the folder `state/` beside the policy, and
-`resume` makes a checkpoint of them that the trainer takes up. Nothing large is copied on the way: the
-files of a finished checkpoint, of the state and of the next round's first checkpoint are the same
-files under several names. Sharded optimizers (FSDP, DeepSpeed) keep files of their own form.
+A policy folder holds weights. To go on, the next round also needs the optimizer's states, the
+schedule, the step and the random generators. `keep` writes these to the folder `state/` beside the
+policy; `resume` makes a checkpoint of them, from which the trainer resumes. Large files are hard
+links, not copies: a finished checkpoint, the state and the next round's first checkpoint share them.
+Sharded optimizers (FSDP, DeepSpeed) keep their own file formats.
 """
 
 import json
@@ -21,50 +21,53 @@ from training.loop import state_files
 
 STATE = "state"
 OPTIMIZER, SCHEDULER, TRAINER = "optimizer", "scheduler", "trainer_state.json"
-# Files that are carried as they are: TRL's adaptive entropy bonus, which belongs to the schedule, and
-# DeepSpeed's pointer and FSDP's full states, which belong to the weights. The last are pickles of
-# tensors, which are loaded as such only.
+# Files that are linked unchanged. The state of TRL's adaptive entropy bonus belongs to the schedule.
+# DeepSpeed's pointer file and FSDP's full states belong to the weights; the latter are pickles, which
+# are loaded as tensors only.
 ENTROPY = "entropy_ctrl_state.json"
 SHARDED = ("latest", "pytorch_model_fsdp.bin", "optimizer.bin")
-WEIGHTS = "weights"  # of full precision, where the policy's own are rounded
+WEIGHTS = "weights"  # folder of the float32 weights, where the policy's are rounded
 
 
-def keep(chosen: Path, last: Path, output: Path, weights: bool = False) -> None:
-    """Write the folder `state/` of `output` from complete checkpoints.
+def keep(policy_checkpoint: Path, last: Path, output: Path, weights: bool = False) -> None:
+    """Write the folder `state/` of `output` from two complete checkpoints.
 
-    The optimizer's states are those of the checkpoint `chosen`, whose weights became the policy;
-    schedule, step and generators those of the `last` one, since the next round goes on from there.
-    With `weights` those of `chosen` are kept as well: the policy's may be rounded. The same training
-    leaves the same bytes: what was logged on the way, times among it, stands in train_log alone.
+    The optimizer's states come from `policy_checkpoint`, whose weights became the policy. Schedule,
+    step and generators come from `last`, where the next round goes on. With `weights` the weights of
+    `policy_checkpoint` are kept, too, because the policy's may be rounded. The trainer's log, which
+    holds times, is left out, so that equal training leaves equal bytes.
     """
     state = output / STATE
     shutil.rmtree(state, ignore_errors=True)
     state.mkdir(parents=True)
     trainer_state = json.loads((last / TRAINER).read_text(encoding="utf-8"))
     _write_json(state / TRAINER, trainer_state | {"log_history": []})
-    for path in (last / ENTROPY, *(chosen / name for name in SHARDED)):
+    for path in (last / ENTROPY, *(policy_checkpoint / name for name in SHARDED)):
         if path.exists():
             link(path, state / path.name)
     if weights:
         (state / WEIGHTS).mkdir()
-        for path in (*chosen.glob("model*.safetensors*"), chosen / "config.json"):
+        for path in (
+            *policy_checkpoint.glob("model*.safetensors*"),
+            policy_checkpoint / "config.json",
+        ):
             link(path, state / WEIGHTS / path.name)
     for path in last.glob("rng_state*.pth"):
         state_files.write(state / path.stem, _read_rng(path))
-    for checkpoint, name in ((last, SCHEDULER), (chosen, OPTIMIZER)):
-        if (checkpoint / f"{name}.pt").exists():  # of an earlier version, which wrote pickles
+    for checkpoint, name in ((last, SCHEDULER), (policy_checkpoint, OPTIMIZER)):
+        if (checkpoint / f"{name}.pt").exists():  # a pickle, from an earlier version
             state_files.write(state / name, _load(checkpoint / f"{name}.pt"))
         for path in state_files.files(checkpoint / name):
             link(path, state / path.name)
-    for path in chosen.iterdir():
+    for path in policy_checkpoint.iterdir():
         if path.is_dir():
             link_tree(path, state / path.name)
 
 
 def resume(policy: Path, checkpoints: Path, step: int) -> Path:
-    """A checkpoint at `step` made of what the round before left beside its policy.
+    """Make a checkpoint at `step` from the training state of the round before; returns its folder.
 
-    Raises StageError where that round kept nothing.
+    `policy` is that round's folder. Raises StageError where it has no training state.
     """
     state = policy / STATE
     if not (state / TRAINER).exists():
@@ -87,7 +90,7 @@ def resume(policy: Path, checkpoints: Path, step: int) -> Path:
         elif path.suffix == ".json":
             torch.save(state_files.read(path.with_suffix("")), folder / f"{path.stem}.pth")
     if (state / f"{SCHEDULER}.json").exists() and not state_files.files(state / OPTIMIZER):
-        # Sharded states are taken up by the libraries, and only where they find their own schedule.
+        # The libraries load sharded states only when they find a schedule in their own format.
         torch.save(state_files.read(state / SCHEDULER), folder / f"{SCHEDULER}.pt")
     return folder
 
@@ -101,7 +104,7 @@ def _load(path: Path) -> Any:
 
 
 def _read_rng(path: Path) -> Any:
-    """The generators' states. Numpy's array is the one thing in them that is no tensor or number."""
+    """The generators' states. They hold a numpy array, which torch must be allowed to load."""
     reconstruct = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
     allowed = [reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
     with torch.serialization.safe_globals(allowed):

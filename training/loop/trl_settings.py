@@ -1,4 +1,4 @@
-"""[Train] -> TRL's configuration, without a twin of it: whatever TRL knows can be set in `trl`."""
+"""Turns [Train] into TRL's configuration; every other option of TRL can be set in `trl`."""
 
 import dataclasses
 import logging
@@ -33,7 +33,7 @@ OURS = {
     "reward_weights",
     "report_to",
     "push_to_hub",
-    # What the recorder, resuming and the order of questions rest on.
+    # The recorder, resuming and the order of questions depend on these.
     "logging_steps",
     "save_only_model",
     "save_strategy",
@@ -46,10 +46,10 @@ OURS = {
 def grpo_config(
     output: Path, settings: TrainSettings, *, total_steps: int, seed: int
 ) -> GRPOConfig:
-    """GRPO's configuration for `total_steps` of all rounds.
+    """GRPO's configuration; `total_steps` are those of all rounds.
 
-    Raises StageError for options TRL does not have, values it refuses, batches that cannot be
-    divided among processes, and checkpoints that would not fall on a boundary.
+    Raises StageError for options that TRL does not have, values that it refuses, batches that cannot
+    be divided among processes, and checkpoints inside the uses of a generation batch.
     """
     _check_device(settings.trl)
     batch = settings.questions_per_step * settings.num_generations
@@ -59,7 +59,7 @@ def grpo_config(
             "train: without a GPU vLLM cannot take up weights; transformers generates", flush=True
         )
         options = {key: value for key, value in options.items() if "vllm" not in key}
-    made = _build(
+    config = _build(
         GRPOConfig,
         options,
         {
@@ -75,24 +75,24 @@ def grpo_config(
             **of_reference(settings.dtype),
         },
     )
-    held = made.per_device_train_batch_size * made.steps_per_generation
-    if settings.dynamic_sampling and held % made.num_generations:
+    in_batch = config.per_device_train_batch_size * config.steps_per_generation
+    if settings.dynamic_sampling and in_batch % config.num_generations:
         raise StageError(
             f"[Train] dynamic_sampling needs whole groups on every process: micro_batch_size x "
-            f"steps_per_generation = {held} completions are no multiple of num_generations = "
-            f"{made.num_generations}"
+            f"steps_per_generation = {in_batch} completions are no multiple of num_generations = "
+            f"{config.num_generations}"
         )
-    if made.steps_per_generation < made.gradient_accumulation_steps:
+    if config.steps_per_generation < config.gradient_accumulation_steps:
         raise StageError(
-            f"[Train] trl: steps_per_generation = {made.steps_per_generation} would generate several "
-            f"times a step; set it to {made.gradient_accumulation_steps} or more, or leave it out"
+            f"[Train] trl: steps_per_generation = {config.steps_per_generation} would generate several "
+            f"times a step; set it to {config.gradient_accumulation_steps} or more, or leave it out"
         )
-    checkpoints.check_boundaries(settings, made)
-    return made
+    checkpoints.check_boundaries(settings, config)
+    return config
 
 
 def sft_config(output: Path, settings: TrainSettings, *, total_steps: int, seed: int) -> SFTConfig:
-    """The supervised baseline's configuration; options that only GRPO has are left out."""
+    """The supervised baseline's configuration, without the options of `trl` that only GRPO has."""
     _check_device(settings.trl)
     known = set(SFTConfig.__dataclass_fields__)
     grpo = set(GRPOConfig.__dataclass_fields__)
@@ -131,7 +131,7 @@ def _shared(
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": batch // (micro * world),
         "save_steps": settings.save_steps,
-        "save_total_limit": None,  # the recorder rotates: only complete ones count
+        "save_total_limit": None,  # the recorder deletes old ones, and counts only complete ones
         "seed": seed,
         "report_to": settings.report_to.split() or "none",
     }
@@ -155,21 +155,21 @@ def _build(
     }
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(fixed["output_dir"]).parent / "runs"))
     try:
-        made = kind(**fixed, **{**quiet, **defaults, **options})
+        config = kind(**fixed, **{**quiet, **defaults, **options})
     except (ValueError, TypeError) as error:
         raise StageError(f"[Train] TRL refuses the settings: {error}") from error
-    if made.n_gpu > 1:  # without a launcher; TRL takes no model spread by torch's DataParallel
+    if config.n_gpu > 1:  # without a launcher; TRL does not work with torch's DataParallel
         print(
-            f"train: on the first of {made.n_gpu} GPUs; [Train] launcher puts a process on each, as "
+            f"train: on the first of {config.n_gpu} GPUs; [Train] launcher puts a process on each, as "
             "in training/recipes/eight_gpus_fsdp2.cfg",
             flush=True,
         )
-        made._n_gpu = 1
-    return made
+        config._n_gpu = 1
+    return config
 
 
 def _check_device(trl: dict[str, Any]) -> None:
-    """Raises StageError when a GPU is there that would not be used unasked; says so where asked."""
+    """Refuse to leave a GPU unused, unless `use_cpu` asks for it; then print a line."""
     if not trl.get("use_cpu"):
         check_gpu()
     elif gpus() and os.environ.get("RANK", "0") == "0":
@@ -181,15 +181,15 @@ def _check_device(trl: dict[str, Any]) -> None:
 
 
 def vllm_takes_weights() -> bool:
-    """Whether vLLM can take up new weights here: its CPU build packs those that it has loaded."""
+    """Whether vLLM can load new weights here: its CPU build repacks weights, so that it cannot."""
     return torch.cuda.is_available()
 
 
 @contextmanager
 def of_reference_alone(options: dict[str, Any]) -> Iterator[None]:
-    """Keep TRL from saying that `model_init_kwargs` are ignored, unless the user has set them.
+    """Suppress TRL's warning that it ignores `model_init_kwargs`, unless the user set them.
 
-    They are for the reference model, which TRL loads; the policy is loaded already.
+    We set them for the reference model, which TRL loads. The policy is already loaded.
     """
     ours = "model_init_kwargs" not in options
     log = logging.getLogger("trl.trainer.grpo_trainer")
@@ -205,7 +205,7 @@ def of_reference_alone(options: dict[str, Any]) -> Iterator[None]:
 
 
 def of_reference(dtype: str) -> dict[str, Any]:
-    """How TRL loads the reference model; in float32 unless told otherwise."""
+    """TRL's options for loading the reference model in `dtype`; TRL's default is float32."""
     return {} if dtype == "float32" else {"model_init_kwargs": {"dtype": dtype}}
 
 

@@ -1,8 +1,8 @@
-"""Open recognition on a few val images while training: the reward alone can deceive.
+"""Validates while training: the open question about a few val images, decoded greedily.
 
-A policy paid for telling options apart may unlearn to name what it sees while its reward rises. So
-every so many steps it is asked the open question about val images of base classes, greedily, and
-the checkpoint that answered best is kept beside the last.
+The reward alone can deceive: a policy rewarded for choosing among options may unlearn to name what an
+image shows, while its reward rises. So every `watch_every` steps it answers the open question about
+val images of base classes. The checkpoint with the best accuracy is kept beside the last one.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ from tasks.tables import shards
 from tasks.tables.pixels import Decoder
 from tasks.tables.seeding import row_generator
 
-BATCH, VLLM_BATCH = 32, 64  # images at a time
+BATCH, VLLM_BATCH = 32, 64  # images generated for at a time: by the model, by vLLM
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A val image: its id, its card's place among the cards, its class id, its encoded bytes."""
+    """A val image: its id, its card's index among the cards, its class id, its encoded bytes."""
 
     image_id: str
     card: int
@@ -40,27 +40,28 @@ class Sample:
 def val_sample(
     download: Sequence[Path], split: Sequence[Path], count: int, seed: int
 ) -> list[Sample]:
-    """`count` val images of base classes, evenly from the sets, the same for every run of a seed.
+    """About `count` val images of base classes, drawn evenly from all sets; the draw depends on `seed`.
 
-    There may be fewer; a set without val images gives none.
+    `download` and `split` have one folder a set. A set with fewer val images gives those it has.
     """
-    chosen: list[Sample] = []
+    samples: list[Sample] = []
     for number, (images, places) in enumerate(zip(download, split, strict=True)):
         table = shards.read(places, "split").to_pylist()
         rows = [row for row in table if row["split"] == "val" and row["group"] == "base"]
         rows.sort(key=lambda row: row_generator(seed, f"watch/{row['image_id']}").random())
         rows = rows[: -(-count // len(download))]
-        found = shards.ImageStore(images).read([row["image_id"] for row in rows]) if rows else {}
-        chosen += [
-            Sample(row["image_id"], number, row["label"], found[row["image_id"]]) for row in rows
+        encoded = shards.ImageStore(images).read([row["image_id"] for row in rows]) if rows else {}
+        samples += [
+            Sample(row["image_id"], number, row["label"], encoded[row["image_id"]]) for row in rows
         ]
-    return chosen
+    return samples
 
 
 class Watch:
-    """Asks the open question about `samples` every `every` steps and remembers the best step.
+    """Asks the open question about `samples` every `every` steps, and remembers each accuracy.
 
-    An answer has at most `length` tokens; any of `ends` ends it, and the tokenizer's own.
+    An answer has at most `length` tokens. The tokens `ends` and the tokenizer's end token end it.
+    `seen` maps a step to its accuracy.
     """
 
     def __init__(
@@ -78,29 +79,32 @@ class Watch:
         self.seen: dict[int, float] = {}
 
     def due(self, step: int, stop: int) -> bool:
-        """Whether the policy is asked after this step."""
+        """Whether to validate after this step; `stop` is the round's last step."""
         return bool(self.samples) and (step % self.every == 0 or step == stop)
 
     def resume(self, log_history: Sequence[dict[str, Any]], start: int) -> None:
-        """Take up what was seen after step `start`, where this round began, and an interruption."""
+        """Restore the accuracies of this round, which began after step `start`, from a resumed run's log."""
         for row in log_history:
             if row.get("val_accuracy") is not None and row["step"] > start:
                 self.seen[row["step"]] = row["val_accuracy"]
 
     @property
     def best_step(self) -> int | None:
-        """The step after which most images were named rightly; the latest of equals."""
+        """The step with the highest accuracy, the latest of equal ones; None before the first."""
         return max(self.seen, key=lambda step: (self.seen[step], step), default=None)
 
     def look(self, trainer: Any, step: int) -> dict[str, float]:
-        """`val_accuracy` and `val_unreadable`, shares of the images; all processes take part."""
+        """Validate: the shares `val_accuracy` and `val_unreadable`; every process must call it.
+
+        A step that was validated before a resume has its accuracy alone.
+        """
         if step in self.seen:
             return {"val_accuracy": self.seen[step]}
         share = self._share(trainer.accelerator.process_index, trainer.accelerator.num_processes)
         counts = torch.zeros(2, device=trainer.accelerator.device)
-        asked = [sample for sample, _ in share]
+        samples = [sample for sample, _ in share]
         by_vllm = getattr(trainer, "use_vllm", False)
-        texts = self._by_vllm(trainer, asked) if by_vllm else self._by_model(trainer, asked)
+        texts = self._by_vllm(trainer, samples) if by_vllm else self._by_model(trainer, samples)
         for (sample, counted), text in zip(share, texts, strict=True):
             answer = parse(text).answer
             right = (
@@ -117,16 +121,20 @@ class Watch:
         }
 
     def _share(self, process: int, processes: int) -> list[tuple[Sample, bool]]:
-        """A process's samples; as many for each, so that all generate as often: some do not count."""
+        """A process's samples, each with whether it counts.
+
+        Every process gets the same number, so that all generate equally often; the surplus samples do
+        not count.
+        """
         mine = self.samples[process::processes]
         most = -(-len(self.samples) // processes)
         return [(sample, True) for sample in mine] + [(self.samples[0], False)] * (most - len(mine))
 
-    def _by_vllm(self, trainer: Any, asked: list[Sample]) -> list[str]:
+    def _by_vllm(self, trainer: Any, samples: list[Sample]) -> list[str]:
         texts: list[str] = []
         decode = Decoder(trainer.processing_class)
-        for start in range(0, len(asked), VLLM_BATCH):
-            part = asked[start : start + VLLM_BATCH]
+        for start in range(0, len(samples), VLLM_BATCH):
+            part = samples[start : start + VLLM_BATCH]
             chats = [
                 prepare_multimodal_messages(
                     [{"role": "user", "content": self.texts[sample.card]}],
@@ -138,20 +146,22 @@ class Watch:
             texts += trainer.processing_class.batch_decode(completions, skip_special_tokens=True)
         return texts
 
-    def _by_model(self, trainer: Any, asked: list[Sample]) -> list[str]:
+    def _by_model(self, trainer: Any, samples: list[Sample]) -> list[str]:
         texts: list[str] = []
-        generators = torch.get_rng_state()  # greedy, but what a library draws must not show
+        generators = (
+            torch.get_rng_state()
+        )  # decoding is greedy, but a library may draw random numbers
         with (
             unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model,
             DistributedBackend(trainer.accelerator).summon_full_params(
                 trainer.model_wrapped, recurse=False
             ),
         ):
-            # In place of the policy's own, from which `generate` takes whatever is not said.
+            # Replaced, since `generate` takes every option that is not passed from the model's own.
             own, model.generation_config = model.generation_config, self._greedy(trainer)
             training, _ = model.training, model.eval()
-            for start in range(0, len(asked), BATCH):
-                texts += self._answers(trainer, model, asked[start : start + BATCH])
+            for start in range(0, len(samples), BATCH):
+                texts += self._answers(trainer, model, samples[start : start + BATCH])
             model.train(training)
             model.generation_config = own
         torch.set_rng_state(generators)

@@ -1,12 +1,13 @@
-"""Whether vLLM inside the trainer generates what the trainer's own model would.
+"""Checks that vLLM inside the trainer has the same weights, prompts and images as the trainer.
 
-Before the first step vLLM answers some training questions and tells the log-probabilities of its
-tokens; the trainer's model scores the same tokens, with the pictures. Rounding in bfloat16 makes
-single tokens differ, to either side. A fault is larger and has a side: of tokens drawn from vLLM's
-distribution, the mean of (vLLM's - the trainer's) is the divergence of the trainer's from it.
+Before the first step vLLM answers some training questions and returns the log-probability of each
+token. The trainer's model scores the same tokens with the same images. Rounding in bfloat16 makes
+single tokens differ, in both directions. A fault makes larger differences, in one direction: over
+tokens drawn from vLLM's distribution, the mean of (vLLM's - the trainer's) log-probability is the KL
+divergence between the two, which is never negative.
 
-Two further faults are undone at every hand-over of weights: base weights that drift when adapters
-are merged in and out of them, and image embeddings that vLLM keeps from older weights.
+`guard_sync` also undoes two faults of every weight transfer to vLLM. Merging adapters into the base
+weights and back makes these drift, and vLLM caches image embeddings of older weights.
 """
 
 from collections.abc import Callable
@@ -20,21 +21,22 @@ from tasks.runtime.errors import StageError
 from training.model.trainable import BaseKeeper
 from training.shared_prefix.groups import IMAGE_INPUTS
 
-TOKENS = 64  # of an answer that is compared
-# Bounds on the mean of |vLLM's - the trainer's| log-probability of a token, and on the mean of it.
-# Healthy in bfloat16: 0.001 and 0.001 of a trained miniature, up to 0.05 and 0.002 of random nets of 36
-# layers. Faults of the miniature: 0.22 and 0.18 with image tokens expanded twice, 1.2 and 1.2 without
-# pictures, 0.14 and 0.13 with weights off by 0.3 of their spread.
+TOKENS = 64  # the most tokens of an answer
+# Bounds on the mean absolute and the mean signed difference of a token's log-probability, vLLM's less
+# the trainer's, in nats. Measured without a fault in bfloat16: 0.001 and 0.001 (the trained tiny policy),
+# up to 0.05 and 0.002 (random models of 36 layers). Measured with faults of the tiny policy: 0.22 and
+# 0.18 (image tokens expanded twice), 1.2 and 1.2 (no image), 0.14 and 0.13 (weights with noise of 0.3
+# of their standard deviation).
 APART, ASIDE = 0.15, 0.03
 
 
 def check_vllm(trainer: Any, rows: list[dict[str, Any]]) -> float:
-    """The mean difference of a token's log-probability between vLLM and the trainer's model, in nats.
+    """The mean absolute difference of a token's log-probability, vLLM against the trainer, in nats.
 
-    Of vLLM's answers to some training questions, drawn at the training's temperature and shaped by
-    nothing else. Also has base weights restored and vLLM's image embeddings forgotten after every
-    hand-over. Every process must call it with as many rows, and all decide alike. Raises StageError
-    when the difference is more than rounding, or when vLLM sees other prompts.
+    vLLM answers the training questions `rows`, at the training's temperature and with no other
+    sampling option. Also installs `guard_sync`. Every process must call it with equally many rows, and
+    all raise or return alike. Raises StageError when the difference is more than rounding, or when
+    vLLM sees other prompts.
     """
     guard_sync(trainer)
     chats = [prepare_multimodal_messages(row["prompt"], images=[row["image"]]) for row in rows]
@@ -51,22 +53,22 @@ def check_vllm(trainer: Any, rows: list[dict[str, Any]]) -> float:
 
 
 def _judged(trainer: Any, difference: torch.Tensor, fault: StageError | None) -> float:
-    """What all processes have found, judged by each of them from the same numbers."""
+    """Average over all processes and apply the bounds, so that every process decides alike."""
     sums = [len(difference), difference.abs().sum(), difference.sum(), fault is not None]
     mine = torch.tensor([float(x) for x in sums], device=trainer.accelerator.device)
     count, apart, aside, faults = trainer.accelerator.gather(mine).view(-1, 4).sum(0).tolist()
     if faults:
         raise fault or StageError("another process found vLLM to see other prompts; see above")
     apart, aside = apart / max(count, 1), aside / max(count, 1)
-    told = f"{apart:.4f} apart in the mean, {aside:+.4f} to one side"
+    figures = f"{apart:.4f} apart in the mean, {aside:+.4f} to one side"
     if trainer.accelerator.is_main_process:
         print(
-            f"train: vLLM and the trainer's model: log-probabilities of {count:.0f} tokens {told}",
+            f"train: vLLM and the trainer's model: log-probabilities of {count:.0f} tokens {figures}",
             flush=True,
         )
-    if not count or not (apart <= APART and abs(aside) <= ASIDE):  # not a number is a fault, too
+    if not count or not (apart <= APART and abs(aside) <= ASIDE):  # NaN is a fault, too
         raise StageError(
-            f"vLLM's log-probabilities of its answers and the trainer's are {told} (at most {APART} "
+            f"vLLM's log-probabilities of its answers and the trainer's are {figures} (at most {APART} "
             f"and {ASIDE}), so that it generates with other weights, prompts or pictures; train "
             'without it ("use_vllm": false in [Train] trl)'
         )
@@ -79,21 +81,21 @@ def _difference(
     chats: list[Any],
     prompts: list[list[int]],
     completions: list[list[int]],
-    told: list[list[float | None]],
+    logps: list[list[float | None]],
 ) -> torch.Tensor:
-    """(tokens): vLLM's log-probability of each token less the trainer's; one pass a question."""
-    model, found = trainer.model, []
+    """(tokens,): vLLM's log-probability of each token less the trainer's, by one pass a question."""
+    model, differences = trainer.model, []
     training, _ = model.training, model.eval()
-    for chat, prompt, completion, theirs in zip(chats, prompts, completions, told, strict=True):
+    for chat, prompt, completion, theirs in zip(chats, prompts, completions, logps, strict=True):
         ours = _scored(trainer, chat, prompt, completion).float().cpu()
         known = torch.tensor([float("nan") if x is None else x for x in theirs])
-        found.append((known - ours)[~known.isnan()])
+        differences.append((known - ours)[~known.isnan()])
     model.train(training)
-    return torch.cat(found)
+    return torch.cat(differences)
 
 
 def _scored(trainer: Any, chat: Any, prompt: list[int], completion: list[int]) -> torch.Tensor:
-    """(completion tokens): log-probabilities by TRL's own pass, with the picture."""
+    """(completion tokens,): log-probabilities by TRL's own forward pass, with the image."""
     device = trainer.accelerator.device
     images = [part["image"] for m in chat for part in m["content"] if part["type"] == "image"]
     fields = trainer.processing_class(
@@ -121,7 +123,7 @@ def _scored(trainer: Any, chat: Any, prompt: list[int], completion: list[int]) -
 
 
 def guard_sync(trainer: Any) -> None:
-    """After every hand-over of weights: undo drift of the base, forget cached image embeddings."""
+    """Make every weight transfer to vLLM restore the base weights and drop cached image embeddings."""
     engine = trainer.vllm_generation
     model = trainer.accelerator.unwrap_model(trainer.model)
     keeper = BaseKeeper(model) if hasattr(model, "peft_config") else None
@@ -140,9 +142,10 @@ def guard_sync(trainer: Any) -> None:
 
 
 def forgetting(engine: Any) -> Callable[[], Any]:
-    """What makes vLLM forget image embeddings of older weights.
+    """The function that makes vLLM drop the image embeddings of older weights.
 
-    A server is asked to at once, so that one that cannot is known before the first step.
+    A server is asked once right away, so that one that cannot do it stops the run before its first
+    step. Raises StageError then.
     """
     if engine.mode == "colocate":
         return engine.llm.llm_engine.reset_encoder_cache

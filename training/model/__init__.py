@@ -1,1 +1,1 @@
-"""The model that is trained: loaded, frozen in parts, adapted, shared out, beside vLLM."""
+"""The trained model: loading, freezing, LoRA, sharding over processes, and vLLM beside it."""

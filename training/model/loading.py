@@ -1,4 +1,4 @@
-"""The model that is trained: loaded, in parts frozen, or with adapters."""
+"""Loads the model that is trained, and freezes parts of it or configures its adapters."""
 
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,22 @@ from training.settings import TrainSettings
 
 
 def keeps_masters(settings: TrainSettings) -> bool:
-    """Whether weights are held in float32 and computed in bfloat16.
+    """Whether the model keeps float32 master weights and computes in bfloat16.
 
-    A small step is lost in a bfloat16 weight: of 50 AdamW steps at 1e-6 hardly one in fifty weights
-    shows anything. So full fine-tuning holds float32; FSDP and ZeRO-3 do so by themselves.
+    Rounding loses small steps in bfloat16 weights: after 50 AdamW steps at 1e-6 hardly one weight in
+    fifty has changed. So full fine-tuning keeps float32. FSDP and ZeRO-3 do so by themselves.
     """
     full = settings.dtype == "bfloat16" and not settings.lora_rank
     return full and not sharding.sharded_by_launcher()
 
 
 def load_model(base: Path, settings: TrainSettings) -> tuple[torch.nn.Module, Any]:
-    """The base model with what is not trained frozen, and PEFT's configuration or None.
+    """The model in the folder `base`, with its frozen parts, and PEFT's configuration or None.
 
     Raises StageError where its weights cannot be quantised here.
     """
-    held = "float32" if keeps_masters(settings) else settings.dtype
-    options: dict[str, Any] = {"dtype": getattr(torch, held)}
+    precision = "float32" if keeps_masters(settings) else settings.dtype
+    options: dict[str, Any] = {"dtype": getattr(torch, precision)}
     if settings.quantized:
         options["quantization_config"] = _quantization(settings)
     model = AutoModelForImageTextToText.from_pretrained(base, use_safetensors=True, **options)
@@ -46,9 +46,9 @@ def load_model(base: Path, settings: TrainSettings) -> tuple[torch.nn.Module, An
 
 
 def _contiguous(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    """The last hidden state of each prompt, which generation cuts out of all of them, in one piece.
+    """Make the head's input contiguous: generation passes a slice, each prompt's last hidden state.
 
-    On a CPU torch copies weights without a gradient once a row otherwise: gigabytes, and half a minute.
+    On a CPU torch otherwise copies weights without a gradient once a row: gigabytes and half a minute.
     """
     return (inputs[0].contiguous(),)
 

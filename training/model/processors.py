@@ -1,4 +1,4 @@
-"""A policy's processor as training uses it, and the tokens that end its answers."""
+"""Loads a policy's processor for training, and the tokens that end its answers."""
 
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ def load_processor(policy: Path | str, **options: Any) -> Any:
 
 
 def sized_processor(model: str, min_pixels: int, max_pixels: int) -> Any:
-    """The processor of a model, scaling images to an area between two bounds in pixels.
+    """The processor of a model, which scales images to an area between two bounds in pixels.
 
-    Says so where the model has an image size of its own and takes up neither.
+    Prints a line where the model has a fixed image size and ignores the bounds.
     """
     processor = load_processor(model, min_pixels=min_pixels, max_pixels=max_pixels)
     size = getattr(processor.image_processor, "size", None) or {}
@@ -35,7 +35,7 @@ def sized_processor(model: str, min_pixels: int, max_pixels: int) -> Any:
 
 
 def end_tokens(policy: Path) -> list[int]:
-    """Every token that ends the policy's answers, by its generation configuration; may be none."""
+    """The ids of the policy's end tokens, from its generation config; empty without one."""
     try:
         ends = GenerationConfig.from_pretrained(policy).eos_token_id
     except OSError:  # the folder has none

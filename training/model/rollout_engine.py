@@ -1,9 +1,9 @@
-"""vLLM inside the trainer: TRL's own, asked so that it sees exactly the trainer's tokens.
+"""TRL's vLLM inside the trainer, with prompts that have exactly the trainer's tokens.
 
-TRL hands a colocated vLLM prompts whose image tokens are expanded already, together with the image,
-and vLLM expands them once more: of an image of N tokens it makes 2N - 1, and says nothing. Here it
-is handed the chat template's tokens, with one for the image, and what it makes of them is compared
-with the trainer's prompt every time. A server is handed processed images, which TRL puts in place.
+TRL passes a colocated vLLM the image and a prompt whose image tokens are already expanded. vLLM then
+silently expands them again: an image of N tokens gets 2N - 1. The engine here passes the chat
+template's tokens, with one image token, and compares vLLM's expanded prompt with the trainer's at
+every call. A vLLM server needs no change, since TRL sends it processed images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from tasks.engines.vllm import ONE_IMAGE
 from tasks.runtime.errors import StageError
 
-# What else would shape the distribution that vLLM draws from; the temperature is said each time.
+# Sampling options that leave the distribution unchanged; the temperature is passed at each call.
 PLAIN = {
     "top_p": 1.0,
     "top_k": 0,
@@ -31,9 +31,9 @@ PLAIN = {
 
 
 class RolloutEngine(VLLMGeneration):
-    """TRL's interface to vLLM, for prompts of one image.
+    """TRL's interface to vLLM, for prompts with one image.
 
-    `unexpanded` maps the tokens of a prompt to those of the chat template, with one for the image;
+    `unexpanded` maps a prompt's tokens to the chat template's, which have one image token.
     `never_drawn` are vLLM's sampling parameters that keep image tokens out of completions.
     """
 
@@ -41,25 +41,25 @@ class RolloutEngine(VLLMGeneration):
 
     def __init__(self, model: Any, *args: Any, generation_kwargs: Any = None, **kwargs: Any):
         self.unexpanded = {}
-        # An image token that is drawn stands for no image, and the trainer's pass would end on it.
+        # The trainer's forward pass would fail on a sampled image token, which has no image.
         self.never_drawn = {"logit_bias": {model.config.image_token_id: -100.0}}
-        given = self.never_drawn | (generation_kwargs or {})
-        super().__init__(model, *args, generation_kwargs=given, **kwargs)
+        options = self.never_drawn | (generation_kwargs or {})
+        super().__init__(model, *args, generation_kwargs=options, **kwargs)
 
     def _init_vllm(self) -> None:
         engine: Any = getattr(generation, "LLM", None)  # missing where vLLM is not installed
-        with replaced(generation, "LLM", lambda **given: engine(**given, **ONE_IMAGE)):
+        with replaced(generation, "LLM", lambda **options: engine(**options, **ONE_IMAGE)):
             super()._init_vllm()
 
     def generate(
         self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any = None
     ) -> tuple:
-        """As TRL's. Raises StageError when a colocated vLLM makes other tokens of a prompt."""
+        """As TRL's. Raises StageError when a colocated vLLM expands a prompt to other tokens."""
         if self.mode != "colocate":
             return super().generate(prompts, images, num_generations, profiler)
-        asked = [self.unexpanded.get(tuple(ids), ids) for ids in prompts]
-        seen, *rest = super().generate(asked, images, num_generations, profiler)
-        for ours, theirs in zip(prompts, seen, strict=True):
+        short = [self.unexpanded.get(tuple(ids), ids) for ids in prompts]
+        expanded, *rest = super().generate(short, images, num_generations, profiler)
+        for ours, theirs in zip(prompts, expanded, strict=True):
             if list(ours) != list(theirs):
                 raise StageError(
                     f"vLLM makes {len(theirs)} tokens of a prompt of which the policy's processor "
@@ -70,7 +70,7 @@ class RolloutEngine(VLLMGeneration):
 
     @contextmanager
     def decoding(self, temperature: float, max_tokens: int) -> Iterator[None]:
-        """Draw at this temperature (0: greedily) and shaped by nothing else, within this."""
+        """Within this, sample at `temperature` (0: greedily), with no other sampling option."""
         changed = {
             **PLAIN,
             "temperature": temperature,
@@ -86,10 +86,10 @@ class RolloutEngine(VLLMGeneration):
 
 
 class RolloutsByVllm(GRPOTrainer):
-    """Mixed into a trainer with `use_vllm`: its rollouts come from a `RolloutEngine`."""
+    """Mixin for a trainer with `use_vllm`, whose rollouts come from a `RolloutEngine`."""
 
     vllm_generation: RolloutEngine
-    _last_loaded_step: int  # whose weights vLLM has
+    _last_loaded_step: int  # the step whose weights vLLM has
 
     def __init__(self, *args: Any, **kwargs: Any):
         with replaced(grpo_trainer, "VLLMGeneration", RolloutEngine):
@@ -103,16 +103,16 @@ class RolloutsByVllm(GRPOTrainer):
     def _unexpanded(
         self, prompts: list[Any], ids: list[list[int]]
     ) -> Iterator[tuple[tuple[int, ...], list[int]]]:
-        """Each prompt's tokens and those of its chat template, as TRL renders it."""
+        """Pairs of each distinct prompt's tokens and its chat template's, as TRL renders it."""
         first = {tuple(own): prompt for own, prompt in zip(ids, prompts, strict=True)}
         for own, prompt in first.items():
             text = self.chat_text(prompt)
             bos = self._tokenizer.bos_token
-            special = bos is None or not text.startswith(bos)  # as a processor decides it
+            special = bos is None or not text.startswith(bos)  # the same rule as in a processor
             yield own, self._tokenizer(text, add_special_tokens=special)["input_ids"]
 
     def chat_text(self, prompt: Any) -> str:
-        """A prompt by the policy's chat template, as TRL renders it, ready to be answered."""
+        """A prompt rendered by the policy's chat template, as TRL does it, up to the answer."""
         return self.processing_class.apply_chat_template(
             prepare_multimodal_messages(prompt),
             tools=self.tools or None,
@@ -125,10 +125,11 @@ class RolloutsByVllm(GRPOTrainer):
     def ask(
         self, prompts: Sequence[Any], *, temperature: float, max_tokens: int
     ) -> tuple[list[list[int]], list[list[int]], list[list[float | None]]]:
-        """One completion of each chat by vLLM with the newest weights: prompts, completions, logps.
+        """One completion of each chat, sampled by vLLM with the newest weights.
 
-        The three are token ids, token ids, and the log-probabilities of the latter; chats hold their
-        images. Draws of the training are not moved. Every process must ask for as many at a time.
+        `prompts` are chats with their images. Returns the prompts' token ids, the completions' token
+        ids, and the latter's log-probabilities. The training's random generators stay as they are.
+        Every process must call it with equally many chats.
         """
         ids, images, _ = self._tokenize_prompts(list(prompts))
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -142,13 +143,13 @@ class RolloutsByVllm(GRPOTrainer):
 
 
 def by_vllm(kind: type[GRPOTrainer]) -> type[GRPOTrainer]:
-    """A kind of trainer whose rollouts come from a `RolloutEngine`."""
+    """The trainer class `kind` with rollouts from a `RolloutEngine`."""
     return type(kind.__name__, (RolloutsByVllm, kind), {})
 
 
 @contextmanager
 def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    """A name of a module stands for something else within this."""
+    """Within this, the module's attribute `name` is `value`."""
     missing = object()
     kept = getattr(module, name, missing)
     setattr(module, name, value)

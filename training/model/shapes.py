@@ -1,8 +1,8 @@
-"""A model's configuration: from its folder, from the hub's cache on this machine, or known here.
+"""A model's configuration, without the network: from its folder, the hub's cache, or a table here.
 
-What training takes can be told, and a forward pass tried at the real widths, where neither the
-weights nor the hub can be reached. The published shapes below are those of the `config.json` of each
-repository of the hub; a folder or a cached copy goes before them.
+With the table, memory needs can be estimated, and a step tried at the real widths, on a machine that
+has neither the weights nor access to the hub. Its shapes are copied from the `config.json` of each
+repository of the hub. A folder or a cached copy takes precedence.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from tasks.runtime.errors import StageError
 def config_of(model: str | Path) -> PretrainedConfig:
     """The configuration of a folder or of a hub id, without the network.
 
-    Raises StageError where this machine holds none and the shape is not one of those known here.
+    Raises StageError where this machine has none and the table has none.
     """
     try:
         return AutoConfig.from_pretrained(model, local_files_only=True)

@@ -1,4 +1,4 @@
-"""Weights, gradients and states shared out over processes, by FSDP or DeepSpeed."""
+"""Helpers for FSDP and DeepSpeed, which shard weights, gradients and states over processes."""
 
 import os
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ def launched_with(kind: str) -> bool:
 
 
 def sharded_by_launcher() -> bool:
-    """Whether accelerate launched this process to share its weights with others."""
+    """Whether accelerate launched this process with sharded weights."""
     return launched_with("FSDP") or launched_with("DEEPSPEED")
 
 
 def reduced_each_time() -> dict[str, Any]:
-    """TRL's options by which FSDP reduces gradients after every micro-batch; none without FSDP.
+    """TRL's options that make FSDP reduce gradients after every micro-batch; {} without FSDP.
 
-    Unreduced, each process would hold those of the whole model until the last one: 33 GB for a 7B in
-    float32.
+    Otherwise each process holds the whole model's gradients until a step's last micro-batch: 33 GB
+    for a 7B model in float32.
     """
     if not launched_with("FSDP"):
         return {}
@@ -30,7 +30,7 @@ def reduced_each_time() -> dict[str, Any]:
 
 
 def unreduced(trainer: Any, model: nn.Module) -> AbstractContextManager[Any]:
-    """Gradients stay on their process meanwhile, unless they are to be reduced every time."""
+    """Within this, gradients are not reduced over processes, unless FSDP reduces them every time."""
     accelerator = trainer.accelerator
     if accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False):
         return nullcontext()
@@ -39,7 +39,7 @@ def unreduced(trainer: Any, model: nn.Module) -> AbstractContextManager[Any]:
 
 @contextmanager
 def outside_deepspeed() -> Iterator[None]:
-    """Make models whole: under ZeRO-3 transformers would share out what one process loads alone."""
+    """Within this, transformers loads whole models; under ZeRO-3 it would shard them."""
     from transformers.integrations import deepspeed
 
     reference = deepspeed._hf_deepspeed_config_weak_ref

@@ -24,6 +24,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from tasks.language.prompts import LETTERS
+
 VOCABULARY = 1024
 IMAGE_SIDE = 84  # pixels; three patches of 28 a side make nine image tokens
 
@@ -41,7 +43,6 @@ SPECIAL = (
 # answer are then one token.
 MARKS = ("<think>", "</think>", "<answer>", "</answer>", "\n")
 PUNCTUATION = tuple(".,;:?!")
-LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 # Words of the prompts and of the taught completions; one that is missing is spelt in bytes.
 _PROSE = """
     What of is this It one these Think between and Then give name letter or by option looks like

@@ -1,9 +1,8 @@
-"""What of a model is trained: its parts, LoRA on them, and the proof that the rest stayed as it was.
+"""Trainable modules: a model's parts, freezing, LoRA, and a hash of the frozen weights.
 
 Every vision-language model of transformers has three parts: the vision tower, the projector from
-its features to the language model's embeddings, and the language model with its output layer. Which
-module is which is asked of the model itself (`get_encoder`, `get_decoder`), so a new family needs
-no entry here.
+its features to the language model's embeddings, and the language model with its output layer. The
+model itself names them (`get_encoder`, `get_decoder`), so a new family needs no entry here.
 """
 
 from collections.abc import Iterable
@@ -20,7 +19,10 @@ MERGER = "merger"  # Qwen's projectors are the one kind that lies inside the vis
 
 
 def part_of(model: nn.Module) -> dict[str, str]:
-    """Each parameter's name -> its part, for a model that is not wrapped yet."""
+    """Each parameter's name -> its part (vision, projector or language), for a model without wrappers.
+
+    Raises StageError where the model does not name its vision tower.
+    """
     modules = {id(module): name for name, module in model.named_modules()}
     encoder = model.get_encoder(modality="image")  # type: ignore[operator]
     decoder = model.get_decoder()  # type: ignore[operator]
@@ -30,20 +32,20 @@ def part_of(model: nn.Module) -> dict[str, str]:
             f"{type(model).__name__} does not say which of its modules is the vision tower"
         )
     output = modules.get(id(model.get_output_embeddings()), "")  # type: ignore[operator]
-    found = {}
+    parts = {}
     for name, _ in model.named_parameters():
         if _below(name, language) or (output and _below(name, output)):
-            found[name] = "language"
+            parts[name] = "language"
         elif _below(name, vision):
             inside = name[len(vision) + 1 :].split(".")[0]
-            found[name] = "projector" if MERGER in inside else "vision"
+            parts[name] = "projector" if MERGER in inside else "vision"
         else:
-            found[name] = "projector"
-    return found
+            parts[name] = "projector"
+    return parts
 
 
 def freeze(model: nn.Module, parts: Iterable[str]) -> None:
-    """Leave some parts untrained."""
+    """Freeze the parameters of `parts`, and make all others trainable."""
     frozen, belongs = set(parts), part_of(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(belongs[name] not in frozen)
@@ -52,20 +54,20 @@ def freeze(model: nn.Module, parts: Iterable[str]) -> None:
 def lora_config(
     model: nn.Module, *, rank: int, alpha: float, dropout: float, targets: Iterable[str]
 ) -> Any:
-    """PEFT's configuration of adapters on every linear layer of the chosen parts.
+    """PEFT's configuration of LoRA on every linear layer of the parts `targets`.
 
-    The output layer has none.
+    The output layer gets no adapter.
     """
     from peft import LoraConfig
 
-    chosen, belongs = set(targets), part_of(model)
+    wanted, belongs = set(targets), part_of(model)
     output = model.get_output_embeddings()  # type: ignore[operator]
     names = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and module is not output
-        and belongs[f"{name}.weight"] in chosen
+        and belongs[f"{name}.weight"] in wanted
     ]
     return LoraConfig(
         r=rank,
@@ -82,19 +84,21 @@ def describe(model: nn.Module) -> str:
     belongs = part_of(inner)
     counts = {part: [0, 0] for part in PARTS}
     for name, parameter in inner.named_parameters():
-        size = getattr(parameter, "ds_numel", parameter.numel())  # of all, where it is shared out
+        size = getattr(
+            parameter, "ds_numel", parameter.numel()
+        )  # the whole size, where it is sharded
         counts[belongs[name]][0] += size * parameter.requires_grad
         counts[belongs[name]][1] += size
     trained, total = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
-    told = ", ".join(f"{part} {some:,} of {all_:,}" for part, (some, all_) in counts.items())
-    return f"{trained:,} of {total:,} parameters are trained ({told})"
+    by_part = ", ".join(f"{part} {some:,} of {all_:,}" for part, (some, all_) in counts.items())
+    return f"{trained:,} of {total:,} parameters are trained ({by_part})"
 
 
 def hold_in_float32(model: nn.Module) -> None:
-    """Hold what is trained in float32, before an optimizer is made of it.
+    """Convert the trained weights to float32; call it before the optimizer is made.
 
-    TRL casts the adapters of a quantised model to bfloat16, in which most of them lose an AdamW step
-    at 1e-5: of bfloat16's eight digits a weight of 0.01 has none that small.
+    TRL casts the adapters of a quantised model to bfloat16. That has 8 significant bits, so an AdamW
+    step of 1e-5 is lost in a weight of 0.01.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -102,7 +106,7 @@ def hold_in_float32(model: nn.Module) -> None:
 
 
 def frozen_hash(model: nn.Module) -> str:
-    """Digest of every weight that is not trained; of this process's share where they are sharded."""
+    """Hash of all frozen weights; where they are sharded, of this process's shards."""
     digest = xxhash.xxh3_128()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -115,10 +119,10 @@ def frozen_hash(model: nn.Module) -> str:
 
 
 class BaseKeeper:
-    """The base weights below LoRA adapters, kept so that merging cannot move them.
+    """Copies of the base weights below LoRA adapters, which undo the drift of merging.
 
-    Handing weights to vLLM merges the adapters into the base and takes them out again, which in
-    bfloat16 does not come back to the same numbers. `restore` measures the drift and undoes it.
+    Every weight transfer to vLLM merges the adapters into the base and subtracts them again. In
+    bfloat16 this does not give back the same numbers. `restore` measures the drift and undoes it.
     """
 
     def __init__(self, model: nn.Module):

@@ -1,4 +1,4 @@
-"""The files of a model's weights, in a folder or of the hub, and the precision that they are in."""
+"""Finds a model's weight files, in a folder or on the hub, and checks their precision."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-# As the header of a safetensors file names them.
+# torch's names -> the names in the header of a safetensors file.
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def weight_files(model: str) -> list[Path]:
-    """The safetensors of a model and, where there are several, their index; empty where it has none.
+    """A model's safetensors files and, of several, their index; empty if it has none.
 
-    Of the hub they are downloaded, or found where they were downloaded to.
+    Those of a model on the hub are downloaded, unless they are in the cache.
     """
     if index := file_of(model, SAFE_WEIGHTS_INDEX_NAME):
         shards, _ = get_checkpoint_shard_files(model, index)
@@ -23,12 +23,12 @@ def weight_files(model: str) -> list[Path]:
 
 
 def file_of(model: str, name: str) -> str | None:
-    """A file of a folder or a model of the hub, downloaded where it must be; None where there is none."""
+    """The path of a model's file, in its folder or downloaded from the hub; None if it has no such file."""
     return cached_file(model, name, _raise_exceptions_for_missing_entries=False)
 
 
 def is_of(path: Path, dtype: str) -> bool:
-    """Whether every number with a fraction in a file is of a precision; indices count as of any."""
+    """Whether all floating-point tensors of a file have this precision; True for an index."""
     if path.suffix != ".safetensors":
         return True
     with safe_open(path, framework="pt") as file:

@@ -1,1 +1,1 @@
-"""What a training needs: GPU memory, main memory, disk; estimated before, tried on request."""
+"""Estimates the GPU memory, main memory and disk of a training, and tries its largest batch."""

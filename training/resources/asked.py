@@ -1,4 +1,4 @@
-"""A training as its needs are asked for: the model, the settings, TRL's options, and the processes."""
+"""The input of every estimate: a training's model, settings, TRL options and processes."""
 
 import os
 import shlex
@@ -11,18 +11,18 @@ from training.resources.sizes import sizes_of
 from training.settings import TrainSettings
 from training.shared_prefix.forward import PREFIX_MODELS
 
-ADAMW = "adamw_torch_fused"  # what TRL takes where nothing is said
-TAUGHT = 64  # tokens of a completion that is taught
+ADAMW = "adamw_torch_fused"  # TRL's default
+TAUGHT = 64  # tokens of a completion in supervised training
 
 
 @dataclass(frozen=True)
 class Options:
-    """TRL's options that decide what is needed, with TRL's defaults."""
+    """TRL's options that the estimates depend on, with TRL's defaults."""
 
     beta: float = 0.0
     optim: str = ADAMW
     gradient_checkpointing: bool = False
-    steps_per_generation: int = 0  # 0: as many as micro-batches make a step
+    steps_per_generation: int = 0  # 0: the number of micro-batches in a step
     use_vllm: bool = False
     vllm_mode: str = "colocate"
     vllm_gpu_memory_utilization: float = 0.3
@@ -32,19 +32,19 @@ class Options:
 
     @classmethod
     def of(cls, source: Any) -> "Options":
-        """Of the setting `trl`, or of TRL's own configuration."""
+        """The options in `source`, which is the setting `trl` or TRL's own configuration."""
         read = source.get if isinstance(source, dict) else lambda key: getattr(source, key, None)
-        found = {field.name: read(field.name) for field in fields(cls)}
-        found["optim"] = getattr(found["optim"], "value", found["optim"])
-        return cls(**{key: value for key, value in found.items() if value is not None})
+        values = {field.name: read(field.name) for field in fields(cls)}
+        values["optim"] = getattr(values["optim"], "value", values["optim"])
+        return cls(**{key: value for key, value in values.items() if value is not None})
 
 
 @dataclass(frozen=True)
 class Place:
-    """The processes of a training: how many in all and a machine, what is spread over them, by what.
+    """The processes of a training, on how many machines, and how they shard the model.
 
-    `sharding` is "", "fsdp" or "deepspeed"; `offloaded`, whether optimizer states lie in main memory;
-    `full`, whether FSDP gathers a checkpoint on one process.
+    `sharding` is "", "fsdp" or "deepspeed". `offloaded` says whether optimizer states are in main
+    memory, and `full` whether FSDP gathers a checkpoint on one process.
     """
 
     processes: int = 1
@@ -56,6 +56,7 @@ class Place:
 
     @property
     def shards(self) -> int:
+        """Processes over which the model is sharded; 1: each has the whole model."""
         return self.processes if self.sharding else 1
 
     @property
@@ -65,7 +66,7 @@ class Place:
 
     @classmethod
     def of_process(cls, config: Any, cuda: bool) -> "Place":
-        """Of this process, as its launcher set it up; `config` is TRL's."""
+        """The processes that the launcher started, read in one of them; `config` is TRL's."""
         world = int(config.world_size)
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         sharding = ""
@@ -79,9 +80,9 @@ class Place:
 
     @classmethod
     def of_launcher(cls, launcher: str, root: Path = Path()) -> "Place":
-        """Of [Train] launcher: accelerate with a configuration file, or torchrun; paths from `root`.
+        """The processes of [Train] launcher: accelerate with a configuration file, or torchrun.
 
-        Raises OSError where the file cannot be read.
+        Paths are relative to `root`. Raises OSError where the file cannot be read.
         """
         words = [word for part in shlex.split(launcher) for word in part.split("=", 1)]
 
@@ -96,10 +97,10 @@ class Place:
             read = yaml.safe_load((root / file).read_text(encoding="utf-8")) or {}
         machines = int(option("--num_machines", "--nnodes") or read.get("num_machines") or 1)
         each = int(option("--nproc_per_node", "--nproc-per-node") or 0)
-        given = int(option("--num_processes") or 0) or each * machines
+        processes = int(option("--num_processes") or 0) or each * machines
         fsdp, deepspeed = read.get("fsdp_config") or {}, read.get("deepspeed_config") or {}
         return cls(
-            processes=given or int(read.get("num_processes") or 1),
+            processes=processes or int(read.get("num_processes") or 1),
             machines=machines,
             sharding={"FSDP": "fsdp", "DEEPSPEED": "deepspeed"}.get(
                 str(read.get("distributed_type")), ""
@@ -111,9 +112,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Asked:
-    """A training: `prompt` are the tokens of the longest prompt, and how many of them are the image's.
+    """A training whose needs are estimated.
 
-    `policy` is a folder or hub id.
+    `policy` is a folder or hub id. `prompt` has the tokens of the longest prompt, and how many of them
+    are the image's.
     """
 
     policy: Path | str
@@ -125,28 +127,28 @@ class Asked:
 
     @property
     def turns(self) -> int:
-        """Micro-batches of a process that make a step."""
+        """Micro-batches of one process in a step."""
         batch = self.settings.questions_per_step * self.group
         return max(1, batch // (self.settings.micro_batch_size * self.place.processes))
 
     @property
     def passes(self) -> int:
-        """How often a step goes forward and backward: more often where passes are bounded."""
+        """Forward and backward passes in a step, one more where their tokens are bounded."""
         return self.turns + bool(self.pass_limit)
 
     @property
     def at_once(self) -> int:
-        """Completions that one process asks for at a time: those of all turns of a batch."""
+        """Completions of one process in a generation batch."""
         return self.settings.micro_batch_size * (self.options.steps_per_generation or self.turns)
 
     @property
     def generated(self) -> int:
-        """Completions that the process itself samples at a time; none where vLLM does."""
+        """Completions that the trainer's model generates at a time; 0 where vLLM generates."""
         return 0 if self.supervised or self.options.use_vllm else self.at_once
 
     @property
     def completion_tokens(self) -> int:
-        """Of the longest completion; taught ones are short."""
+        """Tokens of the longest completion."""
         return TAUGHT if self.supervised else self.settings.max_completion_length
 
     @property
@@ -156,40 +158,40 @@ class Asked:
 
     @property
     def shared(self) -> bool:
-        """Whether a group has its prompt and image once."""
+        """Whether a group's prompt and image are computed once."""
         return self.settings.shared_prefix and sizes_of(self.policy).kind in PREFIX_MODELS
 
     @property
     def pass_limit(self) -> int:
-        """The most tokens of one pass; 0: no limit."""
+        """The bound on the tokens of one pass; 0: none."""
         return self.settings.tokens_per_micro_batch if self.settings.shared_prefix else 0
 
     @property
     def size(self) -> int:
-        """Bytes of a number that is computed."""
+        """Bytes of a number in the precision of computation."""
         return 4 if self.settings.dtype == "float32" else 2
 
     @property
     def trained(self) -> int:
-        """Weights that are trained."""
+        """The number of trained weights."""
         settings = self.settings
         sizes = sizes_of(self.policy)
         return sizes.trained(settings.frozen, settings.lora_rank, settings.adapted)
 
     @property
     def optimizer_bytes(self) -> float:
-        """Bytes of state that a trained weight has."""
+        """Bytes of the optimizer's state for each trained weight."""
         return optimizer_bytes(self.options.optim)
 
     @property
     def colocated(self) -> bool:
-        """Whether vLLM generates beside the trainer, on the same GPU."""
+        """Whether vLLM generates on the trainer's GPU."""
         mode = self.options.vllm_mode
         return self.options.use_vllm and mode == "colocate" and not self.supervised
 
 
 def optimizer_bytes(name: str) -> float:
-    """Bytes of state a trained weight has: two numbers for AdamW, one byte each in its 8-bit form."""
+    """Bytes of an optimizer's state for each weight: AdamW has two numbers, of 4 bytes or of 1."""
     if "8bit" in name:
         return 2.0
     if "adafactor" in name:

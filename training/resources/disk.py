@@ -1,8 +1,9 @@
-"""How much disk training takes, before its first step: numbers only, nothing is loaded.
+"""Estimates the disk space of a training before its first step, without loading anything.
 
-A checkpoint holds the weights that are trained and the optimizer's states; of full fine-tuning in
-bfloat16 both in float32. Some are kept, one more is there while the next is written, and the round's
-end keeps one for the next round (`handover`), linked and not copied where the file system can.
+A checkpoint holds the trained weights and the optimizer's states; with full fine-tuning in bfloat16
+both in float32. `keep_checkpoints` of them stay, and one more is there while the next is written. A
+round's end keeps one for the next round (`training_state`), as hard links where the file system has
+them.
 """
 
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from tasks.runtime.errors import StageError
 from training.resources.asked import Asked
-from training.resources.main_memory import told
+from training.resources.main_memory import print_line
 from training.resources.sizes import sizes_of
 
 GB = 1e9  # as disks are sold
@@ -20,7 +21,7 @@ GB = 1e9  # as disks are sold
 
 @dataclass(frozen=True)
 class DiskNeeds:
-    """Bytes that one round of Train writes: `kept` checkpoints at most at a time, and policies."""
+    """Bytes on disk of one round of Train: at most `kept` checkpoints at a time, and `policies`."""
 
     checkpoint: float
     kept: int
@@ -30,16 +31,16 @@ class DiskNeeds:
 
     @property
     def peak(self) -> float:
-        """The most that lies there at a time."""
+        """The most bytes at any time."""
         return self.kept * self.checkpoint + self.policies * self.policy
 
     @property
     def left(self) -> float:
-        """What remains of the round: policies, and one checkpoint's states for the next round."""
+        """Bytes that the round leaves: policies, and one checkpoint's states for the next round."""
         return self.policies * self.policy + self.carried * self.checkpoint
 
-    def told(self) -> str:
-        """One line in GB."""
+    def described(self) -> str:
+        """The sizes in GB, as one line."""
         return (
             f"{self.peak / GB:.1f} GB at most ({self.kept} checkpoints of {self.checkpoint / GB:.1f}, "
             f"{self.policies} policies of {self.policy / GB:.1f}), {self.left / GB:.1f} GB of it stay"
@@ -47,11 +48,11 @@ class DiskNeeds:
 
 
 def of_disk(asked: Asked) -> DiskNeeds:
-    """What a round writes.
+    """The disk space of a round.
 
-    FSDP's full states hold the weights twice, in a form of their own and as safetensors; DeepSpeed's
-    hold exact ones beside the optimizer's states, and rounded ones twice. Adapters are a policy by
-    themselves.
+    FSDP's full states hold the weights twice, in FSDP's format and as safetensors. DeepSpeed's hold
+    float32 weights beside the optimizer's states, and rounded ones twice. With LoRA a policy holds
+    the adapters alone.
     """
     settings, size, trained = asked.settings, asked.size, asked.trained
     count, lora = sizes_of(asked.policy).count, settings.lora_rank > 0
@@ -64,7 +65,7 @@ def of_disk(asked: Asked) -> DiskNeeds:
     times = [every for every in (settings.save_steps, settings.watch_every) if every]
     last, watched = settings.steps, settings.watch_every > 0
     written = {s for every in times for s in range(every, last + 1, every)} | {last}
-    most = settings.keep_checkpoints + 1 + watched  # the newest, the next, the best
+    most = settings.keep_checkpoints + 1 + watched  # the kept ones, the next one, and the best one
     return DiskNeeds(
         checkpoint=checkpoint,
         kept=min(len(written), most),
@@ -78,13 +79,13 @@ def check(
     needed: DiskNeeds,
     folder: Path,
     free: float | None = None,
-    say: Callable[[str], None] = told,
+    say: Callable[[str], None] = print_line,
 ) -> None:
-    """`say` what a round will write, and raise StageError where it does not fit beside `folder`."""
+    """`say` how much a round writes; raise StageError where `folder`'s disk has too little room."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     room = float(shutil.disk_usage(folder).free) if free is None else free
-    say(f"on disk {needed.told()}, {room / GB:.1f} GB are free")
+    say(f"on disk {needed.described()}, {room / GB:.1f} GB are free")
     if needed.peak > room:
         raise StageError(
             f"training writes up to {needed.peak / GB:.1f} GB ({needed.kept} checkpoints of "

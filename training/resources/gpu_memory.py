@@ -1,10 +1,10 @@
-"""How much memory training will take, from the model's config, before a weight is loaded.
+"""Estimates the GPU memory of a training from the model's config, before a weight is loaded.
 
-Weights, gradients, optimizer states and the reference model are counted exactly. What comes and goes
-in a step (copies of weights, activations, the key-value cache of generation) is estimated from the
-longest of some real prompts, by what a forward and backward pass keeps; `tests/bench/memory.py`
-compares it with what a step takes. A run that cannot fit is refused; one that may not fit is told
-what would help. Whether a colocated vLLM fits beside it is asked in `training.resources.vllm_memory`.
+Weights, gradients, optimizer states and the reference model are counted exactly. The temporary memory
+of a step (copies of weights, activations, the key-value cache of generation) is estimated for the
+longest prompt, from the tensors that a forward and backward pass keeps; `tests/bench/memory.py`
+compares the estimate with a real step. `check` refuses a run that cannot fit, and suggests remedies
+for one that may not fit. `training.resources.vllm_memory` estimates a colocated vLLM.
 """
 
 import os
@@ -17,31 +17,31 @@ import torch
 from tasks.language import prompts
 from tasks.runtime.errors import StageError
 from training.resources.asked import Asked
-from training.resources.main_memory import free_main_memory, told
+from training.resources.main_memory import free_main_memory, print_line
 from training.resources.sizes import Sizes, Tower, sizes_of
 
 GIB = 1 << 30
-QUANTISED = 0.57  # bytes a weight of NF4 with its scales takes (Dettmers et al. 2023, section 3)
-# On a GPU: the driver's context, loaded kernels, and workspaces of cuBLAS and NCCL. On a CPU: Python
-# with its libraries.
+QUANTISED = 0.57  # bytes of an NF4 weight, scales included (Dettmers et al. 2023, section 3)
+# Bytes of a process by itself. On a GPU: the driver's context, loaded kernels, and workspaces of cuBLAS
+# and NCCL. On a CPU: Python with its libraries.
 PROCESS = 1.0 * GIB
-# Numbers kept of a token for the backward pass of one layer, as multiples of the layer's widths
-# (hidden, inner), and as many again while that layer's gradients come and go.
+# Numbers that a layer keeps of each token for the backward pass (KEPT), and that its backward pass
+# needs for a moment (PASSING), as multiples of the layer's widths (hidden, inner).
 KEPT, PASSING = (14, 4), (8, 3)
-# Tiles of TRL's fused head: tokens and words at a time (trl.kernels.chunked_logprob). Triton folds a
-# tile where it lies; without it there are as many float32 tiles beside it.
+# TILE: tokens and words of a tile of TRL's fused head (trl.kernels.chunked_logprob). Triton reduces a
+# tile in place; without it there are BESIDE further float32 tiles.
 TILE, BESIDE = (4096, 32768), 8
-# The first batch is compared on so many rows of so many groups (training.shared_prefix.trainer).
+# The parity check compares so many rows of so many groups (training.shared_prefix.check).
 COMPARED = (2, 2)
-# Weights that ZeRO-3 has gathered or is about to: its stage3_max_live_parameters, twice.
+# Weights that ZeRO-3 has gathered or is gathering: its stage3_max_live_parameters, twice.
 LIVE = 2e9
-# What an allocator holds beyond what is asked of it, measured (tests/bench/memory.py).
+# Measured factor of reserved over allocated memory (tests/bench/memory.py).
 SLACK = 1.25
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes a process needs, by what for."""
+    """The bytes that a process needs, by purpose."""
 
     weights: float
     gradients: float
@@ -54,24 +54,24 @@ class Estimate:
 
     @property
     def certain(self) -> float:
-        """What must be there whatever is generated."""
+        """Bytes that are needed whatever the lengths of prompts and completions."""
         return self.weights + self.gradients + self.optimizer + self.reference + self.copies
 
     @property
     def total(self) -> float:
-        """The most at any time: completions are generated before anything is kept of a pass."""
+        """The most bytes at any time: activations and the cache of generation are never there together."""
         return self.certain + max(self.activations, self.generation) + self.process
 
-    def told(self) -> str:
-        """One line: the parts in GiB, and their sum."""
+    def described(self) -> str:
+        """The sum and the parts in GiB, as one line."""
         listed = [f"{name} {size / GIB:.2f}" for name, size in asdict(self).items() if size]
         return f"{self.total / GIB:.2f} GiB ({', '.join(listed)})"
 
 
 def of_gpu(asked: Asked) -> Estimate:
-    """What the trainer takes of a GPU, or of a machine without one, a process.
+    """The memory that one process of the trainer needs on its GPU, or on a machine without one.
 
-    Raises StageError where no config of the policy is known.
+    Raises StageError where the policy's config is not known.
     """
     settings, options, place = asked.settings, asked.options, asked.place
     sizes, size, trained = sizes_of(asked.policy), asked.size, asked.trained
@@ -81,14 +81,14 @@ def of_gpu(asked: Asked) -> Estimate:
     sequences, shared, lora = settings.micro_batch_size, asked.shared, settings.lora_rank > 0
     group = asked.group if settings.shared_prefix else 1
     deepspeed = shards > 1 and place.sharding == "deepspeed"
-    # All of the weights are trained: held in float32, with gradients and states, whatever they are
-    # computed in. DeepSpeed holds them rounded, and the exact ones beside the optimizer's states.
+    # Full fine-tuning keeps weights, gradients and states in float32, whatever the precision of
+    # computation. DeepSpeed keeps rounded weights, and float32 ones beside the optimizer's states.
     held = size if lora or deepspeed else 4
     masters = 4 if deepspeed and size < 4 else 0
     weights = sizes.count * (QUANTISED if settings.quantized else held) + 4 * trained * lora
     states = trained * (masters + asked.optimizer_bytes)
-    # Gradients of the output layer and of the embedding come whole, before they are added to what is
-    # kept; of tied ones the first waits for the second, at the pass's end.
+    # Gradients of the output layer and of the embedding are temporary tensors of their full size
+    # before they are accumulated. If the two are tied, the first is there until the second is computed.
     trains_words = not lora and "language" not in settings.frozen
     words = 4 * sizes.vocabulary * sizes.language.hidden * trains_words
     sees = (
@@ -126,17 +126,17 @@ def of_gpu(asked: Asked) -> Estimate:
 
 @dataclass(frozen=True)
 class _Passes:
-    """What a forward and backward pass keeps, and for a moment holds beside it."""
+    """The memory of a forward and backward pass: tensors kept for the backward pass, and temporary ones."""
 
     sizes: Sizes
-    size: int  # bytes of a number that is computed
-    held: int  # bytes of a weight, and of the state between layers
+    size: int  # bytes of a number in the precision of computation
+    held: int  # bytes of a weight, and of a hidden state between layers
     checkpointing: bool
     cuda: bool
-    sees: bool  # gradients go through the vision tower
+    sees: bool  # whether gradients go through the vision tower
 
     def bytes(self, tokens: int, scored: int, image_tokens: int) -> float:
-        """Of a pass over `tokens`, of which the head scores `scored` on a GPU, elsewhere all."""
+        """Bytes of a pass over `tokens`, of which the head scores `scored` on a GPU, and all on a CPU."""
         patches = image_tokens * self.sizes.merged
         language = self._kept(self.sizes.language, tokens)
         vision = self._kept(self.sizes.vision, patches) if self.sees else 0.0
@@ -157,7 +157,7 @@ class _Passes:
         return float(tokens) * self.size * numbers
 
     def _head(self, scored: int) -> float:
-        """Of the fused head: a tile of logits, weights of it, hidden states and their gradients."""
+        """Bytes of the fused head: a tile of logits, its weights, hidden states and their gradients."""
         words = min(self.sizes.vocabulary, TILE[1])
         hidden = self.sizes.language.hidden
         tile = min(scored, TILE[0]) * words * (self.size + (0 if self.cuda else 4 * BESIDE))
@@ -172,7 +172,7 @@ def _layer(tower: Tower, times: tuple[int, int]) -> int:
 def _copies(
     sizes: Sizes, size: int, held: int, trained: int, shards: int, deepspeed: bool
 ) -> float:
-    """Weights for the length of a pass: autocast's, or those gathered from other processes."""
+    """Bytes of temporary weights in a pass: autocast's copies, or those gathered from shards."""
     head = sizes.vocabulary * sizes.language.hidden
     if deepspeed:
         return min(float(sizes.count), LIVE) * size
@@ -183,7 +183,7 @@ def _copies(
 
 
 def _generation(sizes: Sizes, size: int, rows: int, prompt: int, completion: int) -> float:
-    """The cache of `rows` sequences, one layer of it twice, and a layer's pass over all prompts."""
+    """Bytes of generating `rows` sequences: the key-value cache, one layer of it twice, and a prefill."""
     cache = rows * (prompt + completion) * sizes.cache * size
     passing = rows * prompt * size * _layer(sizes.language, (6, 2))
     logits = 3 * 4 * rows * sizes.vocabulary
@@ -195,16 +195,16 @@ def check(
     available: float,
     vllm: float = 0.0,
     vllm_sleeps: bool = False,
-    say: Callable[[str], None] = told,
+    say: Callable[[str], None] = print_line,
 ) -> None:
-    """`say` what training will take; `vllm` bytes of what is there are a colocated vLLM's.
+    """`say` how much memory training needs of the `available` bytes, and what helps if it is tight.
 
-    One that sleeps gives its memory back while weights are updated. Raises StageError when what is
-    certain exceeds what is there.
+    A colocated vLLM takes `vllm` bytes; if `vllm_sleeps` it frees them while weights are updated.
+    Raises StageError when the certain part of the estimate does not fit.
     """
     room = available - (0.0 if vllm_sleeps else vllm)
     beside = f" beside vLLM's {vllm / GIB:.2f}" if vllm else ""
-    say(f"about {needed.told()} of {room / GIB:.2f} GiB{beside}")
+    say(f"about {needed.described()} of {room / GIB:.2f} GiB{beside}")
     helps = (
         "LoRA ([Train] lora_rank), a smaller micro_batch_size, gradient_checkpointing in trl, "
         "dtype = bfloat16, or more processes that share the weights (training/recipes)"
@@ -224,24 +224,24 @@ def check(
 
 
 def available_memory() -> float:
-    """Bytes a process may take, with what it has already: of its GPU, else of the machine."""
+    """Bytes that a process may use: free on its GPU, else its share of the machine's free memory."""
     if torch.cuda.is_available():
         return float(torch.cuda.mem_get_info()[0])
     return free_main_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + PROCESS
 
 
 def total_memory() -> float:
-    """Bytes of this process's GPU, taken or not."""
+    """All bytes of this process's GPU, free or not."""
     return float(torch.cuda.mem_get_info()[1])
 
 
 def longest_prompt(processor: Any, rows: list[dict[str, Any]]) -> int:
-    """Tokens of the longest of some prompts, image included."""
+    """Tokens of the longest prompt, image included."""
     return size_of_prompts(processor, rows)[0]
 
 
 def size_of_prompts(processor: Any, rows: list[dict[str, Any]]) -> tuple[int, int]:
-    """Tokens of the longest of some prompts, and how many of one are its image's at most."""
+    """Tokens of the longest prompt, and the most image tokens of any prompt."""
     texts = [prompts.rendered(processor, prompts.chat(row["prompt"][0]["content"])) for row in rows]
     images = [[row["image"]] for row in rows]
     ids = processor(text=texts, images=images, padding=True, return_tensors="pt")["input_ids"]

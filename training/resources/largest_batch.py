@@ -1,8 +1,8 @@
-"""The largest batch of a run, taken once before its first step: memory that will not do shows at once.
+"""Tries a run's largest batch before its first step, to see whether memory suffices.
 
-Completions grow while a policy learns to reason, so that memory may run out after hours. On request
-the trainer's own code takes a turn at the longest prompt and completions of the full length, with the
-gradients of another turn and the optimizer's states beside it. Nothing of it is kept.
+Completions grow while a policy learns to reason, so memory may run out after hours. On request the
+trainer's own code trains on the longest prompt with completions of the full length. The gradients of
+another turn and the optimizer's states are in memory meanwhile. Then everything is restored.
 """
 
 import copy
@@ -24,17 +24,16 @@ from training.resources.gpu_memory import GIB
 from training.shared_prefix import packing
 from training.shared_prefix.check import out_of_memory
 
-# What a turn changes in place; whatever else it sets anew is put back with the attribute.
+# Attributes that a turn changes in place, so that they are copied. The others are restored as they are.
 CHANGED = ("_metrics", "_logs", "_pending_metrics", "_pending_extra_logs", "state", "counters")
 Row = dict[str, Any]
 
 
 def try_largest(trainer: Any, row: Row, prompt: int) -> None:
-    """Take the largest batch of a run and say what it took; every process must call it.
+    """Train on the largest batch of a run and print its time and memory; every process must call it.
 
-    `row` (`prompt` and `image`) is the longest question, of `prompt` tokens. The trainer, its model's
-    weights and all generators of random numbers are left as they were. Raises StageError when memory
-    runs out.
+    `row` (`prompt` and `image`) is the longest question, of `prompt` tokens. The trainer, its weights
+    and all random generators stay as they were. Raises StageError when memory runs out.
     """
     if trainer.is_deepspeed_enabled:
         if trainer.accelerator.is_main_process:
@@ -52,7 +51,7 @@ def try_largest(trainer: Any, row: Row, prompt: int) -> None:
             _prepare(trainer, row, length)
             batch = _batch(trainer, row)
             turns = min(2, trainer.args.gradient_accumulation_steps)
-            for turn in range(turns):  # the second with the first one's gradients beside it
+            for turn in range(turns):  # in the second turn, the first one's gradients are in memory
                 last = turn == turns - 1
                 with nullcontext() if last else sharding.unreduced(trainer, model):
                     trainer.training_step(model, batch, None)
@@ -78,10 +77,10 @@ def try_largest(trainer: Any, row: Row, prompt: int) -> None:
 
 
 def fullest(trainer: Any, prompt: int) -> int:
-    """The completions' length in tokens with which a micro-batch takes most memory.
+    """The completion length in tokens at which a micro-batch needs the most memory.
 
-    The full length, unless a bound in tokens is better filled by shorter ones. Where prompts are not
-    shared, logits are kept of every completion token and outweigh the rest.
+    That is the full length, unless shorter completions fill the bound on tokens better. Without a
+    shared prefix, the logits of every completion token need more memory than the rest.
     """
     longest: int = trainer.max_completion_length
     limit = getattr(trainer, "tokens_per_micro_batch", 0)
@@ -103,7 +102,10 @@ def fullest(trainer: Any, prompt: int) -> int:
 
 
 def _prepare(trainer: Any, row: Row, length: int) -> None:
-    """Let the trainer make such completions, pay every other of them, and compare nothing."""
+    """Replace the trainer's generation and rewards, and switch off the parity check.
+
+    Completions have `length` tokens, and every other one earns a reward.
+    """
     text = row["prompt"][-1]["content"]
     ids = trainer._tokenizer(text, add_special_tokens=False)["input_ids"]
     completion = [ids[place % len(ids)] for place in range(length - 1)] + [trainer.eos_token_ids[0]]
@@ -124,7 +126,7 @@ def _prepare(trainer: Any, row: Row, length: int) -> None:
 
 
 def _batch(trainer: Any, row: Row) -> list[Row]:
-    """A process's rows of one generation: the same question, each group with an image of its own."""
+    """A process's rows of a generation batch: one question, with a different image for each group."""
     args, size = trainer.args, row["image"].size
     count = args.per_device_train_batch_size * args.steps_per_generation
     first = trainer.accelerator.process_index * count
@@ -134,14 +136,14 @@ def _batch(trainer: Any, row: Row) -> list[Row]:
 
 
 def _noise(size: tuple[int, int], seed: int) -> Image.Image:
-    """A picture unlike any other, since equal ones would be encoded once."""
+    """A picture of noise; each seed's is different, since equal images are encoded once."""
     shape = (size[1], size[0], 3)
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, np.uint8))
 
 
 @contextmanager
 def _as_it_was(trainer: Any) -> Iterator[None]:
-    """Leave the trainer and its reports to outside as they were."""
+    """Restore the trainer's attributes at the end, and report nothing meanwhile."""
     kept, reports = dict(vars(trainer)), trainer.args.report_to
     for name in CHANGED:
         if name in kept:
@@ -157,7 +159,7 @@ def _as_it_was(trainer: Any) -> Iterator[None]:
 
 @contextmanager
 def _generators() -> Iterator[None]:
-    """Leave all generators of random numbers as they were."""
+    """Restore the states of all random generators at the end."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(
@@ -171,7 +173,7 @@ def _generators() -> Iterator[None]:
 
 @contextmanager
 def _states(trainer: Any) -> Iterator[None]:
-    """Hold as much memory as the optimizer's states will, where they are not there yet."""
+    """Within this, allocate as much memory as the optimizer's states will need, unless they exist."""
     size = 0.0
     if not trainer.optimizer.state:
         each = optimizer_bytes(str(getattr(trainer.args.optim, "value", trainer.args.optim)))

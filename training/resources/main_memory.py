@@ -1,4 +1,4 @@
-"""How much main memory the processes of a training take on one machine, beside their GPUs."""
+"""Estimates the main memory of a training's processes on one machine, beside their GPUs."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -9,39 +9,39 @@ from training.resources.asked import Asked
 from training.resources.sizes import sizes_of
 
 GIB = 1 << 30
-HOST = 2.0 * GIB  # a process with its libraries and a GPU's driver, and as much its vLLM
-SHARD = 5e9  # bytes of one file of weights, of which DeepSpeed's processes read one at a time
-# Bytes a weight of states in main memory: DeepSpeed's own rule (its docs, "Memory requirements"), 16
-# with room for buffers of 1.5.
+HOST = 2.0 * GIB  # a process with libraries and the GPU's driver; its vLLM needs as much again
+SHARD = 5e9  # bytes of one weight file; DeepSpeed's processes read one at a time
+# Bytes of offloaded states for each weight, by DeepSpeed's rule (its docs, "Memory requirements"): 16,
+# times 1.5 for buffers.
 STATES = 16 * 1.5
 
 
 @dataclass(frozen=True)
 class MainMemory:
-    """Bytes that the processes of one machine need of its main memory, beside their GPUs."""
+    """The bytes of main memory that the processes of one machine need, by purpose."""
 
     processes: float
-    states: float  # the optimizer's, where they are kept off the GPU
-    base: float  # weights below adapters, kept exact (training.model.trainable.BaseKeeper)
-    loading: float  # the model on its way to the GPUs
+    states: float  # offloaded optimizer states
+    base: float  # copies of the weights below adapters (training.model.trainable.BaseKeeper)
+    loading: float  # the model while it is loaded
     saving: float  # a checkpoint that one process gathers
 
     @property
     def total(self) -> float:
-        """The most at any time: nothing is loaded while something is saved."""
+        """The most bytes at any time: loading and saving never coincide."""
         return self.processes + self.states + self.base + max(self.loading, self.saving)
 
-    def told(self) -> str:
-        """One line: the parts in GiB, and their sum."""
+    def described(self) -> str:
+        """The sum and the parts in GiB, as one line."""
         listed = [f"{name} {size / GIB:.1f}" for name, size in asdict(self).items() if size]
         return f"{self.total / GIB:.1f} GiB of main memory ({', '.join(listed)})"
 
 
 def of_main_memory(asked: Asked) -> MainMemory:
-    """What one machine's processes take of its main memory, beside GPUs.
+    """The main memory that the processes of one machine need.
 
-    FSDP has one process a machine load the whole model, and with full states one process gather it;
-    otherwise each process loads it by itself.
+    With FSDP one process a machine loads the whole model, and with full states one process gathers
+    it. Otherwise each process loads it.
     """
     place, sizes, settings = asked.place, sizes_of(asked.policy), asked.settings
     size, trained = asked.size, asked.trained
@@ -61,24 +61,24 @@ def of_main_memory(asked: Asked) -> MainMemory:
     )
 
 
-def told(sentence: str) -> None:
-    """Print it as a line of training's."""
+def print_line(sentence: str) -> None:
+    """Print a sentence as a line of the stage Train."""
     print(f"train: {sentence}", flush=True)
 
 
-def check_main(needed: MainMemory, free: float, say: Callable[[str], None] = told) -> None:
-    """`say` what a machine's processes take of its main memory; StageError where it is not there."""
-    say(f"about {needed.told()}, {free / GIB:.1f} GiB are free")
+def check_main(needed: MainMemory, free: float, say: Callable[[str], None] = print_line) -> None:
+    """`say` how much main memory is needed; raise StageError where it exceeds the `free` bytes."""
+    say(f"about {needed.described()}, {free / GIB:.1f} GiB are free")
     if needed.total > free:
         raise StageError(
-            f"training needs about {needed.told()} and {free / GIB:.1f} GiB are free; what helps: "
+            f"training needs about {needed.described()} and {free / GIB:.1f} GiB are free; what helps: "
             "fewer processes a machine, LoRA ([Train] lora_rank), or states that stay on the GPUs "
             "(training/recipes); [Train] check_memory = false tries anyway"
         )
 
 
 def free_main_memory() -> float:
-    """Bytes of main memory that are free on this machine, or in its container."""
+    """Free bytes of main memory, on this machine or within its container's limit."""
     free = meminfo("MemAvailable")
     limit = Path("/sys/fs/cgroup/memory.max")
     used = Path("/sys/fs/cgroup/memory.current")
@@ -88,7 +88,7 @@ def free_main_memory() -> float:
 
 
 def meminfo(key: str) -> float:
-    """Bytes that the system tells under this name; infinity where it tells nothing."""
+    """The bytes of an entry of /proc/meminfo; infinity where there is none."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(key))

@@ -1,7 +1,7 @@
-"""What a round of Train needs of its machine, from its settings: GPU, main memory, disk.
+"""Checks before training that GPU memory, main memory and disk suffice for a round.
 
-Before a run it is asked of the settings and a launcher's file, in a run of the very configuration:
-both make an `Asked` and a `Place`, and the same functions answer. Nothing is loaded but a config.
+The estimates take an `Asked` with a `Place`. Before a run these are made from the settings and the
+launcher's file (`pipeline.cli.fits`), in a run from TRL's configuration. No model is loaded for them.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from training.settings import TrainSettings
 
 
 def of_vllm(asked: Asked) -> vllm_memory.VllmNeeds | None:
-    """What a colocated vLLM takes of each GPU; None where there is none."""
+    """The memory that a colocated vLLM needs on each GPU; None without one."""
     if not asked.colocated:
         return None
     options, longest = asked.options, asked.prompt[0] + asked.settings.max_completion_length
@@ -35,9 +35,9 @@ def check(
     settings: TrainSettings,
     output: Path,
 ) -> None:
-    """Say what training takes of GPU, main memory and disk, and refuse what can't fit.
+    """Print what training needs of GPU, main memory and disk; raise StageError if it cannot fit.
 
-    Prompts are as long as that of `row`; the disk is that of the folder `output`.
+    `row` has the longest prompt, and `config` is TRL's. The disk is that of the folder `output`.
     """
     import torch
 

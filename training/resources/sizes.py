@@ -1,4 +1,4 @@
-"""What of a model decides how much memory and disk training takes: counts and widths, no weights."""
+"""A model's sizes, on which memory and disk depend: counts and widths, without its weights."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,10 +25,11 @@ class Tower:
 class Sizes:
     """A model in numbers.
 
-    `parameters`, `adapted` and `edges` are by part (`parts.PARTS`): all weights, those of linear
-    layers that adapters can lie beside, and the sum of these layers' inputs and outputs, so that
-    adapters of rank r have r times as many weights. `cache` is the numbers that the key-value cache
-    keeps of a token, in all layers. `tied`: the output layer is the embedding. `merged` is how many patches of the vision tower make one token.
+    Three fields have one number for each part (`training.settings.PARTS`). `parameters` counts all
+    weights, and `adapted` those of linear layers that can have adapters. `edges` sums these layers'
+    input and output widths, so that adapters of rank r have r times as many weights. `cache` is how
+    many numbers the key-value cache keeps of a token, over all layers. `tied` says whether the output
+    layer is the embedding. `merged` patches of the vision tower make one image token.
     """
 
     kind: str  # transformers' model_type
@@ -44,13 +45,13 @@ class Sizes:
 
     @property
     def count(self) -> int:
-        """All weights; tied ones once."""
+        """The number of all weights; tied ones count once."""
         return sum(self.parameters.values())
 
     def trained(
         self, frozen: tuple[str, ...], lora_rank: int, lora_targets: tuple[str, ...]
     ) -> int:
-        """The weights that are trained: adapters, or all but the frozen parts."""
+        """The number of trained weights: those of adapters, or of all parts but the frozen ones."""
         if lora_rank:
             return lora_rank * sum(self.edges[part] for part in lora_targets)
         return sum(count for part, count in self.parameters.items() if part not in frozen)
@@ -58,19 +59,19 @@ class Sizes:
 
 @lru_cache(maxsize=8)
 def sizes_of(model: str | Path) -> Sizes:
-    """The sizes of a folder's or a hub id's model; of its files only the config is read.
+    """The sizes of a model, given as a folder or hub id; only its config is read.
 
-    Raises StageError where no config is known.
+    Raises StageError where its config is not known.
     """
     config = config_of(model)
     with torch.device("meta"), sharding.outside_deepspeed():
-        made = AutoModelForImageTextToText.from_config(config)
-    belongs = trainable.part_of(made)
+        network = AutoModelForImageTextToText.from_config(config)
+    belongs = trainable.part_of(network)
     parameters, adapted, edges = ({part: 0 for part in trainable.PARTS} for _ in range(3))
-    for name, parameter in made.named_parameters():
+    for name, parameter in network.named_parameters():
         parameters[belongs[name]] += parameter.numel()
-    output = made.get_output_embeddings()
-    for name, module in made.named_modules():
+    output = network.get_output_embeddings()
+    for name, module in network.named_modules():
         if isinstance(module, torch.nn.Linear) and module is not output:
             part = belongs[f"{name}.weight"]
             adapted[part] += module.weight.numel()
@@ -86,7 +87,7 @@ def sizes_of(model: str | Path) -> Sizes:
         _tower(text),
         _tower(vision),
         text.vocab_size,
-        output.weight is made.get_input_embeddings().weight,
+        output.weight is network.get_input_embeddings().weight,
         text.num_hidden_layers * 2 * heads * size,
         _merged(config, vision),
     )
@@ -102,7 +103,7 @@ def _tower(config: Any) -> Tower:
 
 
 def _merged(config: Any, vision: Any) -> int:
-    """Patches that make one token of the language model, as each family's config says it."""
+    """Patches that make one image token; each family's config has its own key for it."""
     if side := getattr(vision, "spatial_merge_size", None):
         return int(side) ** 2
     if scale := getattr(config, "scale_factor", None):

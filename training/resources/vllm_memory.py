@@ -1,8 +1,8 @@
-"""Whether a colocated vLLM fits into its share of the GPU, in numbers, before anything is loaded.
+"""Estimates whether a colocated vLLM fits into its share of the GPU, before anything is loaded.
 
-vLLM takes its share of the whole memory of the GPU, whatever else lies there: its own copy of all
-weights, activations and graphs, and the rest as a key-value cache. It does not start where the cache
-cannot hold one sequence of `vllm_max_model_length`.
+vLLM takes its share of the GPU's whole memory, whatever else is there. It holds its own copy of all
+weights, activations and graphs; the rest is its key-value cache. It does not start if the cache cannot
+hold one sequence of `vllm_max_model_length`.
 """
 
 import math
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.runtime.errors import StageError
-from training.resources.main_memory import told
+from training.resources.main_memory import print_line
 from training.resources.sizes import sizes_of
 
 GIB = 1 << 30
-ENGINE, GRAPHS = 1.0 * GIB, 0.5 * GIB  # what it takes at least for itself, CUDA graphs among it
-BATCH = 4096  # tokens: what TRL gives a colocated engine
+ENGINE, GRAPHS = 1.0 * GIB, 0.5 * GIB  # the least for itself; CUDA graphs
+BATCH = 4096  # tokens in a batch: what TRL sets for a colocated engine
 KEY = "vllm_gpu_memory_utilization"
-BLOCK = 16  # positions that vLLM hands out at a time
+BLOCK = 16  # positions in a block of vLLM's cache
 
 
 @dataclass(frozen=True)
 class VllmNeeds:
-    """Bytes of one engine on one GPU: weights, itself, `one` sequence's cache, that of all at once."""
+    """Bytes of an engine on one GPU: weights, the engine, the cache of `one` sequence and of `all`."""
 
     weights: float
     engine: float
@@ -32,20 +32,20 @@ class VllmNeeds:
 
     @property
     def least(self) -> float:
-        """With less than this it does not start."""
+        """The bytes that it needs to start."""
         return self.weights + self.engine + self.one
 
     @property
     def wanted(self) -> float:
-        """With this all sequences are generated at once."""
+        """The bytes with which it generates all sequences at once."""
         return self.weights + self.engine + self.all
 
     def share(self, total: float, all_at_once: bool = False) -> float:
-        """The smallest share of a GPU of `total` bytes that would do, in hundredths."""
+        """The smallest sufficient share of a GPU of `total` bytes, rounded up to hundredths."""
         return math.ceil(100 * (self.wanted if all_at_once else self.least) / total) / 100
 
-    def told(self) -> str:
-        """One line in GiB."""
+    def described(self) -> str:
+        """The sizes in GiB, as one line."""
         return (
             f"vLLM needs {self.least / GIB:.2f} GiB (weights {self.weights / GIB:.2f}, itself "
             f"{self.engine / GIB:.2f}, one sequence {self.one / GIB:.2f}), {self.wanted / GIB:.2f} for all "
@@ -62,13 +62,11 @@ def vllm_needs(
     tensor_parallel: int = 1,
     batched_tokens: int = 0,
 ) -> VllmNeeds:
-    """What an engine of `tensor_parallel` GPUs needs of each for `sequences` of `max_length` tokens.
+    """What an engine on `tensor_parallel` GPUs needs on each, for `sequences` of `max_length` tokens.
 
-    It tries its largest batch at the start, of `batched_tokens` (0: TRL's 4,096), and samples from
-    the float32 logits of all sequences.
-
-    The whole model is counted, also where training spreads it. Raises StageError where no config of
-    `policy` is known.
+    At its start it runs its largest batch, of `batched_tokens` (0: TRL's 4,096), and it samples from
+    the float32 logits of all sequences. It holds the whole model, even where training shards it.
+    Raises StageError where the config of `policy` is not known.
     """
     sizes = sizes_of(policy)
     size = 4 if dtype == "float32" else 2
@@ -88,15 +86,21 @@ def vllm_needs(
 
 
 def check_vllm(
-    needed: VllmNeeds, share: float, total: float, key: str = KEY, say: Callable[[str], None] = told
+    needed: VllmNeeds,
+    share: float,
+    total: float,
+    key: str = KEY,
+    say: Callable[[str], None] = print_line,
 ) -> float:
-    """`say` how much vLLM gets and needs; returns the bytes of its share of `total`.
+    """`say` how much vLLM needs and gets; returns the bytes of its `share` of `total`.
 
-    `key` names the setting of the share. Raises StageError where vLLM would not start.
+    `key` is the name of the share's setting. Raises StageError where vLLM would not start.
     """
-    given = share * total
-    say(f"{needed.told()}; {key} = {share:g} of {total / GIB:.2f} GiB gives {given / GIB:.2f}")
-    if needed.least > given:
+    granted = share * total
+    say(
+        f"{needed.described()}; {key} = {share:g} of {total / GIB:.2f} GiB gives {granted / GIB:.2f}"
+    )
+    if needed.least > granted:
         least = needed.share(total)
         helps = (
             f"{key} of {least:g} or more"
@@ -104,10 +108,10 @@ def check_vllm(
             else "a smaller model, or vllm_tensor_parallel_size"
         )
         raise StageError(
-            f"{needed.told()}, and {key} = {share:g} of the GPU's {total / GIB:.2f} GiB gives it "
-            f"{given / GIB:.2f}; what helps: {helps}, or a smaller vllm_max_model_length"
+            f"{needed.described()}, and {key} = {share:g} of the GPU's {total / GIB:.2f} GiB gives it "
+            f"{granted / GIB:.2f}; what helps: {helps}, or a smaller vllm_max_model_length"
         )
-    if needed.wanted > given:
-        at_once = int((given - needed.weights - needed.engine) // needed.one)
+    if needed.wanted > granted:
+        at_once = int((granted - needed.weights - needed.engine) // needed.one)
         say(f"vLLM's cache holds {at_once} sequences at once; the others wait")
-    return given
+    return granted

@@ -1,1 +1,1 @@
-"""GRPO in which a group's image and prompt go through the model once."""
+"""A GRPO trainer that computes each group's image and prompt once."""

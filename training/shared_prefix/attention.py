@@ -1,19 +1,19 @@
-"""Attention for rows in which several completions follow one prompt that is there only once.
+"""Attention for packed rows, in which several completions share one copy of their prompt.
 
 A packed row holds one or more groups, one after the other, without padding:
 
     prefix 1 | branch 1.1 | branch 1.2 | ... | prefix 2 | branch 2.1 | ...
 
-Each token attends to the prefix of its group and, causally, to its own branch, and to nothing
-else: what it would see if its completion stood alone behind the prompt.
+Each token attends causally to the prefix of its group and to its own branch, and to nothing else.
+It sees the same tokens as if its completion alone followed the prompt.
 
-The function is registered with transformers under a name of its own and stays the language
-model's attention for the whole run. Ordinary calls (generation, a forward of padded rows) go on to
-SDPA. Only a call whose attention mask is a `Layout` is treated here, so that nothing has to be
-switched between a forward pass and its recomputation under gradient checkpointing.
+`install` registers the function with transformers as the language model's attention, for the whole
+run. A call whose attention mask is a `Layout` is computed here; every other call (generation, padded
+rows) goes to SDPA. So nothing has to be switched between a forward pass and its recomputation under
+gradient checkpointing.
 
-On the CPU each group takes two SDPA calls: the prefix by itself, then all branches as one batch
-against the prefix's keys, expanded. On a GPU FlexAttention takes the whole row with a block mask.
+On the CPU each group takes two SDPA calls: one for the prefix, one for all branches as a batch
+against the prefix's expanded keys. On a GPU FlexAttention computes the whole row with a block mask.
 """
 
 from collections.abc import Sequence
@@ -29,12 +29,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
 NAME = "shared_prefix"
-FLEX_BLOCK = 128  # a row for FlexAttention is filled up to whole blocks
+FLEX_BLOCK = 128  # FlexAttention's rows are padded to a multiple of this many tokens
 
 
 @dataclass(frozen=True)
 class Span:
-    """A group's place in the row: `prefix` tokens from `start` on, then the branches."""
+    """A group's place in the row: `prefix` tokens from `start` on, then branches of these lengths."""
 
     start: int
     prefix: int
@@ -46,7 +46,7 @@ class Span:
 
 
 class Layout:
-    """What a packed row looks like to the attention function; stands in for an attention mask."""
+    """The groups of a packed row; passed to the attention function in place of an attention mask."""
 
     def __init__(self, spans: Sequence[Span], length: int, device: torch.device):
         self.spans = list(spans)
@@ -59,17 +59,17 @@ class Layout:
 
 
 def uses_flex(device: torch.device) -> bool:
-    """Whether a row on this device goes through FlexAttention (whose backward needs CUDA)."""
+    """Whether rows on this device use FlexAttention, whose backward pass needs CUDA."""
     return device.type == "cuda"
 
 
 def padded_length(tokens: int, device: torch.device) -> int:
-    """The length to which a row of `tokens` is filled up."""
+    """The length to which a row of `tokens` tokens is padded."""
     return -(-tokens // FLEX_BLOCK) * FLEX_BLOCK if uses_flex(device) else tokens
 
 
 def install(model: PreTrainedModel) -> None:
-    """Make this the attention of `model`'s language model, whose implementation was SDPA."""
+    """Make `attention` the attention of `model`'s language model; before, it must be SDPA."""
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
     model.config.get_text_config()._attn_implementation = NAME
@@ -84,7 +84,10 @@ def attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention output (batch, tokens, heads, head size); query, key, value have heads first."""
+    """Attention output (batch, tokens, heads, head size).
+
+    `query`, `key` and `value` are (batch, heads, tokens, head size).
+    """
     if not isinstance(attention_mask, Layout):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
@@ -93,7 +96,7 @@ def attention(
         mask = attention_mask.flex
         return flex_attention_forward(module, query, key, value, mask, scaling=scaling)
     if query.shape[1] != key.shape[1] and query.device.type != "cpu":
-        # Elsewhere a mask together with grouped heads is left to the slowest kernel.
+        # Off the CPU, SDPA uses its slowest kernel for a mask together with grouped heads.
         times = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(times, dim=1), value.repeat_interleave(times, dim=1)
     out = [
@@ -105,14 +108,14 @@ def attention(
 
 
 class _Grouped:
-    """One group's attention by SDPA."""
+    """Computes one group's attention by SDPA."""
 
     def __init__(self, span: Span, device: torch.device):
         self.span = span
         count, longest = len(span.branches), max(span.branches, default=0)
         columns = torch.arange(longest, device=device)
-        # Rows of the mask are a branch's tokens. It does not depend on the branch's length: what
-        # lies behind a token is hidden from it, be it padding or not.
+        # (tokens of a branch, prefix + tokens). One mask serves branches of all lengths, because a
+        # token never sees later ones, be they padding or not.
         causal = torch.zeros(longest, span.prefix + longest, device=device)
         causal[:, span.prefix :].masked_fill_(columns[None] > columns[:, None], float("-inf"))
         self.mask = causal
@@ -128,7 +131,7 @@ class _Grouped:
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
     ) -> list[torch.Tensor]:
-        """The group's outputs (1, heads, tokens, head size): of its prefix, of its branches."""
+        """The group's outputs (1, heads, tokens, head size): its prefix's, then its branches'."""
         prefix, at, stop = self.span.prefix, self.span.start, self.span.stop
         query, key, value = (x[:, :, at:stop] for x in (query, key, value))
         same: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
@@ -156,7 +159,7 @@ class _Grouped:
         return own.unflatten(1, self.shape).transpose(0, 1)
 
     def _join(self, x: torch.Tensor) -> torch.Tensor:
-        """Back again, without the padding."""
+        """The inverse of `_split`; drops the padding."""
         own = x.transpose(0, 1).flatten(1, 2)
         if self.rows is not None:
             own = own.index_select(1, self.kept)
@@ -166,7 +169,7 @@ class _Grouped:
 def _block_mask(
     spans: Sequence[Span], length: int, device: torch.device, compiled: bool
 ) -> BlockMask:
-    """The same as a mask for FlexAttention; what fills the row up makes a group of its own."""
+    """The row's block mask for FlexAttention; padding forms a group of its own."""
     group, branch = torch.full((length,), -1), torch.zeros(length, dtype=torch.long)
     for number, span in enumerate(spans):
         group[span.start : span.stop] = number

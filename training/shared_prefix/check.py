@@ -1,9 +1,9 @@
-"""The parity check: do shared and separate forward passes agree on the batch that training begins with?
+"""The parity check: compares shared and separate forward passes on the first training batch.
 
-Two correct passes differ by rounding, in 16 bits by hundredths of a nat a token, and more with depth.
-So the shared pass is held against this machine's own noise: the separate pass once more, one row at a
-time. Rounding has no direction; a fault has one. Judged are the mean, the 99th percentile and the
-signed mean of the log-probabilities' differences, and the angle between the gradients.
+Two correct passes differ by rounding: in 16 bits by hundredths of a nat a token, and more with depth.
+So the check first measures this machine's noise, by running the separate pass again, one row at a
+time. Rounding has no direction and a fault has one. The check bounds the mean, the 99th percentile and
+the signed mean of the log-probabilities' differences, and the angle between the gradients.
 """
 
 import functools
@@ -19,78 +19,78 @@ from trl.trainer.utils import use_adapter
 
 from tasks.runtime.progress import doing
 from training.shared_prefix import packing, vllm_correction
-from training.shared_prefix.forward import Found, Rows, base_of, packed, padded, put
+from training.shared_prefix.forward import Rows, TokenScores, base_of, packed, padded, put
 
-MOST_WEIGHTS = 20_000_000  # of those trained, so many are compared: smallest tensors first
-TIMES = 3.0  # so much more than the noise is still taken for noise
+MOST_WEIGHTS = 20_000_000  # trained weights whose gradients are compared, smallest tensors first
+TIMES = 3.0  # a difference of up to this many times the noise is allowed
 
-# Log-probabilities (rows, completion tokens) of some rows, by their places in the batch.
+# A forward pass: places of rows in the batch -> their log-probabilities (rows, completion tokens).
 Pass = Callable[[list[int]], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far two passes are apart: nats a token, and 1 less the cosine of their gradients."""
+    """The distance of two passes: nats a token, and `angle`, 1 less the cosine of their gradients."""
 
     mean: float
     p99: float
     bias: float
     angle: float
 
-    def told(self) -> str:
+    def described(self) -> str:
+        """The figures, as a part of a sentence."""
         return (
             f"mean {self.mean:.1e}, 99th percentile {self.p99:.1e}, signed mean {self.bias:+.1e} nats a "
             f"token, gradients {self.angle:.1e} from parallel"
         )
 
 
-# What is allowed where all is computed in float32, and where anything is rounded to 16 bits on a
-# machine without noise of its own.
+# The allowed distances: where all is computed in float32, and, on top of the noise, where anything is
+# rounded to 16 bits.
 EXACT = Distance(mean=1e-4, p99=1e-3, bias=1e-4, angle=1e-5)
 ROUGH = Distance(mean=2e-2, p99=1e-1, bias=1e-2, angle=1e-3)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the passes agree, and a sentence with the figures."""
+    """Whether the passes agree, and the figures in words; empty where memory ran out."""
 
     agrees: bool
-    told: str
+    figures: str
 
 
 def agree(trainer: Any, model: torch.nn.Module, rows: Rows) -> bool:
-    """Compare the passes of a SharedPrefixTrainer on a few of its `rows`; says so in one line.
+    """Whether a SharedPrefixTrainer's shared and separate passes agree; prints one line.
 
-    At most two rows of the first two groups are taken. All processes take part and decide alike: no,
-    if one of them finds that the passes disagree. Where memory runs out, nothing is found.
+    Compares at most two rows of each of the first two groups. Every process must call it; all return
+    False if the passes disagree on any. Where memory runs out, they count as agreeing.
     """
     groups = list(packing.members(rows.groups).values())[:2]
     scored = [[row for row in group if rows.completions[row]][:2] for group in groups]
-    chosen = [row for group in scored for row in group] or [0]
+    compared = [row for group in scored for row in group] or [0]
     sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     sharded = sharded or any(isinstance(p, DTensor) for p in model.parameters())
     inner = model if sharded else trainer.accelerator.unwrap_model(model)
     stock = functools.partial(GRPOTrainer._get_per_token_logps_and_entropies, trainer, inner)
 
-    def values(found: Found, own: list[int]) -> torch.Tensor:
-        return put(found.logps.new_zeros(len(rows.groups), rows.keep), found.place, found.logps)[
-            own
-        ]
+    def values(scores: TokenScores, own: list[int]) -> torch.Tensor:
+        logps = scores.logps.new_zeros(len(rows.groups), rows.keep)
+        return put(logps, scores.place, scores.logps)[own]
 
     def shared(places: list[int]) -> torch.Tensor:
-        own = [chosen[place] for place in places]
+        own = [compared[place] for place in places]
         with trainer.accelerator.autocast():
-            found = packed(inner, rows, own) if rows.per_group else padded(stock, rows, own, False)
-        return values(found, own)
+            scores = packed(inner, rows, own) if rows.per_group else padded(stock, rows, own, False)
+        return values(scores, own)
 
     def separate(places: list[int]) -> torch.Tensor:
-        own = [chosen[place] for place in places]
+        own = [compared[place] for place in places]
         with trainer.encoders[id(base_of(model))].off():
             return values(padded(stock, rows, own, False), own)
 
-    # One row alone goes without the columns that only others need, and is rounded otherwise. Of
-    # shared-out weights every process must forward as often, so there all rows go at once.
-    places = list(range(len(chosen)))
+    # A single row has fewer padding columns, so it is rounded differently. With sharded weights every
+    # process must forward equally often, so there all rows go at once, in reverse order.
+    places = list(range(len(compared)))
     again = [places[::-1]] if sharded else [[place] for place in places]
     reentrant = (trainer.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
     doing("checking")
@@ -100,8 +100,8 @@ def agree(trainer: Any, model: torch.nn.Module, rows: Rows) -> bool:
             shared,
             separate,
             again,
-            rows.attention_mask[chosen][:, -rows.keep :],
-            gradients=not sharded and not reentrant,  # neither gives a gradient by itself
+            rows.attention_mask[compared][:, -rows.keep :],
+            gradients=not sharded and not reentrant,  # torch.autograd.grad works with neither
             exact=trainer.accelerator.mixed_precision == "no"
             and all(p.dtype == torch.float32 for p in inner.parameters()),
         )
@@ -114,16 +114,16 @@ def agree(trainer: Any, model: torch.nn.Module, rows: Rows) -> bool:
     doing("updating")
     agreed = not bool(trainer.accelerator.gather(disagrees).any())
     if trainer.accelerator.is_main_process:
-        print(f"train: {_sentence(agreed, verdict.told)}", flush=True)
+        print(f"train: {_sentence(agreed, verdict.figures)}", flush=True)
     return agreed
 
 
 @torch.no_grad()
 def rescore(trainer: Any, batch: dict[str, Any], rows: Rows) -> None:
-    """Take the log-probabilities that a batch already holds anew, after the passes disagreed."""
+    """Recompute the log-probabilities that a batch already holds, after the passes disagreed."""
 
     def logps(model: torch.nn.Module) -> torch.Tensor:
-        found: torch.Tensor = trainer._get_per_token_logps_and_entropies(
+        scored: torch.Tensor = trainer._get_per_token_logps_and_entropies(
             model,
             rows.input_ids,
             rows.attention_mask,
@@ -131,7 +131,7 @@ def rescore(trainer: Any, batch: dict[str, Any], rows: Rows) -> None:
             batch_size=trainer.args.per_device_train_batch_size,
             **rows.images,
         )[0]
-        return found
+        return scored
 
     if "old_per_token_logps" in batch:
         batch["old_per_token_logps"] = old = logps(trainer.model)
@@ -149,24 +149,24 @@ def rescore(trainer: Any, batch: dict[str, Any], rows: Rows) -> None:
                 batch["ref_per_token_logps"] = logps(trainer.model)
 
 
-def _sentence(agreed: bool, told: str) -> str:
-    if agreed and not told:
+def _sentence(agreed: bool, figures: str) -> str:
+    if agreed and not figures:
         return (
             "there is not enough memory to compare shared and separate forward passes; not checked"
         )
     if agreed:
-        return f"shared and separate forward passes agree on the first batch: {told}"
+        return f"shared and separate forward passes agree on the first batch: {figures}"
     return (
-        f"warning: shared and separate forward passes disagree on the first batch ({told}); training "
+        f"warning: shared and separate forward passes disagree on the first batch ({figures}); training "
         "goes on with TRL's own pass, which is slower; please report it"
     )
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that a tensor could not be allocated, on a GPU or in main memory."""
-    said = str(error).lower()
+    """Whether an error means that memory ran out, on a GPU or in main memory."""
+    message = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or (
-        "out of memory" in said or "not enough memory" in said
+        "out of memory" in message or "not enough memory" in message
     )
 
 
@@ -180,35 +180,36 @@ def compare(
     gradients: bool,
     exact: bool,
 ) -> Verdict:
-    """Hold `shared` against `separate`, both on the same weights.
+    """Compare the passes `shared` and `separate` on the same weights.
 
-    `counted` (rows, completion tokens) is 1 for the tokens that are scored. `again` is the rows as the
-    separate pass takes them a second time, for the noise. `exact`: all is computed in float32.
-    Dropout is off meanwhile; the gradients do not touch those that training accumulates.
+    `counted` (rows, completion tokens) is 1 for the tokens that are scored. `again` has the parts in
+    which the separate pass repeats the rows, to measure the noise. `gradients` compares gradients,
+    too, without touching those that training accumulates. `exact` says that all is computed in
+    float32. Dropout is off meanwhile.
     """
     whole = list(range(len(counted)))
     weights = _weights(model) if gradients else []
-    # Weights of both signs and many sizes, so that errors do not cancel.
+    # The tokens' weights in the score have both signs and many sizes, so that errors do not cancel.
     signs = torch.zeros_like(counted, dtype=torch.float32)
     signs[counted.bool()] = torch.linspace(-1, 1, int(counted.sum()), device=signs.device)
     with _no_dropout(model):
         reference = _measured(separate, [whole], weights, counted, signs)
         ours = _measured(shared, [whole], weights, counted, signs)
         noise = _distance(_measured(separate, again, weights, counted, signs), reference)
-    found = _distance(ours, reference)
-    allowed = EXACT if exact else _more(noise)
+    distance = _distance(ours, reference)
+    allowed = EXACT if exact else _allowed(noise)
     agrees = all(  # a NaN agrees with nothing
-        abs(getattr(found, name)) <= getattr(allowed, name)
+        abs(getattr(distance, name)) <= getattr(allowed, name)
         for name in ("mean", "p99", "bias", "angle")
     )
     return Verdict(
         agrees,
-        f"{found.told()}; this machine's own noise: mean {noise.mean:.1e}, 99th {noise.p99:.1e}",
+        f"{distance.described()}; this machine's own noise: mean {noise.mean:.1e}, 99th {noise.p99:.1e}",
     )
 
 
-def _more(noise: Distance) -> Distance:
-    """What is allowed above some noise. A bias is not: that of the noise itself is small."""
+def _allowed(noise: Distance) -> Distance:
+    """The distance allowed with some noise; for the bias by its mean, as noise itself has little bias."""
     return Distance(
         ROUGH.mean + TIMES * noise.mean,
         ROUGH.p99 + TIMES * noise.p99,
@@ -227,7 +228,7 @@ def _measured(
     counted: torch.Tensor,
     signs: torch.Tensor,
 ) -> Measured:
-    """The scored log-probabilities in the order of the rows, and the gradient of their signed sum."""
+    """The scored log-probabilities in the order of the rows, and the gradient of their weighted sum."""
     logps = torch.zeros_like(signs)
     total = [torch.zeros_like(weight) for weight in weights]
     with torch.set_grad_enabled(bool(weights)):
@@ -257,7 +258,7 @@ def _distance(one: Measured, other: Measured) -> Distance:
 
 
 def _angle(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
-    """1 less the cosine, from the difference of the unit vectors: exact for nearly parallel ones."""
+    """1 less the cosine, by the difference of unit vectors, which is exact for nearly parallel ones."""
 
     def dot(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
         pairs = zip(one, other, strict=True)
@@ -277,14 +278,14 @@ def _angle(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
 
 def _weights(model: torch.nn.Module) -> list[torch.Tensor]:
     trained = sorted((p for p in model.parameters() if p.requires_grad), key=torch.Tensor.numel)
-    chosen: list[torch.Tensor] = []
+    weights: list[torch.Tensor] = []
     total = 0
     for weight in trained:
         total += weight.numel()
-        if chosen and total > MOST_WEIGHTS:
+        if weights and total > MOST_WEIGHTS:
             break
-        chosen.append(weight)
-    return chosen
+        weights.append(weight)
+    return weights
 
 
 @contextmanager

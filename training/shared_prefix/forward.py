@@ -1,7 +1,7 @@
 """The forward passes of shared-prefix training: packed rows, or padded rows with images once.
 
-Both give the log-probabilities and entropies of the completion tokens of some of TRL's rows, and
-tell where in TRL's tensor of (rows, completion tokens) each of them belongs.
+Both return `TokenScores`: log-probabilities and entropies of the completion tokens of some of TRL's
+rows, and each token's place in TRL's tensor of (rows, completion tokens).
 """
 
 from collections.abc import Callable, Sequence
@@ -23,10 +23,10 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows as TRL keeps them: (rows, width) tokens, the last `keep` of them completion.
+    """A batch in TRL's form: (rows, width) tokens, of which the last `keep` are the completion.
 
-    `images` are the further inputs of the model: pixel values once a row, or with `per_group` once
-    for each group in order of first appearance; `groups` names each row's group.
+    `groups` has each row's group. `images` are the model's further inputs. They hold pixel values once
+    a row or, with `per_group`, once a group in order of first appearance.
     """
 
     groups: list[int]
@@ -38,28 +38,30 @@ class Rows:
 
     @cached_property
     def prompts(self) -> list[int]:
+        """Each row's prompt length in tokens."""
         return self.attention_mask[:, : -self.keep].sum(1).tolist()
 
     @cached_property
     def completions(self) -> list[int]:
+        """Each row's completion length in tokens."""
         return self.attention_mask[:, -self.keep :].sum(1).tolist()
 
-    def ideal(self, chosen: Sequence[int]) -> int:
-        """The tokens of some rows, with the prompt once a group."""
-        first = {self.groups[row]: self.prompts[row] for row in chosen}
-        return sum(first.values()) + sum(self.completions[row] for row in chosen)
+    def ideal(self, subset: Sequence[int]) -> int:
+        """The number of tokens of some rows, with each group's prompt once."""
+        first = {self.groups[row]: self.prompts[row] for row in subset}
+        return sum(first.values()) + sum(self.completions[row] for row in subset)
 
-    def by_row(self, chosen: Sequence[int], pixels: bool = True) -> Batch:
-        """The model's further inputs for some rows, each with images of its own or without."""
+    def by_row(self, subset: Sequence[int], pixels: bool = True) -> Batch:
+        """The model's further inputs for some rows, with each row's pixel values unless `pixels` is False."""
         count = self.images.get("num_images") or [0] * len(self.groups)
         drop = PIXELS if self.per_group or not pixels else ()
-        own = select({k: v for k, v in self.images.items() if k not in drop}, count, chosen)
+        own = select({k: v for k, v in self.images.items() if k not in drop}, count, subset)
         once = self.per_group and pixels
-        return own | (self._grouped([self.groups[row] for row in chosen]) if once else {})
+        return own | (self._grouped([self.groups[row] for row in subset]) if once else {})
 
-    def by_group(self, chosen: Sequence[int]) -> Batch:
-        """Pixel values for the groups of some rows, once a group."""
-        return self._grouped(list(dict.fromkeys(self.groups[row] for row in chosen)))
+    def by_group(self, subset: Sequence[int]) -> Batch:
+        """The pixel values of some rows' groups, once a group."""
+        return self._grouped(list(dict.fromkeys(self.groups[row] for row in subset)))
 
     def _grouped(self, groups: Sequence[int]) -> Batch:
         pixels = {key: self.images[key] for key in PIXELS if key in self.images}
@@ -72,24 +74,24 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Values of single tokens: `place` is their index in flattened (rows, completion tokens)."""
+class TokenScores:
+    """Scores of single tokens (tokens,); `place` is their index in flattened (rows, completion tokens)."""
 
     logps: torch.Tensor
     entropies: torch.Tensor | None
     place: torch.Tensor
-    tokens: int  # through the language model
-    completion_tokens: int  # of these, those that are not prompt
+    tokens: int  # that went through the language model
+    completion_tokens: int  # of these, those of completions
 
 
 def base_of(model: torch.nn.Module) -> PreTrainedModel:
-    """The transformers model inside wrappers for parallel training and adapters."""
+    """The transformers model inside the wrappers of parallel training and of PEFT."""
     model = extract_model_from_parallel(model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def sharing(model: torch.nn.Module) -> tuple[str, str]:
-    """prefix, vision or none: what a group's completions can share in this model, and why."""
+    """What a group's completions can share in this model (prefix, vision or none), and why."""
     base = base_of(model)
     text, kind = base.config.get_text_config(), base.config.model_type
     attention = text._attn_implementation
@@ -103,25 +105,25 @@ def sharing(model: torch.nn.Module) -> tuple[str, str]:
     return "none", f"{kind} has no get_image_features"
 
 
-def packed(model: torch.nn.Module, rows: Rows, chosen: Sequence[int]) -> Found:
-    """Forward some rows as one, each group's prompt and image once (`prefix_batches.pack`)."""
+def packed(model: torch.nn.Module, rows: Rows, subset: Sequence[int]) -> TokenScores:
+    """Forward some rows as one packed row, with each group's prompt and image once (`packing.pack`)."""
     width, device = rows.input_ids.size(1), rows.input_ids.device
     pack = packing.pack(
-        rows.groups, chosen, rows.prompts, rows.completions, width - rows.keep, width, device
+        rows.groups, subset, rows.prompts, rows.completions, width - rows.keep, width, device
     )
     ids = rows.input_ids.flatten()
     labels = torch.where(pack.label < 0, -100, ids[pack.label.clamp(min=0)])
     outputs = model(
         input_ids=ids[pack.token][None],
-        position_ids=_positions(base_of(model).base_model, rows, chosen, pack),
-        # Handed on to the layers as it is, where a mask of all tokens by all would be made.
+        position_ids=_positions(base_of(model).base_model, rows, subset, pack),
+        # transformers passes a dictionary on to the layers; else it would make a (tokens, tokens) mask.
         attention_mask={"full_attention": pack.layout(device)},
         shift_labels=labels[None],
         fused_lm_head=True,
-        **rows.by_group(chosen),
+        **rows.by_group(subset),
     )
     entropy = outputs.entropy
-    return Found(
+    return TokenScores(
         outputs.log_probs[0, pack.scored],
         None if entropy is None else entropy[0, pack.scored],
         pack.result,
@@ -131,15 +133,15 @@ def packed(model: torch.nn.Module, rows: Rows, chosen: Sequence[int]) -> Found:
 
 
 def _positions(
-    module: torch.nn.Module, rows: Rows, chosen: Sequence[int], pack: packing.Packed
+    module: torch.nn.Module, rows: Rows, subset: Sequence[int], pack: packing.Packed
 ) -> torch.Tensor:
-    """(3, 1, tokens): rotary positions of each token, as if its completion stood alone."""
+    """(3, 1, tokens): each token's rotary positions, as if its completion alone followed the prompt."""
     first: dict[int, int] = {}
-    for row in chosen:
+    for row in subset:
         first.setdefault(rows.groups[row], row)
     own = list(first.values())
     prompt, mask = (x[own, : -rows.keep] for x in (rows.input_ids, rows.attention_mask))
-    grid = rows.by_group(chosen).get("image_grid_thw")
+    grid = rows.by_group(subset).get("image_grid_thw")
     if grid is None:
         positions = (mask.cumsum(1) - 1).clamp(min=0).expand(3, -1, -1)
     else:
@@ -150,26 +152,28 @@ def _positions(
     return (positions.flatten(1)[:, pack.place] + pack.ahead)[:, None]
 
 
-def padded(stock: Callable[..., Any], rows: Rows, chosen: Sequence[int], entropy: bool) -> Found:
-    """Forward some rows by `stock`, TRL's own pass, less the columns that are padding in all."""
-    chosen = list(chosen)
-    keep = max(rows.completions[row] for row in chosen)
-    start = rows.input_ids.size(1) - rows.keep - max(rows.prompts[row] for row in chosen)
+def padded(
+    stock: Callable[..., Any], rows: Rows, subset: Sequence[int], entropy: bool
+) -> TokenScores:
+    """Forward some rows by `stock`, TRL's own pass, without columns that are padding in all of them."""
+    subset = list(subset)
+    keep = max(rows.completions[row] for row in subset)
+    start = rows.input_ids.size(1) - rows.keep - max(rows.prompts[row] for row in subset)
     stop = rows.input_ids.size(1) - rows.keep + keep
-    images = rows.by_row(chosen)
+    images = rows.by_row(subset)
     for key in ("token_type_ids", "mm_token_type_ids"):
         if key in images:
             images[key] = images[key][:, start:stop]
-    ids, mask = (x[chosen, start:stop] for x in (rows.input_ids, rows.attention_mask))
+    ids, mask = (x[subset, start:stop] for x in (rows.input_ids, rows.attention_mask))
     logps, entropies, _ = stock(ids, mask, keep, compute_entropy=entropy, **images)
     columns = torch.arange(keep, device=ids.device)
-    first = torch.tensor(chosen, device=ids.device) * rows.keep
-    return Found(
+    first = torch.tensor(subset, device=ids.device) * rows.keep
+    return TokenScores(
         logps.flatten(),
         entropies.flatten() if entropies is not None else None,
         (first[:, None] + columns).flatten(),
         ids.numel(),
-        len(chosen) * keep,
+        len(subset) * keep,
     )
 
 

@@ -1,8 +1,8 @@
-"""TRL's generation batches, with whole groups kept together and each prompt processed once.
+"""Makes TRL's generation batches of whole groups, and processes each prompt once.
 
-The part of `training.shared_prefix.trainer` that has to do with what a batch is made of: which rows are a
-group, what the processor is asked, which rows take a turn of the loss together and which of these
-need not be forwarded at all.
+The base class of `training.shared_prefix.trainer`. It finds the rows of each group, calls the
+processor once a group, splits a batch into slots (the rows of one turn of the loss) and these into
+micro-batches, and leaves out groups that need no forward pass.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from training.shared_prefix.packing import Counters
 from training.shared_prefix.prompts_once import PromptsOnce
 
 Batch = dict[str, Any]
-# All that TRL may hand from a batch to the model beside tokens and masks.
+# Every input, beside tokens and masks, that TRL may pass from a batch to the model.
 IMAGE_INPUTS = (
     *PIXELS,
     "num_images",
@@ -39,23 +39,26 @@ IMAGE_INPUTS = (
 
 @dataclass
 class Scope:
-    """What TRL's code is about while it calls for log-probabilities.
+    """The context in which TRL's code asks for log-probabilities.
 
-    `groups` names each row's group. Only `rows` are forwarded; the others have the values in
-    `logps` and `entropies` (rows, completion tokens), where what was computed is kept as well.
+    `groups` has each row's group. Only `rows` are forwarded. The other rows take their values from
+    `logps` and `entropies` (rows, completion tokens), which also collect the computed values.
     """
 
     groups: list[int]
     rows: list[int] | None = None  # None: all of them, in micro-batches
     logps: torch.Tensor | None = None
     entropies: torch.Tensor | None = None
-    inputs: Batch | None = None  # those of TRL's loss, while it is computed
-    known: bool = False  # the values are all there
-    unneeded: bool = False  # the next call is for old log-probabilities that nobody reads
+    inputs: Batch | None = None  # the inputs of TRL's loss, while it is computed
+    known: bool = False  # all values are known, so nothing is forwarded
+    unneeded: bool = False  # the next call asks for old log-probabilities that nobody reads
 
 
 class GroupTrainer(GRPOTrainer):
-    """GRPOTrainer whose micro-batches are whole groups, bounded in tokens."""
+    """GRPOTrainer whose micro-batches are made of whole groups, with a bound on their tokens.
+
+    Raises StageError where the model or TRL's settings do not allow it.
+    """
 
     processing_class: Any
     _buffered_inputs: list[Batch] | None
@@ -67,11 +70,11 @@ class GroupTrainer(GRPOTrainer):
         self.counters = Counters()
         self._scope: Scope | None = None
         self._prompts: PromptsOnce | None = None
-        self.falls_back = False  # to TRL's own pass
+        self.falls_back = False  # whether TRL's own pass is used, since the parity check failed
         self.way, why = sharing(self.model)
         if self.way == "none":
             raise StageError(f"[Train] shared_prefix: {why}; set shared_prefix = false")
-        # Otherwise what one micro-batch adds to the loss would depend on the others.
+        # With these options a micro-batch's part of the loss depends on the other micro-batches.
         alone = not self._entropy_bonus_enabled and not self.aux_loss_enabled
         alone = alone and self.top_entropy_quantile == 1.0
         if tokens_per_micro_batch and (not alone or self.is_deepspeed_enabled):
@@ -81,19 +84,19 @@ class GroupTrainer(GRPOTrainer):
             )
         # The KL term has a gradient in every group.
         self._skips = alone and self.beta == 0.0
-        # TRL takes a pass of its own for the old log-probabilities. Where no weight changes before
-        # every micro-batch had its first turn, that turn finds the same ones.
+        # TRL makes an extra pass for the old log-probabilities. If no weight changes before the first
+        # turn of every slot, that turn computes the same values, and the extra pass is skipped.
         steps, window = self.args.steps_per_generation, self.args.gradient_accumulation_steps
         self._corrects = self.use_vllm and self.vllm_importance_sampling_correction
         wanted = window % (steps * self.num_iterations) != 0 or self._corrects
         self._spares_old_pass = wanted and window % steps == 0 and not self.aux_loss_enabled
 
-    # Generating and scoring: each group's prompt and image are processed once.
+    # Generating and scoring: the processor gets each group's prompt and image once.
 
     def _generate_and_score_completions(self, inputs: list[Batch]) -> Batch:
         groups = self._groups_of(inputs)
         first = {group: inputs[rows[0]] for group, rows in packing.members(groups).items()}
-        # One object for all copies of an image, since TRL copies prompts with all that is in them.
+        # All copies of an image become one object, since TRL copies prompts with their images.
         inputs = [
             row | {key: first[group][key] for key in ("image", "images") if key in row}
             for row, group in zip(inputs, groups, strict=True)
@@ -110,7 +113,7 @@ class GroupTrainer(GRPOTrainer):
             del batch["old_per_token_logps"]
             batch.pop("importance_sampling_ratio", None)
             if self._corrects:
-                # The figures that TRL has just noted are of log-probabilities yet to come.
+                # TRL has just logged figures of log-probabilities that are not computed yet.
                 figures = self._metrics["train" if self.model.training else "eval"]
                 for name in [name for name in figures if name.startswith("sampling/")]:
                     figures[name].pop()
@@ -119,7 +122,7 @@ class GroupTrainer(GRPOTrainer):
         return batch | {"groups": groups}
 
     def _groups_of(self, inputs: list[Batch]) -> list[int]:
-        """The group of each row of this process: its place in the batch of all processes."""
+        """Each row's group, numbered over the batches of all processes."""
         size = self.num_generations if self.model.training else self.num_generations_eval
         start = self.accelerator.process_index * len(inputs)
         groups = [(start + row) // size for row in range(len(inputs))]
@@ -134,7 +137,7 @@ class GroupTrainer(GRPOTrainer):
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         once = self._prompts
-        if once is None:  # asked for something else than a batch to train on
+        if once is None:  # not for a training batch
             pairs = itertools.pairwise(prompts)
             runs = list(itertools.accumulate((a is not b for a, b in pairs), initial=0))
             once = PromptsOnce(self.processing_class, runs, per_group=False)
@@ -143,7 +146,7 @@ class GroupTrainer(GRPOTrainer):
         self.counters.unique_images += once.unique_images
         return ids, images, {} if self.use_vllm else fields
 
-    # Splitting: whole groups together, as many as the bound on tokens allows.
+    # Splitting into slots and micro-batches of whole groups.
 
     def _prepare_inputs(self, generation_batch: Any) -> Batch:
         if not self.model.training:
@@ -153,7 +156,7 @@ class GroupTrainer(GRPOTrainer):
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
             batch = self._generate_and_score_completions(generation_batch)
             count = len(batch["groups"])
-            # As many random numbers as TRL draws, so that a seed gives the same completions.
+            # Draws as many random numbers as TRL, so that a seed gives the same completions.
             rows = packing.shuffled(batch["groups"], torch.randperm(count).tolist())
             size = count // steps
             self._buffered_inputs = [
@@ -162,7 +165,7 @@ class GroupTrainer(GRPOTrainer):
         return self._buffered_inputs[self._step % steps]
 
     def _slot(self, batch: Batch, rows: Sequence[int]) -> Batch:
-        """The rows of one turn of TRL's loss, and the micro-batches that they are forwarded in."""
+        """The inputs of one turn of TRL's loss: these rows, and their micro-batches."""
         whole = self._rows(batch, batch["groups"])
         rest = batch.keys() - whole.images.keys()
         slot = {key: take(batch[key], rows, len(whole.groups)) for key in rest}
@@ -170,8 +173,8 @@ class GroupTrainer(GRPOTrainer):
         slot |= whole.by_group(rows) if whole.per_group else {}
         own = self._rows(slot, slot["groups"])
         members = packing.members(own.groups)
-        pulls = slot["advantages"].reshape(len(own.groups), -1).any(1).tolist()
-        dead = {group for group, rows in members.items() if not any(pulls[row] for row in rows)}
+        nonzero = slot["advantages"].reshape(len(own.groups), -1).any(1).tolist()
+        dead = {group for group, rows in members.items() if not any(nonzero[row] for row in rows)}
         skipped = dead if self._skips else set()
         live = [row for row, group in enumerate(own.groups) if group not in skipped]
         slot["micro_batches"] = self._micro_batches(own, live)
@@ -193,8 +196,8 @@ class GroupTrainer(GRPOTrainer):
         )
 
     def _micro_batches(self, rows: Rows, live: Sequence[int], most: int = 0) -> list[list[int]]:
-        """At least one, and on each process as many as on the others, empty ones in front."""
-        found = packing.split(
+        """Micro-batches of the rows `live`; empty ones in front give every process the same number."""
+        batches = packing.split(
             rows.groups,
             live,
             rows.prompts,
@@ -203,14 +206,33 @@ class GroupTrainer(GRPOTrainer):
             most,
             shared=rows.per_group and not self.falls_back,
         )
-        count = torch.tensor([max(1, len(found))], device=self.accelerator.device)
-        most_found = int(self.accelerator.gather(count).max())
-        return [[] for _ in range(most_found - len(found))] + found
+        count = torch.tensor([max(1, len(batches))], device=self.accelerator.device)
+        longest = int(self.accelerator.gather(count).max())
+        return [[] for _ in range(longest - len(batches))] + batches
 
     @contextmanager
     def _about(self, scope: Scope) -> Iterator[None]:
+        """Make `scope` the context of the calls for log-probabilities."""
         before, self._scope = self._scope, scope
         try:
             yield
         finally:
             self._scope = before
+
+    @contextmanager
+    def _unlogged(self) -> Iterator[None]:
+        """Discard the metrics that TRL records meanwhile."""
+        metrics = self._metrics
+        self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+        try:
+            yield
+        finally:
+            self._metrics = metrics
+
+
+def counted_tokens(slot: Batch) -> torch.Tensor:
+    """(rows, completion tokens): 1 for the tokens of a slot that are forwarded and count in the loss."""
+    mask = slot["completion_mask"] * slot.get("tool_mask", 1)
+    forwarded = torch.zeros_like(mask)
+    forwarded[[row for rows in slot["micro_batches"] for row in rows]] = 1
+    return mask * forwarded

@@ -1,8 +1,7 @@
-"""Images that occur several times in a batch, encoded once.
+"""Encodes each distinct image of a batch once, and copies its features to the repeats.
 
-Works for any model whose inner module has `get_image_features`, as those of transformers do: what
-it returns for one copy of an image is handed out for the others, and gradients come back to the
-one copy. Where such an output has a form not known here, all copies are encoded as ever.
+It works for any model of transformers whose inner module has `get_image_features`. Gradients of all
+copies flow back into the one encoded image. If the output has an unknown form, every copy is encoded.
 """
 
 import copy
@@ -14,27 +13,27 @@ from typing import Any
 import torch
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
-PIXELS = ("pixel_values", "image_grid_thw")  # of models whose images are rows of patches
-SOME = 64  # values of an image that are looked at before it is compared with another
+PIXELS = ("pixel_values", "image_grid_thw")  # inputs of models whose images are rows of patches
+SOME = 64  # values of an image that are compared first, before all of them are
 Batch = dict[str, Any]
 
 
-def select(images: Batch, num_images: Sequence[int], chosen: Sequence[int]) -> Batch:
-    """The images of some entries, in that order; entry i has the next `num_images[i]` of them.
+def select(images: Batch, num_images: Sequence[int], entries: Sequence[int]) -> Batch:
+    """The images of the entries with these numbers, in that order.
 
-    An entry is a row or a group, as `images` has them; tensors with one element an entry, such as
-    token types, are taken along.
+    An entry is a row or a group of the batch; entry i has the next `num_images[i]` images. Tensors
+    with one element an entry, such as token types, are selected, too.
     """
     if "pixel_values" not in images:
-        return {key: take(value, chosen, len(num_images)) for key, value in images.items()}
+        return {key: take(value, entries, len(num_images)) for key, value in images.items()}
     parts = split_pixel_values_by_grid({**images, "num_images": list(num_images)})
-    taken = {key: take(value, chosen, len(num_images)) for key, value in parts.items()}
+    taken = {key: take(value, entries, len(num_images)) for key, value in parts.items()}
     whole = unsplit_pixel_values_by_grid(taken)
     return {key: whole[key] for key in images}
 
 
 def take(value: Any, rows: Sequence[int], count: int) -> Any:
-    """Some of `count` elements of a tensor or list; anything of another size stays whole."""
+    """The elements `rows` of a tensor or list of `count` elements; any other value stays whole."""
     if isinstance(value, torch.Tensor) and value.ndim and len(value) == count:
         return value[torch.tensor(rows, dtype=torch.long, device=value.device)]
     if isinstance(value, list) and len(value) == count:
@@ -43,10 +42,10 @@ def take(value: Any, rows: Sequence[int], count: int) -> Any:
 
 
 class ImagesOnce:
-    """Stands in for a module's `get_image_features`: copies of an image, or of a tile, count as one.
+    """Replaces a module's `get_image_features`, and encodes each distinct image or tile once.
 
-    `patches` is the number of rows of pixel values encoded so far: patches for models with an
-    `image_grid_thw`, else images, with their tiles or each tile by itself as the model has them.
+    `patches` counts the rows of pixel values encoded so far. A row is a patch for models with an
+    `image_grid_thw`; else it is an image with its tiles, or a single tile, as the model has them.
     """
 
     def __init__(self, module: torch.nn.Module):
@@ -58,7 +57,7 @@ class ImagesOnce:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Encode every copy meanwhile."""
+        """Within this, encode every copy."""
         self.active = False
         try:
             yield
@@ -66,35 +65,36 @@ class ImagesOnce:
             self.active = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = self.signature.bind(*args, **kwargs).arguments
-        extra = given.pop(next(iter(self._variadic()), ""), {})
-        given = {**given, **extra}
-        entries = _entries(given) if self.active else {}
+        named = self.signature.bind(*args, **kwargs).arguments
+        extra = named.pop(next(iter(self._variadic()), ""), {})
+        named = {**named, **extra}
+        entries = _entries(named) if self.active else {}
         inverse = _repeats(list(zip(*entries.values(), strict=True)))
         if len(set(inverse)) == len(inverse):
-            self.patches += len(given["pixel_values"])
-            return self.encode(**given)
+            self.patches += len(named["pixel_values"])
+            return self.encode(**named)
         kept = [inverse.index(number) for number in range(max(inverse) + 1)]
         unique = {name: torch.cat([parts[i] for i in kept]) for name, parts in entries.items()}
-        features = _expanded(self.encode(**{**given, **unique}), inverse, unique["pixel_values"])
+        features = _expanded(self.encode(**{**named, **unique}), inverse, unique["pixel_values"])
         if features is None:
-            self.patches += len(unique["pixel_values"]) + len(given["pixel_values"])
-            return self.encode(**given)
+            self.patches += len(unique["pixel_values"]) + len(named["pixel_values"])
+            return self.encode(**named)
         self.patches += len(unique["pixel_values"])
         return features
 
     def _variadic(self) -> list[str]:
+        """The name of the `**kwargs` parameter, if there is one."""
         kinds = self.signature.parameters.values()
         return [p.name for p in kinds if p.kind is inspect.Parameter.VAR_KEYWORD]
 
 
-def _entries(given: dict[str, Any]) -> dict[str, list[torch.Tensor]]:
-    """What belongs to each image, by the name of the input; empty for a form not known here.
+def _entries(arguments: dict[str, Any]) -> dict[str, list[torch.Tensor]]:
+    """Each input's name -> its part for each image; empty for an unknown form.
 
-    Known are rows of patches with a grid, images, and images with their tiles, filled up to as many.
-    Other tensors that have a row for each image, such as masks and sizes, belong to it.
+    Known forms are rows of patches with a grid, images (4-D), and images padded to equally many tiles
+    (5-D). Other tensors, such as masks and sizes, must have one row an image.
     """
-    tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
     pixels, grid = tensors.get("pixel_values"), tensors.get("image_grid_thw")
     if pixels is None or (grid is None and pixels.ndim not in (4, 5)):
         return {}
@@ -109,8 +109,8 @@ def _entries(given: dict[str, Any]) -> dict[str, list[torch.Tensor]]:
 
 
 def _repeats(entries: list[tuple[torch.Tensor, ...]]) -> list[int]:
-    """For each entry the number of its kind, by first appearance: 0, 1, 0 where the third is the first."""
-    alike: dict[Any, list[int]] = {}  # kinds that have some values in common
+    """Number equal entries alike, by first appearance: [0, 1, 0] where the third equals the first."""
+    alike: dict[Any, list[int]] = {}  # shape and some values -> the kinds that have them
     first: list[tuple[torch.Tensor, ...]] = []
     kinds = []
     for entry in entries:
@@ -129,7 +129,10 @@ def _repeats(entries: list[tuple[torch.Tensor, ...]]) -> list[int]:
 
 
 def _expanded(output: Any, inverse: list[int], pixels: torch.Tensor) -> Any:
-    """`output` for the images of `pixels`, given out to those that `inverse` names; None if unknown."""
+    """Repeat the features of distinct images for all copies; None for an unknown form of `output`.
+
+    `pixels` are the distinct images, and `inverse[i]` is the one that copy i equals.
+    """
     count = max(inverse) + 1
     pooled = getattr(output, "pooler_output", None)
     if pooled is None:
@@ -137,9 +140,11 @@ def _expanded(output: Any, inverse: list[int], pixels: torch.Tensor) -> Any:
     expanded = copy.copy(output)
     if len(pooled) == count:
         tensor = isinstance(pooled, torch.Tensor)
-        chosen = [pooled[i] for i in inverse]
-        expanded.pooler_output = torch.stack(chosen) if tensor else tuple(chosen)
-    elif pixels.ndim == 5 and isinstance(pooled, torch.Tensor):  # of each tile that is not empty
+        copies = [pooled[i] for i in inverse]
+        expanded.pooler_output = torch.stack(copies) if tensor else tuple(copies)
+    elif pixels.ndim == 5 and isinstance(
+        pooled, torch.Tensor
+    ):  # one element for each tile that is not padding
         tiles = pixels.flatten(2).any(-1).sum(1).tolist()
         if sum(tiles) != len(pooled):
             return None

@@ -1,7 +1,7 @@
-"""Which completions share a forward pass, and where their tokens stand in it. Index arithmetic only.
+"""Index arithmetic: splits rows into micro-batches, and packs a micro-batch into one row.
 
-Terms: a row is one completion with its prompt, as TRL keeps them, prompts padded on the left and
-completions on the right; a group is the rows that share prompt and image; a micro-batch is the
+Terms: a row is one completion with its prompt, as TRL keeps them: prompts padded on the left,
+completions on the right. A group is the rows that share a prompt and an image. A micro-batch is the
 rows that go through the model together.
 """
 
@@ -16,16 +16,16 @@ from training.shared_prefix.attention import Layout, Span, padded_length
 
 def members(groups: Sequence[int]) -> dict[int, list[int]]:
     """The rows of each group, groups in order of first appearance."""
-    found: dict[int, list[int]] = {}
+    rows: dict[int, list[int]] = {}
     for row, group in enumerate(groups):
-        found.setdefault(group, []).append(row)
-    return found
+        rows.setdefault(group, []).append(row)
+    return rows
 
 
 def shuffled(groups: Sequence[int], permutation: Sequence[int]) -> list[int]:
-    """All rows, whole groups together, in the order in which a permutation of the rows meets them.
+    """All rows, group by group, in the order in which a permutation of the rows reaches the groups.
 
-    The permutation is drawn as TRL draws it, so that both take the same random numbers.
+    The permutation is one of rows, as TRL draws it, so that both draw the same random numbers.
     """
     rows = members(groups)
     order = dict.fromkeys(groups[row] for row in permutation)
@@ -41,12 +41,12 @@ def split(
     most_rows: int = 0,
     shared: bool = True,
 ) -> list[list[int]]:
-    """`rows` as micro-batches of at most `limit` tokens and `most_rows` rows (0: any number).
+    """Split `rows` into micro-batches of at most `limit` tokens and `most_rows` rows (0: no bound).
 
-    `prompts` and `completions` are each row's lengths in tokens. A group is cut only where it does
-    not fit into a micro-batch of its own; a row that exceeds the limit alone still gets one. With
-    `shared` a prompt counts once for all its rows in a micro-batch. Rows without a completion
-    token are left out: nothing of them is scored.
+    `prompts` and `completions` are each row's lengths in tokens. A group is split only if it does not
+    fit into one micro-batch. A row longer than `limit` gets a micro-batch of its own. With `shared` a
+    prompt counts once for all its rows in a micro-batch. Rows without a completion token are left
+    out, since none of their tokens is scored.
     """
     rows = [row for row in rows if completions[row]]
     wholes: dict[int, int] = {}
@@ -60,7 +60,7 @@ def split(
         new = groups[row] not in here
         cost = completions[row] + (prompts[row] if new or not shared else 0)
         full = bool(limit) and tokens + cost > limit
-        # A group that fits into a micro-batch of its own is not begun in one with too little room.
+        # A group that fits into one micro-batch does not begin in one with too little room.
         cut = new and bool(limit) and wholes[groups[row]] <= limit < tokens + wholes[groups[row]]
         if not batches or full or cut or (most_rows and len(batches[-1]) >= most_rows):
             batches.append([])
@@ -74,13 +74,16 @@ def split(
 
 @dataclass(frozen=True)
 class Packed:
-    """A micro-batch as one row of `length` tokens. Indices are into flattened tensors of TRL's.
+    """A micro-batch packed into one row of `length` tokens. Indices are into TRL's flattened tensors.
 
-    For each of the row's tokens: `token`, where its id stands in the ids (rows, prompt and
-    completion); `label`, where the id it must predict stands, or -1; `place`, its prompt position
-    (groups, prompt), the last one for tokens of a completion, which are `ahead` further on. For
-    each scored token: `scored`, its place in the row, and `result`, its place in (rows,
-    completion).
+    For each token of the row (length,):
+    - `token`: the index of its id in the ids (rows, prompt and completion)
+    - `label`: the index of the id that it must predict, or -1
+    - `place`: the index of its position in (groups, prompt); completion tokens have the prompt's last
+    - `ahead`: the number of positions after `place`, 0 for prompt tokens
+    For each scored token:
+    - `scored`: its index in the packed row
+    - `result`: its index in (rows, completion)
     """
 
     length: int
@@ -106,19 +109,20 @@ def pack(
     width: int,
     device: torch.device,
 ) -> Packed:
-    """Lay out `rows`: each group's prompt once, without its last token, then its completions.
+    """Pack `rows`: each group's prompt once, without its last token, then its completions.
 
-    Every completion begins with a copy of the prompt's last token, which predicts its first one,
-    and goes without its own last token, which predicts nothing: as many tokens as are scored.
-    `prompts` and `completions` are lengths; `prompt_width` and `width` are those of TRL's tensors.
+    Every completion is preceded by a copy of the prompt's last token, which predicts its first token.
+    Its own last token predicts nothing and is left out. So a branch has as many tokens as are scored.
+    `prompts` and `completions` are lengths in tokens; `prompt_width` and `width` are those of TRL's
+    tensors.
     """
     token, label, place, ahead, scored, result = ([] for _ in range(6))
     spans, order = [], list(members(groups))
-    chosen: dict[int, list[int]] = {}
+    by_group: dict[int, list[int]] = {}
     for row in rows:
-        chosen.setdefault(groups[row], []).append(row)
+        by_group.setdefault(groups[row], []).append(row)
     at = 0
-    for index, own in enumerate(chosen.values()):
+    for index, own in enumerate(by_group.values()):
         prefix = prompts[own[0]] - 1
         columns = torch.arange(prompt_width - 1 - prefix, prompt_width - 1)
         token.append(own[0] * width + columns)
@@ -137,7 +141,7 @@ def pack(
             result.append(row * (width - prompt_width) + steps)
             at += len(steps)
     length = padded_length(at, device)
-    # Filling repeats the first token: harmless, for it is neither seen by others nor scored.
+    # Padding repeats the first token; no other token attends to it, and it is not scored.
     fill = torch.zeros(length - at, dtype=torch.long)
     token.append(fill + token[0][0] if len(fill) else fill)
     label.append(fill - 1)
@@ -146,18 +150,18 @@ def pack(
     return Packed(
         length,
         spans,
-        [order.index(group) for group in chosen],
+        [order.index(group) for group in by_group],
         *(torch.cat(part).to(device) for part in (token, label, place, ahead, scored, result)),
     )
 
 
 @dataclass
 class Counters:
-    """What one process has put through its models since training began."""
+    """What one process has computed since training began."""
 
     lm_tokens: int = 0  # tokens through the language model, in training and reference passes
-    lm_tokens_ideal: int = 0  # every prompt once a group and pass, every completion token once
-    lm_tokens_stock: int = 0  # what TRL's padded rows come to, for the same passes
+    lm_tokens_ideal: int = 0  # with every prompt once a group, for the same passes
+    lm_tokens_stock: int = 0  # in TRL's padded rows, for the same passes
     vision_patches: int = 0  # rows of pixel values through the vision tower, in the same passes
     image_processor_calls: int = 0
     unique_images: int = 0  # of each generation batch
@@ -167,13 +171,13 @@ class Counters:
     zero_advantage_groups: int = 0
     zero_advantage_groups_forwarded: int = 0
     seconds: float = 0.0  # in the training passes, forward and backward
-    _told: dict[str, float] = field(default_factory=dict, repr=False)
+    _last: dict[str, float] = field(default_factory=dict, repr=False)
 
     def since_last(self) -> dict[str, float]:
-        """What was counted since the last call, and the two shares that tell whether it pays."""
+        """The counts since the last call, `useful_share` and `token_saving`."""
         now = {name: value for name, value in asdict(self).items() if not name.startswith("_")}
-        new = {name: value - self._told.get(name, 0) for name, value in now.items()}
-        self._told = now
+        new = {name: value - self._last.get(name, 0) for name, value in now.items()}
+        self._last = now
         new["useful_share"] = _share(
             new["completion_tokens_useful"], new["completion_tokens_forwarded"]
         )

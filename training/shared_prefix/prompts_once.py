@@ -1,7 +1,7 @@
-"""Prompts whose image and text a processor takes in once, however often the trainer asks.
+"""Wrappers around a processor, by which each prompt and image is processed once a batch.
 
-TRL hands a processor each of a group's copies of a prompt, and twice: for the prompts' tokens, and
-for the model's inputs.
+TRL calls the processor on every copy of a group's prompt, and twice: for the prompts' tokens, and for
+the model's inputs.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ from training.shared_prefix.packing import members
 
 
 class PromptsOnce:
-    """Stands in for the processor while TRL scores a batch: each group is processed once.
+    """Replaces the processor while TRL scores a batch, and processes each group once.
 
-    TRL asks twice, for each of a group's copies, first for the prompts' tokens, then for the
-    model's inputs. The second answer is put together from the first. With `per_group`, patches and
-    grids are given once a group instead of once a row.
+    TRL first calls `tokenize` for the prompts' tokens. It then calls the processor for the model's
+    inputs, which are assembled from the first answer. With `per_group` the inputs have patches and
+    grids once a group, else once a row.
     """
 
     def __init__(self, processor: Any, groups: Sequence[int], per_group: bool):
@@ -31,30 +31,30 @@ class PromptsOnce:
         self._per_group = per_group
         self._fields: list[dict[str, Any]] = []
         self.calls = 0  # of the image processor
-        self.unique_images = 0  # that nobody asked for before
+        self.unique_images = 0  # that were not processed before
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._processor, name)
 
     @property
     def image_processor(self) -> Any:
-        """The processor's own; how many tiles each image has it need not find out anew."""
+        """The processor's own image processor, which already knows each image's number of tiles."""
         tiles = [len(self._fields[group].get("pixel_values", ())) for group in self._group_of]
         return TilesKnown(self._processor.image_processor, tiles)
 
     def tokenize(
         self, prompts: Sequence[Any], tokenize: Callable[[list[Any]], tuple[list, Any, dict]]
     ) -> tuple[list[list[int]], list[Any] | None, dict[str, Any]]:
-        """`tokenize` (TRL's `_tokenize_prompts`) on one prompt a group; its answer for all rows."""
+        """Call `tokenize` (TRL's `_tokenize_prompts`) on one prompt a group; its answer for all rows."""
         with remembered(self._processor) as memory:
             before = memory.calls, len(memory.seen)
-            told = [tokenize([prompts[rows[0]]]) for rows in self._rows.values()]
+            answers = [tokenize([prompts[rows[0]]]) for rows in self._rows.values()]
             self.calls = memory.calls - before[0]
             self.unique_images = len(memory.seen) - before[1]
-        self._fields = [fields for _, _, fields in told]
-        ids = [told[group][0][0] for group in self._group_of]
-        has_images = any(images for _, images, _ in told)
-        images = [told[g][1][0] if told[g][1] else None for g in self._group_of]
+        self._fields = [fields for _, _, fields in answers]
+        ids = [answers[group][0][0] for group in self._group_of]
+        has_images = any(images for _, images, _ in answers)
+        images = [answers[g][1][0] if answers[g][1] else None for g in self._group_of]
         return ids, images if has_images else None, self._merged(self._group_of)
 
     def __call__(self, **_: Any) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class PromptsOnce:
 
 @contextmanager
 def remembered(processor: Any) -> Iterator["Remembering"]:
-    """Each picture goes through the image processor once within this; nested, within the outermost."""
+    """Within this, the image processor processes each picture once; a nested use shares the memory."""
     own = processor.image_processor
     if isinstance(own, Remembering):
         yield own
@@ -94,7 +94,7 @@ def remembered(processor: Any) -> Iterator["Remembering"]:
 
 
 class Remembering:
-    """Stands in for an image processor that is asked for the same picture again."""
+    """Wraps an image processor and returns the stored result for a picture it has processed."""
 
     def __init__(self, processor: Any):
         self._processor = processor
@@ -112,11 +112,11 @@ class Remembering:
             self.calls += 1
             self._known[digests] = self._processor(images, *args, **kwargs)
         known = self._known[digests]
-        return type(known)(dict(known))  # whoever asked may take things out
+        return type(known)(dict(known))  # a copy, since the caller may remove entries
 
 
 class TilesKnown:
-    """Stands in for an image processor that TRL asks for the number of tiles alone (InternVL)."""
+    """Wraps an image processor and answers TRL's question for the number of tiles (InternVL)."""
 
     def __init__(self, processor: Any, tiles: list[int]):
         self._processor, self._tiles = processor, tiles
@@ -143,9 +143,9 @@ def _digest(image: Any) -> str:
 
 
 def _filled(values: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Tensors with zeros behind, so that they differ in their first size alone.
+    """Pad tensors with zeros at the end, so that they differ in their first dimension alone.
 
-    A processor does so with the images of one call, where some have more tiles than others.
+    A processor pads the images of one call alike, when some have more tiles than others.
     """
     most = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
     return [

@@ -1,23 +1,24 @@
-"""GRPO for vision-language models in which a group's image and prompt are computed once.
+"""The GRPO trainer that computes a group's image and prompt once, for vision-language models.
 
-All completions of a GRPO group share one image and one prompt. TRL encodes the image for each of
-them, and takes the prompt through the language model with each of them. `SharedPrefixTrainer`
-takes both through once and lets the completions follow in the same row (`prefix_attention`,
-`prefix_batches`, `prefix_forward`), drops padding, forwards no group whose gradient is zero, and
-processes each image once (`group_trainer`, `prompts_once`). The loss is TRL's own code on tensors
-of TRL's shapes, so log-probabilities, loss and gradients are TRL's, up to rounding.
+All completions of a GRPO group share one image and one prompt. TRL encodes the image, and forwards
+the prompt, once for every completion. `SharedPrefixTrainer` does both once a group:
 
-Two ways, chosen by architecture and said in one line: prefix, for Qwen2.5-VL and Qwen2-VL; vision,
-for others, whose images are encoded once while TRL's own pass forwards the padded rows.
+- It packs a prompt and its completions into one row without padding (`packing`, `attention`,
+  `forward`).
+- It skips groups whose gradient is zero, and processes each image once (`groups`, `prompts_once`).
+- The loss is TRL's own code on tensors of TRL's shapes, so log-probabilities, loss and gradients equal
+  TRL's up to rounding.
 
-It overrides internals of TRL 1.16; `tests/training/shared_prefix/test_trainer.py` fails when they change.
+The architecture decides what is shared: "prefix" (image and prompt) for Qwen2.5-VL and Qwen2-VL,
+"vision" (the image) for others, whose padded rows go through TRL's own pass.
+
+The class overrides internals of TRL 1.16; `tests/training/shared_prefix/test_trainer.py` fails when
+they change.
 """
 
 import functools
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,12 +27,13 @@ from trl import GRPOTrainer
 from training.model import sharding
 from training.model.rollout_engine import by_vllm
 from training.shared_prefix import attention, check, vllm_correction
-from training.shared_prefix.forward import Found, Rows, base_of, packed, padded, put, sharing
-from training.shared_prefix.groups import GroupTrainer, Scope
+from training.shared_prefix.forward import Rows, TokenScores, base_of, packed, padded, put, sharing
+from training.shared_prefix.groups import GroupTrainer, Scope, counted_tokens
 from training.shared_prefix.images_once import ImagesOnce
 from training.shared_prefix.packing import Stopwatch
 
 Batch = dict[str, Any]
+# What the architecture allows to share -> the line that is printed.
 SHARES = {
     "prefix": "image and prompt go through the model once a group",
     "vision": "images are encoded once a group, prompts go through once a completion",
@@ -40,10 +42,9 @@ SHARES = {
 
 
 def trainer_kind(model: torch.nn.Module, shared_prefix: bool, **trl: Any) -> type[GRPOTrainer]:
-    """The trainer for `model`, by the way that its architecture allows; says which, in one line.
+    """The trainer class for `model`: TRL's own, where nothing is shared. Prints what is shared.
 
-    `trl` are GRPOTrainer's own arguments. Without `shared_prefix`, or where nothing can be shared,
-    it is TRL's own trainer.
+    `trl` are GRPOTrainer's own arguments.
     """
     way, why = sharing(model) if shared_prefix else ("none", "shared_prefix = false")
     if shared_prefix and any(
@@ -64,9 +65,9 @@ def make_trainer(
     mixed: Callable[[type[GRPOTrainer]], type[GRPOTrainer]] | None = None,
     **trl: Any,
 ) -> GRPOTrainer:
-    """A trainer of that kind; the two arguments in the middle have no effect on TRL's own.
+    """A trainer of the class that `trainer_kind` returns; `mixed` adds mixins to that class.
 
-    `mixed` makes the class that is used of that kind.
+    TRL's own trainer ignores `tokens_per_micro_batch` and `check_first_batch`.
     """
     kind = trainer_kind(model, shared_prefix, **trl)
     kind = by_vllm(kind) if trl["args"].use_vllm else kind
@@ -76,13 +77,12 @@ def make_trainer(
 
 
 class SharedPrefixTrainer(GroupTrainer):
-    """GRPOTrainer, with a group's image and prompt computed once.
+    """GRPOTrainer that computes a group's image and prompt once.
 
-    `tokens_per_micro_batch` bounds the tokens of one forward and backward pass (0: the whole of
-    `per_device_train_batch_size` at once); the gradient stays that of the undivided batch.
-    `check_first_batch` compares the first batch with TRL's own pass and goes on with that where
-    they disagree. `counters` tells what this process has computed; each logged step shows what was
-    added as `shared/...`.
+    `tokens_per_micro_batch` bounds the tokens of one forward and backward pass (0: the whole
+    `per_device_train_batch_size` at once); the gradient stays that of the whole batch.
+    `check_first_batch` runs the parity check on the first batch; if it fails, training goes on with
+    TRL's own pass. `counters` counts this process's work, which each log entry has as `shared/...`.
     """
 
     def __init__(
@@ -94,7 +94,6 @@ class SharedPrefixTrainer(GroupTrainer):
     ):
         super().__init__(*args, tokens_per_micro_batch=tokens_per_micro_batch, **kwargs)
         self._unchecked = check_first_batch
-        self.falls_back = False  # to TRL's own pass, after the comparison
         self.encoders: dict[int, ImagesOnce] = {}
         for model in (self.model, self.ref_model):
             if model is not None:
@@ -103,7 +102,7 @@ class SharedPrefixTrainer(GroupTrainer):
                 if self.way == "prefix":
                     attention.install(base)
 
-    # Log-probabilities: what TRL's code calls for.
+    # Log-probabilities, for which TRL's code calls.
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -145,47 +144,47 @@ class SharedPrefixTrainer(GroupTrainer):
             batches = self._micro_batches(rows, range(len(input_ids)), batch_size or 0)
         else:
             batches = [scope.rows]
-        for chosen in batches:
-            if chosen:
-                found = self._forward(model, stock, rows, chosen, compute_entropy)
-                logps = put(logps, found.place, found.logps)
-                if found.entropies is not None:
-                    entropies = put(entropies, found.place, found.entropies)
+        for micro_batch in batches:
+            if micro_batch:
+                scores = self._forward(model, stock, rows, micro_batch, compute_entropy)
+                logps = put(logps, scores.place, scores.logps)
+                if scores.entropies is not None:
+                    entropies = put(entropies, scores.place, scores.entropies)
             else:
-                logps = logps + self._nothing(model, stock, rows)
+                logps = logps + self._zero(model, stock, rows)
         if scope.rows is not None:
             scope.logps, scope.entropies = logps.detach(), entropies.detach()
             self._correct(scope)
         return logps, entropies if compute_entropy else None, None
 
     def _forward(
-        self, model: torch.nn.Module, stock: Any, rows: Rows, chosen: list[int], entropy: bool
-    ) -> Found:
+        self, model: torch.nn.Module, stock: Any, rows: Rows, micro_batch: list[int], entropy: bool
+    ) -> TokenScores:
+        """Forward a micro-batch by the way of this model, and count it."""
         encoder = self.encoders[id(base_of(model))]
         before = encoder.patches
         with self.accelerator.autocast():
             if self.falls_back:
                 with encoder.off():
-                    found = padded(stock, rows, chosen, entropy)
+                    scores = padded(stock, rows, micro_batch, entropy)
             elif rows.per_group:
-                found = packed(model, rows, chosen)
+                scores = packed(model, rows, micro_batch)
             else:
-                found = padded(stock, rows, chosen, entropy)
+                scores = padded(stock, rows, micro_batch, entropy)
         counters = self.counters
         counters.vision_patches += encoder.patches - before
-        counters.lm_tokens += found.tokens
-        counters.lm_tokens_ideal += rows.ideal(chosen)
-        counters.lm_tokens_stock += len(chosen) * rows.input_ids.size(1)
-        counters.completion_tokens_forwarded += found.completion_tokens
-        counters.completion_tokens_useful += sum(rows.completions[row] for row in chosen)
-        return found
+        counters.lm_tokens += scores.tokens
+        counters.lm_tokens_ideal += rows.ideal(micro_batch)
+        counters.lm_tokens_stock += len(micro_batch) * rows.input_ids.size(1)
+        counters.completion_tokens_forwarded += scores.completion_tokens
+        counters.completion_tokens_useful += sum(rows.completions[row] for row in micro_batch)
+        return scores
 
-    def _nothing(self, model: torch.nn.Module, stock: Any, rows: Rows) -> torch.Tensor:
-        """A zero with a gradient of zero, where there is nothing to forward.
+    def _zero(self, model: torch.nn.Module, stock: Any, rows: Rows) -> torch.Tensor:
+        """A zero whose gradient is zero, for an empty micro-batch.
 
-        Other processes wait for this one's part in a forward and backward pass, vision tower
-        included: where weights are shared out, every module's are gathered from all processes. So
-        the shortest of this process's rows goes through, and counts for nothing.
+        With sharded weights every process must take part in every forward and backward pass, vision
+        tower included. So this process forwards its shortest row, and multiplies the result by zero.
         """
         device = rows.input_ids.device
         if self.accelerator.num_processes == 1:
@@ -196,11 +195,11 @@ class SharedPrefixTrainer(GroupTrainer):
             if c
         ]
         kept = dict(vars(self.counters))
-        found = self._forward(model, stock, rows, [min(lengths)[1]], False)
+        scores = self._forward(model, stock, rows, [min(lengths)[1]], False)
         vars(self.counters).update(kept)
-        return 0.0 * found.logps.sum()
+        return 0.0 * scores.logps.sum()
 
-    # The loss: TRL's, once for each micro-batch.
+    # The loss: TRL's own, computed once for each micro-batch.
 
     def _compute_loss(self, model: torch.nn.Module, inputs: Batch) -> torch.Tensor:
         rows = self._rows(inputs, inputs["groups"])
@@ -211,7 +210,7 @@ class SharedPrefixTrainer(GroupTrainer):
                 self._start_anew()
         for name, count in inputs["counted"].items():
             setattr(self.counters, name, getattr(self.counters, name) + count)
-        # A row that is not forwarded has a ratio of one where there is an old value.
+        # A row that is not forwarded keeps its old value, so that its ratio is one.
         other = inputs.get("old_per_token_logps", inputs.get("ref_per_token_logps"))
         if other is None:
             other = torch.zeros_like(inputs["completion_mask"], dtype=torch.float32)
@@ -231,7 +230,9 @@ class SharedPrefixTrainer(GroupTrainer):
                 with self._unlogged():
                     loss = super()._compute_loss(model, inputs)
                 scope.known = True
-                with torch.no_grad():  # TRL's figures on the values of all micro-batches
+                with (
+                    torch.no_grad()
+                ):  # TRL's loss and metrics, from the values of all micro-batches
                     value = super()._compute_loss(model, inputs)
                 loss = loss + (value - loss).detach()
         if self._skips:
@@ -239,31 +240,24 @@ class SharedPrefixTrainer(GroupTrainer):
         if self._spares_old_pass and "old_per_token_logps" not in inputs:
             inputs["old_per_token_logps"] = scope.logps
             if self._corrects and self.model.training:
-                sampling, counted = inputs["sampling_per_token_logps"], self._counted(inputs)
+                sampling, counted = inputs["sampling_per_token_logps"], counted_tokens(inputs)
                 ratio, apart = inputs["importance_sampling_ratio"], scope.logps - sampling
                 vllm_correction.log(self, ratio, apart, counted)
         return loss
 
     def _correct(self, scope: Scope) -> None:
-        """On the first turn, give TRL's loss the correction that it reads after this pass."""
+        """On a slot's first turn, compute the vLLM correction, which TRL's loss reads after this pass."""
         inputs = scope.inputs
         assert inputs is not None
         if self._spares_old_pass and self._corrects and "old_per_token_logps" not in inputs:
-            sampling, counted = inputs["sampling_per_token_logps"], self._counted(inputs)
+            sampling, counted = inputs["sampling_per_token_logps"], counted_tokens(inputs)
             inputs["importance_sampling_ratio"] = vllm_correction.ratio(
                 self, scope.logps, sampling, counted
             )
 
-    def _counted(self, inputs: Batch) -> torch.Tensor:
-        """(rows, tokens): 1 for the tokens that are forwarded and count in the loss."""
-        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
-        seen = torch.zeros_like(mask)
-        seen[[row for rows in inputs["micro_batches"] for row in rows]] = 1
-        return mask * seen
-
     def _log_entropy(self, scope: Scope, inputs: Batch) -> None:
-        """The mean over the tokens that were forwarded; TRL's is over all."""
-        counted = self._counted(inputs)
+        """Replace TRL's entropy, a mean over all tokens, by the mean over the forwarded ones."""
+        counted = counted_tokens(inputs)
         sums = torch.stack([(scope.entropies * counted).sum(), counted.sum().float()])
         total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
         mode = "train" if self.model.training else "eval"
@@ -275,7 +269,7 @@ class SharedPrefixTrainer(GroupTrainer):
         assert self._buffered_inputs is not None
         slot = self._buffered_inputs[(self._step - 1) % self.args.steps_per_generation]
         if not any(slot["micro_batches"]):
-            # TRL's gradient here is zero and not none: momentum and decay still move the weights.
+            # In TRL the gradient is zero here and not None: momentum and decay still move the weights.
             for weight in model.parameters():
                 if weight.requires_grad and weight.grad is None:
                     weight.grad = torch.zeros_like(weight)
@@ -287,20 +281,10 @@ class SharedPrefixTrainer(GroupTrainer):
         super().log(logs, start_time)
 
     def _start_anew(self) -> None:
-        """Micro-batches and log-probabilities of the batches at hand, for TRL's own pass."""
+        """Recompute the buffered slots' micro-batches and log-probabilities for TRL's own pass."""
         for slot in self._buffered_inputs or []:
             live = [row for rows in slot["micro_batches"] for row in rows]
             rows = self._rows(slot, slot["groups"])
             slot["micro_batches"] = self._micro_batches(rows, live)
             with self._about(Scope(rows.groups)):
                 check.rescore(self, slot, rows)
-
-    @contextmanager
-    def _unlogged(self) -> Iterator[None]:
-        """Leave out of the log what TRL notes meanwhile."""
-        metrics = self._metrics
-        self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
-        try:
-            yield
-        finally:
-            self._metrics = metrics

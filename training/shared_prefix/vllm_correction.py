@@ -1,7 +1,7 @@
-"""vLLM's importance-sampling correction, from log-probabilities found in the training pass itself.
+"""The importance-sampling correction for vLLM, from the training pass's log-probabilities.
 
-TRL computes it beforehand, from a pass of its own. Where the first turn on a batch is taken with
-the weights that generated it, that turn finds the same log-probabilities.
+TRL computes the correction beforehand, by an extra pass. When the first turn on a batch still has
+the weights that generated it, the training pass computes the same log-probabilities.
 """
 
 import math
@@ -13,10 +13,10 @@ import torch
 def ratio(
     trainer: Any, old: torch.Tensor, sampling: torch.Tensor, counted: torch.Tensor
 ) -> torch.Tensor:
-    """What TRL multiplies the loss by: (rows, tokens), or (rows, 1) in the sequence modes.
+    """The factor of TRL's loss: (rows, tokens), or (rows, 1) in the sequence modes.
 
-    `old` and `sampling` are log-probabilities by the trained model and by vLLM; where `counted` is
-    0, or vLLM could not tell, there is no correction. The modes and bounds are TRL's settings.
+    `old` and `sampling` are log-probabilities of the trained model and of vLLM. Where `counted` is 0,
+    or vLLM's is NaN, there is no correction. Mode and bounds are TRL's settings.
     """
     mode = trainer.vllm_importance_sampling_mode
     low = trainer.vllm_importance_sampling_clip_min
@@ -24,17 +24,17 @@ def ratio(
     difference = torch.where(counted.bool(), old - sampling, 0.0).nan_to_num(nan=0.0)
     if mode.startswith("sequence"):
         difference = difference.sum(-1, keepdim=True)
-    found = difference.exp()
+    factor = difference.exp()
     if mode.endswith("truncate"):
-        return found.clamp(min=low, max=high)
-    outside = (found < (-math.inf if low is None else low)) | (
-        found > (math.inf if high is None else high)
+        return factor.clamp(min=low, max=high)
+    outside = (factor < (-math.inf if low is None else low)) | (
+        factor > (math.inf if high is None else high)
     )
-    return found.masked_fill(outside, 0.0)
+    return factor.masked_fill(outside, 0.0)
 
 
 def log(trainer: Any, ratio: torch.Tensor, difference: torch.Tensor, counted: torch.Tensor) -> None:
-    """TRL's figures on the correction, over the tokens that were forwarded on all processes."""
+    """Log TRL's figures on the correction, over the tokens that all processes forwarded."""
     mask = counted.bool()
     apart = difference[mask & ~difference.isnan()].abs()
     ratios = ratio.flatten() if ratio.size(1) == 1 else ratio[mask]

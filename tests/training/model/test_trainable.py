@@ -7,7 +7,7 @@ import torch
 
 from tasks.runtime.errors import StageError
 from tests.conftest import settings_of
-from training.loop import checkpoints, policy_folder, vllm_check
+from training.loop import checkpoints, vllm_check
 from training.model import loading, trainable
 from training.model.tiny_policy import new_model
 from training.resources import gpu_memory, needs
@@ -241,63 +241,6 @@ def test_hand_overs_to_vllm_leave_the_base_weights_alone():
     drift = trainer._metrics["train"]["base_drift"]
     assert len(drift) == 3
     assert all(share > 0 for share in drift)
-
-
-def test_what_goes_to_the_hub_is_private_and_holds_no_data(tmp_path, monkeypatch, capsys):
-    import huggingface_hub
-
-    for name in (
-        "model.safetensors", "config.json", "README.md", "chat_template.jinja", "manifest.json",
-        "recipe.json", "place.json", "stats.json", ".progress.json", "error.txt", "train_log.parquet", "completions-00001.parquet",
-        "adapter/adapter_model.safetensors", "state/optimizer.safetensors", "last/model.safetensors",
-        "adapted.json", "earlier/1/adapter_model.safetensors", "generation_config.json",
-    ):  # fmt: skip
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("x")
-    uploads = []
-
-    class Stub:
-        def create_repo(self, repository, *, private, exist_ok):
-            assert private
-
-        def repo_info(self, repository):
-            return SimpleNamespace(private=repository != "me/public")
-
-        def upload_folder(self, **given):
-            paths = [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()]
-            uploads.extend(
-                huggingface_hub.utils.filter_repo_objects(
-                    paths,
-                    allow_patterns=given["allow_patterns"],
-                    ignore_patterns=given["ignore_patterns"],
-                )
-            )
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Stub)
-    policy_folder.push(tmp_path, "me/policy")
-    assert sorted(uploads) == [
-        "README.md",
-        "adapter/adapter_model.safetensors",
-        "chat_template.jinja",
-        "config.json",
-        "earlier/1/adapter_model.safetensors",
-        "generation_config.json",
-        "model.safetensors",
-    ]
-    assert "me/policy" in capsys.readouterr().out
-
-    before = len(uploads)
-    policy_folder.push(tmp_path, "me/public")
-    assert len(uploads) == before
-    assert "it is there and public" in capsys.readouterr().out
-
-    class Down(Stub):
-        def create_repo(self, *_, **__):
-            raise OSError("no network")
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Down)
-    policy_folder.push(tmp_path, "me/policy")
-    assert "was not uploaded: no network" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a CPU's matrix product")

@@ -8,7 +8,7 @@ import torch
 from tasks.runtime.errors import StageError
 from tests import prefix_models
 from tests.prefix_models import Largest, apart, told, trainer, weights
-from tests.training.shared_prefix.test_trainer import in_two_processes
+from tests.training.shared_prefix.test_runs import in_two_processes
 from tests.training.test_grpo import arguments, curve, frozen, trained, weights_of
 from training.resources import largest_batch
 

@@ -32,7 +32,7 @@ def compare():
 def test_equal_passes_agree_and_leave_no_gradient(compare):
     verdict = compare(lambda logps: logps)
     assert verdict.agrees
-    assert "mean 0.0e+00" in verdict.told
+    assert "mean 0.0e+00" in verdict.figures
     assert compare.layer.weight.grad is None
 
 
