@@ -121,7 +121,7 @@ def _finished(output: Path, source: Source) -> tuple[int, list[dict[str, str]]]:
         count += recorded["items"]
         rejects += recorded["rejects"]
     for path in (*output.glob("part-*.json"), *output.glob("images-*.parquet")):
-        if int(path.stem.rpartition("-")[2]) >= -(-count // IMAGES_PER_SHARD):
+        if int(path.stem.rpartition("-")[2].partition("_")[0]) >= -(-count // IMAGES_PER_SHARD):
             path.unlink()
     return count, rejects
 
