@@ -155,7 +155,7 @@ class Writer:
 
     def _discard(self) -> None:
         if self.parquet is not None:
-            with suppress(OSError):  # a full disk may fail here, and in closing the file
+            with suppress(Exception):  # a full disk may fail here, and in closing the file
                 self.parquet.close()
         if self.file is not None:
             with suppress(OSError):
