@@ -215,3 +215,9 @@ def test_questions_with_more_photographs_than_one_arrow_array_holds():
     assert column.nbytes > 2**31
     assert len(column) == 9
     assert column.type == kind
+
+
+def test_a_text_that_cannot_be_encoded_leaves_no_empty_file(tmp_path):
+    with pytest.raises(UnicodeEncodeError):
+        shards.write_text(tmp_path / "mine.md", "half a character: \udce9")
+    assert list(tmp_path.iterdir()) == []
