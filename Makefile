@@ -1,15 +1,15 @@
-# make train   set-up, then the whole line from the settings in luigi.cfg  [DATASET=name]
+# make train   set-up, then the whole pipeline with the settings in luigi.cfg  [DATASET=name]
 # make card    draft a data card for a folder of photographs: NAME=name FOLDER=path [NOUN=bird]
 # make test    set-up, then the tests, two files at a time
 # make help    what else there is
 
 PYTHON ?= python3
 BIN := .venv/bin
-# A machine with an NVIDIA driver gets the CUDA build of vLLM, any other the CPU build.
+# A machine with an NVIDIA driver gets the CUDA build of vLLM, and any other the CPU build.
 DEVICE ?= $(if $(wildcard /dev/nvidia0),cuda,cpu)
 READY := .venv/.ready-$(DEVICE)
 
-# What every installation is resolved with.
+# Options for every resolution of packages: the overrides and the pinned versions.
 RESOLVED = --override requirements/overrides.txt --constraint requirements/$(1).txt
 
 .PHONY: help setup card train test lint audit chaos clean
@@ -32,7 +32,7 @@ lint: $(READY)
 	$(BIN)/mypy pipeline tasks training data_cards
 	@for build in cpu cuda; do $(BIN)/python -m tests.pins $$build $(call RESOLVED,$$build) || exit 1; done
 
-# Known vulnerabilities of the pinned versions. What cannot be looked up is an error, not a pass.
+# Look up known vulnerabilities of the pinned versions. A failed look-up is an error.
 AUDIT := pip-audit==2.10.1 --strict --no-deps --disable-pip --progress-spinner off
 audit: $(READY)
 	@$(BIN)/uvx --quiet $(AUDIT) --requirement requirements/$(DEVICE).txt 2>.venv/audit.log || { \
@@ -47,7 +47,7 @@ setup: $(READY)
 
 $(READY): pyproject.toml requirements/$(DEVICE).txt requirements/overrides.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11, 3.12 or 3.13"; exit 1; }
-	@# A set-up that was cut off may have left an interpreter without pip: it is made anew.
+	@# An interrupted set-up may have left an interpreter without pip. Then the environment is made anew.
 	@test ! -e .venv || $(BIN)/python -m pip --version >/dev/null 2>&1 || rm -rf .venv
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 	  echo "error: $(PYTHON) is $$($(PYTHON) -V); name another: make PYTHON=python3.11 (or 3.12, 3.13)"; exit 1; }
@@ -57,9 +57,9 @@ $(READY): pyproject.toml requirements/$(DEVICE).txt requirements/overrides.txt
 	@$(BIN)/python -m tasks.runtime.machine $(DEVICE)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@echo "installing into .venv ($(DEVICE)): about 6 GB, some minutes on a slow line; cut off, it goes on from there"
-	@# torch first: the CPU build of vLLM pins a torch without torchvision's operators, which the
-	@# overrides replace by the build that works on machines with and without a GPU. Compiled here once:
-	@# each stage is a process, and where PYTHONDONTWRITEBYTECODE is set each would compile all anew.
+	@# The CPU build of vLLM pins a torch without torchvision's operators. The overrides replace it by a
+	@# build that works with and without a GPU. Bytecode is compiled here, once: each stage is a process,
+	@# and with PYTHONDONTWRITEBYTECODE set each would compile everything again.
 	@quiet=--quiet; test ! -t 2 || quiet=; set -x; \
 	$(BIN)/uv pip install $$quiet --compile-bytecode --python .venv $(call RESOLVED,$(DEVICE)) --editable ".[$(DEVICE),test]"
 	@$(BIN)/python -m tasks.runtime.machine torch

@@ -42,7 +42,8 @@ class Card:
 
     `classes` are the names by class id; `aliases` maps a class name to further spellings of it.
     `source` has the key `kind`, and further keys that depend on it (SOURCE_KEYS). `official_splits`
-    maps a split to its image count, where there is an official split.
+    maps a split to its image count, where there is an official split. `taxonomy` maps a group, such
+    as a genus, to its classes; `descriptions` maps a class to a text that says how it looks.
     """
 
     name: str
@@ -56,6 +57,8 @@ class Card:
     license_name: str = ""
     redistribute: bool = False
     official_splits: dict[str, int] = field(default_factory=dict)
+    taxonomy: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    descriptions: dict[str, str] = field(default_factory=dict)
     sha256: str = ""
 
 
@@ -115,7 +118,12 @@ def _parse(path: Path, text: str, digest: str) -> Card:
     _check_source(path, front["source"])
     _check_facts(path, front)
     classes = _classes(path, front["classes"])
-    front |= {"classes": classes, "aliases": _aliases(path, front.get("aliases") or {}, classes)}
+    front |= {
+        "classes": classes,
+        "aliases": _aliases(path, front.get("aliases") or {}, classes),
+        "taxonomy": _taxonomy(path, front.get("taxonomy") or {}, classes),
+        "descriptions": _descriptions(path, front.get("descriptions") or {}, classes),
+    }
     return Card(name=path.stem, sha256=digest, **front)
 
 
@@ -169,6 +177,40 @@ def _aliases(path: Path, aliases: Any, classes: tuple[str, ...]) -> dict[str, tu
             )
         by_class[clean_name(str(name))] = tuple(spellings)
     return by_class
+
+
+def _taxonomy(path: Path, groups: Any, classes: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    if not isinstance(groups, dict) or not all(
+        isinstance(names, list) for names in groups.values()
+    ):
+        raise CardError(f"{path}: taxonomy must map a group, such as a genus, to a list of classes")
+    by_group = {
+        str(group): tuple(clean_name(str(n)) for n in names) for group, names in groups.items()
+    }
+    seen: set[str] = set()
+    for group, names in by_group.items():
+        for name in names:
+            if name not in classes:
+                raise CardError(
+                    f"{path}: taxonomy has {name!r} in {group!r}, which is not among the classes"
+                )
+            if name in seen:
+                raise CardError(f"{path}: taxonomy names the class {name!r} twice")
+            seen.add(name)
+    return by_group
+
+
+def _descriptions(path: Path, texts: Any, classes: tuple[str, ...]) -> dict[str, str]:
+    if not isinstance(texts, dict):
+        raise CardError(f"{path}: descriptions must map a class name to a text")
+    found = {}
+    for name, text in texts.items():
+        if clean_name(str(name)) not in classes:
+            raise CardError(f"{path}: descriptions names {name!r}, which is not among the classes")
+        if not isinstance(text, str) or not text.strip():
+            raise CardError(f"{path}: the description of {name!r} must be a text")
+        found[clean_name(str(name))] = " ".join(text.split())
+    return found
 
 
 def _check_facts(path: Path, front: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ from pipeline.cli.show import configured_root, show_report, show_stage
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: every command with its options and examples."""
+    """The parser of the command line: every command with its options and examples."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline",
         description=__doc__,
@@ -50,12 +50,12 @@ def parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, help: str, *examples: str) -> argparse.ArgumentParser:
-        told = "\n".join(f"  python -m pipeline {example}" for example in examples or (name,))
+        lines = "\n".join(f"  python -m pipeline {example}" for example in examples or (name,))
         added = commands.add_parser(
             name,
             help=help,
             description=help[0].upper() + help[1:] + ".",
-            epilog=f"examples:\n{told}",
+            epilog=f"examples:\n{lines}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         added.add_argument("--dataset", help="a data card's name; default: that of luigi.cfg")
@@ -173,12 +173,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Parse the command line and print."""
+    """Parse the command line and run the command. A user's mistake ends in one sentence."""
     commands = parser()
     _suggest(sys.argv[1:], commands.get_default("known"))
     arguments = commands.parse_args()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when `head` has seen enough
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that this terminal lacks letters for
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when `head` closes the pipe
+    if isinstance(sys.stdout, io.TextIOWrapper):  # for names with letters that the terminal lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     if arguments.recipe:
         os.environ["RECIPE"] = arguments.recipe
@@ -186,7 +186,7 @@ def main() -> None:
 
     try:
         code = _run(arguments)
-    except (StageFailed, ValueError) as error:  # a damaged manifest; a filter that cannot be used
+    except (StageFailed, ValueError) as error:  # a damaged manifest; an invalid --where
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error.filename or ''}: {error.strerror}")
@@ -195,7 +195,7 @@ def main() -> None:
 
 
 def _run(arguments: Any) -> int:
-    """Do the command; returns the exit code."""
+    """Run the command; returns the exit code."""
     if arguments.command == "status":
         return show_status(arguments)
     if arguments.command == "plan":
@@ -221,9 +221,9 @@ def _run(arguments: Any) -> int:
     return 0
 
 
-def _suggest(given: list[str], known: list[str]) -> None:
-    """Leave with the nearest command's name where an unknown one was typed."""
-    first = next((word for word in given if not word.startswith("-")), None)
+def _suggest(words: list[str], known: list[str]) -> None:
+    """Exit with the name of the nearest command when the one in `words` is unknown."""
+    first = next((word for word in words if not word.startswith("-")), None)
     if first is not None and first not in known:
         close = difflib.get_close_matches(first, known, 1) or [", ".join(known)]
         print(f"error: no command {first!r}; did you mean {close[0]}?", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Reads luigi.cfg and recipes as UTF-8 with any line ends, or says in a sentence what to mend.
+"""Reads luigi.cfg and its overlays as UTF-8 with any line ends, or says in a sentence what to mend.
 
 Luigi reads luigi.cfg while it is imported, and ends in a traceback where it cannot. So `import
 pipeline` checks the file first, and this module does not import Luigi.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class SettingsError(SystemExit):
-    """The settings cannot be used. Leaves the process with the sentence and exit code 1."""
+    """The settings cannot be used. Ends the process with the sentence and exit code 1."""
 
     def __init__(self, sentence: str):
         super().__init__(f"error: {sentence}")

@@ -1,21 +1,23 @@
-"""The methods that can be trained: DiVE-k, its ablations, and the baselines it is compared with.
+"""The training methods: DiVE-k, its ablations, and the baselines that it is compared with.
 
-A method is what differs from [BuildMCQ] and [Train]: which question is asked, where its wrong
-options come from, what is paid for. All see the same training images and take the same steps.
+A method overrides settings of [BuildMCQ] and [Train]: the question, the source of its wrong options,
+the rewards. All methods see the same training images and take the same number of steps.
 """
 
 from dataclasses import dataclass
 
 from pipeline.settings import SettingsError
+from tasks.runtime.protocol import ZERO_SHOT
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a method departs from the settings.
+    """The settings that a method overrides.
 
-    `questions` is mcq, over candidates, or open; `options_from` and `prompt_style` take the place
-    of the settings of that name; `answer` is the reward in place of `letter`, `format` that in
-    place of `format`; `truth_rollout` puts the truth among every group's completions.
+    `questions` is mcq (over candidates) or open. `options_from` and `prompt_style` replace the
+    settings of these names where they are not empty. `answer` and `format` are the rewards that
+    replace `letter` and `format`. `truth_rollout` adds the truth to the completions of every group.
+    `supervised` trains on labels, without GRPO.
     """
 
     about: str
@@ -29,13 +31,13 @@ class Method:
 
     @property
     def refreshes(self) -> bool:
-        """Whether a later round has new questions; others train all rounds' steps in one."""
+        """Whether later rounds ask new questions. Other methods train all steps in one round."""
         return self.questions == "mcq"
 
-    def rewards(self, given: dict[str, float]) -> dict[str, float]:
-        """[Train] rewards with this method's in the place of format and letter."""
+    def rewards(self, weights: dict[str, float]) -> dict[str, float]:
+        """The weights of [Train] rewards, with this method's in the place of format and letter."""
         names = {"letter": self.answer, "format": self.format}
-        return {names.get(name, name): weight for name, weight in given.items()}
+        return {names.get(name, name): weight for name, weight in weights.items()}
 
 
 METHODS = {
@@ -58,12 +60,11 @@ METHODS = {
         format="caption_format",
     ),
 }
-ZERO_SHOT = "zero_shot"  # the base policy, evaluated
 NAMES = (*METHODS, ZERO_SHOT)
 
 
 def method_of(name: str) -> Method:
-    """The method of that name; zero_shot has DiVE-k's settings and is never trained.
+    """The method of this name. zero_shot has DiVE-k's settings, and is never trained.
 
     Raises SettingsError for an unknown name.
     """
@@ -75,5 +76,5 @@ def method_of(name: str) -> Method:
 
 
 def num_rounds(name: str, rounds: int) -> int:
-    """In how many rounds a method trains, where [run] sets `rounds`."""
+    """The number of rounds in which a method trains; `rounds` is that of [run]."""
     return rounds if method_of(name).refreshes else 1

@@ -1,9 +1,9 @@
-"""Luigi's parameters, made from a stage's settings: one word each in luigi.cfg and on the command line.
+"""Makes Luigi's parameters from a stage's Settings class: one parameter for each field.
 
     @parameters(JudgeSettings)
     class Judge(OnAnySet): ...
 
-A wrong word, or a number out of bounds, is refused where it is read: before any stage has run.
+A parameter refuses a wrong word or a number out of bounds when it reads it, before any stage runs.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ T = TypeVar("T", bound=type)
 
 
 class _Ruled(luigi.Parameter):
-    """A parameter whose values follow a setting's rule; what it refuses is told with its name."""
+    """A parameter that checks its values against a setting's rule, and names itself in errors."""
 
     kind: Any
     rule: Rule
 
     def parse(self, text: str) -> Any:
-        """A text of luigi.cfg or the command line. Raises ValueError, in words, for a wrong one."""
+        """Parse a text of luigi.cfg or the command line. Raises ValueError with a sentence."""
         try:
             value = super().parse(text)
         except ValueError as error:
@@ -35,7 +35,7 @@ class _Ruled(luigi.Parameter):
         return self._checked(value)
 
     def normalize(self, value: Any) -> Any:
-        """A value given in Python. Raises ValueError as `parse` does."""
+        """Check a value that Python code passes. Raises ValueError as `parse` does."""
         if self.rule.choices and not self.rule.several and value not in self.rule.choices:
             raise ValueError(f"{self._attribute_name} {self.rule.refusal(value)}")
         return self._checked(super().normalize(value))
@@ -90,28 +90,28 @@ KINDS = {
 
 def parameter(kind: Any, rule: Rule) -> _Ruled:
     """Luigi's parameter for a setting of this type."""
-    given: dict[str, Any] = {"significant": rule.significant}
-    made: type[_Ruled] = KINDS[getattr(kind, "__origin__", kind)]
+    options: dict[str, Any] = {"significant": rule.significant}
+    parameter_class: type[_Ruled] = KINDS[getattr(kind, "__origin__", kind)]
     if rule.choices and not rule.several:
-        made, given["choices"] = Choice, rule.choices
+        parameter_class, options["choices"] = Choice, rule.choices
     if kind is bool:
-        given["parsing"] = luigi.BoolParameter.EXPLICIT_PARSING
-    found = made(**given)
-    found.kind, found.rule = kind, rule
+        options["parsing"] = luigi.BoolParameter.EXPLICIT_PARSING
+    made_parameter = parameter_class(**options)
+    made_parameter.kind, made_parameter.rule = kind, rule
     words = ", ".join(rule.choices)
     of_them = f"{'some' if rule.several else 'one'} of {words}" if words else ""
-    found.description = "; ".join(filter(None, (rule.help, of_them))) or None
-    return found
+    made_parameter.description = "; ".join(filter(None, (rule.help, of_them))) or None
+    return made_parameter
 
 
 def parameters(settings: type[Settings]) -> Callable[[T], T]:
-    """Give a task or config a parameter for each of these settings."""
+    """Decorate a task or config: it gets a parameter for each field of `settings`."""
 
     def decorate(task: T) -> T:
         for name, (kind, rule) in rules(settings).items():
-            made = parameter(kind, rule)
-            made.__set_name__(task, name)  # as the class statement would
-            setattr(task, name, made)
+            member = parameter(kind, rule)
+            member.__set_name__(task, name)  # as the class statement would
+            setattr(task, name, member)
         task.settings_kind = settings  # type: ignore[attr-defined]
         return task
 
@@ -119,9 +119,9 @@ def parameters(settings: type[Settings]) -> Callable[[T], T]:
 
 
 def settings_of(task: type, values: dict[str, Any]) -> Settings | None:
-    """A task's settings from parsed values, where it has settings and each of them has a value.
+    """A task's settings, made of parsed values; None when it has no settings or a value is missing.
 
-    Raises StageError for values that do not go together.
+    Raises StageError for values that contradict each other.
     """
     kind: type[Settings] | None = getattr(task, "settings_kind", None)
     if kind is None or not rules(kind).keys() <= values.keys():

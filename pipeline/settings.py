@@ -1,10 +1,10 @@
-"""luigi.cfg, checked: a misspelt section or key, or a missing setting, ends in one sentence.
+"""Checks luigi.cfg and its overlays: a misspelt section or key is an error, and so is a missing one.
 
 Luigi itself ignores an unknown section, only warns of an unknown key, and names a missing one
-without saying where it belongs. Here every scientific setting must stand in the configuration.
+without its section. Here every setting must stand in the configuration.
 
-Two things beyond Luigi: `RECIPE=a.cfg,b.cfg` in the environment reads further files over luigi.cfg,
-in order; and a section `[Train:cub]` holds for the dataset cub alone.
+Two features go beyond Luigi. The environment variable `RECIPE=a.cfg,b.cfg` names overlays, which are
+read over luigi.cfg in order. A section `[Train:cub]` holds for the dataset cub alone.
 """
 
 import difflib
@@ -47,12 +47,12 @@ ABSTRACT = (
     "Round",
     "RoundOfSet",
     "OnAnySet",
-)  # base classes; no task and so no section of their own
-# Keys of former versions, and what took their place.
+)  # base classes, which have no section of their own
+# Keys of former versions, and the keys that replaced them.
 RENAMED = {("engine", "server_seeds"): "seeds = request, or engine in place of false"}
-# Travel along the graph; a task that is not told takes them from [run].
+# Parameters that a stage passes on to the stages it needs. Their defaults are in [run].
 GRAPH = ("dataset", "subset", "method", "refresh_round", "seed")
-# Parameters of one stage run alone, on the command line: in luigi.cfg they would mean a whole run.
+# Parameters of a single stage, for the command line only: in luigi.cfg they would hold for all.
 OPERANDS = ("on", "policy")
 
 
@@ -60,11 +60,11 @@ S = TypeVar("S", bound=Settings)
 
 
 class Checked(luigi.Task):
-    """Base of tasks and configs whose parameters must all be set and known."""
+    """The base of tasks and configs whose parameters must all be set, and all be known."""
 
     @classmethod
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> Any:
-        """Luigi's own resolution, with graph parameters from [run] and clear refusals."""
+        """Resolve parameters as Luigi does, with defaults from [run], and with clear errors."""
         check_configuration()
         config = configuration.get_config()
         family = cls.get_task_family()
@@ -85,7 +85,7 @@ class Checked(luigi.Task):
             raise SettingsError(f"[{family}] {error.__cause__ or error}") from error
 
     def read(self, kind: type[S]) -> S:
-        """Its settings, with their types. Raises SettingsError where they do not go together."""
+        """The task's settings as an object. Raises SettingsError when they contradict each other."""
         try:
             return kind(**{name: plain(getattr(self, name)) for name in rules(kind)})
         except StageError as error:
@@ -93,45 +93,47 @@ class Checked(luigi.Task):
 
 
 def of_dataset(family: str, params: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a section such as [Train:cub] sets for a task of that dataset; a mix's name is sorted.
+    """The values that a section such as [Train:cub] sets for a task of that dataset.
 
-    What is given on the command line (`--Train-steps 5`) goes before it.
+    The names in a mix are sorted. The command line (`--Train-steps 5`) takes precedence.
     """
     config = configuration.get_config()
     section = f"{family}:{'+'.join(_sorted(str(kwargs.get('dataset', ''))))}"
     if not config.has_section(section):
         return {}
     line = CmdlineParser.get_instance()
-    given = vars(line.known_args) if line else {}
+    options = vars(line.known_args) if line else {}
     return {
         name: parameter.parse(config.get(section, name))
         for name, parameter in params
-        if config.has_option(section, name) and given.get(f"{family}_{name}") is None
+        if config.has_option(section, name) and options.get(f"{family}_{name}") is None
     }
 
 
-def read_recipes() -> None:
-    """Read the files that RECIPE names over luigi.cfg, once for each configuration.
+def read_overlays() -> None:
+    """Read the overlays that RECIPE names over luigi.cfg, once for each configuration.
 
-    Raises SettingsError for one that is not there, or cannot be read.
+    Raises SettingsError when one is missing, or cannot be read.
     """
     config = configuration.get_config()
-    wanted = recipes()
-    if wanted == getattr(config, "recipes_read", ()):
+    wanted = overlays()
+    if wanted == getattr(config, "overlays_read", ()):
         return
     config.origins = {}
     for path in wanted:
         if not Path(path).is_file():
             raise SettingsError(f"RECIPE: there is no file {path!r}")
-        recipe = configuration.LuigiConfigParser()  # alone, to know which keys it sets
-        for each in (recipe, config):
+        overlay = configuration.LuigiConfigParser()  # alone, to know which keys it sets
+        for each in (overlay, config):
             read_into(each, Path(path))
-        config.origins |= {(name, key): path for name in recipe.sections() for key in recipe[name]}
-    config.recipes_read = wanted
+        config.origins |= {
+            (name, key): path for name in overlay.sections() for key in overlay[name]
+        }
+    config.overlays_read = wanted
 
 
 def _file(section: str, key: str = "") -> str:
-    """The file that sets a key, or that has a section: luigi.cfg, unless a recipe does."""
+    """The file that sets a key, or that has a section: luigi.cfg, unless an overlay does."""
     origins = getattr(configuration.get_config(), "origins", {})
     if key:
         return origins.get((section, key), "luigi.cfg")
@@ -139,18 +141,18 @@ def _file(section: str, key: str = "") -> str:
     return files[-1] if files else "luigi.cfg"
 
 
-def recipes() -> tuple[str, ...]:
-    """The files in the environment variable RECIPE, separated by commas."""
+def overlays() -> tuple[str, ...]:
+    """The overlays of luigi.cfg in the environment variable RECIPE, where commas separate them."""
     return tuple(filter(None, os.environ.get("RECIPE", "").split(",")))
 
 
 def check_configuration() -> None:
-    """Refuse unknown sections and keys.
+    """Check all sections, keys and values, also those of stages that this run does not need.
 
-    Raises SettingsError naming the first one and the nearest known name, or the first value that its
-    key does not take, also of stages that this run does not need.
+    Raises SettingsError for the first unknown section or key, with the nearest known name, and for
+    the first value that its key refuses.
     """
-    read_recipes()
+    read_overlays()
     config = configuration.get_config()
     try:
         contents = [(name, dict(config[name])) for name in config.sections()]
@@ -198,11 +200,11 @@ def check_configuration() -> None:
 
 
 def known_keys() -> dict[str, dict[str, Any]]:
-    """Section -> key -> parameter, as tasks and configs declare them; None for those of the graph."""
+    """Section -> key -> its parameter; None for the graph's parameters."""
     return _known_keys(tuple(Register.task_names()))
 
 
-@lru_cache(maxsize=4)  # asked for every task that is made, and always the same
+@lru_cache(maxsize=4)  # it is called for every task that is made, with the same names
 def _known_keys(names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     known: dict[str, dict[str, Any]] = {}
     for name in names:
@@ -218,7 +220,7 @@ def _known_keys(names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 
 class run(Checked, luigi.Config):
-    """[run]: what travels along the graph, and where artifacts lie."""
+    """[run]: the defaults of the graph's parameters, and the folder of all artifacts."""
 
     ignore_unconsumed = frozenset(GRAPH)  # read by Checked for every task, not by this config
 
@@ -237,7 +239,7 @@ class run(Checked, luigi.Config):
 
 
 def _parsed(section: str, key: str, parameter: Any, text: str) -> Any:
-    """The value of a key. Raises SettingsError for one that its parameter does not take."""
+    """The parsed value of a key. Raises SettingsError when its parameter refuses the text."""
     try:
         return parameter.parse(text)
     except ValueError as error:

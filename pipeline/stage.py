@@ -1,8 +1,8 @@
-"""The one base class of all stages: fingerprint, artifact folder, completeness, run.
+"""The base class of all stages: computes a stage's fingerprint, finds its artifact, or makes it.
 
 A stage's fingerprint covers its name, its `code_version`, its significant settings and the
-fingerprints of what it requires, so a changed setting makes a new artifact and a setting changed
-back finds the old one.
+fingerprints of its inputs. So a changed setting makes a new artifact, and a setting that is changed
+back finds the old one again.
 """
 
 import contextlib
@@ -22,26 +22,26 @@ from pipeline.artifacts.child import LOG
 from pipeline.parameters import plain
 from pipeline.settings import Checked, SettingsError, run
 
-# Recorded in the manifest, but not hashed: what they change shows in the inputs or extra_identity.
+# In the manifest, but not in the fingerprint: their effect shows in the inputs or extra_identity.
 GRAPH_ONLY = ("dataset", "subset", "method", "refresh_round")
 
 
 class Stage(Checked, luigi.Task):
-    """A Luigi task whose work is one function in a child process and whose output is one artifact.
+    """A Luigi task that runs one function in a child process and leaves one artifact.
 
-    A subclass declares its parameters, `needs()` and `arguments()`; `code_version` is raised
-    whenever its output would change for the same settings.
+    A subclass declares its parameters, `needs()` and `arguments()`. Raise its `code_version` whenever
+    its output changes for the same settings.
     """
 
     dataset = luigi.Parameter(description="a data card's name, or several joined by +")
 
     code_version = 1
     module = ""
-    reads_card = False  # the card's content shapes this artifact beyond what its inputs carry
-    has_model = False  # it takes [run] model_resources while it runs
+    reads_card = False  # whether the card's contents belong to the fingerprint
+    has_model = False  # whether it takes [run] model_resources while it runs
 
     def needs(self) -> dict[str, "Stage"]:
-        """What this stage reads, by the name its function knows it by."""
+        """The stages whose artifacts this one reads, by the names of the function's arguments."""
         return {}
 
     def arguments(self) -> dict[str, Any]:
@@ -54,15 +54,15 @@ class Stage(Checked, luigi.Task):
 
     @property
     def of_a_set(self) -> bool:
-        """Whether its artifact is a dataset's; others lie beside the datasets' folders."""
+        """Whether its artifact lies in a dataset's folder; others lie beside these folders."""
         return True
 
     def extra_identity(self) -> dict[str, Any]:
-        """Whatever else shapes the result, for stages that share settings."""
+        """Values outside the stage's own settings that belong to its fingerprint."""
         return {}
 
     def parts(self) -> list["Stage"]:
-        """A stage that works on one set at a time, asked for a mix: the same stage of each set."""
+        """The same stage for each set of a mix, where a stage handles one set; else empty."""
         return []
 
     def requires(self) -> list["Stage"]:
@@ -77,10 +77,10 @@ class Stage(Checked, luigi.Task):
             return all(stage.complete() for stage in parts)
         if not self.folder.is_dir():
             return False
-        with contextlib.suppress(OSError):  # a read-only root can still be read
+        with contextlib.suppress(OSError):  # the folder may be read-only
             store.sweep(self.folder)
-            # A setting changed back leads back, too. Luigi asks nothing above a complete stage, so
-            # this one also answers for what it rests on.
+            # Point `current` at this artifact again, for settings that were changed back. Luigi
+            # does not visit the inputs of a complete stage, so their links are set here as well.
             for folder in {stage.folder for stage in [self, *lineage(self)]}:
                 if folder.is_dir():
                     store.point_at(folder)
@@ -93,17 +93,17 @@ class Stage(Checked, luigi.Task):
         return True
 
     def run(self) -> None:
-        if self.parts() or self.complete():  # another task of the same identity made it meanwhile
+        if self.parts() or self.complete():  # another task with this fingerprint has made it
             return
         manifest = {**self.identity, "fingerprint": self.fingerprint}
         manifest["sources"] = source_code.digests(self.module)
         if self.of_a_set:
             manifest |= {name: getattr(self, name) for name in GRAPH_ONLY if hasattr(self, name)}
         environment = {"OMP_NUM_THREADS": str(run().cpu_threads)}
-        for name in ("VLLM_LOGGING_LEVEL", "TRANSFORMERS_VERBOSITY"):  # read when they are imported
+        for name in ("VLLM_LOGGING_LEVEL", "TRANSFORMERS_VERBOSITY"):  # read at import
             environment[name] = os.environ.get(name, "ERROR" if "VLLM" in name else "error")
         working = store.partial_of(self.folder)
-        self._tell("set_tracking_url", (working / LOG).as_uri())
+        self._call_luigi("set_tracking_url", (working / LOG).as_uri())
         store.build(
             self.folder,
             self.module,
@@ -114,41 +114,41 @@ class Stage(Checked, luigi.Task):
             patience=run().lock_patience,
             on_progress=self._show_progress,
         )
-        self._tell("set_tracking_url", self.folder.as_uri())
+        self._call_luigi("set_tracking_url", self.folder.as_uri())
 
     @property
     def resources(self) -> dict[str, int]:
-        """What the scheduler counts, so that two stages do not share a device unasked."""
+        """The scheduler's resources that it takes, so that two stages do not share a GPU unasked."""
         return {key: int(n) for key, n in run().model_resources.items()} if self.has_model else {}
 
     def _show_progress(self, message: str, percent: int | None) -> None:
-        """On the scheduler's page."""
-        self._tell("set_status_message", message)
+        """Show the progress on the scheduler's page."""
+        self._call_luigi("set_status_message", message)
         if percent is not None:
-            self._tell("set_progress_percentage", percent)
+            self._call_luigi("set_progress_percentage", percent)
 
-    def _tell(self, name: str, value: Any) -> None:
-        tell = getattr(self, name, None)  # there while a worker runs this task
-        if tell is not None:
-            with contextlib.suppress(Exception):  # a page is no reason to stop
-                tell(value)
+    def _call_luigi(self, name: str, value: Any) -> None:
+        function = getattr(self, name, None)  # set only while a worker runs this task
+        if function is not None:
+            with contextlib.suppress(Exception):  # a page that cannot be updated stops no stage
+                function(value)
 
     def significant(self) -> dict[str, Any]:
-        """Significant parameters, as plain JSON values; graph parameters other than seed left out."""
-        chosen = {}
-        for name, parameter in self.get_params():
-            if parameter.significant and name not in GRAPH_ONLY:
-                chosen[name] = plain(getattr(self, name))
-        return chosen
+        """The settings in the fingerprint, as JSON values: significant ones, without GRAPH_ONLY."""
+        return {
+            name: plain(getattr(self, name))
+            for name, parameter in self.get_params()
+            if parameter.significant and name not in GRAPH_ONLY
+        }
 
     @cached_property
     def needed(self) -> dict[str, "Stage"]:
-        """What `needs` says, asked once: of a large graph it is the slow part."""
+        """The result of `needs()`, cached, since it is slow in a large graph."""
         return self.needs()
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Everything the fingerprint is made of."""
+        """All values that the fingerprint is computed from."""
         identity = {
             "stage": self.task_family,
             "code_version": self.code_version,
@@ -161,13 +161,13 @@ class Stage(Checked, luigi.Task):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the identity, shortened to 16 hex digits."""
+        """The sha256 of the identity, shortened to 16 hex digits."""
         canonical = json.dumps(self.identity, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @cached_property
     def folder(self) -> Path:
-        """Where this stage's artifact lies, or will lie."""
+        """The folder of this stage's artifact, whether it is there already or not."""
         root = Path(run().artifacts).resolve()
         of_set = root / "+".join(self.names) if self.of_a_set else root
         return of_set / self.place() / self.fingerprint
@@ -182,10 +182,7 @@ class Stage(Checked, luigi.Task):
 
     @cached_property
     def card(self) -> data_cards.Card:
-        """The data card.
-
-        Raises SettingsError with the card's own complaint.
-        """
+        """The data card. Raises SettingsError when there is none, or it is not valid."""
         try:
             return data_cards.load(self.dataset)
         except data_cards.CardError as error:
@@ -193,27 +190,27 @@ class Stage(Checked, luigi.Task):
 
 
 def lineage(stage: Stage) -> list[Stage]:
-    """Every stage that `stage` rests on, each once, inputs before what reads them."""
-    found: dict[str, Stage] = {}
+    """All direct and indirect inputs of `stage`, each once, inputs before the stages that read them."""
+    inputs: dict[str, Stage] = {}
 
     def visit(current: Stage) -> None:
         for needed in current.needed.values():
-            if needed.task_id not in found:
+            if needed.task_id not in inputs:
                 visit(needed)
-                found[needed.task_id] = needed
+                inputs[needed.task_id] = needed
 
     visit(stage)
-    return list(found.values())
+    return list(inputs.values())
 
 
 class OfSet(Stage):
-    """A stage that works on one set. In a mix, `dataset` is the mix and `subset` that one set."""
+    """A stage that works on one set. In a mix, `dataset` names the mix and `subset` the set."""
 
     subset = luigi.Parameter(description="one set of a mix; empty: the dataset itself")
 
     @property
     def set_name(self) -> str:
-        """The card that this stage works on."""
+        """The name of the data card that this stage works on."""
         names = self.names
         if self.subset and self.subset not in names:
             raise SettingsError(f"subset {self.subset!r} is not in dataset {self.dataset!r}")
@@ -225,7 +222,7 @@ class OfSet(Stage):
 
 
 class _OneSentence(logging.Filter):
-    """A stage's failure is told in its own sentence; a traceback is kept for bugs."""
+    """Logs the failure of a stage as one sentence. Bugs keep their traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None

@@ -1,4 +1,4 @@
-"""The whole line: every task is parameters, what it needs, and one call of a function in `tasks`.
+"""All Luigi tasks of the pipeline. Each has parameters, inputs, and one function in `tasks` to call.
 
     data card -> Download -> Split -+--------------------------------------------------+
                                     |   round 0             round 1 (refresh)          |
@@ -18,9 +18,10 @@
     luigi --module pipeline.tasks BuildMCQ --refresh-round 1
     luigi --module pipeline.tasks TrainDiVE --dataset cub+flowers
 
-Settings come from luigi.cfg, one section per task. `refresh_round` r > 0 proposes with the policy
-that round r - 1 trained, so the graph is static and every round's shards stay on disk. Of a mix of
-sets each has its own images, questions and evaluation; BasePolicy and Train belong to the mix.
+Settings come from luigi.cfg, one section per task. In round `refresh_round` r > 0, Propose uses the
+policy that round r - 1 trained. So the graph is static, and the shards of every round stay on disk.
+In a mix of sets, each set has its own images, questions and evaluation, and all sets share
+BasePolicy and Train.
 """
 
 from pipeline.methods import NAMES as METHODS

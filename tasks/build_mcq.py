@@ -1,6 +1,6 @@
 """BuildMCQ: turns rollouts into multiple-choice questions, in frozen shards.
 
-    python -m tasks.build_mcq CONFIG.json
+    python -m tasks.build_mcq recipe.json
 
 The same rollouts and settings give the same bytes. `tasks.questions.builder` does the work; two-step
 inference merges votes with the same functions. `tasks.exchange` imports rollouts of other programs,

@@ -1,6 +1,6 @@
 """Builds the open question about every train image, for the methods that train on open questions.
 
-    python -m tasks.build_open CONFIG.json
+    python -m tasks.build_open recipe.json
 
 The baselines that train on the open question (exact match, supervised) need no proposals. Their
 shards have the schema of multiple-choice questions, with the truth as the only option, so that Train

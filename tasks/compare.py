@@ -1,6 +1,6 @@
 """Compare: compares methods and seeds on the same test images, in tables and on a page.
 
-    python -m tasks.compare CONFIG.json
+    python -m tasks.compare recipe.json
 
 Everything is computed from artifacts. The denominator of every figure is the set of test images, the
 same for every method. Differences are paired image by image, from the base policy and between
@@ -25,10 +25,10 @@ from tasks.pages.compare_tables import csv_table, markdown
 from tasks.pages.text import in_order
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError
+from tasks.runtime.protocol import ZERO_SHOT
 from tasks.tables import shards
 from tasks.tables.schemas import GROUPS
 
-BASELINE = "zero_shot"
 SEED = 0  # of the bootstrap: the same artifacts give the same tables
 
 # Row -> mode -> group -> for each seed: image id -> right or wrong.
@@ -65,7 +65,7 @@ def tabulate(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not runs:
         raise CompareError("there is nothing to compare: [Compare] methods is empty")
     rows = {row_name(run): run for run in runs}
-    names = sorted(rows, key=lambda name: name != BASELINE)  # the baseline first, else unchanged
+    names = sorted(rows, key=lambda name: name != ZERO_SHOT)  # the baseline first, else unchanged
     sets = list(dict.fromkeys((run["set"], run["trained_on"]) for run in runs))
     tables, all_figures = [], []
     for name, trained_on in sets:
@@ -85,7 +85,7 @@ def tabulate(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "over_datasets": _over_datasets(all_figures, names) if len(sets) > 1 else {},
         "budgets": budgets(runs, row_name),
     }
-    contents["unequal"] = unequal(contents, BASELINE)
+    contents["unequal"] = unequal(contents, ZERO_SHOT)
     return contents
 
 
@@ -199,7 +199,7 @@ def _compare_rows(
                     named = {"from": first, "to": second, "key": key, **entry}
                     table.setdefault("pairs", {}).setdefault(mode, []).append(named)
                     entry["named"] = named
-                    if first == BASELINE:
+                    if first == ZERO_SHOT:
                         table["modes"][mode][second][key]["difference"] = entry
         for family in families.values():
             adjusted = holm([entry["p"] for entry in family])
@@ -232,10 +232,10 @@ def _over_datasets(all_figures: list[dict[str, Any]], names: Sequence[str]) -> d
             for name, summary in summaries.items()
         }
         for name, summary in summaries.items():
-            if name == BASELINE or BASELINE not in summaries:
+            if name == ZERO_SHOT or ZERO_SHOT not in summaries:
                 continue
             for key, figure in summary.items():
-                base = summaries[BASELINE][key]
+                base = summaries[ZERO_SHOT][key]
                 change = Figure(figure.by_seed - base.by_seed, figure.drawn - base.drawn)
                 p = comparison.bootstrap_p(change.drawn)
                 means[mode][name][key]["difference"] = {**_plain(change), "p": p}

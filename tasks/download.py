@@ -1,6 +1,6 @@
 """Download: reads and checks the images of a data card, and writes them to Parquet shards.
 
-    python -m tasks.download CONFIG.json
+    python -m tasks.download recipe.json
 
 Writes `images-*.parquet` (one row an image), `rejects.parquet` (one row an unusable file with the
 reason; no file where there is none) and the counts in `stats.json`. Every image is decoded in full;

@@ -1,10 +1,10 @@
-"""Evaluate: what a policy answers on base and novel test images, in every mode.
+"""Evaluate: asks a policy about base and novel test images, in every mode of inference.
 
-    python -m tasks.evaluate CONFIG.json
+    python -m tasks.evaluate recipe.json
 
-The modes, and how their answers are read, stand in `tasks/evaluation/modes.py`. Merging and question
-building are BuildMCQ's own functions. Every test image counts in every mode: what fails is wrong,
-with a status.
+`tasks/evaluation/modes.py` defines the modes, and how their answers are read. Candidates and questions
+are made by BuildMCQ's own functions. Every test image counts in every mode: an answer that cannot be
+read counts as wrong, and its status says why.
 """
 
 import json
@@ -15,14 +15,14 @@ import numpy as np
 
 from data_cards import Card, load
 from tasks.engines.policies import local
-from tasks.engines.sampler import Sampler, Tally, throughput
+from tasks.engines.sampler import RolloutStatistics, Sampler, throughput
 from tasks.engines.settings import EngineSettings
-from tasks.engines.worker import Ask
+from tasks.engines.worker import Query
 from tasks.evaluation.metrics import pass_at_k
 from tasks.evaluation.modes import (
     OF_QUESTIONS,
     Reading,
-    choice_asks,
+    choice_queries,
     injected_options,
     letter_of,
     option_names,
@@ -58,14 +58,14 @@ def evaluate(
 ) -> None:
     """Ask the policy about every image of one part (test, or val for tuning), base and novel.
 
-    With a `limit` only the first so many images of each group are asked about.
+    With a `limit`, only the first `limit` images of each group.
 
     Writes the raw answers of every mode that asks (`one_step-*`, `two_step-*`, ...) and the sampled
     `rollouts-*`, `predictions.parquet` (one row per image and mode) and `pass_at_k.json` (unbiased
     Pass@1..N per group). With one_step alone nothing is sampled. Raises StageError when the
     engine cannot do what a mode asks for.
     """
-    modes = settings.chosen_modes
+    modes = settings.mode_names
     data_card = load(card)
     names = ClassNames(data_card.classes, data_card.aliases)
     rows = split_table.select(split, settings.part, GROUPS)
@@ -83,18 +83,18 @@ def evaluate(
         )
         for group in GROUPS
     }
-    asks = [Ask(row["image_id"], *texts[row["group"]][::-1]) for row in rows]
-    tally = Tally(labels, data_card)
-    place = (download, settings.shard_size)
+    queries = [Query(row["image_id"], *texts[row["group"]][::-1]) for row in rows]
+    statistics = RolloutStatistics(labels, data_card)
+    source = (download, settings.shard_size)
     votes: dict[str, Votes] = {}
     options: dict[str, dict[str, list[Option]]] = {}
     n = settings.num_rollouts
     with Sampler(local(policy, engine.backend), engine, n, seed) as sampler:
         if sampled := any(mode != "one_step" for mode in modes):
             desc = f"evaluate: {n} samples"
-            sampler.run(output, "rollouts", asks, *place, desc, tally=tally)
+            sampler.run(output, "rollouts", queries, *source, desc, statistics=statistics)
         if "one_step" in modes:
-            sampler.run(output, "one_step", asks, *place, "evaluate: one_step", greedy=True)
+            sampler.run(output, "one_step", queries, *source, "evaluate: one_step", greedy=True)
         if sampled:
             votes = _votes(output, rows, names, allowed)
         for mode in (each for each in OF_QUESTIONS if each in modes):
@@ -106,13 +106,13 @@ def evaluate(
                     for key in labels
                 }
             )
-            asks = choice_asks(
+            queries = choice_queries(
                 options[mode],
                 data_card,
                 engine.prompt_style,
                 constrained=mode == "constrained",
             )
-            sampler.run(output, mode, asks, *place, f"evaluate: {mode}", greedy=True)
+            sampler.run(output, mode, queries, *source, f"evaluate: {mode}", greedy=True)
 
     completions = {mode: _completions(output, mode) for mode in modes if mode != "majority"}
 
@@ -121,8 +121,8 @@ def evaluate(
             return read_open(completions[mode][key], names)
         if mode == "majority":
             return read_majority(votes[key], data_card)
-        completion, found = completions[mode].get(key), options[mode][key]
-        return read_choice(completion, found, data_card, constrained=mode == "constrained")
+        completion, offered = completions[mode].get(key), options[mode][key]
+        return read_choice(completion, offered, data_card, constrained=mode == "constrained")
 
     predictions = [
         _prediction(
@@ -140,18 +140,20 @@ def evaluate(
     shards.write(output / "predictions.parquet", predictions, schema)
     if sampled:
         _write_pass_at_k(output, rows, votes)
-    save_stats(output, throughput(tally.stats() if sampled else {"images": len(rows)}, sampler))
+    save_stats(
+        output, throughput(statistics.values() if sampled else {"images": len(rows)}, sampler)
+    )
     for group in GROUPS:
-        told = [
+        accuracies = [
             f"{mode} {np.mean([p['correct'] for p in predictions if p['mode'] == mode and p['group'] == group]):.3f}"
             for mode in modes
             if any(p["group"] == group for p in predictions)
         ]
-        print(f"evaluate: {group} {' '.join(told)}")
+        print(f"evaluate: {group} {' '.join(accuracies)}")
 
 
 def _allowed(rows: list[Row], group: str, prompt: str, card: Card) -> set[int]:
-    """The classes that count as candidates: the group's when it was told them, else all."""
+    """The classes that count as candidates: the group's if the prompt lists them, else all."""
     if prompt == "closed_list":
         return {row["label"] for row in rows if row["group"] == group}
     return set(range(len(card.classes)))
@@ -160,8 +162,8 @@ def _allowed(rows: list[Row], group: str, prompt: str, card: Card) -> set[int]:
 def _votes(
     output: Path, rows: list[Row], names: ClassNames, allowed: dict[str, set[int]]
 ) -> dict[str, Votes]:
-    """The votes of every image, over the classes that its group allows."""
-    # Groups that may answer alike, as with the open question, are merged in one reading.
+    """The votes of every image, over the classes that count in its group."""
+    # Groups with the same classes, as with the open question, are merged in one pass.
     merged = {
         classes: merge_all(output, names, set(classes))
         for classes in {frozenset(allowed[group]) for group in GROUPS}
@@ -197,7 +199,7 @@ def _prediction(
 
 
 def _completions(output: Path, table: str) -> dict[str, str]:
-    """What was answered, by image id; nothing where no image had two options."""
+    """The answers by image id; empty where no image had two options."""
     if not list(output.glob(f"{table}-[0-9]*.parquet")):
         return {}
     columns = ["image_id", "completion"]
@@ -205,7 +207,7 @@ def _completions(output: Path, table: str) -> dict[str, str]:
 
 
 def _write_pass_at_k(output: Path, rows: list[dict[str, Any]], votes: dict[str, Votes]) -> None:
-    """Unbiased Pass@k per group; the truth is always among the classes that were counted."""
+    """Write the unbiased Pass@k of each group."""
     curves: dict[str, Any] = {"images": {}}
     for group in GROUPS:
         members = [row for row in rows if row["group"] == group]

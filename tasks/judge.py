@@ -1,6 +1,6 @@
 """Judge: asks a language model about free-text answers that matched no class name.
 
-    python -m tasks.judge CONFIG.json
+    python -m tasks.judge recipe.json
 
 The result by the card's names and aliases stays; the judge adds a second column. Any
 OpenAI-compatible endpoint can be asked, once for each distinct pair of names. A verdict is stored
@@ -125,11 +125,11 @@ class Client:
     def __init__(self, settings: JudgeSettings):
         from openai import AsyncOpenAI
 
-        from tasks.engines.base import Background
+        from tasks.engines.base import EventLoopThread
 
         self.settings = settings
         self._key = os.environ.get(settings.api_key_env, "")
-        self._background = Background()
+        self._loop_thread = EventLoopThread()
         self._free = asyncio.Semaphore(settings.concurrency)
         self._client = AsyncOpenAI(
             base_url=settings.url,
@@ -140,7 +140,7 @@ class Client:
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine to its end. Returns its result."""
-        return self._background.run(work)
+        return self._loop_thread.run(work)
 
     async def verdict(self, question: str, truth: str, answer: str) -> str:
         """The status of a pair: yes, no, unreadable, or `failed: ` and the reason.
@@ -160,22 +160,18 @@ class Client:
             except openai.APIStatusError as error:
                 if error.status_code in (401, 403, 404):
                     raise StageError(
-                        f"[Judge] url = {self.settings.url} turns requests down ({self._message(error)}); its key "
+                        f"[Judge] url = {self.settings.url} turns requests down ({first_line(error, self._key)}); its key "
                         f"is read from {self.settings.api_key_env or 'no variable'}, [Judge] api_key_env"
                     ) from None
-                return f"failed: {self._message(error)}"
+                return f"failed: {first_line(error, self._key)}"
             except openai.OpenAIError as error:
-                return f"failed: {self._message(error)}"
+                return f"failed: {first_line(error, self._key)}"
         return read_verdict((reply.choices[0].message.content or "") if reply.choices else "")
 
     def close(self) -> None:
         """Close the connections."""
-        self._background.run(self._client.close())
-        self._background.close()
-
-    def _message(self, error: Exception) -> str:
-        message = first_line(error)
-        return message.replace(self._key, "***") if self._key else message
+        self._loop_thread.run(self._client.close())
+        self._loop_thread.close()
 
 
 def _ask(output: Path, client: Client, todo: list[Key], shard_size: int) -> dict[Key, str]:

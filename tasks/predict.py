@@ -1,18 +1,18 @@
-"""A policy in use: what do these images show?
+"""Predicts the classes of images with a trained policy, from Python.
 
     from tasks.predict import Predictor
 
     with Predictor("artifacts/beetles/dive_k/round1/train/current") as predictor:
-        for found in predictor.predict(["one.jpg", "two.jpg"]):
-            print(found.answer, found.confidence)
+        for prediction in predictor.predict(["one.jpg", "two.jpg"]):
+            print(prediction.answer, prediction.confidence)
 
-On the command line it is `python -m pipeline predict`. Engine, prompts, merging and reading are those
-of Evaluate; the engine runs in this process, on a GPU or without.
+The command line is `python -m pipeline predict`. Engines, prompts, candidates and parsing are those
+of Evaluate. The engine runs in this process, on a GPU or a CPU.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -21,19 +21,20 @@ from data_cards import Card
 from tasks.engines import adapters, policies
 from tasks.engines.backends import open_engine
 from tasks.engines.base import Completion, Engine, Request
+from tasks.engines.refusals import generate_or_refuse
 from tasks.engines.sampler import sampling_of
 from tasks.engines.settings import EngineSettings
-from tasks.engines.worker import ask
-from tasks.evaluation.inputs import Source, chosen_card, engine_settings, read_image
+from tasks.evaluation.inputs import Source, card_for, engine_settings, read_image
 from tasks.evaluation.modes import (
     Reading,
-    choice_asks,
+    choice_queries,
     option_names,
     proposed_options,
     read_choice,
     read_open,
     vote_share,
 )
+from tasks.evaluation.prediction import Prediction
 from tasks.evaluation.settings import PredictSettings
 from tasks.ingest.pictures import Picture, Reject
 from tasks.language import answers, prompts
@@ -44,58 +45,18 @@ from tasks.runtime.waiting import opening
 from tasks.tables.pixels import Decoder
 from tasks.tables.shards import chunks
 
-BATCH = 32  # images asked at a time
-SHOWN_ANSWERS = 5  # of those that name no class
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a policy says about one image.
-
-    `answer` is the class named, "" for none, and `class_id` its place in the list of classes; `text`
-    is what the answer said.
-    `confidence` is the share of the samples that named it (None in one step, where there is one).
-    `candidates` are (name, votes) by falling votes, `other_answers` (text, votes) what names no
-    class, `options` what the second step chose from, "" in `letter` where it was not needed.
-    `reasoning` is the thought that led to the answer. `status` says how it was read, or why there
-    is none; `error` why the image could not be asked about, "" for all others. `cut` counts answers
-    that ended at max_new_tokens.
-    """
-
-    image: str
-    answer: str = ""
-    class_id: int | None = None
-    text: str = ""
-    confidence: float | None = None
-    status: str = ""
-    candidates: list[tuple[str, int]] = field(default_factory=list)
-    num_rollouts: int = 0
-    num_unparsed: int = 0
-    other_answers: list[tuple[str, int]] = field(default_factory=list)
-    options: list[str] = field(default_factory=list)
-    letter: str = ""
-    reasoning: str = ""
-    completion: str = ""
-    cut: int = 0
-    error: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
-        return {
-            **asdict(self),
-            "candidates": [{"name": name, "votes": votes} for name, votes in self.candidates],
-            "other_answers": [{"text": text, "votes": n} for text, n in self.other_answers],
-        }
+BATCH = 32  # images in a batch
+SHOWN_ANSWERS = 5  # answers without a class that a prediction lists
 
 
 class Predictor:
     """Asks a policy about images. Close it, or use it in a `with` statement.
 
-    `policy` is a folder, an artifact, or a model of the hub. What an image may show is said by
-    `card` (a name or a Card) or `classes` (names; `noun` and `kind` word the question); without
-    either by the card that the policy was trained on. Without `engine` it is
-    `tasks.evaluation.inputs.engine_settings`: what suits the policy and the machine. Raises
-    StageError when the policy or the card cannot be used.
+    `policy` is a folder, an artifact, or a model of the hub. The possible answers are those of `card`
+    (a name or a Card), or the names in `classes`, with `noun` and `kind` for the wording of the
+    question, or else those of the card that the policy was trained on. `engine` defaults to
+    `tasks.evaluation.inputs.engine_settings`. Raises StageError when the policy or the card cannot
+    be used.
     """
 
     def __init__(
@@ -110,7 +71,7 @@ class Predictor:
         settings: PredictSettings | None = None,
     ):
         self.policy = policies.local(policy, engine.backend if engine else "")
-        self.card = chosen_card(card, classes, noun, kind, self.policy)
+        self.card = card_for(card, classes, noun, kind, self.policy)
         self.engine_settings = engine or engine_settings(self.policy)
         self.settings = settings or PredictSettings()
         self._names = ClassNames(self.card.classes, self.card.aliases)
@@ -123,7 +84,7 @@ class Predictor:
         )
         self._batches = 0
         self._engine: Engine | None = None
-        self._scratch: TemporaryDirectory[str] | None = None  # of an adapter's weights, made whole
+        self._scratch: TemporaryDirectory[str] | None = None  # of a LoRA policy's merged weights
 
     def __enter__(self) -> Self:
         return self
@@ -132,7 +93,7 @@ class Predictor:
         self.close()
 
     def close(self) -> None:
-        """Let go of the engine."""
+        """Close the engine."""
         if self._engine is not None and hasattr(self._engine, "close"):
             self._engine.close()
         self._engine = None
@@ -145,21 +106,21 @@ class Predictor:
         return list(self.stream(images))
 
     def stream(self, images: Sequence[Source]) -> Iterator[Prediction]:
-        """The same, batch by batch as they are answered; `images` may be paths, bytes or pictures."""
+        """The predictions batch by batch, as soon as they are made, for paths, bytes or pictures."""
         for batch in chunks(list(enumerate(images)), BATCH):
             names = [_name(image, number) for number, image in batch]
             read = [read_image(image) for _, image in batch]
-            found = {
+            data = {
                 key: picture.data
                 for key, picture in enumerate(read)
                 if isinstance(picture, Picture)
             }
-            said = self._answers(found, names) if found else {}
+            answered = self._answers(data, names) if data else {}
             for key, picture in enumerate(read):
                 if isinstance(picture, Reject):
                     yield Prediction(names[key], status="unreadable", error=str(picture))
                 else:
-                    yield said[key]
+                    yield answered[key]
 
     def _answers(self, images: dict[int, bytes], names: list[str]) -> dict[int, Prediction]:
         if self._engine is None:
@@ -172,7 +133,7 @@ class Predictor:
         refused: dict[str, str] = {}
         two = self.settings.mode == "two_step"
         self._batches += 1
-        sampled = self._ask(list(requests.values()), refused, greedy=not two)
+        sampled = self._generate(list(requests.values()), refused, greedy=not two)
         if not two:
             return {
                 key: self._one_step(names[key], sampled[str(key)][0], refused.get(str(key), ""))
@@ -192,16 +153,16 @@ class Predictor:
             )
             for key in requests
         }
-        asks = choice_asks(options, self.card, self.engine_settings.prompt_style)
-        second = [replace(requests[int(a.image_id)], text=a.text, before="") for a in asks]
-        chosen = self._ask(second, refused, greedy=True) if second else {}
+        queries = choice_queries(options, self.card, self.engine_settings.prompt_style)
+        second = [replace(requests[int(q.image_id)], text=q.text, before="") for q in queries]
+        choices = self._generate(second, refused, greedy=True) if second else {}
         return {
             key: self._two_step(
                 names[key],
                 sampled[str(key)],
                 votes[key],
                 options[str(key)],
-                chosen.get(str(key), [None])[0],
+                choices.get(str(key), [None])[0],
                 refused.get(str(key), ""),
             )
             for key in requests
@@ -215,19 +176,19 @@ class Predictor:
         }
 
     def _weights(self) -> Path:
-        if self.engine_settings.backend == "server" or not adapters.adapted(self.policy):
+        if self.engine_settings.backend == "server" or not adapters.adapter_stack(self.policy):
             return self.policy
         self._scratch = TemporaryDirectory(prefix="policy-")
-        return adapters.whole(self.policy, Path(self._scratch.name))
+        return adapters.merged_weights(self.policy, Path(self._scratch.name))
 
-    def _ask(
+    def _generate(
         self, requests: list[Request], refused: dict[str, str], *, greedy: bool
     ) -> dict[str, list[Completion]]:
         assert self._engine is not None
-        given, batch = self.settings, self._batches - 1
-        sampling = sampling_of(self.engine_settings, given.num_rollouts, given.seed, batch, greedy)
-        answered = ask(self._engine, requests, sampling, refused)
-        return {request.key: found for request, found in zip(requests, answered, strict=True)}
+        n, seed, batch = self.settings.num_rollouts, self.settings.seed, self._batches - 1
+        sampling = sampling_of(self.engine_settings, n, seed, batch, greedy)
+        answered = generate_or_refuse(self._engine, requests, sampling, refused)
+        return {request.key: row for request, row in zip(requests, answered, strict=True)}
 
     def _one_step(self, name: str, completion: Completion, error: str) -> Prediction:
         reading = read_open(completion.text, self._names)
@@ -247,16 +208,16 @@ class Predictor:
         sampled: list[Completion],
         votes: Votes,
         options: list[Option],
-        chosen: Completion | None,
+        choice: Completion | None,
         error: str,
     ) -> Prediction:
-        reading = read_choice(chosen.text if chosen else None, options, self.card)
-        completions = [*sampled, chosen] if chosen else sampled
+        reading = read_choice(choice.text if choice else None, options, self.card)
+        completions = [*sampled, choice] if choice else sampled
         others = [(a.text, a.votes) for a in votes.answers if a.class_id < 0 and a.text]
         return self._prediction(
             name,
             reading,
-            reasoning=thought(chosen.text) if chosen else self._best_thought(sampled, reading),
+            reasoning=thought(choice.text) if choice else self._best_thought(sampled, reading),
             confidence=vote_share(votes, reading.class_id),
             candidates=[(self.card.classes[c.class_id], c.votes) for c in votes.candidates],
             num_rollouts=votes.num_rollouts,
@@ -268,7 +229,7 @@ class Predictor:
         )
 
     def _best_thought(self, sampled: list[Completion], reading: Reading) -> str:
-        """Where all samples agree, the thought of the likeliest one."""
+        """The thought of the likeliest sample that agrees with the answer."""
         agreeing = [
             each
             for each in sampled
@@ -292,11 +253,11 @@ class Predictor:
 
 
 def thought(completion: str) -> str:
-    """The reasoning in a completion: its think block, or what stands before the answer."""
-    found = answers.parse(completion).thought
-    if found is None:
-        found = completion.partition("<answer>")[0].replace("<think>", "").replace("</think>", "")
-    return found.strip()
+    """The reasoning in a completion: its think block, or else the text before the answer."""
+    text = answers.parse(completion).thought
+    if text is None:
+        text = completion.partition("<answer>")[0].replace("<think>", "").replace("</think>", "")
+    return text.strip()
 
 
 def _name(image: Source, number: int) -> str:

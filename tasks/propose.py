@@ -1,19 +1,19 @@
-"""Propose: N rollouts per training image from a policy, raw, into Parquet.
+"""Propose: samples N rollouts per training image from a policy, and writes them raw to Parquet.
 
-    python -m tasks.propose CONFIG.json
+    python -m tasks.propose recipe.json
 
-The expensive stage, so nothing is interpreted here: each completion is stored as it came, shard by
-shard, and a killed run goes on from its last finished shard. What the answers mean is BuildMCQ's
-business and can be changed without a GPU. Figures on the way (unparsed share, Pass@1 and Pass@N)
-only tell early that a prompt is bad.
+This stage needs a GPU, so it only generates: it stores each completion as it came, shard by shard,
+and a killed run goes on after its last finished shard. BuildMCQ interprets the answers, without a
+GPU. The figures beside the progress bar (unparsed share, Pass@1 and Pass@N) show a bad prompt early.
 """
 
 from pathlib import Path
 
 from data_cards import load
-from tasks.engines.sampler import Sampler, Tally, refused_first, throughput
+from tasks.engines import refusals
+from tasks.engines.sampler import RolloutStatistics, Sampler, throughput
 from tasks.engines.settings import EngineSettings
-from tasks.engines.worker import Ask
+from tasks.engines.worker import Query
 from tasks.language import prompts
 from tasks.questions import refresh
 from tasks.questions.settings import ProposeSettings
@@ -38,13 +38,14 @@ def propose(
 ) -> None:
     """Sample `num_rollouts` answers for every base-class train image, or for the first `limit`.
 
-    After training, `previous` and `train` of the round before let `refresh` choose the images that
-    are asked about again (`tasks.questions.refresh`). Writes `rollouts-*.parquet` (num_rollouts rows
-    an image, in image order), `stats.json` and, where the engine refused images,
-    `rollouts_refused.parquet`; a refused image has empty rollouts.
-    Raises StageError when more than `max_unparsed_share` of the answers cannot be read, since
-    questions built from them would be made of noise (more than `fail_fast_unparsed_share` after
-    the first two shards), or when more than `max_lost_share` of the images are refused.
+    In a later round, `previous` (its proposals) and `train` are artifacts of the round before, from
+    which `tasks.questions.refresh` chooses the images to ask about again. Writes
+    `rollouts-*.parquet` (num_rollouts rows an image, in image order), `stats.json` and, where the
+    engine refused images, `rollouts_refused.parquet`; a refused image has empty rollouts.
+
+    Raises StageError when more than `max_unparsed_share` of the answers are unparsed (more than
+    `fail_fast_unparsed_share` after the first two shards), since questions built from them would be
+    noise, and when the engine refuses more than `max_lost_share` of the images.
     """
     data_card = load(card)
     rows = split_table.select(split, "train", ("base",))[: settings.limit or None]
@@ -57,19 +58,21 @@ def propose(
         list_position=engine.list_position,
     )
     order = [row["image_id"] for row in rows]
-    chosen = refresh.plan(order, settings, previous=previous, train=train, seed=seed)
-    table = "fresh" if chosen.kept else "rollouts"
-    asks = [Ask(image_id, text, before) for image_id in chosen.asked]
+    plan = refresh.plan(order, settings, previous=previous, train=train, seed=seed)
+    table = "fresh" if plan.kept else "rollouts"
+    queries = [Query(image_id, text, before) for image_id in plan.asked]
     labels = {row["image_id"]: row["label"] for row in rows}
-    tally = Tally(labels, data_card, settings.fail_fast_unparsed_share)
+    statistics = RolloutStatistics(labels, data_card, settings.fail_fast_unparsed_share)
     with Sampler(policy, engine, settings.num_rollouts, seed) as sampler:
-        sampler.run(output, table, asks, download, settings.shard_size, "propose", tally=tally)
-        stats = throughput(tally.stats(), sampler)
-    stats |= {"kept": len(chosen.kept), "retired": len(chosen.retired)}
+        sampler.run(
+            output, table, queries, download, settings.shard_size, "propose", statistics=statistics
+        )
+        stats = throughput(statistics.values(), sampler)
+    stats |= {"kept": len(plan.kept), "retired": len(plan.retired)}
     if stats["refused"] > settings.max_lost_share * len(rows):
         raise StageError(
             f"the engine refused {stats['refused']} of {len(rows)} images (more than [Propose] "
-            f"max_lost_share = {settings.max_lost_share:g}): {refused_first(output, table)}"
+            f"max_lost_share = {settings.max_lost_share:g}): {refusals.first(output, table)}"
         )
     if stats["unparsed"] > settings.max_unparsed_share * stats["rollouts"]:
         raise StageError(
@@ -77,20 +80,22 @@ def propose(
             f"[Propose] max_unparsed_share = {settings.max_unparsed_share:g}); the first one is "
             f"{stats['example_unparsed']!r}; look at the rollouts in {output}"
         )
-    if chosen.kept and previous is not None:
-        refresh.merge(output, table, previous, chosen, order, settings.shard_size)
-    refresh.write_retired(output, chosen)
+    if plan.kept and previous is not None:
+        refresh.merge(output, table, previous, plan, order, settings.shard_size)
+    refresh.write_retired(output, plan)
     save_stats(output, stats)
-    told = [
-        f"{stats['rollouts']} rollouts of {len(chosen.asked)} images",
+    summary = [
+        f"{stats['rollouts']} rollouts of {len(plan.asked)} images",
         f"Pass@1 {stats['pass_at_1']:.3f}",
         f"Pass@{settings.num_rollouts} {stats['pass_at_n']:.3f}",
         f"{stats['unparsed']} unparsed",
         f"{stats['refused']} refused",
     ]
     if settings.refresh != "all" and previous is not None:
-        told.append(f"{stats['kept']} images keep their rollouts, {stats['retired']} are retired")
-    print(f"propose: {', '.join(told)}")
+        summary.append(
+            f"{stats['kept']} images keep their rollouts, {stats['retired']} are retired"
+        )
+    print(f"propose: {', '.join(summary)}")
 
 
 if __name__ == "__main__":

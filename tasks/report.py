@@ -1,6 +1,6 @@
 """Report: writes the metrics, the page and the figures of one method on one set.
 
-    python -m tasks.report CONFIG.json
+    python -m tasks.report recipe.json
 
 Everything is computed from artifacts, so a report can be made again without a model. The denominator
 of every figure is the set of test images, the same for every policy and every mode, and an

@@ -1,6 +1,6 @@
 """Split: assigns each image to pretrain, train, val or test, and each class to base or novel.
 
-    python -m tasks.split CONFIG.json
+    python -m tasks.split recipe.json
 
 Base-to-novel (CoOp's rule): by ascending class id the first ceil(n/2) classes are base, the rest
 novel. Official splits are kept. Missing splits are drawn from train, stratified by class, with a
@@ -46,8 +46,9 @@ def split(
 
     `duplicates.parquet` holds the images that repeat one of an earlier split: with the same pixels,
     or with a difference hash at most `near_duplicates` bits apart. A split file
-    (`tasks/ingest/split_files.py`) replaces official splits and shares. Raises StageError when a
-    base class is left without a train image, or any class without a test image.
+    (`tasks/ingest/split_files.py`) replaces official splits and shares; no pretrain share is cut
+    from a drawn set. Raises StageError when a base class is left without a train image, or any class without a
+    test image.
     """
     data_card = load(card)
     images = read_images(download, with_dhash=settings.near_duplicates > 0)
@@ -61,6 +62,8 @@ def split(
         rejects = shards.read_file(unusable)["path"].to_pylist() if unusable.exists() else []
         follow(images, Path(settings.split_file).expanduser(), data_card, rejects)
         shares = dict.fromkeys(shares, 0.0)
+    if data_card.source["kind"] == "drawn":  # it draws what is to be pretrained on
+        shares["pretrain"] = 0.0
     num_base = base_count(len(data_card.classes), settings.protocol)
     split_codes = assign(
         images,

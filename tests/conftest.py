@@ -59,8 +59,8 @@ def run_stage(function: Callable[..., None], output: Path, **values: Any) -> Non
 
 
 def write_few_card(folder: Path, counts: str = "{pretrain: 2, train: 3, val: 1, test: 2}") -> Path:
-    """A folder with the card `few`: beetles, but with only so many images per class."""
-    text = (ROOT / "data_cards" / "beetles.md").read_text()
+    """A folder with the card `few`, with so many images per class."""
+    text = (ROOT / "tests" / "few.md").read_text()
     few, replaced = re.subn(r"images_per_class: \{.*?\}", f"images_per_class: {counts}", text)
     assert replaced == 1
     folder.mkdir(exist_ok=True)
@@ -70,7 +70,7 @@ def write_few_card(folder: Path, counts: str = "{pretrain: 2, train: 3, val: 1, 
 
 @pytest.fixture
 def few_beetles(tmp_path, monkeypatch) -> data_cards.Card:
-    """A card like beetles with a handful of images, found under the name `few`."""
+    """A drawn card with a handful of images, found under the name `few`."""
     cards = write_few_card(tmp_path / "cards")
     monkeypatch.setattr(data_cards, "FOLDER", cards)
     return data_cards.load("few")

@@ -1,4 +1,4 @@
-"""README and docs say nothing that is not so: paths, links, commands, settings and examples are tried."""
+"""Checks README and docs: paths, links, commands, settings and examples."""
 
 import configparser
 import re

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 from trl import GRPOConfig
 
-from tasks.engines.base import Prompter, Request
+from tasks.engines.base import PromptBuilder, Request
 from tests import families
 from tests.conftest import ROOT
 from tests.test_families import ADAPTED as FAMILIES
@@ -26,27 +26,27 @@ pytestmark = pytest.mark.model
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_prompt_is_the_same_however_it_is_made(family, tmp_path):
-    prompter = Prompter(getattr(families, family)(tmp_path / "policy", ["beetle"]))
+    prompt_builder = PromptBuilder(getattr(families, family)(tmp_path / "policy", ["beetle"]))
     for shape in SHAPES:
         made = io.BytesIO()
         picture(*shape).save(made, "PNG")
         request = Request("a", made.getvalue(), "What is it?")
-        asked = prompter.processor(text=[prompter(request)], images=[[request.picture]])
-        assert asked["input_ids"][0] == prompter.tokens(request)
+        asked = prompt_builder.processor(text=[prompt_builder(request)], images=[[request.picture]])
+        assert asked["input_ids"][0] == prompt_builder.tokens(request)
 
 
 WITHOUT = """
 import sys
 sys.modules["num2words"] = None  # importing it fails
 from pathlib import Path
-from tasks.engines.base import Prompter
+from tasks.engines.base import PromptBuilder
 from tasks.runtime.errors import StageError
 from training import adopt
 from training.model import processors
 from training.settings import ModelSettings
 policy = Path(sys.argv[1])
 base = ModelSettings(model=str(policy), min_pixels=784, max_pixels=784, dtype="float32")
-loads = Prompter, processors.load_processor, lambda policy: adopt.adopt(policy, settings=base)
+loads = PromptBuilder, processors.load_processor, lambda policy: adopt.adopt(policy, settings=base)
 for load in loads:
     try:
         load(policy)

@@ -23,6 +23,7 @@ from tests.conftest import ROOT, write_few_card
 SMALLER = {
     "steps = 240": "steps = 60",
     "num_rollouts = 20": "num_rollouts = 8",
+    "min_options = 4": "min_options = 3",
     "shard_size = 100": "shard_size = 10",
     "max_unparsed_share = 0.5": "max_unparsed_share = 0.9",
     "max_lost_share = 0.2": "max_lost_share = 0.9",
@@ -166,7 +167,7 @@ def test_a_second_run_runs_nothing_and_a_changed_option_count_only_what_is_below
     )
     assert again.returncode == 0
     assert "ran successfully" not in again.stderr
-    text = settings().replace("[BuildMCQ]\nnum_options = 5", "[BuildMCQ]\nnum_options = 4")
+    text = settings().replace("[BuildMCQ]\nnum_options = 4", "[BuildMCQ]\nnum_options = 3")
     (line / "luigi.cfg").write_text(text)
     run = command("BuildMCQ", "--dataset", "few")
     changed = subprocess.run(run, cwd=line, capture_output=True, text=True)

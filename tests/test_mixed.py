@@ -94,13 +94,13 @@ def test_unchanged_it_runs_nothing_and_a_single_stage_can_be_named(mixed):
     again = run(mixed)
     assert again.returncode == 0
     assert "Did not run any tasks" in again.stdout + again.stderr
-    chosen = command("BuildMCQ", "--dataset", "few+bugs", "--BuildMCQ-num-options", "4")
+    chosen = command("BuildMCQ", "--dataset", "few+bugs", "--BuildMCQ-num-options", "3")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(chosen, cwd=mixed, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     for name in ("few", "bugs"):
         made = current(mixed, f"dive_k/round0/build_mcq/{name}")
-        assert store.read_manifest(made)["settings"]["num_options"] == 4
+        assert store.read_manifest(made)["settings"]["num_options"] == 3
 
 
 def test_where_and_inspect_find_every_set(mixed):

@@ -259,6 +259,22 @@ def test_the_drawn_card_keeps_its_own_splits(split_set):
     assert len({row["image_id"] for row in rows}) == len(rows) == 320
 
 
+def test_no_pretrain_share_is_cut_from_a_drawn_set(split_set):
+    out = split_set.root / "drawn"
+    out.mkdir()
+    table = shards.read(split_set.download, "images").to_pylist()
+    for row in table:
+        if row["official_split"] == "pretrain":
+            row["official_split"] = "train"
+    shards.write(out / "images-00000.parquet", table, schemas.images(split_set.card.classes))
+    (split_set.root / "y").mkdir()
+    run_stage(split, split_set.root / "y", card="few", download=out, pretrain_share=0.4, seed=0)
+    rows = shards.read(split_set.root / "y", "split").to_pylist()
+    assert Counter(row["split"] for row in rows if row["group"] == "base") == {
+        "train": 100, "val": 20, "test": 40,
+    }  # fmt: skip
+
+
 def test_a_class_left_without_train_images_is_named(split_set):
     out = split_set.root / "bad"
     out.mkdir()

@@ -36,7 +36,9 @@ def installed(tmp_path_factory):
 @pytest.mark.process
 def test_the_wheel_holds_every_module_card_template_and_recipe(installed):
     tops = ("pipeline", "tasks", "training", "data_cards")
-    kinds = {".py", ".md", ".jinja", ".css", ".js", ".cfg", ".yaml"}
+    kinds = {
+        ".py", ".md", ".jinja", ".css", ".js", ".cfg", ".yaml", ".json", ".safetensors",
+    }  # fmt: skip
     expected = {
         path.relative_to(ROOT).as_posix()
         for top in tops

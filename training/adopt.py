@@ -24,7 +24,7 @@ from tasks.runtime import waiting
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError, first_line
 from tasks.runtime.links import link
-from training.model import weights
+from training.model import tiny_policy, weights
 from training.model.processors import sized_processor
 from training.settings import ModelSettings
 
@@ -41,6 +41,7 @@ def adopt(output: Path, *, settings: ModelSettings) -> None:
             f"[BasePolicy] model = {model} is an adapter; make whole weights of it first: "
             f"python -m training.export {model} FOLDER"
         )
+    model = tiny_policy.source(model)
     model = str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model
     try:
         config = AutoConfig.from_pretrained(model)

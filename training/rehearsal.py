@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from tasks.engines import vllm
-from tasks.engines.base import hushed
+from tasks.engines.base import quiet_start
 from tasks.engines.settings import EngineSettings
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError, first_line
@@ -108,7 +108,7 @@ def check_engine(policy: Path, engine: EngineSettings) -> str:
         return f"backend {engine.backend}, which is not vLLM's"
     from vllm import EngineArgs
 
-    with hushed():
+    with quiet_start():
         arguments = vllm.options(policy, engine, on_gpu=vllm.on_gpu())
         try:
             config = EngineArgs(**arguments).create_engine_config()

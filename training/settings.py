@@ -18,7 +18,7 @@ class ModelSettings(Settings):
 
     section: ClassVar[str] = "BasePolicy"
 
-    model: str = setting("tiny, a model id of the hub, or a folder")
+    model: str = setting("embedded, tiny, a model id of the hub, or a folder")
     min_pixels: int = setting("the area that a smaller image is enlarged to", at_least=1)
     max_pixels: int = setting("the area that a larger image is reduced to", at_least=1)
     dtype: str = setting("precision of the saved weights", choices=DTYPES)

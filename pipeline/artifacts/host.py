@@ -28,12 +28,12 @@ def host() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "memory_gib": round(memory / 2**30, 1),
-        "gpus": _gpus(),
+        "gpus": _gpu_names(),
         "system": platform.platform(),
     }
 
 
-def _gpus(root: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
+def _gpu_names(root: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
     """The model names of the machine's NVIDIA GPUs, as their driver gives them."""
     return [
         line.split(":", 1)[1].strip()

@@ -58,8 +58,8 @@ def show_plan(arguments: Any) -> int:
     from pipeline.tasks import TrainDiVE
 
     task = _of_run(TrainDiVE, arguments)
-    estimates = {name: getattr(arguments, name) for name in plan.Given.__dataclass_fields__}
-    summary = plan.plan(task.dataset, task.method, task.seed, plan.Given(**estimates))
+    estimates = {name: getattr(arguments, name) for name in plan.Estimates.__dataclass_fields__}
+    summary = plan.plan(task.dataset, task.method, task.seed, plan.Estimates(**estimates))
     print(json.dumps(summary, indent=1) if arguments.json else "\n".join(plan.lines(summary)))
     return 0
 
@@ -82,7 +82,7 @@ def show_rehearsal(arguments: Any) -> int:
         for point in checked:
             points.append(point)
             if not arguments.json:
-                print(f"{point.state:6} {point.what:18} {point.told}", flush=True)
+                print(f"{point.state:6} {point.what:18} {point.sentence}", flush=True)
 
     show(rehearse(*run, step=not arguments.no_step))
     mend = [point for point in points if point.state == MEND]
@@ -97,7 +97,7 @@ def show_rehearsal(arguments: Any) -> int:
     left = f"; {unknown} could not be told on this machine" if unknown else ""
     print(f"\n{f'{len(mend)} to mend' if mend else 'ready'}{left}")
     for point in mend:
-        print(f"  {point.what}: {point.told}")
+        print(f"  {point.what}: {point.sentence}")
     return int(bool(mend))
 
 

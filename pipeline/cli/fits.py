@@ -1,10 +1,10 @@
-"""Whether the stages of a run fit into a machine: GPUs, main memory, and disk, before anything runs.
+"""Checks whether the stages of a run fit a machine's GPUs, main memory and disk, before they run.
 
-The machine is that of the command line, or the one that a recipe names in a comment of this form:
+The machine is given on the command line, or by a comment in an overlay:
 
     # machine: 8 x 80 GB, 500 GB main memory
 
-so many GPUs with so much memory each, in 10^9 bytes; the main memory is of each machine, and may be
+This means 8 GPUs of 80 GB each. A GB is 10^9 bytes. Main memory counts for each machine, and may be
 left out.
 """
 
@@ -22,14 +22,14 @@ from pipeline.settings import run
 from pipeline.stage import Stage
 
 GB, GIB = 1e9, 1 << 30
-TOKEN = 4  # bytes of text a token, before compression
+TOKEN = 4  # bytes of text for each token, before compression
 NAMED = re.compile(r"^# machine: (\d+) x (\d+) GB(?:, (\d+) GB main memory)?$", re.MULTILINE)
 SHARE = "[engine] gpu_memory_utilization"
 
 
 @dataclass(frozen=True)
 class Machine:
-    """So many GPUs, all that a run uses, of so many bytes each; `main` memory, 0 where unknown."""
+    """The GPUs of a run, with `gpu` bytes each; `main` is the main memory in bytes, 0: unknown."""
 
     gpus: int
     gpu: float
@@ -38,17 +38,17 @@ class Machine:
 
 @dataclass(frozen=True)
 class Fit:
-    """A stage on the machine: whether it fits, None where that is not known, and why, in a sentence."""
+    """Whether a stage fits the machine (None: not known), and the reason in a sentence."""
 
     stage: str
     fits: bool | None
-    told: str
+    reason: str
 
 
 def machine_of(files: Sequence[str], gpus: int = 0, gpu_gb: float = 0) -> Machine | None:
-    """The machine that the last of some recipes names, what the command line gives in its place."""
-    found = [m for f in files for m in NAMED.findall(Path(f).read_text(encoding="utf-8"))]
-    count, size, main = found[-1] if found else (0, 0, 0)
+    """The machine that the last overlay names. `gpus` and `gpu_gb` above 0 override it."""
+    named = [m for f in files for m in NAMED.findall(Path(f).read_text(encoding="utf-8"))]
+    count, size, main = named[-1] if named else (0, 0, 0)
     gpus, gpu_gb = gpus or int(count), gpu_gb or float(size)
     if gpu_gb and not gpus:
         gpus = 1
@@ -56,9 +56,10 @@ def machine_of(files: Sequence[str], gpus: int = 0, gpu_gb: float = 0) -> Machin
 
 
 def asked_of(train: Any, prompt: tuple[int, int]) -> Any:
-    """`training.resources.needs.Asked` for a stage Train and a prompt of so many tokens, and so many of the image.
+    """The inputs of the memory estimates for a stage Train.
 
-    Raises StageError where its launcher's file cannot be read.
+    `prompt` is (tokens of the longest prompt, those of the image among them). Raises StageError when
+    the launcher's file cannot be read.
     """
     from tasks.runtime.errors import StageError
     from training.resources import needs
@@ -74,7 +75,7 @@ def asked_of(train: Any, prompt: tuple[int, int]) -> Any:
 
 
 def memory(train: Any | None, prompt: tuple[int, int]) -> dict[str, Any]:
-    """What a process of Train must hold, in GiB by part; how, where that is not known."""
+    """The GPU memory of a process of Train, in GiB by part, or the reason why it is not known."""
     from tasks.runtime.errors import StageError
     from training.resources import gpu_memory
 
@@ -84,19 +85,19 @@ def memory(train: Any | None, prompt: tuple[int, int]) -> dict[str, Any]:
         needed = gpu_memory.of_gpu(asked_of(train, prompt))
     except StageError as error:
         return {"how": f"unknown: {error}"}
-    told = {name: amount / GIB for name, amount in asdict(needed).items()}
+    gib = {name: amount / GIB for name, amount in asdict(needed).items()}
     how = "from the model's config, for one process"
-    return {"gib": {**told, "total": needed.total / GIB}, "how": how}
+    return {"gib": {**gib, "total": needed.total / GIB}, "how": how}
 
 
 def fits(
     stages: Sequence[Stage], train: Any | None, prompt: tuple[int, int], machine: Machine | None
 ) -> list[Fit]:
-    """Propose, Train and Evaluate on the machine; of an unknown one only what they need is told."""
+    """Check Propose, Train and Evaluate. Without a machine, the reasons give only their needs."""
     from tasks.runtime.errors import StageError
     from training.resources.sizes import sizes_of
 
-    found, unknown = [], ""
+    results, unknown = [], ""
     try:
         sizes_of(model_of(next(s for s in stages if isinstance(s, tasks.BasePolicy))))
     except StageError as error:
@@ -106,28 +107,28 @@ def fits(
             continue
         name = kind.__name__
         if unknown:
-            found.append(Fit(name, None, unknown))
+            results.append(Fit(name, None, unknown))
             continue
         try:
-            told = (
+            reason = (
                 _train(asked_of(train, prompt), machine)
                 if kind is tasks.Train
                 else _engine(stages, machine)
             )
-            found.append(Fit(name, None if machine is None else True, told))
+            results.append(Fit(name, None if machine is None else True, reason))
         except Unknown as why:
-            found.append(Fit(name, None, str(why)))
+            results.append(Fit(name, None, str(why)))
         except StageError as error:
-            found.append(Fit(name, False if machine else None, str(error)))
-    return found
+            results.append(Fit(name, False if machine else None, str(error)))
+    return results
 
 
 class Unknown(Exception):
-    """Nothing can be said, and why."""
+    """Whether a stage fits cannot be estimated; the message says why."""
 
 
 def _engine(stages: Sequence[Stage], machine: Machine | None) -> str:
-    """Propose's and Evaluate's engine; raises StageError where it does not fit."""
+    """The engine's memory needs, in a sentence. Raises StageError when it does not fit."""
     from training.resources import vllm_memory
 
     engine = tasks.engine().settings
@@ -150,7 +151,7 @@ def _engine(stages: Sequence[Stage], machine: Machine | None) -> str:
 
 
 def _train(asked: Any, machine: Machine | None) -> str:
-    """Train's processes with their vLLM; raises StageError where they do not fit."""
+    """The memory needs of Train with its vLLM, in a sentence. Raises StageError when they do not fit."""
     from tasks.runtime.errors import StageError
     from training.resources import gpu_memory, main_memory, needs, vllm_memory
 
@@ -159,13 +160,13 @@ def _train(asked: Any, machine: Machine | None) -> str:
         needs.of_vllm(asked),
         main_memory.of_main_memory(asked),
     )
-    told = [
+    parts = [
         f"{needed.described()} a process",
         *([engine.described()] if engine else []),
         main.described(),
     ]
     if machine is None:
-        return "; ".join(told)
+        return "; ".join(parts)
     if asked.place.processes > machine.gpus:
         raise StageError(
             f"[Train] launcher starts {asked.place.processes} processes and there are "
@@ -173,8 +174,8 @@ def _train(asked: Any, machine: Machine | None) -> str:
         )
     share = 0.0
     if engine:
-        given = asked.options.vllm_gpu_memory_utilization
-        share = vllm_memory.check_vllm(engine, given, machine.gpu, say=_quiet)
+        utilization = asked.options.vllm_gpu_memory_utilization
+        share = vllm_memory.check_vllm(engine, utilization, machine.gpu, say=_quiet)
     sleeps = asked.options.vllm_enable_sleep_mode
     gpu_memory.check(needed, machine.gpu, share, sleeps, say=_quiet)
     room = machine.gpu - (0.0 if sleeps else share)
@@ -184,19 +185,20 @@ def _train(asked: Any, machine: Machine | None) -> str:
         )
     if machine.main:
         main_memory.check_main(main, machine.main, say=_quiet)
-    return "; ".join([*told, f"{room / GIB:.2f} GiB are there for a process"])
+    return "; ".join([*parts, f"{room / GIB:.2f} GiB are there for a process"])
 
 
 def disk(stages: Sequence[Stage], prompt: tuple[int, int], work: Sequence[Any]) -> dict[str, Any]:
-    """GB that the stages of a run write, by stage, 0 where done; None where that is not known.
+    """The GB that the stages of a run write, by stage: 0 for a finished stage, None where unknown.
 
-    `work` are the plan's. Of rounds before the last what remains, of the last one the most.
+    `work` is that of the plan. Train counts the files that remain of earlier rounds, and the peak of
+    the last one.
     """
     from tasks.runtime.errors import StageError
     from training.resources.disk import of_disk
     from training.resources.sizes import sizes_of
 
-    found: dict[str, float | None] = {}
+    sizes: dict[str, float | None] = {}
     texts = {one.stage: one.tokens_out * TOKEN / GB for one in work}
     trains = [s for s in stages if isinstance(s, tasks.Train)]
     how = ""
@@ -214,53 +216,55 @@ def disk(stages: Sequence[Stage], prompt: tuple[int, int], work: Sequence[Any]) 
                 bytes_of = 4 if stage.settings.dtype == "float32" else 2
                 size = sizes_of(model_of(stage)).count * bytes_of / GB
             elif isinstance(stage, tasks.Download):
-                found[name] = None
+                sizes[name] = None
                 continue
             elif isinstance(stage, tasks.Propose | tasks.Evaluate):
                 size = sum(gb for of, gb in texts.items() if of.startswith(f"{name} "))
-                found[name] = size
+                sizes[name] = size
                 continue
             else:
-                continue  # texts and numbers of a few MB
+                continue  # a few MB
         except StageError:
-            found[name] = None
+            sizes[name] = None
             continue
-        found[name] = (found.get(name) or 0.0) + size
+        sizes[name] = (sizes.get(name) or 0.0) + size
     root = Path(run().artifacts)
     while not root.exists():
         root = root.absolute().parent
-    total = sum(gb for gb in found.values() if gb is not None)
+    total = sum(gb for gb in sizes.values() if gb is not None)
     free = shutil.disk_usage(root).free / GB
-    return {"gb": {**found, "total": total}, "free_gb": free, "train": how}
+    return {"gb": {**sizes, "total": total}, "free_gb": free, "train": how}
 
 
 def model_of(base: Any) -> Path | str:
-    """The base policy's folder where it is made, else what it is made of; `tiny` is a few MB."""
+    """The base policy's folder if it exists, else what it is made of."""
+    from training.model import tiny_policy
+
     with contextlib.suppress(OSError):
         if base.folder.is_dir():
             return Path(base.folder)
-    return str(base.settings.model)
+    return tiny_policy.source(base.settings.model)
 
 
-def lines(found: dict[str, Any]) -> list[str]:
-    """What fits, and the disk, for a terminal."""
-    machine = found["machine"]
-    told = (
+def lines(summary: dict[str, Any]) -> list[str]:
+    """The machine, the fits and the disk of a plan, as lines for a terminal."""
+    machine = summary["machine"]
+    title = (
         f"machine: {machine['gpus']} GPU{'s' * (machine['gpus'] > 1)} of {machine['gpu'] / GB:.0f} GB"
         if machine
         else "machine: not known; --gpus and --gpu-gb say it, or a recipe"
     )
     words = {True: "fits", False: "DOES NOT FIT", None: "needs"}
-    rows = [told]
-    rows += [f"  {one['stage']} {words[one['fits']]}: {one['told']}" for one in found["fits"]]
-    sizes = {k: v for k, v in found["disk"]["gb"].items() if k != "total" and v != 0.0}
+    rows = [title]
+    rows += [f"  {one['stage']} {words[one['fits']]}: {one['reason']}" for one in summary["fits"]]
+    on_disk = summary["disk"]
+    sizes = {k: v for k, v in on_disk["gb"].items() if k != "total" and v != 0.0}
     parts = ", ".join(f"{k} {'unknown' if v is None else f'{v:.1f}'}" for k, v in sizes.items())
     rows.append(
-        f"disk: {found['disk']['gb']['total']:.1f} GB ({parts}), {found['disk']['free_gb']:.1f} are "
-        "free here"
+        f"disk: {on_disk['gb']['total']:.1f} GB ({parts}), {on_disk['free_gb']:.1f} are free here"
     )
-    if found["disk"]["train"]:
-        rows.append(f"  a round of Train: {found['disk']['train']}")
+    if on_disk["train"]:
+        rows.append(f"  a round of Train: {on_disk['train']}")
     return rows
 
 

@@ -1,4 +1,4 @@
-"""How many images a set has to train on and to be tested on, also before Split has run."""
+"""Counts a set's train and test images, or estimates them when Split has not run yet."""
 
 import contextlib
 from collections import Counter
@@ -10,18 +10,18 @@ from tasks.tables import shards
 from tasks.tables.schemas import GROUPS
 from tasks.tables.split_table import base_count
 
-# Images of CoOp's split files, train and test, all classes (arXiv 2109.01134, its dataset table).
+# Train and test images in CoOp's split files, all classes (dataset table of arXiv 2109.01134).
 COOP = {"flowers": (4093, 2463), "pets": (2944, 3669), "cars": (6509, 8041)}
 
 
 def images_of(stage: Stage) -> dict[str, Any]:
-    """Train images and test images by group, and whether they were counted or estimated."""
+    """The number of train images, of test images by group, and whether it is an estimate."""
     with contextlib.suppress(OSError):
         if stage.folder.is_dir():
             rows = shards.read(stage.folder, "split", ["group", "split"]).to_pylist()
-            found = Counter((row["group"], row["split"]) for row in rows)
-            parts = {group: found[group, "test"] for group in GROUPS}
-            return {"train": found["base", "train"], "test": parts, "how": "counted"}
+            counts = Counter((row["group"], row["split"]) for row in rows)
+            parts = {group: counts[group, "test"] for group in GROUPS}
+            return {"train": counts["base", "train"], "test": parts, "how": "counted"}
     card, settings = stage.card, stage.significant()
     classes = len(card.classes)
     share = base_count(classes, settings["protocol"]) / classes

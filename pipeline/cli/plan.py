@@ -1,10 +1,10 @@
-"""What a run will ask of a machine, before it starts: images, tokens, steps, hours, memory.
+"""Estimates a run before it starts: images, tokens, steps, hours, memory and disk.
 
     python -m pipeline plan --recipe training/recipes/paper_7b.cfg --dataset cub
 
-The graph and the prompts are the real ones; no weights are read and nothing is run. Where Split
-has run, images are counted; else they follow from the card. Where a tokenizer lies on this machine
-prompts are counted in its tokens, else by characters. What is an estimate says so.
+The graph and the prompts are the real ones, but no weights are read and no stage runs. Where Split
+has run, images are counted, and else estimated from the card. With a tokenizer on this machine,
+prompts are counted in tokens, and else in characters. The output names its estimates.
 """
 
 import contextlib
@@ -17,20 +17,20 @@ import data_cards
 from pipeline import tasks
 from pipeline.cli import fits, status
 from pipeline.cli.image_counts import images_of
-from pipeline.settings import SettingsError, recipes, run
+from pipeline.settings import SettingsError, overlays, run
 from pipeline.stage import Stage
 from tasks.language import prompts
 from tasks.tables.schemas import GROUPS
 from tasks.tables.split_table import base_count
 
-PATCH = 28  # pixels: the side of a merged vision token of the Qwen2-VL family; others differ
-# Epochs of the published runs (arXiv 2511.18305, its training scripts).
+PATCH = 28  # pixels: the side of a merged vision token in the Qwen2-VL family
+# Epochs of the published runs (training scripts of arXiv 2511.18305).
 PUBLISHED_EPOCHS = {"cub": 1.5, "flowers": 3.2, "pets": 4.1, "cars": 1.1, "aircraft": 1.9}
 
 
 @dataclass
 class Work:
-    """One stage's share: requests with an image, completions, tokens read and written, hours."""
+    """The work of one stage: requests with an image, completions, tokens read and written, hours."""
 
     stage: str
     images: int
@@ -40,12 +40,12 @@ class Work:
     steps: int = 0
     hours: float | None = None
     done: bool = False
-    told: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Given:
-    """What the command line says; 0 leaves hours out, and the machine to the recipe."""
+class Estimates:
+    """The options of the command line. Without rates there are no hours; 0 GPUs: the overlay's."""
 
     tokens_per_second: float = 0
     update_tokens_per_second: float = 0
@@ -56,49 +56,49 @@ class Given:
     gpu_gb: float = 0
 
 
-def plan(dataset: str, method: str, seed: int, given: Given) -> dict[str, Any]:
+def plan(dataset: str, method: str, seed: int, estimates: Estimates) -> dict[str, Any]:
     """The plan of TrainDiVE as plain values.
 
-    Raises SettingsError where a set's size is not known: Split has to run first.
+    Raises SettingsError when a set's size is not known before Split has run.
     """
     root = tasks.TrainDiVE(dataset=dataset, method=method, seed=seed)
     stages = status.graph(root)
     counts = {s.dataset: images_of(s) for s in stages if isinstance(s, tasks.Split)}
-    count, how = token_counter(stages, given)
+    count, how = token_counter(stages, estimates)
     lengths = {name: prompt_lengths(name, stages, count) for name in counts}
-    answer = given.answer_tokens or max(1, tasks.engine().settings.max_new_tokens // 4)
+    answer = estimates.answer_tokens or max(1, tasks.engine().settings.max_new_tokens // 4)
     work = []
     for stage in stages:
-        made = None
+        share = None
         if isinstance(stage, tasks.Propose):
-            made = _propose(stage, counts, lengths, answer)
+            share = _propose(stage, counts, lengths, answer)
         elif isinstance(stage, tasks.Train):
-            made = _train(stage, counts, lengths, answer)
+            share = _train(stage, counts, lengths, answer)
         elif isinstance(stage, tasks.Evaluate):
-            made = _evaluate(stage, counts, lengths, answer)
-        if made:
-            made.hours = _hours(made, given, isinstance(stage, tasks.Train))
+            share = _evaluate(stage, counts, lengths, answer)
+        if share:
+            share.hours = _hours(share, estimates, isinstance(stage, tasks.Train))
             with contextlib.suppress(OSError):
-                made.done = stage.folder.is_dir()
-            work.append(made)
+                share.done = stage.folder.is_dir()
+            work.append(share)
     train = next((s for s in stages if isinstance(s, tasks.Train)), None)
     longest = max(lengths.values(), key=lambda each: each["question"])
     prompt = longest["question"], longest["image"]
-    machine = fits.machine_of(recipes(), given.gpus, given.gpu_gb)
+    machine = fits.machine_of(overlays(), estimates.gpus, estimates.gpu_gb)
     limits = [t for name in counts for t in _too_long(name, lengths[name])]
     return {
         "dataset": dataset,
         "method": method,
         "seed": seed,
         "rounds": run().rounds,
-        "recipes": list(recipes()),
+        "recipes": list(overlays()),
         "model": _base(stages).settings.model,
         "images": counts,
         "prompt_tokens": lengths,
         "tokens_counted_by": how,
         "answer_tokens": answer,
         "work": [asdict(one) for one in work],
-        "hours": sum(one.hours or 0 for one in work) if given.tokens_per_second else None,
+        "hours": sum(one.hours or 0 for one in work) if estimates.tokens_per_second else None,
         "memory": fits.memory(train, prompt),
         "machine": asdict(machine) if machine else None,
         "fits": [asdict(one) for one in fits.fits(stages, train, prompt, machine)],
@@ -107,10 +107,12 @@ def plan(dataset: str, method: str, seed: int, given: Given) -> dict[str, Any]:
     }
 
 
-def token_counter(stages: Sequence[Stage], given: Given) -> tuple[Callable[[str], int], str]:
-    """How texts are counted: by a tokenizer that lies here, else by characters."""
+def token_counter(
+    stages: Sequence[Stage], estimates: Estimates
+) -> tuple[Callable[[str], int], str]:
+    """A function that counts a text's tokens, and how: by a tokenizer, else by characters."""
     base = _base(stages)
-    place = given.tokenizer
+    place = estimates.tokenizer
     if not place:
         with contextlib.suppress(OSError):
             place = str(base.folder) if base.folder.is_dir() else place
@@ -119,8 +121,8 @@ def token_counter(stages: Sequence[Stage], given: Given) -> tuple[Callable[[str]
             place = model
     if not place:
         return (
-            lambda text: round(len(text) / given.chars_per_token),
-            f"characters, {given.chars_per_token:g} a token (no tokenizer here; give --tokenizer)",
+            lambda text: round(len(text) / estimates.chars_per_token),
+            f"characters, {estimates.chars_per_token:g} a token (no tokenizer here; give --tokenizer)",
         )
     from transformers import AutoTokenizer
 
@@ -134,7 +136,7 @@ def token_counter(stages: Sequence[Stage], given: Given) -> tuple[Callable[[str]
 def prompt_lengths(
     name: str, stages: Sequence[Stage], count: Callable[[str], int]
 ) -> dict[str, int]:
-    """Tokens of a set's prompts, image included: open (or closed list) by use, and the question."""
+    """Tokens of a set's prompts, image included: to propose, to evaluate, and of the question."""
     card = data_cards.load(name)
     base = _base(stages)
     image = max(1, round(base.settings.max_pixels / PATCH**2))
@@ -158,7 +160,7 @@ def prompt_lengths(
 
 
 def longest_question(name: str, stages: Sequence[Stage]) -> str:
-    """The multiple-choice question of a set whose options have the longest names."""
+    """A multiple-choice question of the set with the longest class names as options."""
     card = data_cards.load(name)
     propose = next((s for s in stages if isinstance(s, tasks.Propose)), None)
     evaluate = next(s for s in stages if isinstance(s, tasks.Evaluate))
@@ -168,50 +170,49 @@ def longest_question(name: str, stages: Sequence[Stage]) -> str:
     return prompts.mcq_question(card.noun, card.kind, longest, style=style)
 
 
-def lines(found: dict[str, Any]) -> list[str]:
-    """The plan for a terminal."""
-    read = f"; over luigi.cfg: {', '.join(found['recipes'])}" if found["recipes"] else ""
-    told = [
-        f"{found['dataset']}: {found['method']}, seed {found['seed']}, {found['rounds']} rounds, "
-        f"from {found['model']}{read}"
+def lines(summary: dict[str, Any]) -> list[str]:
+    """The plan as lines for a terminal."""
+    read = f"; over luigi.cfg: {', '.join(summary['recipes'])}" if summary["recipes"] else ""
+    rows = [
+        f"{summary['dataset']}: {summary['method']}, seed {summary['seed']}, {summary['rounds']} "
+        f"rounds, from {summary['model']}{read}"
     ]
-    for name, counts in found["images"].items():
+    for name, counts in summary["images"].items():
         test = " and ".join(f"{n:,} {group}" for group, n in counts["test"].items())
-        told.append(
+        rows.append(
             f"  {name}: {counts['train']:,} train images, {test} test images, {counts['how']}"
         )
-        lengths = found["prompt_tokens"][name]
-        told.append(
+        lengths = summary["prompt_tokens"][name]
+        rows.append(
             f"  prompts, tokens: {lengths['propose']:,} to propose, {lengths['evaluate']:,} to evaluate, "
             f"{lengths['question']:,} a question, {lengths['image']:,} of each the image"
         )
-    told += [
-        f"  counted by {found['tokens_counted_by']}",
-        f"  answers of {found['answer_tokens']:,} tokens are assumed, unless --answer-tokens says otherwise",
+    rows += [
+        f"  counted by {summary['tokens_counted_by']}",
+        f"  answers of {summary['answer_tokens']:,} tokens are assumed, unless --answer-tokens says otherwise",
         "",
         f"{'stage':28}{'images':>9}{'completions':>13}{'tokens in':>13}{'tokens out':>13}{'hours':>8}",
     ]
-    for one in found["work"]:
+    for one in summary["work"]:
         hours = "" if one["hours"] is None else f"{one['hours']:.2f}"
         done = "  done" if one["done"] else ""
-        told.append(
+        rows.append(
             f"{one['stage']:28}{one['images']:>9,}{one['completions']:>13,}{one['tokens_in']:>13,}"
             f"{one['tokens_out']:>13,}{hours:>8}{done}"
         )
-        told += [f"  {line}" for line in one["told"]]
-    if found["hours"] is None:
-        told.append("for hours give --tokens-per-second, what the engine writes in all")
+        rows += [f"  {line}" for line in one["notes"]]
+    if summary["hours"] is None:
+        rows.append("for hours give --tokens-per-second, what the engine writes in all")
     else:
-        told.append(f"{found['hours']:.1f} hours in all, without loading, Download and Split")
-    told += fits.lines(found)
-    return [*told, *(f"warning: {line}" for line in found["warnings"])]
+        rows.append(f"{summary['hours']:.1f} hours in all, without loading, Download and Split")
+    rows += fits.lines(summary)
+    return [*rows, *(f"warning: {line}" for line in summary["warnings"])]
 
 
 def _propose(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
-    images = counts[stage.set_name]["train"]
-    given = stage.settings
-    images = min(images, given.limit) if given.limit else images
-    completions = images * given.num_rollouts
+    images, settings = counts[stage.set_name]["train"], stage.settings
+    images = min(images, settings.limit) if settings.limit else images
+    completions = images * settings.num_rollouts
     read = images * lengths[stage.set_name]["propose"]
     return Work(_name(stage), images, completions, read, completions * answer)
 
@@ -223,40 +224,39 @@ def _train(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
     completions = questions * settings.num_generations
     longest = max(lengths[name]["question"] for name in stage.names)
     answer = min(answer, settings.max_completion_length)
-    made = Work(_name(stage), questions, completions, completions * longest, completions * answer)
-    made.steps = steps
+    work = Work(_name(stage), questions, completions, completions * longest, completions * answer)
+    work.steps = steps
     pool = sum(counts[name]["train"] for name in stage.names)
-    told = f"{steps:,} steps of {each} questions: {questions / pool:.2f} epochs"
-    told += f" of {pool:,} images, more of the questions that are kept"
+    note = f"{steps:,} steps of {each} questions: {questions / pool:.2f} epochs"
+    note += f" of {pool:,} images, more of the questions that are kept"
     if (published := PUBLISHED_EPOCHS.get(stage.dataset)) is not None:
         whole = round(published * pool / each)
-        told += f"; published: {published} epochs, here {whole:,} steps in all rounds"
-    made.told.append(told)
-    return made
+        note += f"; published: {published} epochs, here {whole:,} steps in all rounds"
+    work.notes.append(note)
+    return work
 
 
 def _evaluate(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
     images = sum(counts[stage.set_name]["test"].values())
-    given = stage.settings
-    modes = given.chosen_modes
+    modes = stage.settings.mode_names
     questions = sum(mode in ("two_step", "mcq", "constrained") for mode in modes)
     opened = 1 + ("one_step" in modes)
     of_set = lengths[stage.set_name]
-    completions = images * (given.num_rollouts + ("one_step" in modes) + questions)
+    completions = images * (stage.settings.num_rollouts + ("one_step" in modes) + questions)
     read = images * (opened * of_set["evaluate"] + questions * of_set["question"])
     return Work(
         _name(stage), images * (opened + questions), completions, read, completions * answer
     )
 
 
-def _hours(made: Work, given: Given, trains: bool) -> float | None:
-    if not given.tokens_per_second:
+def _hours(work: Work, estimates: Estimates, trains: bool) -> float | None:
+    if not estimates.tokens_per_second:
         return None
-    seconds = made.tokens_out / given.tokens_per_second
-    if trains and given.update_tokens_per_second:
-        seconds += (made.tokens_in + made.tokens_out) / given.update_tokens_per_second
+    seconds = work.tokens_out / estimates.tokens_per_second
+    if trains and estimates.update_tokens_per_second:
+        seconds += (work.tokens_in + work.tokens_out) / estimates.update_tokens_per_second
     elif trains:
-        made.told.append("generation alone; --update-tokens-per-second adds the gradient steps")
+        work.notes.append("generation alone; --update-tokens-per-second adds the gradient steps")
     return seconds / 3600
 
 

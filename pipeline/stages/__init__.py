@@ -1,1 +1,1 @@
-"""The Luigi tasks: parameters, what each needs, and the function it calls."""
+"""The Luigi tasks: their parameters, their inputs, and the functions that they call."""

@@ -1,10 +1,10 @@
-"""Compare: methods and seeds trained at equal budgets and evaluated on the same test images.
+"""Compare: compares methods and seeds, trained at equal budgets, on the same test images.
 
     luigi --module pipeline.tasks Compare
     luigi --module pipeline.tasks Compare --dataset cub --methods '["dive_k", "virft"]'
 
-Each method and seed is the same chain of stages as in TrainDiVE, so what a run has made is found
-again, and the proposals of round 0 are shared by all methods of a seed.
+Each method and seed is the same chain of stages as in TrainDiVE, so artifacts of earlier runs are
+used again. All methods of a seed share the proposals of round 0.
 """
 
 import json
@@ -14,19 +14,20 @@ from typing import Any
 
 import luigi
 
-from pipeline.methods import NAMES, ZERO_SHOT
+from pipeline.methods import NAMES
 from pipeline.settings import SettingsError
 from pipeline.stage import Stage, lineage, plain
 from pipeline.stages.data import Download, snake
 from pipeline.stages.evaluation import Evaluate
 from pipeline.stages.rounds import last_round
+from tasks.runtime.protocol import ZERO_SHOT
 
 
 class Compare(Stage):
-    """A table of methods and seeds on the same test images, with what each of them spent."""
+    """Tables of methods and seeds on the same test images, with the budget that each of them spent."""
 
     methods = luigi.ListParameter(description="methods, beside the base policy, which is always in")
-    seeds = luigi.ListParameter(description="training seeds; each has a base policy of its own")
+    seeds = luigi.ListParameter(description="training seeds; each has proposals of its own")
     datasets = luigi.ListParameter(
         description="data cards, or mixes joined by +; empty: the dataset of [run]"
     )
@@ -44,7 +45,7 @@ class Compare(Stage):
         return needed
 
     def runs(self) -> Iterator[tuple[dict[str, Any], Stage]]:
-        """Every policy that is evaluated: what it is, and its evaluation."""
+        """Every policy of the table, as (its description, its evaluation)."""
         self._check()
         for dataset in plain(self.datasets) or [self.dataset]:
             sets = sets_of(dataset)
@@ -54,9 +55,9 @@ class Compare(Stage):
                     last = last_round(method) if method != ZERO_SHOT else 0
                     for name, subset in sets:
                         policy = {"set": name, "trained_on": trained_on, "method": method}
-                        given = {"dataset": dataset, "subset": subset, "seed": seed}
+                        of_run = {"dataset": dataset, "subset": subset, "seed": seed}
                         refresh_round = last if round_ is None else round_
-                        evaluate = Evaluate(method=method, refresh_round=refresh_round, **given)
+                        evaluate = Evaluate(method=method, refresh_round=refresh_round, **of_run)
                         yield {**policy, "round": round_, "seed": seed}, evaluate
 
     def place(self):
@@ -64,12 +65,12 @@ class Compare(Stage):
 
     @property
     def of_a_set(self) -> bool:
-        """Whether it compares on one set; of several it lies beside them."""
+        """Whether it compares on one dataset. A comparison on several lies beside their folders."""
         return len(plain(self.datasets)) < 2
 
     @cached_property
     def names(self) -> list[str]:
-        """The cards of the one dataset that `datasets` names, else of the dataset of [run]."""
+        """The cards of the first dataset of `datasets`, else of the dataset of [run]."""
         return Download(dataset=(plain(self.datasets) or [self.dataset])[0]).names
 
     def arguments(self):
@@ -81,19 +82,19 @@ class Compare(Stage):
                 for family in ("Propose", "BuildMCQ", "Train")
             }
             split = evaluate.needs()["split"]
-            told = {"evaluate": str(evaluate.folder), "split": str(split.folder)}
-            runs.append({**policy, **told, **folders})
+            own = {"evaluate": str(evaluate.folder), "split": str(split.folder)}
+            runs.append({**policy, **own, **folders})
         return {"runs": runs}
 
     def run(self) -> None:
         from tasks.pages.compare_tables import summary
 
         super().run()
-        found = json.loads((self.folder / "compare.json").read_text(encoding="utf-8"))
-        print(f"{summary(found)}\n\ncomparison {self.folder}/index.html", flush=True)
+        contents = json.loads((self.folder / "compare.json").read_text(encoding="utf-8"))
+        print(f"{summary(contents)}\n\ncomparison {self.folder}/index.html", flush=True)
 
     def _rows(self) -> list[tuple[str, int | None]]:
-        """(method, round) in the order of the table; the last round is None."""
+        """(method, round) of each row of the table, in order; None stands for the last round."""
         rows: list[tuple[str, int | None]] = [(ZERO_SHOT, None)]
         for method in plain(self.methods):
             if method == ZERO_SHOT:
@@ -117,6 +118,6 @@ class Compare(Stage):
 
 
 def sets_of(dataset: str) -> list[tuple[str, str]]:
-    """(card, the `subset` of the stages that work on it) for each set of a dataset."""
+    """For each set of a dataset: its card's name, and the `subset` of the stages that work on it."""
     names = Download(dataset=dataset).names
     return [(name, name if len(names) > 1 else "") for name in names]

@@ -1,4 +1,4 @@
-"""The stages before the first round: a dataset's images, their places, the policy to start from."""
+"""The stages before the first round: Download, Split and BasePolicy."""
 
 import hashlib
 from dataclasses import replace
@@ -17,10 +17,13 @@ from tasks.ingest.settings import DownloadSettings, SplitSettings
 from tasks.runtime.settings import rules
 from training.settings import BasePolicySettings, ModelSettings
 
+EMBEDDED = "embedded"  # [BasePolicy] model: the policy in training/base_policy
+EMBEDDED_WEIGHTS = 1  # raised when its weights are others
+
 
 @parameters(DownloadSettings)
 class Download(Stage):
-    """A data card's images, checked and decoded, into Parquet."""
+    """Writes a data card's images, checked and decoded, to Parquet."""
 
     code_version = 2
 
@@ -44,7 +47,7 @@ class Download(Stage):
 
 @parameters(SplitSettings)
 class Split(Stage):
-    """Which image is pretrain, train, val or test; which class is base or novel."""
+    """Assigns each image to pretrain, train, val or test, and each class to base or novel."""
 
     seed = luigi.IntParameter()
 
@@ -54,22 +57,22 @@ class Split(Stage):
 
     @cached_property
     def settings(self) -> SplitSettings:
-        """Of the caps, only this set's own: another set's is no reason to run again."""
-        given = self.read(SplitSettings)
-        for name in set(given.train_caps) - {"*"}:
+        """[Split] with the cap of this set only, so that other sets' caps leave it unchanged."""
+        settings = self.read(SplitSettings)
+        for name in set(settings.train_caps) - {"*"}:
             if not data_cards.exists(name):
                 raise SettingsError(
                     f"luigi.cfg: [Split] train_caps: there is no data card {name!r}"
                 )
-        return replace(given, train_caps={self.dataset: given.cap(self.dataset)})
+        return replace(settings, train_caps={self.dataset: settings.cap(self.dataset)})
 
     def parts(self):
         return of_each_set(self)
 
     def significant(self):
-        chosen = super().significant()
-        del chosen["train_caps"]
-        return {**chosen, "max_train_images": self.settings.cap(self.dataset)}
+        significant = super().significant()
+        del significant["train_caps"]
+        return {**significant, "max_train_images": self.settings.cap(self.dataset)}
 
     def needs(self):
         return {"download": Download(dataset=self.dataset)}
@@ -95,17 +98,17 @@ class Split(Stage):
 class BasePolicy(Stage):
     """The policy that training starts from: the embedded miniature, a folder or a hub id.
 
-    A published model that is taught nothing depends on no images, so that all datasets and seeds
-    share one artifact, which lies beside their folders.
+    A published model that is not taught depends on no images. So all datasets and seeds share one
+    artifact, which lies beside their folders.
     """
 
     seed = luigi.IntParameter()
 
     has_model = True
 
-    def __init__(self, *arguments: Any, **given: Any):
-        super().__init__(*arguments, **given)
-        if not self.of_a_set:  # one task for all sets and seeds: two would wait for each other
+    def __init__(self, *arguments: Any, **keywords: Any):
+        super().__init__(*arguments, **keywords)
+        if not self.of_a_set:  # one task for all sets and seeds, or they would wait for one another
             self.task_id = f"{self.task_family}_{self.fingerprint}"
 
     @cached_property
@@ -114,19 +117,22 @@ class BasePolicy(Stage):
 
     @property
     def module(self):  # type: ignore[override]
-        """What takes a published model over, or what teaches one."""
+        """`training.sft` teaches a model on a set; `training.adopt` takes a published one over."""
         return "training.sft" if self.of_a_set else "training.adopt"
 
     @property
     def of_a_set(self) -> bool:
-        """Whether it is taught on the images of one."""
-        return self.settings.model == "tiny" or self.settings.steps > 0
+        """Whether it is taught on the images of a dataset; the embedded policy knows the beetles."""
+        model, steps = self.settings.model, self.settings.steps
+        if model == EMBEDDED:
+            return steps > 0 and not all(_sets_nothing_aside(name) for name in self.names)
+        return model == "tiny" or steps > 0
 
     def significant(self):
-        chosen = super().significant()
+        significant = super().significant()
         if self.of_a_set:
-            return chosen
-        return {name: chosen[name] for name in rules(ModelSettings)}
+            return significant
+        return {name: significant[name] for name in rules(ModelSettings)}
 
     def needs(self):
         if not self.of_a_set:
@@ -136,7 +142,9 @@ class BasePolicy(Stage):
         }
 
     def extra_identity(self):
-        return {"prompt_style": engine().settings.prompt_style} if self.of_a_set else {}
+        style = {"prompt_style": engine().settings.prompt_style} if self.of_a_set else {}
+        embedded = self.settings.model == EMBEDDED
+        return {**style, **({"weights": EMBEDDED_WEIGHTS} if embedded else {})}
 
     def place(self):
         return "base_policy"
@@ -155,8 +163,16 @@ class BasePolicy(Stage):
         }
 
 
+def _sets_nothing_aside(name: str) -> bool:
+    """Whether a drawn set has no images to be pretrained on; other sets may have, by [Split]."""
+    if not data_cards.exists(name):  # said elsewhere
+        return False
+    source = data_cards.load(name).source
+    return source["kind"] == "drawn" and not source["images_per_class"].get("pretrain")
+
+
 def data(stage: Any, name: str) -> dict[str, Stage]:
-    """The images of a set and their places."""
+    """The Download and the Split of a set."""
     return {
         "download": Download(dataset=name),
         "split": Split(dataset=name, seed=stage.seed),
@@ -164,12 +180,12 @@ def data(stage: Any, name: str) -> dict[str, Stage]:
 
 
 def of_each_set(stage: Stage) -> list[Stage]:
-    """The same stage of every set, where its dataset is a mix."""
+    """The same stage for each set of a mix; empty when its dataset is no mix."""
     return [stage.clone(dataset=name) for name in stage.names] if len(stage.names) > 1 else []
 
 
 def paths(stage: Stage) -> dict[str, str]:
-    """The artifact folders a stage reads, by the names its function knows."""
+    """The artifact folders that a stage reads, by the names of its function's arguments."""
     return {name: str(needed.folder) for name, needed in stage.needed.items()}
 
 

@@ -1,4 +1,4 @@
-"""[engine]: the one section that Propose and Evaluate share."""
+"""The section [engine] of luigi.cfg, which Propose and Evaluate share."""
 
 from functools import cached_property
 from typing import Any
@@ -13,14 +13,14 @@ from tasks.runtime.settings import rules
 
 @parameters(EngineSettings)
 class engine(Checked, luigi.Config):
-    """[engine]: how text is generated, once for Propose and Evaluate alike."""
+    """[engine]: how Propose and Evaluate generate text."""
 
     @cached_property
     def settings(self) -> EngineSettings:
         return self.read(EngineSettings)
 
     def significant(self) -> dict[str, Any]:
-        """The values that can change what a result means."""
+        """The settings that can change a result."""
         values = self.settings.values()
-        counts = [name for name, (_, rule) in rules(EngineSettings).items() if rule.significant]
-        return {f"engine.{name}": values[name] for name in counts}
+        names = [name for name, (_, rule) in rules(EngineSettings).items() if rule.significant]
+        return {f"engine.{name}": values[name] for name in names}

@@ -1,4 +1,4 @@
-"""The stages that look at a policy: Evaluate, on its own sets or others, and Judge."""
+"""The stages that evaluate a policy, on its own sets or others: Evaluate and Judge."""
 
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +13,12 @@ from pipeline.stage import Stage
 from pipeline.stages.data import data, paths
 from pipeline.stages.rounds import Round, RoundOfSet, Train, graph, last_round
 from tasks.evaluation.settings import EvaluateSettings, JudgeSettings
+from tasks.runtime.protocol import ZERO_SHOT
 from tasks.runtime.settings import Rule
 
 
 class OnAnySet(RoundOfSet):
-    """A stage of a round that can also look at a set that the policy was not trained on."""
+    """A stage of a round that can also work on a set that the policy was not trained on."""
 
     on = luigi.Parameter(default="", description="the set to look at; empty: its own")
 
@@ -29,22 +30,25 @@ class OnAnySet(RoundOfSet):
         return [] if self.on else super().parts()
 
     def significant(self):
-        """Without `on`: the set stands among the inputs."""
+        """The settings without `on`, since the inputs already tell the set."""
         return {name: value for name, value in super().significant().items() if name != "on"}
 
     def place(self):
         return self.beside(Round.place(self))
 
     def beside(self, place: str) -> str:
-        """The folder of this set's artifacts below `place`, which is its own set's."""
+        """The folder of this set's artifacts: `place`, or a subfolder for another set."""
         return place if self.set_name == self.dataset else f"{place}/{self.set_name}"
 
 
 @parameters(EvaluateSettings)
 class Evaluate(OnAnySet):
-    """Any policy on base and novel test images: `zero_shot` is the base policy, a method the
-    policy that its round `refresh_round` trained. `--on SET` is another set than it was trained
-    on; `--policy FOLDER-or-hub-id` a published model in place of the graph's."""
+    """Evaluates a policy on base and novel test images.
+
+    The method `zero_shot` is the base policy; any other method is the policy that its round
+    `refresh_round` trained. `--on SET` evaluates on another set than it was trained on, and
+    `--policy FOLDER-or-hub-id` evaluates a published model in place of the graph's.
+    """
 
     datasets = parameter(str, Rule("further sets to evaluate on", significant=False))
     policy = luigi.Parameter(default="", description="a folder or hub id; empty: the graph's")
@@ -58,23 +62,23 @@ class Evaluate(OnAnySet):
         return self.read(EvaluateSettings)
 
     def significant(self):
-        """The modes in one order; the policy stands in the identity, by what it is."""
-        chosen = super().significant()
-        del chosen["policy"]
-        if not chosen["limit"]:  # no trial
-            del chosen["limit"]
-        return {**chosen, "modes": self.settings.chosen_modes}
+        """The settings with the modes in a fixed order; extra_identity() identifies the policy."""
+        significant = super().significant()
+        del significant["policy"]
+        if not significant["limit"]:  # no trial
+            del significant["limit"]
+        return {**significant, "modes": self.settings.mode_names}
 
     def needs(self):
         needed = data(self, self.set_name)
         if self.policy:
             return needed
-        zero_shot = self.method == "zero_shot"
-        return {**needed, "policy": super().policy() if zero_shot else Train(**graph(self))}
+        untrained = self.method == ZERO_SHOT
+        return {**needed, "policy": super().policy() if untrained else Train(**graph(self))}
 
     def extra_identity(self):
-        given = {"policy": _published(self.policy)["identity"]} if self.policy else {}
-        return {**self.engine_identity(), **given}
+        published = {"policy": _published(self.policy)["identity"]} if self.policy else {}
+        return {**self.engine_identity(), **published}
 
     def place(self):
         if not self.policy:
@@ -82,20 +86,20 @@ class Evaluate(OnAnySet):
         return self.beside(f"{_published(self.policy)['name']}/evaluate")
 
     def arguments(self):
-        given = {"policy": _published(self.policy)["place"]} if self.policy else {}
+        published = {"policy": _published(self.policy)["place"]} if self.policy else {}
         return {
             "card": self.set_name,
             "engine": self.engine().values(),
             "seed": self.seed,
             **self.settings.values(),
             **paths(self),
-            **given,
+            **published,
         }
 
 
 @parameters(JudgeSettings)
 class Judge(OnAnySet):
-    """A language model's second opinion on the answers of an evaluation that matched no class."""
+    """Asks a language model about the answers of an evaluation that matched no class."""
 
     module = "tasks.judge"
 
@@ -122,19 +126,19 @@ class Judge(OnAnySet):
 
 
 def cross_evaluations(stage: Any) -> dict[str, dict[str, Stage]]:
-    """Set -> method -> its evaluation there, for the sets of [Evaluate] datasets not trained on.
+    """Set -> method -> evaluation, for the sets of [Evaluate] datasets that were not trained on.
 
-    `stage` has a dataset, a method and a seed; the base policy is evaluated as `zero_shot`.
+    `stage` has a dataset, a method and a seed. The base policy is among the methods, as `zero_shot`.
     """
-    given = {"dataset": stage.dataset, "subset": "", "seed": stage.seed}
-    first = Evaluate(method="zero_shot", refresh_round=0, **given)
+    of_run = {"dataset": stage.dataset, "subset": "", "seed": stage.seed}
+    first = Evaluate(method=ZERO_SHOT, refresh_round=0, **of_run)
     wanted = [name for name in first.datasets.split() if name not in first.names]
     for name in wanted:
         if not data_cards.exists(name):
             raise SettingsError(f"luigi.cfg: [Evaluate] datasets: there is no data card {name!r}")
     return {
         name: {
-            method: Evaluate(method=method, refresh_round=last, on=name, **given)
+            method: Evaluate(method=method, refresh_round=last, on=name, **of_run)
             for method, last in _last_rounds(stage.method).items()
         }
         for name in wanted
@@ -142,26 +146,27 @@ def cross_evaluations(stage: Any) -> dict[str, dict[str, Stage]]:
 
 
 def judgements(stage: Any) -> dict[str, Stage]:
-    """Method -> the judge's opinion of its evaluation, where [Judge] url names a judge."""
-    given = {"dataset": stage.dataset, "subset": stage.subset, "seed": stage.seed}
-    found = {
-        method: Judge(method=method, refresh_round=last, **given)
+    """Method -> the Judge of its evaluation; empty when [Judge] url is empty."""
+    of_run = {"dataset": stage.dataset, "subset": stage.subset, "seed": stage.seed}
+    judges = {
+        method: Judge(method=method, refresh_round=last, **of_run)
         for method, last in _last_rounds(stage.method).items()
     }
-    return found if found["zero_shot"].settings.url else {}
+    return judges if judges[ZERO_SHOT].settings.url else {}
 
 
 def _last_rounds(method: str) -> dict[str, int]:
-    """The base policy and, if it is another, the method, each with the round that is evaluated."""
-    return {"zero_shot": 0} | ({method: last_round(method)} if method != "zero_shot" else {})
+    """The round that is evaluated, by method: of the base policy, and of `method` if it is another."""
+    return {ZERO_SHOT: 0} | ({method: last_round(method)} if method != ZERO_SHOT else {})
 
 
 def _published(policy: str) -> dict[str, str]:
-    """What tells a policy that is not the graph's from others, its name, and where it lies."""
+    """Identity, name and path (or hub id) of a policy that is not the graph's."""
     from tasks.engines import policies
+    from tasks.runtime.errors import StageError
 
     try:
-        told = policies.identity(policy)
-    except policies.PolicyError as error:
+        identity = policies.identity(policy)
+    except StageError as error:
         raise SettingsError(str(error)) from error
-    return {"identity": told, "name": policies.name(policy), "place": policies.absolute(policy)}
+    return {"identity": identity, "name": policies.name(policy), "place": policies.absolute(policy)}

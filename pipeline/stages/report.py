@@ -1,4 +1,4 @@
-"""The end of the line: Report, a page a set, and TrainDiVE, which asks for everything."""
+"""The last stages: Report, one page a set, and TrainDiVE, which requires the whole pipeline."""
 
 import json
 
@@ -10,10 +10,11 @@ from pipeline.stage import OfSet, Stage, lineage
 from pipeline.stages.data import data
 from pipeline.stages.evaluation import Evaluate, cross_evaluations, judgements
 from pipeline.stages.rounds import BuildMCQ, Propose, Train, last_round
+from tasks.runtime.protocol import ZERO_SHOT
 
 
 class Report(OfSet):
-    """Numbers with intervals, and a page to look at."""
+    """Writes metrics with intervals, a page, and figures."""
 
     method = luigi.Parameter()
     seed = luigi.IntParameter()
@@ -22,16 +23,16 @@ class Report(OfSet):
     code_version = 3
 
     def needs(self):
-        given = {"dataset": self.dataset, "seed": self.seed}
-        of_set = {"subset": self.subset, **given}
+        of_run = {"dataset": self.dataset, "seed": self.seed}
+        of_set = {"subset": self.subset, **of_run}
         needed: dict[str, Stage] = {
-            "zero_shot": Evaluate(method="zero_shot", refresh_round=0, **of_set)
+            ZERO_SHOT: Evaluate(method=ZERO_SHOT, refresh_round=0, **of_set)
         }
-        if self.method != "zero_shot":
+        if self.method != ZERO_SHOT:
             chain = {"method": self.method, **of_set}
             needed[self.method] = Evaluate(refresh_round=last_round(self.method), **chain)
             for r in range(last_round(self.method) + 1):
-                needed[f"train{r}"] = Train(refresh_round=r, method=self.method, **given)
+                needed[f"train{r}"] = Train(refresh_round=r, method=self.method, **of_run)
                 needed[f"mcq{r}"] = BuildMCQ(refresh_round=r, **chain)
                 if method_of(self.method).refreshes:
                     needed[f"propose{r}"] = Propose(refresh_round=r, **chain)
@@ -45,8 +46,8 @@ class Report(OfSet):
 
     def arguments(self):
         need = self.needs()
-        names = ["zero_shot"] if self.method == "zero_shot" else ["zero_shot", self.method]
-        rounds = range(last_round(self.method) + 1) if self.method != "zero_shot" else ()
+        names = [ZERO_SHOT] if self.method == ZERO_SHOT else [ZERO_SHOT, self.method]
+        rounds = range(last_round(self.method) + 1) if self.method != ZERO_SHOT else ()
         return {
             "card": self.set_name,
             "evaluations": [{"name": name, "path": str(need[name].folder)} for name in names],
@@ -83,7 +84,7 @@ class Report(OfSet):
 
 
 class TrainDiVE(Checked, luigi.Task):
-    """Everything: all rounds of propose, build and train, the evaluations and a report a set."""
+    """Runs the whole pipeline: all rounds, the evaluations, and one report a set."""
 
     dataset = luigi.Parameter(description="a data card's name, or several joined by +")
     method = luigi.Parameter()
@@ -100,5 +101,5 @@ class TrainDiVE(Checked, luigi.Task):
         from tasks.pages.text import summary
 
         metrics = [report.folder / "metrics.json" for report in self.requires()]
-        read = [json.loads(path.read_text(encoding="utf-8")) for path in metrics]
-        print("\n\n".join(map(summary, read)), flush=True)
+        contents = [json.loads(path.read_text(encoding="utf-8")) for path in metrics]
+        print("\n\n".join(map(summary, contents)), flush=True)

@@ -1,4 +1,7 @@
-"""The stages of a round: Propose, BuildMCQ, Train. A round r > 0 starts with round r - 1's policy."""
+"""The stages of a round: Propose, BuildMCQ and Train.
+
+A round r > 0 starts from the policy that round r - 1 trained.
+"""
 
 from dataclasses import replace
 from functools import cached_property
@@ -17,12 +20,12 @@ from tasks.questions.settings import BuildMCQSettings, ProposeSettings
 from tasks.runtime.settings import Rule
 from training.settings import TrainSettings
 
-# What a refresh depends on, by its kind.
+# The settings that the result of a refresh depends on, by the kind of refresh.
 OF_REFRESH = {"all": (), "unsolved": ("solved_at", "solved"), "sample": ("refresh_share",)}
 
 
 class Round(Stage):
-    """What the stages of a round share: their place in the chain, and the policy they start from."""
+    """The base class of a round's stages: its parameters, the policy it starts from, its folder."""
 
     method = luigi.Parameter()
     refresh_round = parameter(int, Rule("the round, from 0", at_least=0))
@@ -30,34 +33,32 @@ class Round(Stage):
 
     def policy(self) -> Stage:
         """The policy at the start of this round."""
-        method_of(self.method)  # an unknown one is an error here
+        method_of(self.method)  # raises SettingsError for an unknown method
         if self.refresh_round == 0:
             return BasePolicy(dataset=self.dataset, seed=self.seed)
         return Train(**graph(self, refresh_round=self.refresh_round - 1))
 
     def requires(self):
-        """Also the base below an adapter: without it there is no policy to ask."""
-        found = super().requires()
-        adapted = [
-            stage for stage in found if isinstance(stage, Train) and stage.settings.lora_rank
-        ]
-        return found + [stage.base() for stage in adapted]
+        """The inputs, and for a LoRA policy among them also the base model below its adapter."""
+        inputs = super().requires()
+        lora = [stage for stage in inputs if isinstance(stage, Train) and stage.settings.lora_rank]
+        return inputs + [stage.base() for stage in lora]
 
     def place(self):
-        # Before any training every method proposes alike, and shares the artifact.
+        # Before any training all methods share one artifact of proposals.
         method = (
             "" if self.refresh_round == 0 and self.task_family == "Propose" else f"{self.method}/"
         )
         return f"{method}round{self.refresh_round}/{snake(self.task_family)}"
 
     def engine(self) -> EngineSettings:
-        """[engine] in the wording of this method; before any training all methods propose alike."""
-        given, style = engine().settings, method_of(self.method).prompt_style
+        """[engine] with this method's prompt style, except for the proposals of round 0."""
+        settings, style = engine().settings, method_of(self.method).prompt_style
         untrained = self.refresh_round == 0 and self.task_family == "Propose"
-        return replace(given, prompt_style=style) if style and not untrained else given
+        return replace(settings, prompt_style=style) if style and not untrained else settings
 
     def engine_identity(self) -> dict[str, Any]:
-        """What of the engine can change what a result means."""
+        """The engine's settings that can change a result."""
         style = {"engine.prompt_style": self.engine().prompt_style}
         return {**engine().significant(), **style}
 
@@ -71,7 +72,7 @@ class RoundOfSet(Round, OfSet):
 
 @parameters(ProposeSettings)
 class Propose(RoundOfSet):
-    """N rollouts per training image from the round's policy, batched in vLLM, raw."""
+    """Samples N raw rollouts per training image from the policy at the start of the round."""
 
     code_version = 2
     module = "tasks.propose"
@@ -79,18 +80,18 @@ class Propose(RoundOfSet):
 
     @cached_property
     def settings(self) -> ProposeSettings:
-        """[Propose]; before any training there is nothing to refresh, and all images are asked about."""
-        given = self.read(ProposeSettings)
-        return replace(given, refresh="all") if self.refresh_round == 0 else given
+        """[Propose]; round 0 asks about all images."""
+        settings = self.read(ProposeSettings)
+        return replace(settings, refresh="all") if self.refresh_round == 0 else settings
 
     def significant(self):
-        """Of what a refresh chooses, only what it depends on."""
-        chosen, kind = super().significant(), self.settings.refresh
+        """The settings, of those about the refresh only the ones that its kind depends on."""
+        significant, kind = super().significant(), self.settings.refresh
         used = OF_REFRESH[kind]
         for name in ("refresh", "refresh_share", "solved_at", "solved"):
             if name not in used:
-                del chosen[name]
-        return chosen if kind == "all" else {**chosen, "refreshed": kind}
+                del significant[name]
+        return significant if kind == "all" else {**significant, "refreshed": kind}
 
     def needs(self):
         needed = {**data(self, self.set_name), "policy": self.policy()}
@@ -110,7 +111,7 @@ class Propose(RoundOfSet):
 
 @parameters(BuildMCQSettings)
 class BuildMCQ(RoundOfSet):
-    """Rollouts to merged candidates to multiple-choice questions, in frozen shards."""
+    """Merges rollouts into candidates, and writes multiple-choice questions to frozen shards."""
 
     code_version = 2
 
@@ -118,12 +119,12 @@ class BuildMCQ(RoundOfSet):
     def settings(self) -> BuildMCQSettings:
         """[BuildMCQ], with the wrong options of this method."""
         kind = method_of(self.method).options_from
-        given = self.read(BuildMCQSettings)
-        return replace(given, options_from=kind) if kind else given
+        settings = self.read(BuildMCQSettings)
+        return replace(settings, options_from=kind) if kind else settings
 
     @property
     def asks_openly(self) -> bool:
-        """Methods that train on the open question need no proposals to build it."""
+        """Whether the method trains on the open question, which needs no proposals."""
         return method_of(self.method).questions == "open"
 
     @property
@@ -131,10 +132,10 @@ class BuildMCQ(RoundOfSet):
         return "tasks.build_open" if self.asks_openly else "tasks.build_mcq"
 
     def significant(self):
-        chosen = super().significant()
+        significant = super().significant()
         if self.asks_openly:
-            return {"prompt": self._prompt(), **{k: chosen[k] for k in ("shard_size", "seed")}}
-        return {**chosen, "options_from": self.settings.options_from}
+            return {"prompt": self._prompt(), **{k: significant[k] for k in ("shard_size", "seed")}}
+        return {**significant, "options_from": self.settings.options_from}
 
     def needs(self):
         needed = data(self, self.set_name)
@@ -159,7 +160,7 @@ class BuildMCQ(RoundOfSet):
 
 @parameters(TrainSettings)
 class Train(Round):
-    """GRPO on the frozen shards only."""
+    """Trains the policy on the frozen questions, with GRPO or the supervised baseline."""
 
     launcher = parameter(
         str, Rule("accelerate launch ... or torchrun ...; empty: one process", significant=False)
@@ -175,22 +176,22 @@ class Train(Round):
 
     @cached_property
     def settings(self) -> TrainSettings:
-        """[Train], with this method's rewards; without new questions all rounds' steps in one."""
-        given, method = self.read(TrainSettings), method_of(self.method)
-        steps = given.steps if method.refreshes else given.steps * run().rounds
-        return replace(given, steps=steps, rewards=method.rewards(given.rewards))
+        """[Train] with this method's rewards, and the steps of all rounds if it trains in one."""
+        settings, method = self.read(TrainSettings), method_of(self.method)
+        steps = settings.steps if method.refreshes else settings.steps * run().rounds
+        return replace(settings, steps=steps, rewards=method.rewards(settings.rewards))
 
     def significant(self):
-        """Of rounds that are one run, also how many, where what is planned ahead depends on it."""
-        settings, chosen = self.settings, super().significant()
-        chosen |= {"steps": settings.steps, "rewards": settings.rewards}
+        """The settings, with the number of rounds where the schedule or the order depends on it."""
+        settings, significant = self.settings, super().significant()
+        significant |= {"steps": settings.steps, "rewards": settings.rewards}
         if _plans_ahead(settings):
-            chosen["rounds"] = self.rounds if settings.carry_over else 1
-        return chosen
+            significant["rounds"] = self.rounds if settings.carry_over else 1
+        return significant
 
     @property
     def rounds(self) -> int:
-        """In how many rounds its method trains."""
+        """The number of rounds in which its method trains."""
         return num_rounds(self.method, run().rounds)
 
     def needs(self):
@@ -237,18 +238,18 @@ class Train(Round):
 
 
 def graph(stage: Any, **changed: Any) -> dict[str, Any]:
-    """The parameters that travel along the graph, some of them changed."""
+    """A stage's graph parameters, to pass on to another stage, with some of them changed."""
     names = ("dataset", "method", "refresh_round", "seed")
     return {**{name: getattr(stage, name) for name in names}, **changed}
 
 
 def last_round(method: str) -> int:
-    """The round whose policy a method ends with."""
+    """The last round of a method."""
     return num_rounds(method, run().rounds) - 1
 
 
 def _plans_ahead(settings: TrainSettings) -> bool:
-    """Whether a round is trained otherwise when more rounds follow: by schedule, or by order."""
+    """Whether the training of a round depends on the number of rounds: by schedule or by order."""
     trl = settings.trl
     warms_up = any(trl.get(key) for key in ("warmup_steps", "warmup_ratio"))
     scheduled = trl.get("lr_scheduler_type", "linear") != "constant" or warms_up

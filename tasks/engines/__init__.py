@@ -1,1 +1,1 @@
-"""Who generates text: vLLM, a server, transformers; one process a GPU, or a cluster."""
+"""Generates text: engines (vLLM, a server, transformers), and worker pools that run them."""

@@ -1,8 +1,8 @@
-"""The one place that knows every backend: `[engine] backend` to the engine that it names.
+"""Opens the engine that `[engine] backend` names. Only this module knows all backends.
 
 `vllm` is the offline engine, `ray` the same on each worker of a cluster, `server` any OpenAI-compatible
-endpoint, `transformers` the slow cross-check, and a `module:function` names your own, called with the
-policy's folder and the EngineSettings.
+endpoint, and `transformers` the slow cross-check. A `module:function` is an engine of your own, called
+with the policy's folder and the EngineSettings.
 """
 
 import importlib
@@ -21,13 +21,13 @@ from tasks.runtime.machine import check_gpu
 def open_engine(policy: Path, settings: EngineSettings) -> Engine:
     """The engine that `[engine] backend` names, with the policy loaded.
 
-    Raises StageError when your own cannot be imported, the policy's chat template takes no image, or a
-    GPU is there that would not be used.
+    Raises StageError when an engine of your own cannot be imported, when the policy's chat template
+    takes no image, or when the machine has a GPU that would not be used.
     """
     backend = settings.backend
     if backend in BACKENDS and backend != "server":
         check_gpu()
-    if backend in ("vllm", "ray"):  # on a cluster, each worker has an engine of its own
+    if backend in ("vllm", "ray"):  # each worker of a cluster opens its own engine
         on_gpu = vllm.on_gpu()
         kind = vllm.AsyncVllmEngine if on_gpu else vllm.VllmEngine
         return kind(policy, settings)

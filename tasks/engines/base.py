@@ -1,8 +1,8 @@
-"""Who generates text: the interface of an engine, and what engines share.
+"""The interface of an engine, which generates text, and the helpers that engines share.
 
-An engine answers requests (an image and a user text) with `n` completions each. Which one `[engine]
-backend` names is `tasks/engines/backends.py`; how engines are put to work on shards, in processes or on a
-cluster, is `tasks/engines/pool.py`.
+An engine answers requests (an image and a user text) with `n` completions each.
+`tasks/engines/backends.py` opens the engine that `[engine] backend` names, and
+`tasks/engines/pool.py` runs engines on shards, in processes or on a cluster.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ from tasks.tables.pixels import Decoder
 class Request:
     """One image and one user text; `image` holds encoded bytes (JPEG or PNG).
 
-    `before` is text that stands before the image: what all requests share, so that an engine can
-    keep what it computed for it. With `choices` the answer must be one of these texts. `decode` is
-    the engine's, see Engine.
+    `before` is text before the image. All requests share it, so that an engine can cache its
+    prefix. With `choices` the answer must be one of these texts. `decode` is the engine's own, see
+    Engine.
     """
 
     key: str
@@ -47,14 +47,14 @@ class Request:
         return self.decode(self.image)
 
     def without_bytes(self) -> "Request":
-        """The same with nothing but its picture, which a photograph's bytes may outweigh."""
+        """The same request with the decoded picture only, to free the encoded bytes."""
         picture = self.picture
         return replace(self, image=b"", decode=lambda _: picture)
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled response, raw. `mean_logprob` is in nats per token, 0.0 for an empty one."""
+    """One sampled completion, raw. `mean_logprob` is in nats per token, 0.0 for an empty one."""
 
     text: str
     finish_reason: str
@@ -64,7 +64,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: `temperature` 0 is greedy; `max_new_tokens` counts generated tokens."""
+    """Sampling parameters: `temperature` 0 is greedy, `max_new_tokens` bounds the completion."""
 
     n: int
     temperature: float
@@ -75,23 +75,26 @@ class Sampling:
 
 
 def request_seed(sampling: Sampling, request: Request) -> int:
-    """A seed of this request's own, wherever in a batch it stands.
+    """The seed of a request, which does not depend on its place in the batch.
 
-    vLLM gives the i-th sample of a request this seed plus i, so neighbours must be far apart.
+    vLLM seeds the i-th sample of a request with this seed plus i, so seeds must lie far apart.
     """
     digest = hashlib.sha256(f"{sampling.seed}/{request.key}".encode("utf-8", "surrogatepass"))
     return int.from_bytes(digest.digest()[:4], "big") // 2
 
 
 class Engine(Protocol):
-    """Anything that answers requests in order, `sampling.n` completions each.
+    """Answers requests in order, with `sampling.n` completions each.
 
-    An engine may have `slots`, how many shards it takes at once from as many threads (1 without
-    it); `counts`, totals by name such as prompt_tokens and cached_tokens; `check(request)`, which
-    raises StageError when a prompt cannot work; `pictures`, False if it takes encoded bytes;
-    `decode`, which makes pictures of a request's bytes (at full size without it; with it, a request
-    may come as Request.without_bytes);
-    `constrained`, True if it keeps to `Request.choices`; and `close()`.
+    An engine may also have:
+    `slots`: how many shards it takes at once, from as many threads; 1 without it.
+    `counts`: totals by name, such as prompt_tokens and cached_tokens.
+    `check(request)`: raises StageError when the prompt cannot be answered.
+    `pictures`: False if it takes encoded bytes.
+    `decode`: makes a picture of encoded bytes. Without it pictures come at full size; with it a
+    request may come as `Request.without_bytes()`.
+    `constrained`: True if its answers keep to `Request.choices`.
+    `close()`: frees its memory and processes.
     """
 
     def generate(
@@ -100,11 +103,11 @@ class Engine(Protocol):
 
 
 class EngineDied(Exception):
-    """The engine is beyond repair; its process has to end. Nothing is wrong with a request."""
+    """The engine cannot go on and its process has to end. No request is at fault."""
 
 
-class Background:
-    """An event loop in a thread of its own, for engines that are asked from several threads."""
+class EventLoopThread:
+    """An asyncio event loop in a thread of its own, which other threads submit coroutines to."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -112,18 +115,18 @@ class Background:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """The result of a coroutine."""
+        """Run a coroutine in the loop, and wait for its result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def close(self) -> None:
-        """End the loop and its thread."""
+        """Stop the loop and its thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
 
 async def all_of(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """The results of all, when all have ended; then the first error, so that none is left behind."""
+    """The results of all coroutines. Raises the first error, but only after all have ended."""
     results = await asyncio.gather(*work, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
@@ -132,10 +135,10 @@ async def all_of(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
-    """Keep a library's start-up chatter off the terminal; show its end if the start fails.
+def quiet_start() -> Iterator[None]:
+    """Hide what a library prints while it starts, and show the end of it if the start fails.
 
-    Some of it is written below Python, so the descriptors themselves are turned aside.
+    Some libraries print from C, so the file descriptors themselves are redirected.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -161,7 +164,7 @@ def hushed() -> Iterator[None]:
 def load_processor(policy: Path | str, **options: Any) -> Any:
     """A policy's processor, from a folder or the hub.
 
-    Raises StageError where a package is missing that the processor needs.
+    Raises StageError when a package that the processor needs is missing.
     """
     from transformers import AutoProcessor
 
@@ -173,8 +176,8 @@ def load_processor(policy: Path | str, **options: Any) -> Any:
         ) from error
 
 
-class Prompter:
-    """Requests to prompt strings by the policy's own chat template.
+class PromptBuilder:
+    """Turns requests into prompt strings and token ids, by the policy's own chat template.
 
     Raises StageError when the policy has no chat template, or one that drops the image.
     """
@@ -204,25 +207,25 @@ class Prompter:
         return prompts.rendered(self.processor, prompts.chat(text, before))
 
     def tokens(self, request: Request) -> list[int]:
-        """The prompt's token ids, image tokens included, in the way in which TRL's trainer makes them."""
+        """The prompt's token ids, image tokens included, made as TRL's trainer makes them."""
         messages = prompts.chat(request.text, request.before)
         for part in messages[0]["content"]:
             if part["type"] == "image":
                 part["image"] = request.picture
-        made = self.processor.apply_chat_template(
+        encoded = self.processor.apply_chat_template(
             [messages], tokenize=True, add_generation_prompt=True, return_dict=True
         )
-        return [int(token) for token in made["input_ids"][0]]
+        return [int(token) for token in encoded["input_ids"][0]]
 
-    def spelt(self, choice: str) -> tuple[str, list[int]]:
-        """A text as the tokenizer spells it by itself: many put a space before it. And its tokens."""
+    def spelling(self, choice: str) -> tuple[str, list[int]]:
+        """A choice as the tokenizer decodes it alone, many with a leading space, and its tokens."""
         tokenizer = self.processor.tokenizer
         ids = tokenizer.encode(choice, add_special_tokens=False)
         spaced = tokenizer.convert_ids_to_tokens(ids)[0][0] in "\u0120\u2581"
         return f" {choice}" if spaced else choice, ids
 
-    def fitting(self, request: Request, max_new_tokens: int) -> list[int]:
-        """Its tokens. Raises StageError when it and its answer exceed max_model_len."""
+    def tokens_that_fit(self, request: Request, max_new_tokens: int) -> list[int]:
+        """The prompt's tokens. Raises StageError when they and the answer exceed max_model_len."""
         tokens = self.tokens(request)
         count = len(tokens)
         if self.max_model_len and count + max_new_tokens > self.max_model_len:
@@ -234,13 +237,13 @@ class Prompter:
         return tokens
 
 
-def as_rollout(image_id: str, rollout: int, completion: Completion) -> dict[str, Any]:
+def rollout_row(image_id: str, rollout: int, completion: Completion) -> dict[str, Any]:
     """A completion as a row of the rollouts table."""
     row = asdict(completion)
-    text = storable(row.pop("text"))
+    text = valid_utf8(row.pop("text"))
     return {"image_id": image_id, "rollout": rollout, "completion": text, **row}
 
 
-def storable(text: str) -> str:
-    """The text as UTF-8 can hold it: half a surrogate pair, which JSON can bring, becomes U+FFFD."""
+def valid_utf8(text: str) -> str:
+    """The text with lone surrogates, which JSON can carry but UTF-8 cannot, replaced by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,7 +1,7 @@
-"""A policy given by name: a folder, an artifact of this pipeline, or a model of the hub.
+"""Resolves a policy's name to a folder: a model's folder, an artifact, or a model of the hub.
 
-`FOLDER` holds a model that transformers loads. `owner/name` or `owner/name@revision` is a model of
-the Hugging Face hub.
+A name is either a folder with a model that transformers loads, or `owner/name` or
+`owner/name@revision` of the Hugging Face hub.
 """
 
 import hashlib
@@ -11,64 +11,64 @@ from pathlib import Path
 from typing import Any
 
 from tasks.runtime.errors import StageError, first_line
+from tasks.tables import manifest
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_WHOLE = 1 << 20  # bytes; of a larger file only samples are read
-_SAMPLES, _SAMPLE = 64, 1 << 16
+_READ_WHOLE = 1 << 20  # bytes; larger files are sampled
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
-
-LOADING = ("", "vllm", "ray", "transformers")  # backends that load a policy; "": any may
+LOADING = ("", "vllm", "ray", "transformers")  # backends that load a policy; "": not known which
 
 
 class PolicyError(StageError, ValueError):
-    """A policy that is not there or is none; the message says what was looked for."""
+    """There is no such policy. The message says where it was looked for."""
 
 
 def absolute(policy: str) -> str:
-    """A folder's full path; a hub id as it is."""
+    """The full path of a policy's folder; a hub id unchanged."""
     folder = Path(policy).expanduser()
     return str(folder.resolve()) if folder.is_dir() else policy
 
 
 def name(policy: str) -> str:
-    """A folder name for what belongs to this policy."""
+    """A name for the folder that holds this policy's evaluations."""
     folder = Path(policy).expanduser()
     shown = folder.resolve().name if folder.is_dir() else policy
-    if made := manifest(folder):
-        shown = f"{made['stage']}-{made['fingerprint']}"
+    if record := artifact(folder):
+        shown = f"{record.stage}-{record.fingerprint}"
     return re.sub(r"[^\w.@-]+", "--", shown)
 
 
 def identity(policy: str) -> str:
-    """What tells it from others: an artifact's fingerprint, a folder's digest, or the hub id.
+    """The policy's identity: an artifact's fingerprint, a digest of its folder, or its hub id.
 
-    Of files above a megabyte evenly spaced samples are read: training changes weights everywhere.
-    Raises PolicyError when it is neither a folder with a model nor a hub id.
+    Of a file above a megabyte the digest covers evenly spaced samples, since training changes
+    weights everywhere. Raises PolicyError when it is neither a folder with a model nor a hub id.
     """
     folder = _folder(policy)
     if folder is None:
         return policy
-    if made := manifest(folder):
-        return made["fingerprint"]
+    if record := artifact(folder):
+        return record.fingerprint
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()}:{size}:".encode())
         with path.open("rb") as file:
-            if size <= _WHOLE:
+            if size <= _READ_WHOLE:
                 digest.update(file.read())
                 continue
             for number in range(_SAMPLES):
-                file.seek((size - _SAMPLE) * number // (_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE))
+                file.seek((size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:16]
 
 
 def local(policy: str | Path, backend: str = "") -> Path:
-    """The policy's folder; a model of the hub is downloaded, or found where it was downloaded to.
+    """The policy's folder. A model of the hub is downloaded, unless the cache holds it.
 
-    Only the backends that load a model here need it: a server has its own, and what a
-    `module:function` needs is its own business. Raises PolicyError when it cannot be had.
+    For a backend that loads no model in this process the name is returned unchanged. Raises
+    PolicyError when the policy is not there or cannot be downloaded.
     """
     if Path(policy).is_dir() or backend not in LOADING:
         return Path(policy)
@@ -85,20 +85,19 @@ def local(policy: str | Path, backend: str = "") -> Path:
         ) from error
 
 
-def manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a policy that is an artifact; empty for any other."""
-    path = folder / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def artifact(folder: Path) -> manifest.Manifest | None:
+    """The manifest of a policy that is an artifact; None for any other."""
+    return manifest.read(folder) if (folder / manifest.FILE).is_file() else None
 
 
 def recipe(folder: Path) -> dict[str, Any]:
-    """How a policy that is an artifact was trained; empty for any other."""
+    """The recipe.json that a policy was trained with; empty for one that is no artifact."""
     path = folder / "recipe.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _folder(policy: str) -> Path | None:
-    """The folder with a model in it, or None for a hub id."""
+    """The model's folder, or None for a hub id. Raises PolicyError when it is neither."""
     folder = Path(policy).expanduser()
     if folder.is_dir():
         if (folder / "config.json").is_file():

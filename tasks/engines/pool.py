@@ -1,8 +1,8 @@
-"""Stations put to work: in this process, in one process per device, or in its restarted successor.
+"""Worker pools: spread shards over engines, and restart the workers whose engine died.
 
-An engine that dies takes its process with it and nothing else: the shard is tried again in a fresh
-process, then in half the batch, and then the stage says so. A shard is a file with one name, so
-whatever happens it is there once or not at all.
+When an engine dies, only its process ends. A new process retries the shard, the last time with half
+the batch, and then the stage fails. A shard is a file with a fixed name, so it is written once or
+not at all.
 """
 
 import itertools
@@ -24,22 +24,23 @@ from data_cards import CardError
 from tasks.engines.backends import open_engine
 from tasks.engines.base import EngineDied
 from tasks.engines.settings import EngineSettings
-from tasks.engines.worker import Done, Shard, Station, halved
+from tasks.engines.worker import Shard, ShardReport, Worker, halved
 from tasks.runtime.command import quiet_libraries
 from tasks.runtime.errors import ShardError, StageError
 from tasks.runtime.interrupts import end_with_parent, stop_asked
 from tasks.runtime.machine import gpus
 
 Ready = Callable[[], None]
-OnDone = Callable[[Done], None]
-ATTEMPTS = 3  # of one shard, and of starting an engine
-DIED = 70  # exit code of a process whose engine died but could still say so
+OnDone = Callable[[ShardReport], None]
+ATTEMPTS = 3  # tries of one shard, and tries to start an engine
+DIED = 70  # exit code of a worker process that reported the death of its engine
 
 
-class Crew(Protocol):
-    """Whoever works off shards.
+class WorkerPool(Protocol):
+    """The interface of all pools.
 
-    `on_ready` is called when an engine is ready, `on_done` for each shard that is on disk.
+    `run` answers the shards of `todo`. It first has the engines check `probe`, the longest of all
+    prompts, and calls `on_ready` when an engine is ready and `on_done` for each shard on disk.
     """
 
     def run(
@@ -49,59 +50,60 @@ class Crew(Protocol):
     def close(self) -> None: ...
 
 
-class Inline:
-    """One station in this process."""
+class InProcessPool:
+    """A pool of one worker, in this process."""
 
     def __init__(self, policy: Path, settings: EngineSettings):
-        self._station = Station(lambda: open_engine(policy, settings))
+        self._worker = Worker(lambda: open_engine(policy, settings))
 
     def run(self, todo: Sequence[Shard], probe: Shard, on_ready: Ready, on_done: OnDone) -> None:
-        """Work off `todo`, after a check of `probe`, the longest of all prompts."""
-        self._station.check(probe)
+        """Check `probe`, then answer all shards of `todo`."""
+        self._worker.check(probe)
         on_ready()
-        self._station.work(until_stopped(todo), on_done)
+        self._worker.work(until_stopped(todo), on_done)
 
     def close(self) -> None:
-        """End the engine."""
-        self._station.close()
+        """Close the engine."""
+        self._worker.close()
 
 
-class Processes:
-    """One process per device, all fed from one queue; the dead are replaced."""
+class ProcessPool:
+    """One worker process per device, all fed from one queue. Processes that die are replaced."""
 
     def __init__(self, policy: Path, settings: EngineSettings):
         self._policy, self._settings = policy, settings
-        self._devices = devices(settings)
-        self._workers: list[_Worker] = []
+        self._devices = device_groups(settings)
+        self._workers: list[_WorkerProcess] = []
         self._deaths: Counter[Path] = Counter()
         self._starts = 0
 
     def run(self, todo: Sequence[Shard], probe: Shard, on_ready: Ready, on_done: OnDone) -> None:
-        """Work off `todo`, after a check of `probe`, the longest of all prompts.
+        """Check `probe` in every process, then answer all shards of `todo`.
 
-        Raises StageError when a shard killed its engine three times, or no engine starts.
+        Raises StageError when engines died on one shard ATTEMPTS times, or when no engine starts.
         """
         queue = deque(todo)
         while len(self._workers) < min(len(self._devices), len(todo)):
-            self._hire(self._devices[len(self._workers)], self._settings)
+            self._start(self._devices[len(self._workers)], self._settings)
         for worker in self._workers:
             worker.send(("check", probe))
         while queue or any(worker.assigned for worker in self._workers):
             if stop_asked():
-                queue.clear()  # what is being worked on is finished
+                queue.clear()  # shards that are assigned already are finished
             for worker in self._workers:
-                # Near the end nobody gets work for later that another could begin at once.
+                # Near the end a worker holds no spare shard that another could begin at once.
                 depth = worker.slots + 1 if len(queue) > 2 * len(self._workers) else 1
                 while queue and worker.ready and len(worker.assigned) < depth:
-                    # A shard that an engine died on is worked off alone: then it is plain which.
+                    # A shard that an engine died on runs alone, so that a second death is its own.
                     alone = queue[0].path in self._deaths
                     if worker.assigned and (alone or worker.holds(self._deaths)):
                         break
-                    worker.give(queue.popleft())
-            # With a limit, for a process that an engine's own child holds open ends unnoticed.
+                    worker.assign(queue.popleft())
+            # With a timeout: an engine's child can hold the pipe of a dead process open.
             wait([end for w in self._workers for end in (w.connection, w.process.sentinel)], 1.0)
             for worker in list(self._workers):
-                alive = worker.process.is_alive()  # asked first: its last words come before its end
+                # Checked before the messages are read, so that the last ones are not lost.
+                alive = worker.process.is_alive()
                 for kind, value in worker.messages():
                     if kind == "error":
                         raise StageError(value)
@@ -115,22 +117,22 @@ class Processes:
                     self._replace(worker, queue, probe)
 
     def close(self) -> None:
-        """End all processes, those that are busy too."""
+        """End all processes, busy ones too."""
         for worker in self._workers:
             worker.end()
         self._workers = []
 
-    def _hire(self, device: str, settings: EngineSettings) -> "_Worker":
+    def _start(self, device: str, settings: EngineSettings) -> "_WorkerProcess":
         self._starts += 1
-        worker = _Worker(self._policy, settings, device)
+        worker = _WorkerProcess(self._policy, settings, device)
         self._workers.append(worker)
         return worker
 
-    def _replace(self, worker: "_Worker", queue: deque[Shard], probe: Shard) -> None:
-        """Take back the shards of a dead worker, and hire another."""
-        how = _death(worker.process.exitcode)
+    def _replace(self, worker: "_WorkerProcess", queue: deque[Shard], probe: Shard) -> None:
+        """Put the shards of a dead worker back into the queue, and start another worker."""
+        how = _exit_reason(worker.process.exitcode)
         self._workers.remove(worker)
-        worker.sweep()
+        worker.kill_group()
         suspects = list(worker.assigned.values())[: worker.slots]
         for shard in reversed(list(worker.assigned.values())):
             queue.appendleft(shard)
@@ -141,7 +143,7 @@ class Processes:
                 raise StageError(
                     f"the engine died {ATTEMPTS} times on shard {shard.number} ({how}), the last time "
                     f"with half the batch; {self._advice()}, or look at its images, "
-                    f"{shard.asks[0].image_id} to {shard.asks[-1].image_id}"
+                    f"{shard.queries[0].image_id} to {shard.queries[-1].image_id}"
                 )
             if self._deaths[shard.path] == ATTEMPTS - 1:
                 queue.remove(shard)
@@ -151,7 +153,7 @@ class Processes:
         if not worker.ready and self._starts >= ATTEMPTS:
             raise StageError(f"the engine does not start ({how}); see its messages above")
         print(f"the engine ended ({how}); a fresh one goes on", file=sys.stderr)
-        self._hire(worker.device, settings).send(("check", probe))
+        self._start(worker.device, settings).send(("check", probe))
 
     def _advice(self) -> str:
         if self._settings.backend == "server":
@@ -159,32 +161,34 @@ class Processes:
         return "lower [engine] max_num_seqs or gpu_memory_utilization"
 
 
-class _Worker:
-    """One process with one station, and the shards it has been given."""
+class _WorkerProcess:
+    """A process that runs one worker, and the shards that are assigned to it."""
 
     def __init__(self, policy: Path, settings: EngineSettings, device: str):
         context = multiprocessing.get_context("spawn")
         self.device, self.ready, self.slots = device, False, 1
-        self.assigned: dict[int, Shard] = {}  # by shard number, in the order given
+        self.assigned: dict[int, Shard] = {}  # by shard number, in the order of assignment
         self.connection, theirs = context.Pipe()
         arguments = (theirs, policy, settings, device, os.getpid())
         self.process = context.Process(target=_serve, args=arguments)
         self.process.start()
         theirs.close()
 
-    def give(self, shard: Shard) -> None:
+    def assign(self, shard: Shard) -> None:
         self.assigned[shard.number] = shard
         self.send(("shard", shard))
 
     def holds(self, paths: Container[Path]) -> bool:
-        """Whether one of its shards is among these."""
+        """Whether an assigned shard is among `paths`."""
         return any(shard.path in paths for shard in self.assigned.values())
 
-    def finish(self, done: Done) -> None:
-        del self.assigned[done.shard]
+    def finish(self, report: ShardReport) -> None:
+        del self.assigned[report.shard]
 
     def send(self, message: tuple[str, Any]) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):  # its sentinel tells of its end
+        with suppress(
+            BrokenPipeError, ConnectionResetError
+        ):  # `run` notices its end by the sentinel
             self.connection.send(message)
 
     def messages(self) -> Iterator[tuple[str, Any]]:
@@ -195,85 +199,88 @@ class _Worker:
             return
 
     def end(self) -> None:
-        """End it, gently if it is idle, with whatever it started."""
+        """End the process and all that it started. An idle process may close its engine first."""
         self.send(("end", None))
         self.process.join(15 if self.ready and not self.assigned else 0.1)
-        self.sweep()
+        self.kill_group()
 
-    def sweep(self) -> None:
-        """Kill what is left of its process group: an engine beside it would keep the GPU's memory."""
+    def kill_group(self) -> None:
+        """Kill its process group, since an engine's own process would keep the GPU's memory."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid or 0, signal.SIGKILL)
-        if self.process.is_alive():  # before it had a group of its own
+        if self.process.is_alive():  # it had no group of its own yet
             self.process.kill()
         self.process.join()
         self.connection.close()
 
 
 def until_stopped(todo: Iterable[Shard]) -> Iterator[Shard]:
-    """The shards in turn, none after the run was asked to stop."""
+    """The shards in turn, up to the moment at which the run is asked to stop."""
     return itertools.takewhile(lambda _: not stop_asked(), todo)
 
 
-def devices(settings: EngineSettings) -> list[str]:
-    """What each process sees of the machine's GPUs (CUDA_VISIBLE_DEVICES); one "" without any."""
+def device_groups(settings: EngineSettings) -> list[str]:
+    """CUDA_VISIBLE_DEVICES of each worker process; "" where there is no GPU.
+
+    Raises StageError when there are fewer GPUs than `tensor_parallel_size`.
+    """
     count = settings.processes
     if settings.backend == "server":
         return [""] * (count or 1)
     each = settings.tensor_parallel_size
-    found = gpus()
-    groups = [",".join(found[i : i + each]) for i in range(0, len(found) - each + 1, each)]
-    if found and not groups:
-        raise StageError(f"[engine] tensor_parallel_size = {each}, but there are {len(found)} GPUs")
+    names = gpus()
+    groups = [",".join(names[i : i + each]) for i in range(0, len(names) - each + 1, each)]
+    if names and not groups:
+        raise StageError(f"[engine] tensor_parallel_size = {each}, but there are {len(names)} GPUs")
     return (groups or [""] * (count or 1))[: count or None]
 
 
 def _serve(
     connection: Connection, policy: Path, settings: EngineSettings, device: str, parent: int
 ) -> None:
-    """A worker's life: check, say so, then one shard after another."""
-    os.setpgid(0, 0)  # what it starts is ended with it
+    """The main function of a worker process: check the probe, then answer shards until the end."""
+    os.setpgid(0, 0)  # so that the parent can kill the processes that the engine starts
     os.environ["DIVE_PARENT"] = str(parent)
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     end_with_parent(group=True)
     quiet_libraries()
-    station = Station(lambda: open_engine(policy, settings))
+    worker = Worker(lambda: open_engine(policy, settings))
     lock = threading.Lock()
 
-    def tell(kind: str, value: Any) -> None:
-        with lock:  # shards are reported by one thread, checks by another
+    def send(kind: str, value: Any) -> None:
+        with lock:  # one thread reports shards, another the check
             connection.send((kind, value))
 
     def source() -> Iterator[Shard]:
         while (message := connection.recv())[0] != "end":
             if message[0] == "check":
-                station.check(message[1])
-                tell("ready", station.slots)
+                worker.check(message[1])
+                send("ready", worker.slots)
             else:
                 yield message[1]
 
     try:
-        given = source()
-        first = next(given, None)  # here, so that the engine is opened in the main thread
+        todo = source()
+        first = next(todo, None)  # here, so that the main thread opens the engine
         if first is not None:
-            station.work(itertools.chain([first], given), lambda done: tell("done", done))
-        station.close()
+            worker.work(itertools.chain([first], todo), lambda report: send("done", report))
+        worker.close()
     except (StageError, CardError, ShardError) as error:
-        tell("error", str(error))
+        send("error", str(error))
     except (EngineDied, MemoryError) as error:
         print(f"{type(error).__name__}: {error}"[:2000], file=sys.stderr, flush=True)
         os._exit(DIED)
     except EOFError:
-        pass  # the parent has gone
-    except BaseException:  # a bug: at its ordinary end Python would wait for the engine beside it
+        pass  # the parent process has ended
+    except BaseException:  # a bug: an ordinary exit would wait for the engine's own process
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
 
 
-def _death(code: int | None) -> str:
+def _exit_reason(code: int | None) -> str:
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (", often for want of memory" if name == "SIGKILL" else "")

@@ -1,8 +1,8 @@
-"""A cluster: Ray Data gives the shards to workers, each with an engine of its own.
+"""A worker pool on a cluster: Ray Data hands the shards to workers, each with its own engine.
 
-The workers read and write the shards themselves, so all of them need the artifact folder at the
-same path. A worker that dies is replaced and its shard given again; a shard that is already on
-disk is not worked off twice.
+The workers read images and write shards themselves, so all machines need the artifact folder at the
+same path. Ray replaces a worker that dies and hands its shard out again; a shard that is already on
+disk is not answered twice.
 """
 
 import os
@@ -15,13 +15,13 @@ from tasks.engines.backends import open_engine
 from tasks.engines.base import EngineDied
 from tasks.engines.pool import ATTEMPTS, DIED, OnDone, Ready
 from tasks.engines.settings import EngineSettings
-from tasks.engines.worker import Done, Shard, Station
+from tasks.engines.worker import Shard, ShardReport, Worker
 from tasks.runtime.errors import ShardError, StageError, first_line
 
-CPU_SHARE = 0.5  # of a core for each worker, so that the reader is never starved of one
+CPU_SHARE = 0.5  # cores for each worker, so that Ray's reader always gets a share of one
 
 
-class RayCrew:
+class RayPool:
     """Workers on `[engine] ray_address`, or on a cluster started on this machine."""
 
     def __init__(self, policy: Path, settings: EngineSettings):
@@ -48,7 +48,7 @@ class RayCrew:
                 ) from error
 
     def run(self, todo: Sequence[Shard], probe: Shard, on_ready: Ready, on_done: OnDone) -> None:
-        """Work off `todo`, after each worker has checked `probe`."""
+        """Answer all shards of `todo`. Each worker checks `probe` first."""
         import ray
 
         context = ray.data.DataContext.get_current()
@@ -60,7 +60,7 @@ class RayCrew:
         items = [{"number": number} for number in range(len(todo))]
         data = ray.data.from_items(items, override_num_blocks=len(items))
         results = data.map_batches(
-            RayStation,
+            RayWorker,
             fn_constructor_args=(self._policy, self._settings, list(todo), probe),
             batch_size=1,
             concurrency=min(len(todo), self._settings.processes or max(1, gpus)),
@@ -72,8 +72,8 @@ class RayCrew:
             if row["error"]:
                 raise StageError(row["error"])
             on_done(
-                Done(
-                    row["station"],
+                ShardReport(
+                    row["worker"],
                     row["shard"],
                     row["images"],
                     row["refused"],
@@ -83,38 +83,38 @@ class RayCrew:
             )
 
     def close(self) -> None:
-        """End the cluster, if it was started here."""
+        """Shut the cluster down, if this process started it."""
         import ray
 
         if self._started and ray.is_initialized():
             ray.shutdown()
 
 
-class RayStation:
-    """One worker: a station that is given one shard at a time."""
+class RayWorker:
+    """A worker in a Ray actor, which Ray calls with one shard at a time."""
 
     def __init__(self, policy: Path, settings: EngineSettings, todo: list[Shard], probe: Shard):
-        self._station = Station(lambda: open_engine(policy, settings))
+        self._worker = Worker(lambda: open_engine(policy, settings))
         self._todo, self._probe, self._checked = todo, probe, False
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Work off the shard whose place in the list is the batch's only number."""
+        """Answer the shard whose place in the list is the batch's only number."""
         shard = self._todo[int(batch["number"][0])]
-        told: list[Done] = []
+        reports: list[ShardReport] = []
         error = ""
         try:
             if not self._checked:
-                self._station.check(self._probe)
+                self._worker.check(self._probe)
                 self._checked = True
-            if shard.path.exists():  # by a worker that died after it had written it
-                told.append(Done("", shard.number, len(shard.asks), 0, 0.0, {}))
+            if shard.path.exists():  # an earlier worker died after it had written the shard
+                reports.append(ShardReport("", shard.number, len(shard.queries), 0, 0.0, {}))
             else:
-                self._station.work([shard], told.append)
+                self._worker.work([shard], reports.append)
                 shard.path.with_suffix(".died").unlink(missing_ok=True)
         except (StageError, ShardError, CardError) as reason:
             error = str(reason)
         except (EngineDied, MemoryError) as reason:
-            # Ray would try again for ever, and in this process; a fresh one has another chance.
+            # Ray would retry in this process without end; a new process can succeed.
             deaths = shard.path.with_suffix(".died")
             with deaths.open("a") as file:
                 file.write("x")
@@ -122,9 +122,9 @@ class RayStation:
                 os._exit(DIED)
             deaths.unlink()
             error = f"the engine died {ATTEMPTS} times on shard {shard.number}: {reason}"
-        done = told[0] if told else Done("", shard.number, 0, 0, 0.0, {})
+        done = reports[0] if reports else ShardReport("", shard.number, 0, 0, 0.0, {})
         return {
-            "station": [done.station],
+            "worker": [done.worker],
             "shard": [done.shard],
             "images": [done.images],
             "refused": [done.refused],

@@ -1,8 +1,8 @@
-"""Every image asked, shard by shard: what Propose and Evaluate share.
+"""Samples answers about a stage's images, shard by shard, for Propose and Evaluate.
 
-A Sampler holds the crew (`tasks/engines/pool.py`) that works off the shards; it is opened at the first
-shard that is not there yet, and stays open between the tables of a stage. Figures on the way tell
-early that a prompt is bad.
+A Sampler holds a worker pool (`tasks/engines/pool.py`). It opens the pool at the first shard that
+is not on disk, and keeps it open between the tables of a stage. Figures beside the progress bar show
+a bad prompt early.
 """
 
 import time
@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from data_cards import Card
-from tasks.engines import adapters
+from tasks.engines import adapters, refusals
 from tasks.engines.backends import custom
 from tasks.engines.base import Sampling
-from tasks.engines.pool import Crew, Inline, Processes
+from tasks.engines.pool import InProcessPool, ProcessPool, WorkerPool
 from tasks.engines.settings import BACKENDS, EngineSettings
-from tasks.engines.worker import REFUSED, Ask, Done, Shard, refusals
+from tasks.engines.worker import Query, Shard, ShardReport
 from tasks.language import answers
 from tasks.language.class_names import ClassNames
 from tasks.runtime.errors import StageError
@@ -28,55 +28,55 @@ from tasks.runtime.interrupts import shard_by_shard, stop_if_asked
 from tasks.runtime.progress import progress
 from tasks.runtime.protocol import SCRATCH
 from tasks.runtime.waiting import opening
-from tasks.tables import schemas, shards
+from tasks.tables import shards
 
 
 class Sampler:
-    """Asks a policy `n` times, or once and greedily. Use it in a `with` statement.
+    """Asks a policy about images, `n` times or once and greedily. Use it in a `with` statement.
 
-    Draws depend on (seed, shard), so that a resumed run draws
-    alike where the engine is repeatable.
+    The seed of a shard follows from (seed, shard number), so a resumed run samples the same
+    answers where the engine is repeatable.
     """
 
     def __init__(self, policy: Path, settings: EngineSettings, n: int, seed: int):
         self.policy, self.settings, self.n = policy, settings, n
         self._seed = seed
-        self._crew: Crew | None = None
-        self._stations: dict[str, Done] = {}
+        self._pool: WorkerPool | None = None
+        self._reports: dict[str, ShardReport] = {}
         self.answered = 0  # rollouts of this run
-        self.seconds = 0.0  # during which shards were worked off, the engine's start left out
+        self.seconds = 0.0  # spent on shards, without the engines' start
 
     def __enter__(self) -> "Sampler":
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._crew is not None:
-            self._crew.close()
+        if self._pool is not None:
+            self._pool.close()
 
     def run(
         self,
         output: Path,
         table: str,
-        asks: Sequence[Ask],
+        queries: Sequence[Query],
         download: Path,
         shard_size: int,
         desc: str,
         *,
         greedy: bool = False,
-        tally: "Tally | None" = None,
+        statistics: "RolloutStatistics | None" = None,
     ) -> None:
-        """Ask everything, and leave one file a shard; shards already there are left alone.
+        """Answer all queries and write one file a shard. Shards on disk already are kept.
 
-        `tally` is told of every shard, and its figures stand beside the progress bar. Images that
-        the engine refuses are named in `<table>_refused.parquet`.
+        `statistics` counts every shard, and its figures stand beside the progress bar. The images
+        that the engine refused are written to `<table>_refused.parquet`, with the reasons.
         """
-        sampling = [self._sampling(i, greedy) for i in range(-(-len(asks) // shard_size))]
-        if any(ask.choices for ask in asks):
-            # One letter repeats nothing; a penalty would only push it away from the question's.
+        sampling = [self._sampling(i, greedy) for i in range(-(-len(queries) // shard_size))]
+        if any(query.choices for query in queries):
+            # The prompt holds the letters, so a penalty would push the answer away from them.
             sampling = [replace(each, repetition_penalty=1.0) for each in sampling]
         parts = [
             Shard(i, shards.shard_path(output, table, i), download, tuple(part), sampling[i])
-            for i, part in enumerate(shards.chunks(list(asks), shard_size))
+            for i, part in enumerate(shards.chunks(list(queries), shard_size))
         ]
         todo = [part for part in parts if not part.path.exists()]
         by_number = {part.number: part for part in parts}
@@ -84,28 +84,28 @@ class Sampler:
         with progress(
             None,
             desc=desc,
-            total=len(asks),
+            total=len(queries),
             unit="images",
-            done=sum(len(part.asks) for part in finished),
+            done=sum(len(part.queries) for part in finished),
         ) as bar:
             for part in finished:
-                if tally:
-                    tally.add(part.path)
-            if tally and todo:
-                tally.check()
+                if statistics:
+                    statistics.add(part.path)
+            if statistics and todo:
+                statistics.check()
 
-            def on_done(done: Done) -> None:
-                self._stations[done.station] = done
-                self.answered += done.images * (1 if greedy else self.n)
-                bar.update(done.images)
-                if tally:
-                    tally.add(by_number[done.shard].path)
-                    bar.set_postfix(tally.live())
-                    tally.check()
+            def on_done(report: ShardReport) -> None:
+                self._reports[report.worker] = report
+                self.answered += report.images * (1 if greedy else self.n)
+                bar.update(report.images)
+                if statistics:
+                    statistics.add(by_number[report.shard].path)
+                    bar.set_postfix(statistics.progress())
+                    statistics.check()
 
             if todo:
                 policy = self._weights(output)
-                self._crew = self._crew or open_crew(policy, self.settings)
+                self._pool = self._pool or open_pool(policy, self.settings)
                 probe = _probe(todo, download)
                 ready: list[float] = []
                 with opening(desc, policy, self.settings.backend) as opened, shard_by_shard():
@@ -114,25 +114,25 @@ class Sampler:
                         opened()
                         ready.append(time.monotonic())
 
-                    self._crew.run(todo, probe, on_ready, on_done)
+                    self._pool.run(todo, probe, on_ready, on_done)
                 self.seconds += time.monotonic() - ready[0]
                 if not all(part.path.exists() for part in todo):
                     stop_if_asked()
-        _gather_refusals(output, table, parts)
+        refusals.gather(output, table, [part.path for part in parts])
 
     def figures(self) -> dict[str, Any]:
-        """Seconds the engines worked, prompt tokens, and how many of them came from a cache."""
+        """Seconds in which engines generated, prompt tokens, and those that came from a cache."""
         counts: Counter[str] = Counter()
-        for done in self._stations.values():
-            counts.update(done.counts)
-        busy = sum(done.busy for done in self._stations.values())
-        return {"busy_seconds": round(busy, 1), "engines": len(self._stations), **counts}
+        for report in self._reports.values():
+            counts.update(report.counts)
+        busy = sum(report.busy for report in self._reports.values())
+        return {"busy_seconds": round(busy, 1), "engines": len(self._reports), **counts}
 
     def _weights(self, output: Path) -> Path:
-        """The policy with whole weights; a server has its own."""
+        """The folder with the policy's full weights. A server has loaded its own."""
         if self.settings.backend == "server":
             return self.policy
-        return adapters.whole(self.policy, output / SCRATCH[-1])
+        return adapters.merged_weights(self.policy, output / SCRATCH[-1])
 
     def _sampling(self, shard: int, greedy: bool) -> Sampling:
         return sampling_of(self.settings, self.n, self._seed, shard, greedy)
@@ -141,7 +141,7 @@ class Sampler:
 def sampling_of(
     settings: EngineSettings, n: int, seed: int, shard: int, greedy: bool = False
 ) -> Sampling:
-    """How `[engine]` settings sample the requests of a shard: `n` times, or once and greedily."""
+    """The sampling parameters of a shard under `[engine]`: `n` samples, or one greedy answer."""
     return Sampling(
         n=1 if greedy else n,
         temperature=0.0 if greedy else settings.temperature,
@@ -152,30 +152,34 @@ def sampling_of(
     )
 
 
-def open_crew(policy: Path, settings: EngineSettings) -> Crew:
-    """The crew for `[engine] backend`. Your own engines work in this process.
+def open_pool(policy: Path, settings: EngineSettings) -> WorkerPool:
+    """The worker pool for `[engine] backend`.
 
-    Unless they have an attribute `isolated`, as an engine should that may die.
+    An engine of your own runs in this process. If it can die, set its attribute `isolated` to True,
+    and it runs in processes of its own.
     """
     backend = settings.backend
     if backend == "ray":
-        from tasks.engines.ray_pool import RayCrew
+        from tasks.engines.ray_pool import RayPool
 
-        return RayCrew(policy, settings)
+        return RayPool(policy, settings)
     if backend not in BACKENDS and not getattr(custom(backend), "isolated", False):
-        return Inline(policy, settings)
-    return Processes(policy, settings)
+        return InProcessPool(policy, settings)
+    return ProcessPool(policy, settings)
 
 
-class Tally:
-    """What has been sampled so far: counts, Pass@1 and Pass@N; `labels` are class ids by image."""
+class RolloutStatistics:
+    """Counts the rollouts sampled so far, and their Pass@1 and Pass@N.
+
+    `labels` are class ids by image id. `fail_fast` is the largest share of unparsed answers.
+    """
 
     def __init__(self, labels: dict[str, int], card: Card, fail_fast: float = 1.0):
         self._labels = labels
         self._names = ClassNames(card.classes, card.aliases)
         self._fail_fast = fail_fast
         self._reasons: Counter[str] = Counter()
-        self._images = self._rollouts = self._right = self._with_one_right = 0
+        self._images = self._rollouts = self._correct = self._solved = 0
         self._tokens = self._unparsed = self._shards = 0
         self._example = ""
 
@@ -190,18 +194,18 @@ class Tally:
             self._rollouts += 1
             key = row["image_id"]
             answer = answers.parse(row["completion"]).answer
-            right = answer is not None and self._names.match(answer).class_id == self._labels[key]
-            hits[key] += right
+            correct = answer is not None and self._names.match(answer).class_id == self._labels[key]
+            hits[key] += correct
             if answer is None:
                 self._unparsed += 1
                 self._example = self._example or row["completion"][:200]
         # A shard holds all rollouts of its images.
         self._images += len(hits)
-        self._right += hits.total()
-        self._with_one_right += sum(count > 0 for count in hits.values())
+        self._correct += hits.total()
+        self._solved += sum(count > 0 for count in hits.values())
 
     def check(self) -> None:
-        """Raises StageError once two shards are there and too many answers cannot be read."""
+        """Raises StageError when, after two shards or more, too many answers are unparsed."""
         share = self._unparsed / max(1, self._rollouts)
         if self._shards >= 2 and share > self._fail_fast:
             raise StageError(
@@ -209,8 +213,8 @@ class Tally:
                 f"[Propose] fail_fast_unparsed_share = {self._fail_fast:g}); one is {self._example!r}"
             )
 
-    def live(self) -> dict[str, str]:
-        """What stands beside the progress bar."""
+    def progress(self) -> dict[str, str]:
+        """The figures beside the progress bar."""
         total = max(1, self._rollouts)
         once, all_of = self._passed()
         return {
@@ -220,15 +224,15 @@ class Tally:
             f"pass@{self._n()}": f"{all_of:.2f}",
         }
 
-    def stats(self) -> dict[str, Any]:
-        """The counts, for the artifact."""
+    def values(self) -> dict[str, Any]:
+        """The counts, for stats.json."""
         once, all_of = self._passed()
         return {
             "images": self._images,
             "rollouts": self._rollouts,
             "tokens": self._tokens,
             "finish_reasons": dict(sorted(self._reasons.items())),
-            "refused": self._reasons[REFUSED] // max(1, self._n()),
+            "refused": self._reasons[refusals.REFUSED] // max(1, self._n()),
             "unparsed": self._unparsed,
             "example_unparsed": self._example,
             "pass_at_1": once,
@@ -239,15 +243,15 @@ class Tally:
         return self._rollouts // max(1, self._images)
 
     def _passed(self) -> tuple[float, float]:
-        """Pass@1 and Pass@N; of all N rollouts of an image both are plain shares."""
+        """Pass@1 and Pass@N, which are plain shares as all N rollouts of an image are counted."""
         return (
-            self._right / max(1, self._rollouts),
-            self._with_one_right / max(1, self._images),
+            self._correct / max(1, self._rollouts),
+            self._solved / max(1, self._images),
         )
 
 
 def throughput(stats: dict[str, Any], sampler: Sampler) -> dict[str, Any]:
-    """Counts of a tally with what the run itself took. A resumed run speaks of its own part."""
+    """The counts with this run's own seconds and rates. A resumed run leaves out earlier runs."""
     figures = sampler.figures()
     seconds = round(sampler.seconds, 1)
     rate = round(sampler.answered / seconds, 2) if seconds else None
@@ -257,9 +261,9 @@ def throughput(stats: dict[str, Any], sampler: Sampler) -> dict[str, Any]:
 
 
 def _probe(todo: Sequence[Shard], download: Path) -> Shard:
-    """The longest text with the largest image, greedily: if this fits, everything does."""
-    asks = [ask for shard in todo for ask in shard.asks]
-    longest = max(asks, key=lambda ask: len(ask.before) + len(ask.text))
+    """The longest text with the largest image: if this prompt fits, every prompt fits."""
+    queries = [query for shard in todo for query in shard.queries]
+    longest = max(queries, key=lambda query: len(query.before) + len(query.text))
     sizes = shards.read(download, "images", ["image_id", "width", "height"])
     areas = dict(
         zip(
@@ -268,33 +272,9 @@ def _probe(todo: Sequence[Shard], download: Path) -> Shard:
             strict=True,
         )
     )
-    if lost := sorted({ask.image_id for ask in asks} - areas.keys()):
+    if lost := sorted({query.image_id for query in queries} - areas.keys()):
         raise StageError(f"{len(lost)} images are not in {download}, the first: {lost[0]}")
-    largest = max(asks, key=lambda ask: areas[ask.image_id])
+    largest = max(queries, key=lambda query: areas[query.image_id])
     first = todo[0]
     probe = longest._replace(image_id=largest.image_id)
     return Shard(first.number, first.path, download, (probe,), first.sampling)
-
-
-def _gather_refusals(output: Path, table: str, parts: Sequence[Shard]) -> None:
-    """The reasons of all shards in one table; no file when nothing was refused."""
-    gathered = output / f"{table}_refused.parquet"
-    found = [path for part in parts if (path := refusals(part.path)).exists()]
-    # What a run that was cut off here has gathered already is kept.
-    sources = [*([gathered] if gathered.exists() else []), *found]
-    reasons = {
-        row["image_id"]: row["reason"]
-        for path in sources
-        for row in shards.read_file(path).to_pylist()
-    }
-    rows = [{"image_id": key, "reason": reasons[key]} for key in sorted(reasons)]
-    shards.write(gathered, rows, schemas.refused())
-    for path in found:
-        path.unlink()
-
-
-def refused_first(output: Path, table: str, count: int = 10) -> str:
-    """The first refused images with their reasons, as one text."""
-    path = output / f"{table}_refused.parquet"
-    rows = shards.read_file(path).to_pylist()[:count] if path.exists() else []
-    return "; ".join(f"{row['image_id']}: {row['reason']}" for row in rows)

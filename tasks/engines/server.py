@@ -1,7 +1,8 @@
-"""Any OpenAI-compatible endpoint, such as `vllm serve`: many requests in flight, retried.
+"""The server engine: sends requests to an OpenAI-compatible endpoint, such as `vllm serve`.
 
-The images go with the requests, so the server needs to see neither the pipeline's files nor its
-settings; its own limits (context length, pixels) are the ones that count.
+Many requests are in flight at once, and failed ones are retried. Images travel in the requests, so
+the server needs no access to the pipeline's files. The server's own limits (context length, pixels)
+apply.
 """
 
 import asyncio
@@ -15,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from tasks.engines.base import (
-    Background,
     Completion,
     EngineDied,
-    Prompter,
+    EventLoopThread,
+    PromptBuilder,
     Request,
     Sampling,
     all_of,
@@ -28,15 +29,15 @@ from tasks.engines.settings import EngineSettings
 from tasks.language import prompts
 from tasks.runtime.errors import StageError, first_line
 
-CHOSEN = "option"  # the key of an answer that a JSON schema keeps to given texts
-ATTEMPTS = 6  # of one request, with exponential backoff between them (the client's own)
+OPTION = "option"  # the JSON key of an answer that a schema restricts to the choices
+ATTEMPTS = 6  # tries of one request; the client waits between them with exponential backoff
 
 
 class ServerEngine:
-    """Requests to `[engine] server_url`, up to `server_concurrency` at a time.
+    """Sends requests to `[engine] server_url`, up to `server_concurrency` at a time.
 
-    The API key is taken from OPENAI_API_KEY; servers of one's own need none. Raises StageError
-    when nobody answers there or the model is not served.
+    It takes the API key from OPENAI_API_KEY; a server of your own needs none. Raises StageError when
+    no server answers there, or when it does not serve the model.
     """
 
     slots = 2
@@ -50,21 +51,22 @@ class ServerEngine:
         self.counts: Counter[str] = Counter()
         self._is_vllm = False
         self._model = settings.server_model or str(policy)
-        self._background = Background()
+        self._loop_thread = EventLoopThread()
+        self._key = os.environ.get("OPENAI_API_KEY", "")
         self._client = AsyncOpenAI(
             base_url=settings.server_url,
-            api_key=os.environ.get("OPENAI_API_KEY") or "none",
+            api_key=self._key or "none",
             timeout=settings.server_timeout,
             max_retries=ATTEMPTS - 1,
         )
         self._free = asyncio.Semaphore(settings.server_concurrency)
         try:
-            self._background.run(self._find())
+            self._loop_thread.run(self._check_model())
         except BaseException:
             self.close()
             raise
 
-    async def _find(self) -> None:
+    async def _check_model(self) -> None:
         import openai
 
         url = self._settings.server_url
@@ -72,7 +74,7 @@ class ServerEngine:
             served = {model.id: model async for model in self._client.models.list()}
         except openai.OpenAIError as error:
             raise StageError(
-                f"nobody answers at [engine] server_url = {url} ({first_line(error)}); start one, such as: "
+                f"nobody answers at [engine] server_url = {url} ({first_line(error, self._key)}); start one, such as: "
                 f"vllm serve {self._model}"
             ) from error
         if self._model not in served:
@@ -83,7 +85,7 @@ class ServerEngine:
         model = served[self._model]
         self._is_vllm = model.owned_by == "vllm"
         root = getattr(model, "root", None)
-        # An artifact's folder is named by its fingerprint, so a name is enough to tell it.
+        # An artifact's folder is named by its fingerprint, so comparing names is enough.
         if (
             root
             and self._policy.is_dir()
@@ -104,7 +106,7 @@ class ServerEngine:
         async def every() -> list[list[Completion]]:
             return await all_of(self._one(request, sampling) for request in requests)
 
-        return self._background.run(every())
+        return self._loop_thread.run(every())
 
     async def _one(self, request: Request, sampling: Sampling) -> list[Completion]:
         import openai
@@ -112,7 +114,7 @@ class ServerEngine:
         # Left out, vLLM would take these from the policy's generation_config.json.
         own = {"repetition_penalty": sampling.repetition_penalty, "top_k": 0, "min_p": 0.0}
         extra = own if self._is_vllm else {}
-        extra |= self._within(request.choices) if request.choices else {}
+        extra |= self._constraint(request.choices) if request.choices else {}
         # vLLM on a CPU cannot seed a request.
         seeded = self._settings.seeds == "request"
         seed = {"seed": request_seed(sampling, request)} if seeded else {}
@@ -131,12 +133,14 @@ class ServerEngine:
                 )
             except openai.APIStatusError as error:
                 if error.status_code in (400, 413, 422):
-                    raise ValueError(first_line(error)) from error
+                    raise ValueError(first_line(error, self._key)) from error
                 if error.status_code in (401, 403, 404):
-                    raise StageError(f"the server will not answer: {first_line(error)}") from error
-                raise EngineDied(f"the server gave up: {first_line(error)}") from error
+                    raise StageError(
+                        f"the server will not answer: {first_line(error, self._key)}"
+                    ) from error
+                raise EngineDied(f"the server gave up: {first_line(error, self._key)}") from error
             except openai.OpenAIError as error:
-                raise EngineDied(f"the server gave up: {first_line(error)}") from error
+                raise EngineDied(f"the server gave up: {first_line(error, self._key)}") from error
         if answer.usage:
             self.counts["prompt_tokens"] += answer.usage.prompt_tokens
             details = answer.usage.prompt_tokens_details
@@ -146,24 +150,24 @@ class ServerEngine:
             completions = [replace(each, text=_unwrapped(each.text)) for each in completions]
         return completions
 
-    def _within(self, choices: tuple[str, ...]) -> dict[str, Any]:
-        """What keeps an answer to `choices`: vLLM's own option, or elsewhere a JSON schema."""
+    def _constraint(self, choices: tuple[str, ...]) -> dict[str, Any]:
+        """The fields that restrict an answer to `choices`: vLLM's own, elsewhere a JSON schema."""
         if self._is_vllm:
             return {"structured_outputs": {"choice": list(choices)}}
         schema = {
             "type": "object",
-            "properties": {CHOSEN: {"type": "string", "enum": list(choices)}},
-            "required": [CHOSEN],
+            "properties": {OPTION: {"type": "string", "enum": list(choices)}},
+            "required": [OPTION],
             "additionalProperties": False,
         }
-        named = {"name": CHOSEN, "strict": True, "schema": schema}
+        named = {"name": OPTION, "strict": True, "schema": schema}
         return {"response_format": {"type": "json_schema", "json_schema": named}}
 
     def check(self, request: Request) -> None:
-        """The longest prompt fits, and the server makes as many tokens of it as the trainer will.
+        """Check that the longest prompt fits, and that server and processor count the same tokens.
 
-        Where the policy is a folder its processor tells; a server with other pixel limits, or with
-        another chat template, would ask the policy otherwise than it was trained.
+        A server with other pixel limits or another chat template would send the policy other prompts
+        than those it was trained on. The count is compared where the policy is a folder.
         """
         before = self.counts["prompt_tokens"]
         sampling = Sampling(1, 0.0, 1.0, 1.0, self._settings.max_new_tokens, 0)
@@ -176,7 +180,7 @@ class ServerEngine:
         theirs = self.counts["prompt_tokens"] - before
         if not (self._policy / "config.json").is_file() or not theirs:
             return
-        ours = len(Prompter(self._policy).tokens(request))
+        ours = len(PromptBuilder(self._policy).tokens(request))
         if theirs != ours:
             raise StageError(
                 f"the server makes {theirs} tokens of a prompt of which the processor of "
@@ -185,9 +189,9 @@ class ServerEngine:
             )
 
     def close(self) -> None:
-        """Let go of the connections."""
-        self._background.run(self._client.close())
-        self._background.close()
+        """Close the connections."""
+        self._loop_thread.run(self._client.close())
+        self._loop_thread.close()
 
 
 def _messages(request: Request) -> list[dict[str, Any]]:
@@ -211,8 +215,8 @@ def _completion(choice: Any) -> Completion:
 
 
 def _unwrapped(text: str) -> str:
-    """The choice in an answer that a JSON schema shaped; the text itself where none did."""
+    """The choice in an answer of the JSON schema; the text itself when it is no such JSON."""
     try:
-        return str(json.loads(text)[CHOSEN])
+        return str(json.loads(text)[OPTION])
     except (ValueError, TypeError, KeyError):
         return text

@@ -1,4 +1,4 @@
-"""The settings of [engine]."""
+"""The settings of [engine], which Propose and Evaluate share."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,10 +15,10 @@ SEEDS = ("request", "engine")
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings(Settings):
-    """[engine]: how text is generated, once for Propose and Evaluate alike.
+    """[engine]: how Propose and Evaluate generate text.
 
-    What cannot change a result has a default here, which luigi.cfg repeats, so that whoever opens an
-    engine without one says only what matters.
+    Settings that cannot change a result have defaults here, which luigi.cfg repeats. A caller
+    without a luigi.cfg sets only the others.
     """
 
     section: ClassVar[str] = "engine"

@@ -1,6 +1,6 @@
-"""Transformers' batched `generate`: slow, works for every architecture.
+"""The transformers engine: batched `generate`, slow, but for every architecture.
 
-It agrees with training by definition, which makes it the cross-check for the other backends.
+It runs the model code that training runs, so it is the cross-check for the other backends.
 """
 
 from collections import Counter
@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tasks.engines.base import Completion, EngineDied, Prompter, Request, Sampling
+from tasks.engines.base import Completion, EngineDied, PromptBuilder, Request, Sampling
 from tasks.engines.settings import EngineSettings
 from tasks.runtime.errors import StageError
 
-BATCH = 32  # images at a time, where memory allows
-LOGITS = 2 << 30  # bytes of logits kept at a time, of which the log-probabilities are read
+BATCH = 32  # images in a batch, where memory allows
+LOGITS = 2 << 30  # bytes of logits that a batch may keep, for the log-probabilities
 
 
 class TransformersEngine:
@@ -28,11 +28,11 @@ class TransformersEngine:
         from transformers import AutoModelForImageTextToText
 
         self._torch = torch
-        self.prompter = Prompter(policy, settings.max_model_len)
-        self.decode = self.prompter.decode
+        self.prompt_builder = PromptBuilder(policy, settings.max_model_len)
+        self.decode = self.prompt_builder.decode
         self._settings = settings
         self.counts: Counter[str] = Counter()
-        self._processor = self.prompter.processor
+        self._processor = self.prompt_builder.processor
         self._processor.tokenizer.padding_side = "left"
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = getattr(torch, settings.dtype) if settings.dtype != "auto" else "auto"
@@ -65,12 +65,12 @@ class TransformersEngine:
         return answers
 
     def check(self, request: Request) -> None:
-        """The longest prompt fits."""
-        self.prompter.fitting(request, self._settings.max_new_tokens)
+        """Check that the longest prompt fits."""
+        self.prompt_builder.tokens_that_fit(request, self._settings.max_new_tokens)
 
     def _inputs(self, requests: Sequence[Request]) -> Any:
         inputs = self._processor(
-            text=[self.prompter(request) for request in requests],
+            text=[self.prompt_builder(request) for request in requests],
             images=[[request.picture] for request in requests],
             padding=True,
             return_tensors="pt",
@@ -79,7 +79,7 @@ class TransformersEngine:
         return inputs
 
     def _choose(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """For each request the one of its choices that is likeliest as the first token."""
+        """For each request, the choice that is likeliest as the first token."""
         output = self._model.generate(
             **self._inputs(requests),
             do_sample=False,
@@ -87,22 +87,22 @@ class TransformersEngine:
             return_dict_in_generate=True,
             output_logits=True,
         )
-        chosen = []
+        completions = []
         for request, row in zip(requests, output.logits[0].float().cpu(), strict=True):
             tokens = [self._token_of(choice) for choice in request.choices]
-            among = row[tokens].log_softmax(-1)  # as an engine that masks all others sees them
-            likeliest = int(among.argmax())
-            chosen.append(
-                [Completion(request.choices[likeliest], "stop", 1, float(among[likeliest]))]
+            logprobs = row[tokens].log_softmax(-1)  # over the choices, all other tokens masked
+            best = int(logprobs.argmax())
+            completions.append(
+                [Completion(request.choices[best], "stop", 1, float(logprobs[best]))]
             )
-        return chosen
+        return completions
 
     def _token_of(self, choice: str) -> int:
-        """The one token that is `choice`."""
-        _, tokens = self.prompter.spelt(choice)
+        """The single token of `choice`. Raises StageError when it has several."""
+        _, tokens = self.prompt_builder.spelling(choice)
         if len(tokens) != 1:
             raise StageError(
-                f"{self.prompter.policy} spells {choice!r} in {len(tokens)} tokens; backend transformers "
+                f"{self.prompt_builder.policy} spells {choice!r} in {len(tokens)} tokens; backend transformers "
                 "keeps an answer to given letters only where each is one token: use backend vllm"
             )
         return tokens[0]

@@ -1,8 +1,8 @@
-"""vLLM, offline: one request per image with `n` samples, so one vision pass and one prefill.
+"""The vLLM engine, offline: one request per image with `n` samples, so a single prefill.
 
-On a CPU the engine runs inside this process and takes one shard at a time, which makes its draws
-repeatable. On a GPU it runs beside this process and takes two at a time: it never drains at the
-end of a shard, and the next images are prepared while it works.
+On a CPU vLLM runs inside this process and takes one shard at a time, which makes sampling
+repeatable. On a GPU it runs in a process of its own and takes two shards at a time, so that it stays
+busy at the end of a shard while the next images are prepared.
 """
 
 import itertools
@@ -15,29 +15,29 @@ from pathlib import Path
 from typing import Any
 
 from tasks.engines.base import (
-    Background,
     Completion,
     EngineDied,
-    Prompter,
+    EventLoopThread,
+    PromptBuilder,
     Request,
     Sampling,
     all_of,
-    hushed,
+    quiet_start,
     request_seed,
 )
 from tasks.engines.settings import EngineSettings
 from tasks.runtime.errors import StageError
 from tasks.runtime.machine import gpus
 
-# Errors after which an engine answers nothing any more.
+# Errors after which the engine cannot go on.
 DEAD = ("EngineDeadError", "OutOfMemoryError")
-# A prompt has one image. Room for videos would be kept, and tried out at the start, otherwise.
+# A prompt has one image. Without the limit vLLM would also reserve and profile memory for videos.
 ONE_IMAGE = {"limit_mm_per_prompt": {"image": 1, "video": 0}}
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, that vLLM makes room for
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's values of max_lora_rank
 
 
 def on_gpu() -> bool:
-    """Whether vLLM works on a GPU here. Raises StageError for vLLM's CPU build beside one."""
+    """Whether vLLM runs on a GPU here. Raises StageError when there is one and vLLM's CPU build."""
     if not gpus():
         return False
     try:
@@ -51,14 +51,14 @@ def on_gpu() -> bool:
 
 
 def options(policy: Path, settings: EngineSettings, *, on_gpu: bool) -> dict[str, Any]:
-    """vLLM's engine arguments from `[engine]`; settings that are zero or empty are left to vLLM."""
-    chosen = {
+    """vLLM's engine arguments from `[engine]`. vLLM decides on settings that are zero or empty."""
+    optional: dict[str, Any] = {
         "max_num_batched_tokens": settings.max_num_batched_tokens or None,
         "quantization": settings.quantization or None,
         "gpu_memory_utilization": settings.gpu_memory_utilization if on_gpu else None,
     }
     if lora := settings.lora:
-        chosen |= {"enable_lora": True, "max_lora_rank": lora_rank(Path(lora))}
+        optional |= {"enable_lora": True, "max_lora_rank": lora_rank(Path(lora))}
     return {
         "model": str(policy),
         "dtype": settings.dtype,
@@ -70,21 +70,21 @@ def options(policy: Path, settings: EngineSettings, *, on_gpu: bool) -> dict[str
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         "seed": 0,
-        **({"worker_extension_cls": RESEED} if not by_request(settings, on_gpu) else {}),
-        **{name: value for name, value in chosen.items() if value is not None},
+        **({"worker_extension_cls": RESEED} if not seeds_requests(settings, on_gpu) else {}),
+        **{name: value for name, value in optional.items() if value is not None},
     }
 
 
-def by_request(settings: EngineSettings, on_gpu: bool) -> bool:
-    """Whether each request brings a seed, which vLLM's CPU sampler cannot take."""
+def seeds_requests(settings: EngineSettings, on_gpu: bool) -> bool:
+    """Whether each request has a seed of its own. vLLM's CPU sampler takes none."""
     return on_gpu and settings.seeds == "request"
 
 
 class Reseed:
-    """What vLLM adds to its workers' own methods, so that an engine can be seeded at each shard."""
+    """An extension of vLLM's workers, with which the engine is seeded at the start of a shard."""
 
     def reseed(self, seed: int) -> None:
-        """Seed every generator that draws for a request without a seed of its own."""
+        """Seed the generators that serve requests without a seed of their own."""
         from vllm.utils.torch_utils import set_random_seed
 
         set_random_seed(seed)
@@ -94,12 +94,15 @@ RESEED = f"{Reseed.__module__}.{Reseed.__qualname__}"
 
 
 def lora_rank(adapter: Path) -> int:
-    """The rank that holds the adapter's. Raises StageError when it is none, or larger than any."""
+    """The smallest of RANKS that holds the adapter's rank.
+
+    Raises StageError when the folder holds no adapter, or its rank is above all of them.
+    """
     import json
 
     try:
         rank = int(json.loads((adapter / "adapter_config.json").read_text())["r"])
-        return next(room for room in RANKS if room >= rank)
+        return next(allowed for allowed in RANKS if allowed >= rank)
     except StopIteration:
         raise StageError(f"[engine] lora = {adapter}: its rank is above {RANKS[-1]}") from None
     except (OSError, ValueError, KeyError) as error:
@@ -107,13 +110,13 @@ def lora_rank(adapter: Path) -> int:
 
 
 class _Vllm:
-    """What both forms share: prompts, sampling parameters, adapter, counts, the check."""
+    """The base class of both vLLM engines: prompts, sampling parameters, adapter, counts, check."""
 
     constrained = True
 
     def __init__(self, policy: Path, settings: EngineSettings):
-        self.prompter = Prompter(policy, settings.max_model_len)
-        self.decode = self.prompter.decode
+        self.prompt_builder = PromptBuilder(policy, settings.max_model_len)
+        self.decode = self.prompt_builder.decode
         self.settings = settings
         self.counts: Counter[str] = Counter()
         self._adapter: Any = None
@@ -124,7 +127,7 @@ class _Vllm:
 
     def input(self, request: Request) -> dict[str, Any]:
         return {
-            "prompt": self.prompter(request),
+            "prompt": self.prompt_builder(request),
             "multi_modal_data": {"image": request.picture},
         }
 
@@ -134,14 +137,14 @@ class _Vllm:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-        within: dict[str, Any] = {}
+        constraint: dict[str, Any] = {}
         if choices:
-            texts, tokens = zip(*map(self.prompter.spelt, choices), strict=True)
-            within["structured_outputs"] = StructuredOutputsParams(choice=list(texts))
+            texts, tokens = zip(*map(self.prompt_builder.spelling, choices), strict=True)
+            constraint["structured_outputs"] = StructuredOutputsParams(choice=list(texts))
             if all(len(each) == 1 for each in tokens):
-                # A grammar of characters would also take a space first and another letter then.
-                end = self.prompter.processor.tokenizer.eos_token_id
-                within["allowed_token_ids"] = [*(each[0] for each in tokens), end]
+                # The grammar works on characters: it would also allow a lone space as first token.
+                end = self.prompt_builder.processor.tokenizer.eos_token_id
+                constraint["allowed_token_ids"] = [*(each[0] for each in tokens), end]
         return SamplingParams(
             n=sampling.n,
             temperature=sampling.temperature,
@@ -151,7 +154,7 @@ class _Vllm:
             logprobs=0,
             seed=seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            **within,
+            **constraint,
         )
 
     def read(self, answer: Any) -> list[Completion]:
@@ -160,18 +163,18 @@ class _Vllm:
         return [_completion(output) for output in answer.outputs]
 
     def check(self, request: Request) -> None:
-        """The longest prompt fits, and vLLM sees the very tokens that the trainer sees.
+        """Check that the longest prompt fits, and that vLLM sees the same tokens as the trainer.
 
-        A chat template whose image token is expanded once more by the engine would be noticed
-        nowhere else: answers only get worse.
+        An engine that expands a template's image tokens twice fails nowhere else: its answers only
+        get worse.
         """
-        ours = self.prompter.fitting(request, self.settings.max_new_tokens)
+        ours = self.prompt_builder.tokens_that_fit(request, self.settings.max_new_tokens)
         sampling = Sampling(1, 0.0, 1.0, 1.0, 1, 0)
         theirs = list(self.answer([request], sampling)[0].prompt_token_ids)
         if theirs != ours:
             raise StageError(
                 f"vLLM makes {len(theirs)} tokens of a prompt of which the processor of "
-                f"{self.prompter.policy} makes {len(ours)}; they must be the same, or the policy is "
+                f"{self.prompt_builder.policy} makes {len(ours)}; they must be the same, or the policy is "
                 "asked otherwise than it was trained"
             )
 
@@ -185,13 +188,13 @@ class _Vllm:
         except Exception as error:
             if type(error).__name__ in DEAD:
                 raise EngineDied(f"{type(error).__name__}: {error}") from error
-            if error.__cause__:  # vLLM wraps what is wrong with a request into one without words
+            if error.__cause__:  # vLLM wraps a request's error into one without a message
                 raise error.__cause__ from None
             raise
 
 
 class VllmEngine(_Vllm):
-    """vLLM inside this process, for a CPU. Reproducible from `sampling.seed`."""
+    """vLLM inside this process, for a CPU. Sampling is reproducible from `sampling.seed`."""
 
     slots = 1
 
@@ -202,13 +205,12 @@ class VllmEngine(_Vllm):
         _for_a_cpu(settings)
 
     @cached_property
-    def _llm(
-        self,
-    ) -> Any:  # opened when it is needed, so that a prompt that is too long costs nothing
-        with hushed():
+    def _llm(self) -> Any:
+        # Opened at the first use, so that a prompt that is too long fails before.
+        with quiet_start():
             from vllm import LLM
 
-            return LLM(**options(self.prompter.policy, self.settings, on_gpu=False))
+            return LLM(**options(self.prompt_builder.policy, self.settings, on_gpu=False))
 
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Any]:
         import torch
@@ -222,10 +224,11 @@ class VllmEngine(_Vllm):
 
 
 class AsyncVllmEngine(_Vllm):
-    """vLLM beside this process, fed from several threads at once.
+    """vLLM in a process of its own, which several threads send requests to.
 
-    With `seeds = request` a request draws alike whatever else is in the batch. With `engine`, and on
-    a CPU, the engine is seeded when a shard begins; what another shard draws meanwhile shifts it.
+    With `seeds = request` a request's samples do not depend on the rest of the batch. With `engine`,
+    and on a CPU, the engine is seeded at the start of each shard, so samples also depend on the other
+    shard at work.
     """
 
     slots = 2
@@ -233,12 +236,12 @@ class AsyncVllmEngine(_Vllm):
     def __init__(self, policy: Path, settings: EngineSettings):
         super().__init__(policy, settings)
         self._on_gpu = on_gpu()
-        # A forked engine would hold this process's pipes open after its death.
+        # A forked engine process would keep this process's pipes open after its death.
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         if not self._on_gpu:
             _for_a_cpu(settings)
         self._numbers = itertools.count()
-        self._background = Background()
+        self._loop_thread = EventLoopThread()
 
     @cached_property
     def _engine(self) -> Any:
@@ -246,14 +249,14 @@ class AsyncVllmEngine(_Vllm):
             from vllm import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
 
-            arguments = options(self.prompter.policy, self.settings, on_gpu=self._on_gpu)
+            arguments = options(self.prompt_builder.policy, self.settings, on_gpu=self._on_gpu)
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
 
-        return self._background.run(opened())
+        return self._loop_thread.run(opened())
 
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Any]:
         engine = self._engine
-        seeded = by_request(self.settings, self._on_gpu)
+        seeded = seeds_requests(self.settings, self._on_gpu)
 
         async def one(request: Request) -> Any:
             seed = request_seed(sampling, request) if seeded else None
@@ -270,23 +273,23 @@ class AsyncVllmEngine(_Vllm):
                 await engine.collective_rpc("reseed", args=(sampling.seed,))
             return await all_of(one(request) for request in requests)
 
-        return self._background.run(every())
+        return self._loop_thread.run(every())
 
     def close(self) -> None:
-        """End the process beside this one."""
+        """End vLLM's process."""
         engine = vars(self).pop("_engine", None)
         if engine is not None:
             engine.shutdown()
-        self._background.close()
+        self._loop_thread.close()
 
 
 def _for_a_cpu(settings: EngineSettings) -> None:
-    # The default key-value cache would reserve gigabytes.
+    # vLLM's default key-value cache would reserve gigabytes.
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_kv_cache_gib))
-    # Left to itself vLLM binds its threads to cores of its own choice, on top of those that
-    # OMP_NUM_THREADS allows, and they wait for one another.
+    # By default vLLM binds threads to cores of its own choice, beyond OMP_NUM_THREADS, and these
+    # threads wait for one another.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    # Compiling small kernels takes longer than a small model gains by them.
+    # For a small model, compiling kernels takes longer than they save.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 

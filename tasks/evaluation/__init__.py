@@ -1,1 +1,1 @@
-"""Modes of inference, metrics with intervals, and what changed between two policies."""
+"""Evaluates policies: modes of inference, metrics with intervals, changes between two policies."""

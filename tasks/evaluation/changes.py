@@ -1,7 +1,7 @@
-"""What changed, from artifacts alone: confusions, letters, sureness, and what each refresh bought.
+"""Compares a policy before and after training: confusions, letters, calibration, refreshes.
 
-Functions on rows of predictions and on a round's folders; `metrics.json` holds what they return.
-The statistics are those of `tasks/evaluation/diagnostics.py`.
+The functions take rows of predictions, or the folders of the rounds, and `metrics.json` holds their
+results. The statistics are in `tasks/evaluation/diagnostics.py`.
 """
 
 from collections import Counter
@@ -19,16 +19,16 @@ from tasks.runtime.errors import StageError
 from tasks.tables import shards
 from tasks.tables.schemas import GROUPS
 
-LETTER_MODES = ("mcq", "two_step")  # the first that is there shows letter bias
+LETTER_MODES = ("mcq", "two_step")  # letter bias is measured in the first one that was evaluated
 BINS = 5
-PAIRS = 10  # confusions that are listed, each way
+PAIRS = 10  # listed confusions, resolved and introduced each
 Row = Mapping[str, Any]
 
 
 def confusions(
     before: Sequence[Row], after: Sequence[Row], mode: str, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Wrong answers by (truth, answer): which pairs lost and which gained the most images.
+    """The confusions (truth, answer) that lost the most images, and those that gained the most.
 
     Both evaluations must hold the same images in that mode.
     """
@@ -39,7 +39,7 @@ def confusions(
         [now[image_id]["class_id"] for image_id in then],
     )
 
-    def told(pairs: Sequence[Confusion]) -> list[dict[str, Any]]:
+    def rows_of(pairs: Sequence[Confusion]) -> list[dict[str, Any]]:
         return [
             {"truth": classes[pair.truth], "answer": classes[pair.answered]}
             | {"before": pair.before, "after": pair.after}
@@ -48,8 +48,8 @@ def confusions(
 
     return {
         "mode": mode,
-        "resolved": told(resolved),
-        "introduced": told(introduced),
+        "resolved": rows_of(resolved),
+        "introduced": rows_of(introduced),
         "gone": sum(pair.before - pair.after for pair in resolved),
         "new": sum(pair.after - pair.before for pair in introduced),
     }
@@ -58,11 +58,11 @@ def confusions(
 def by_class(
     evaluations: Sequence[Sequence[Row]], mode: str, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Accuracy of each class by evaluation, as (right, images), novel classes last.
+    """Accuracy of each class: correct images in each evaluation, and images; novel classes last.
 
     All evaluations must hold the same images in that mode.
     """
-    found: list[dict[str, Any]] = []
+    accuracies: list[dict[str, Any]] = []
     for group in GROUPS:
         parts = [
             [r for r in rows if (r["mode"], r["group"]) == (mode, group)] for rows in evaluations
@@ -73,34 +73,35 @@ def by_class(
             diagnostics.per_class([r["label"] for r in part], [r["correct"] for r in part])
             for part in parts
         ]
-        found += [
+        accuracies += [
             {"class": classes[label], "group": group}
             | {"right": [count[label][0] for count in counts], "images": images}
             for label, (_, images) in counts[0].items()
         ]
-    return found
+    return accuracies
 
 
 def letters(rows: Sequence[Row]) -> dict[str, Any]:
-    """Letter bias in the first of `LETTER_MODES` that was asked; empty where no letter was read.
+    """Letter bias in the first of `LETTER_MODES` that was evaluated; empty without any letter.
 
-    Over its questions of two options or more; `no_letter` is the share of them that was answered
-    without one. By letter, `chosen` and `expected` are shares of the others, `bias` is the one less
-    the other with a 95 % interval, and `right` is the share of the questions it answers. `p` is of
-    all letters together (`tasks.evaluation.diagnostics.letter_bias`).
+    It counts questions of two options or more. `no_letter` is the share of questions that were
+    answered without a letter. For each letter, `chosen` and `expected` are shares of the answers with
+    a letter, `bias` is `chosen - expected` with a 95 % interval, and `right` is the share of questions
+    whose correct option it is. `p` tests all letters together
+    (`tasks.evaluation.diagnostics.letter_bias`).
     """
     mode = next((m for m in LETTER_MODES if any(row["mode"] == m for row in rows)), "")
     asked = [row for row in rows if row["mode"] == mode and len(row["options"]) >= 2]
-    found = diagnostics.letter_bias(
+    measured = diagnostics.letter_bias(
         [row["letter"] for row in asked],
         [row["truth_letter"] for row in asked],
         [len(row["options"]) for row in asked],
     )
-    read = len(asked) - found.unread
+    read = len(asked) - measured.unread
     if not read:
         return {}
     by_letter: dict[str, dict[str, Any]] = {}
-    for letter, counts in found.letters.items():
+    for letter, counts in measured.letters.items():
         expected = counts.expected / read
         by_letter[letter] = {
             "chosen": counts.chosen / read,
@@ -112,18 +113,18 @@ def letters(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "mode": mode,
         "questions": len(asked),
-        "no_letter": found.unread / len(asked),
-        "statistic": found.statistic,
-        "freedom": found.freedom,
-        "p": found.p,
+        "no_letter": measured.unread / len(asked),
+        "statistic": measured.statistic,
+        "freedom": measured.freedom,
+        "p": measured.p,
         "letters": by_letter,
     }
 
 
 def calibration(rows: Sequence[Row]) -> dict[str, Any]:
-    """Do the votes know? Accuracy of the majority's answer by its share of the votes.
+    """Calibration of the majority vote: its accuracy by the share of votes for the answer.
 
-    Over the images that got an answer; `bins` without images are left out. `error` is the expected
+    It counts the images with an answer, and leaves out bins without images. `error` is the expected
     calibration error (`tasks.evaluation.diagnostics.calibration`).
     """
     voted = [row for row in rows if row["mode"] == "majority" and row["class_id"] >= 0]
@@ -145,20 +146,22 @@ def calibration(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def refreshes(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What each round's proposals and questions are like, and how they differ from the last's.
+    """Figures of each round's proposals and questions, and their changes from the round before.
 
-    `rounds` hold the folders `build_mcq` and `train`. Over all images: `truth_share`, the mean
-    share of rollouts that name the truth, `entropy` of the votes in nats, and `truth_votes`, the
-    images by how many rollouts name it. `kept_questions` are those whose image had a question
-    before; `changed_options` of them with other wrong options; `solved` those of this round whose
-    last answers in training were all right.
+    Each of `rounds` holds the folders `build_mcq` and `train`. The results are, over all images:
+    `truth_share`: the mean share of rollouts that name the truth.
+    `entropy`: of the votes, in nats.
+    `truth_votes`: how many images have 0, 1, 2, ... rollouts that name the truth.
+    `kept_questions`: questions whose image had a question in the round before.
+    `changed_options`: the kept questions with other options.
+    `solved`: the questions whose last group of completions in training was all correct.
     """
-    found: list[dict[str, Any]] = []
+    figures: list[dict[str, Any]] = []
     before: dict[str, frozenset[int]] = {}
     for entry in rounds:
         folder = Path(entry.get("build_mcq") or "")
         if not entry.get("build_mcq") or not list(folder.glob("candidates*.parquet")):
-            found.append({"round": entry.get("round")})
+            figures.append({"round": entry.get("round")})
             continue
         columns = ["image_id", "votes", "truth_votes", "num_rollouts"]
         images = shards.read(folder, "candidates", columns).to_pylist()
@@ -172,7 +175,7 @@ def refreshes(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         shares = [
             (row["truth_votes"] or 0) / row["num_rollouts"] for row in images if row["num_rollouts"]
         ]
-        found.append(
+        figures.append(
             {
                 "round": entry.get("round"),
                 "truth_share": float(np.mean(shares)) if shares else None,
@@ -188,22 +191,22 @@ def refreshes(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
         )
         before = sets
-    return found
+    return figures
 
 
 def solved(train: Path | None) -> dict[str, Any]:
-    """Of the questions asked in training, those whose last group of answers was all right."""
+    """How many questions training asked, and for how many the last group was all correct."""
     if train is None or not list(train.glob("completions*.parquet")):
         return {}
     try:
         rewards = refresh.latest_rewards(train)
-    except StageError:  # a method that pays for something else
+    except StageError:  # the method has no reward for a correct answer
         return {}
     return {"asked": len(rewards), "solved": sum(reward >= 1 for reward in rewards.values())}
 
 
 def _entropy(votes: Sequence[int] | None) -> float:
-    """Of the candidates' votes, in nats."""
+    """The entropy of the candidates' votes, in nats."""
     counts = np.array([v for v in votes or () if v > 0], dtype=float)
     if len(counts) == 0:
         return 0.0

@@ -1,9 +1,9 @@
-"""Statistics of several methods over several seeds and datasets; pure functions on arrays.
+"""Statistics of methods over seeds and datasets: accuracies, intervals, paired tests. Pure functions.
 
-Outcomes of one policy in one mode are arrays of shape (seeds, images): 1 right, 0 wrong, NaN where
-a seed has no such image (sets that are split anew for each seed). Every method is resampled with
-the same draws of images, so differences are paired. Intervals hold 95 % for the draw of test
-images with the seeds as they are; the spread over seeds is told beside them, never mixed in.
+Outcomes of one policy in one mode are arrays of shape (seeds, images): 1 correct, 0 wrong, NaN where
+a seed has no such image (a set that is split anew for each seed). All methods are resampled with
+the same draws of images, so differences are paired. Intervals are at 95 %, for the draw of test
+images with fixed seeds. The spread over seeds is a figure of its own.
 """
 
 import math
@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of one policy: by seed, shape (seeds,), and resampled, shape (resamples,)."""
+    """One figure of one policy: `by_seed` has shape (seeds,), and `drawn` (resamples,)."""
 
     by_seed: Floats
     drawn: Floats
@@ -38,7 +38,7 @@ class Figure:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % for the draw of images."""
+        """The 95 % interval for the draw of images."""
         return percentiles(self.drawn)
 
 
@@ -61,7 +61,7 @@ def accuracy(outcomes: ArrayLike, draws: NDArray[np.float32]) -> tuple[Floats, F
     counts = there.sum(axis=1)
     if not counts.all():
         raise ValueError("a seed has no images")
-    # Sums of whole numbers are exact in 32 bits; their quotient is taken in 64.
+    # Sums of whole numbers are exact in 32 bits; the division is done in 64.
     drawn_right = (draws @ right.T).astype(np.float64)
     drawn_there = (draws @ there.T.astype(np.float32)).astype(np.float64)
     by_seed = right.sum(axis=1, dtype=np.float64) / counts
@@ -71,45 +71,46 @@ def accuracy(outcomes: ArrayLike, draws: NDArray[np.float32]) -> tuple[Floats, F
 def figures(
     outcomes: Mapping[str, ArrayLike], draws: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, Figure]:
-    """Accuracy in each group and, of two groups, the harmonic mean; each seed has its own."""
+    """The accuracy of each group and, of two groups, their harmonic mean, computed seed by seed."""
     parts = {group: accuracy(values, draws[group]) for group, values in outcomes.items()}
-    found = {g: Figure(seeds, drawn.mean(axis=1)) for g, (seeds, drawn) in parts.items()}
+    result = {g: Figure(seeds, drawn.mean(axis=1)) for g, (seeds, drawn) in parts.items()}
     if len(parts) == 2:
         (first, first_drawn), (second, second_drawn) = parts.values()
-        found["harmonic_mean"] = Figure(
+        result["harmonic_mean"] = Figure(
             harmonic(first, second), harmonic(first_drawn, second_drawn).mean(axis=1)
         )
-    return found
+    return result
 
 
 def over_datasets(sets: Sequence[Mapping[str, Figure]]) -> dict[str, Figure]:
-    """Two summaries that papers mix up, each under its name, and the mean of each group.
+    """The mean of each group over the sets, and two summaries of base and novel accuracy.
 
-    `mean_of_harmonic_means` averages the sets' harmonic means; `harmonic_mean_of_means` is the
-    harmonic mean of the average accuracies. Sets are weighted alike, whatever their size.
+    `mean_of_harmonic_means` averages the sets' harmonic means, and `harmonic_mean_of_means` is the
+    harmonic mean of the average accuracies. Papers mix up the two. All sets have the same weight,
+    whatever their size.
     """
     shared = [key for key in sets[0] if all(key in one for one in sets)]
-    found: dict[str, Figure] = {}
+    result: dict[str, Figure] = {}
     for key in shared:
         mean = Figure(
             np.mean([one[key].by_seed for one in sets], axis=0),
             np.mean([one[key].drawn for one in sets], axis=0),
         )
-        found["mean_of_harmonic_means" if key == "harmonic_mean" else f"mean_{key}"] = mean
-    groups = [found[f"mean_{key}"] for key in shared if key != "harmonic_mean"]
-    if len(groups) == 2 and "mean_of_harmonic_means" in found:
-        found["harmonic_mean_of_means"] = Figure(
+        result["mean_of_harmonic_means" if key == "harmonic_mean" else f"mean_{key}"] = mean
+    groups = [result[f"mean_{key}"] for key in shared if key != "harmonic_mean"]
+    if len(groups) == 2 and "mean_of_harmonic_means" in result:
+        result["harmonic_mean_of_means"] = Figure(
             harmonic(groups[0].by_seed, groups[1].by_seed),
             harmonic(groups[0].drawn, groups[1].drawn),
         )
-    return found
+    return result
 
 
 def sign_flip(before: ArrayLike, after: ArrayLike) -> float:
     """Two-sided p value of the exact sign-flip test over images, both of shape (seeds, images).
 
-    If the two policies are alike, an image's difference, summed over seeds, is as likely to point
-    one way as the other. With one seed this is McNemar's exact test. 1.0 when nothing changed.
+    The null hypothesis: an image's difference, summed over seeds, has either sign with the same
+    probability. With one seed this is McNemar's exact test. 1.0 when nothing changed.
     """
     change = np.nansum(
         np.atleast_2d(np.asarray(after, dtype=float) - np.asarray(before, dtype=float)), axis=0
@@ -130,7 +131,7 @@ def sign_flip(before: ArrayLike, after: ArrayLike) -> float:
 
 
 def bootstrap_p(drawn: ArrayLike) -> float:
-    """Two-sided p value of a difference from its resamples: how often they lie beyond zero."""
+    """Two-sided p value of a difference, from the share of its resamples beyond zero."""
     values = np.asarray(drawn, dtype=float)
     low, high = (1 + (values <= 0).sum()), (1 + (values >= 0).sum())
     return float(min(1.0, 2 * min(low, high) / (len(values) + 1)))

@@ -1,6 +1,6 @@
-"""What lies behind an accuracy: calibration, letters, classes, confusions. Pure functions.
+"""Diagnostics of predictions: calibration, letter bias, accuracy by class, confusions.
 
-Outcomes are arrays of bool, one entry per test image, failures included as False.
+All functions are pure. Outcomes are arrays of bool, one entry per test image; failures are False.
 """
 
 import math
@@ -27,8 +27,8 @@ class Bin(NamedTuple):
 
 
 class Letter(NamedTuple):
-    """How often a letter was chosen and right, and how often it would have been chosen without a
-    liking for letters."""
+    """How often a letter was chosen, how often it was right, and how often a policy without letter
+    bias would choose it."""
 
     chosen: int
     right: int
@@ -36,8 +36,10 @@ class Letter(NamedTuple):
 
 
 class LetterBias(NamedTuple):
-    """`letters` by letter; the chi-square statistic, its degrees of freedom and p value; `unread`
-    questions had no letter chosen."""
+    """Counts by letter, with the chi-square statistic, its degrees of freedom and its p value.
+
+    `unread` is the number of questions that were answered without a letter.
+    """
 
     letters: dict[str, Letter]
     statistic: float
@@ -66,9 +68,9 @@ def calibration(shares: ArrayLike, correct: ArrayLike, bins: int = 10) -> tuple[
     right = _outcomes(correct, len(share))
     if not bool(np.all((share >= 0) & (share <= 1))):
         raise ValueError("a vote share lies between 0 and 1")
-    # 0.3 * 10 is a little above 3, more so if stored in 32 bits, and belongs to the third bin.
+    # 0.3 belongs to the third of ten bins, but as a 32-bit float 0.3 * 10 is a little above 3.
     place = np.clip(np.ceil(share * bins - 1e-6).astype(int) - 1, 0, bins - 1)
-    found, error = [], 0.0
+    result, error = [], 0.0
     for number in range(bins):
         here = place == number
         count = int(here.sum())
@@ -76,19 +78,19 @@ def calibration(shares: ArrayLike, correct: ArrayLike, bins: int = 10) -> tuple[
         mean = float(share[here].mean()) if count else math.nan
         accuracy = hits / count if count else math.nan
         error += count * abs(accuracy - mean) / len(share) if count else 0.0
-        found.append(Bin(number / bins, (number + 1) / bins, count, hits, mean, accuracy))
-    return found, error
+        result.append(Bin(number / bins, (number + 1) / bins, count, hits, mean, accuracy))
+    return result, error
 
 
 def letter_bias(
     chosen: Sequence[str], right: Sequence[str], num_options: Sequence[int]
 ) -> LetterBias:
-    """Whether a policy likes some letters more than others, over multiple-choice questions.
+    """Test whether a policy prefers some letters to others in multiple-choice questions.
 
-    One entry a question: the letter chosen and the right one ("" for none), and how many options
-    it had. Options stand in random order, so a policy that looks at what they say chooses each
-    letter of a question equally often, however good it is; that is tested by Pearson's chi-square,
-    summed over questions of equally many options. Questions of one option are left out. Raises
+    Each list has one entry a question: the letter chosen and the right one ("" for none), and the
+    number of options. Options stand in random order, so a policy without letter bias chooses each
+    letter equally often, however accurate it is. Pearson's chi-square tests this, summed over groups
+    of questions with the same number of options. Questions of one option are left out. Raises
     ValueError when the lists differ in length.
     """
     from scipy.stats import chi2
@@ -139,11 +141,11 @@ def confusion_changes(
         )
         for answers in (before, after)
     ]
-    found = [
+    changes = [
         Confusion(truth, answered, counts[0][truth, answered], counts[1][truth, answered])
         for truth, answered in sorted({*counts[0], *counts[1]})
     ]
-    ranked = sorted(found, key=lambda pair: -abs(pair.after - pair.before))
+    ranked = sorted(changes, key=lambda pair: -abs(pair.after - pair.before))
     resolved = [pair for pair in ranked if pair.after < pair.before]
     return resolved, [pair for pair in ranked if pair.after > pair.before]
 

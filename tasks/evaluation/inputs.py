@@ -1,6 +1,7 @@
-"""What a prediction rests on: the engine's settings, the classes, the pictures.
+"""Prepares the inputs of a prediction: engine settings, the card of classes, the pictures.
 
-Where nothing is said, a policy of this pipeline says itself how and on what it was trained.
+Where the caller gives none, settings and card come from the recipe.json that the policy was trained
+with.
 """
 
 import io
@@ -23,12 +24,12 @@ Source: TypeAlias = str | Path | bytes | Image.Image
 
 
 def engine_settings(policy: Path) -> EngineSettings:
-    """`[engine]` for a policy where nothing else is said: what it was trained with, where known."""
-    made = policies.recipe(policy)
+    """Default `[engine]` settings for a policy: those of its training where they are known."""
+    trained = policies.recipe(policy)
     config = json.loads((policy / "config.json").read_text()) if _has_config(policy) else {}
     limit = config.get("text_config", config).get("max_position_embeddings") or 8192
     return EngineSettings(
-        prompt_style=made.get("prompt_style", "stepwise"),
+        prompt_style=trained.get("prompt_style", "stepwise"),
         list_position="in_question",
         dtype="bfloat16" if gpus() else "float32",
         quantization="",
@@ -36,9 +37,9 @@ def engine_settings(policy: Path) -> EngineSettings:
         temperature=1.0,
         top_p=1.0,
         repetition_penalty=1.0,
-        max_new_tokens=made.get("max_completion_length", min(1024, limit // 4)),
+        max_new_tokens=trained.get("max_completion_length", min(1024, limit // 4)),
         max_model_len=min(8192, limit),
-        max_num_seqs=256,  # of a policy of unknown size
+        max_num_seqs=256,  # moderate, since the policy's size is not known
     )
 
 
@@ -46,12 +47,13 @@ def _has_config(policy: Path) -> bool:
     return (policy / "config.json").is_file()
 
 
-def chosen_card(
+def card_for(
     card: str | Card | None, classes: Sequence[str] | None, noun: str, kind: str, policy: Path
 ) -> Card:
-    """What the images may show: a card, or one made of `classes`, or the policy's own.
+    """The card that lists the possible answers.
 
-    Raises StageError when it is not said, or cannot be used.
+    It is `card`, or a new card with the names in `classes`, or else the card that the policy was
+    trained on. Raises StageError when there is none of them, or it cannot be used.
     """
     if card is not None and classes is not None:
         raise StageError("give a card or classes, not both")
@@ -66,8 +68,8 @@ def chosen_card(
         return Card("classes", 1, noun, kind, {"kind": "given"}, names)
     if isinstance(card, Card):
         return card
-    own = policies.recipe(policy).get("card") or policies.manifest(policy).get("dataset")
-    trained_on = str(own or "")
+    record = policies.artifact(policy)
+    trained_on = str(policies.recipe(policy).get("card") or (record.dataset if record else ""))
     if card is None and (not trained_on or "+" in trained_on):
         known = f"; it was trained on {trained_on}" if trained_on else ""
         raise StageError(
@@ -80,7 +82,7 @@ def chosen_card(
 
 
 def read_image(image: Source) -> Picture | Reject:
-    """The picture as Download would keep it, or why it is none."""
+    """The picture as Download would store it, or the reason why it cannot be read."""
 
     def data() -> bytes:
         if isinstance(image, bytes):

@@ -1,10 +1,10 @@
-"""Every figure that is reported, and its interval; each is computed here, or for what lies behind an
-accuracy in `tasks/evaluation/diagnostics.py`, and nowhere else.
+"""Metrics and their intervals: accuracy, harmonic mean, Pass@k, paired differences, p values.
 
-Accuracies are shares in [0, 1]. Intervals hold 95 % unless `z` says otherwise. Outcomes are arrays
-of bool, one entry per test image, failures included as False. Resampling images with replacement
-only changes how often each outcome occurs, so the bootstraps draw those counts directly, which is
-the same distribution at a thousandth of the work.
+All reported figures are computed here or in `tasks/evaluation/diagnostics.py`. Accuracies are shares
+in [0, 1]. Intervals are at 95 % unless `z` says otherwise. Outcomes are arrays of bool, one entry per
+test image; failures are False. Resampling images with replacement only changes how often each
+outcome occurs, so the bootstraps draw these counts directly: the same distribution at a thousandth
+of the work.
 """
 
 import math
@@ -80,12 +80,12 @@ def harmonic(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
 
 
 def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> NDArray[np.float64]:
-    """Unbiased chance that one of k samples is right, per image (Chen et al. 2021, section 2.1).
+    """The unbiased Pass@k of each image (Chen et al. 2021, section 2.1).
 
     `num_samples` and `num_correct` are counts of shape (images,), or anything that broadcasts to
-    one shape, which is the shape of the result: 1 - C(n - c, k) / C(n, k), as a product of k
-    factors, in [0, 1] up to the first that is 0, so nothing overflows. Raises ValueError unless
-    1 <= k <= num_samples and 0 <= num_correct <= num_samples.
+    one shape, which is the shape of the result. It computes 1 - C(n - c, k) / C(n, k) as a product
+    of k factors, so that nothing overflows. Raises ValueError unless 1 <= k <= num_samples and
+    0 <= num_correct <= num_samples.
     """
     n, c = np.broadcast_arrays(np.asarray(num_samples), np.asarray(num_correct))
     if k < 1 or bool(np.any(n < k)):
@@ -161,11 +161,11 @@ def percentiles(drawn: ArrayLike) -> tuple[float, float]:
 
 
 def mcnemar(before: ArrayLike, after: ArrayLike) -> float:
-    """Two-sided p value of McNemar's exact test: did as many images turn right as wrong?
+    """Two-sided p value of McNemar's exact test: did as many images turn correct as wrong?
 
-    Both are bool of shape (images,), in the same order; images whose outcome did not change carry
-    no weight. 1.0 when none changed. Whole numbers until the last division, so nothing underflows.
-    Raises ValueError when they are empty or differ in length.
+    Both are bool of shape (images,), in the same order. Images whose outcome did not change carry
+    no weight; 1.0 when none changed. It computes with integers up to the last division, so that
+    nothing underflows. Raises ValueError when the arrays are empty or differ in length.
     """
     first, second = _both("images", before, after)
     gained = int(np.count_nonzero(~first & second))
@@ -179,8 +179,11 @@ def mcnemar(before: ArrayLike, after: ArrayLike) -> float:
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """Holm's adjusted p values, in the given order (Holm 1979): all tests together err at most as
-    often as one. Raises ValueError for anything but p values."""
+    """Holm's adjusted p values (Holm 1979), in the order of `p_values`.
+
+    They bound the chance of any false rejection among all tests. Raises ValueError for anything but
+    p values.
+    """
     p = np.asarray(p_values, dtype=np.float64)
     if p.ndim != 1 or not bool(np.all((p >= 0) & (p <= 1))):
         raise ValueError(f"expected a list of p values, got {p_values!r}")
@@ -196,15 +199,15 @@ def over_seeds(values: ArrayLike, level: float = 0.95) -> Spread:
 
     Raises ValueError when there are no values.
     """
-    found = np.asarray(values, dtype=np.float64)
-    if found.ndim != 1 or not len(found):
-        raise ValueError(f"expected one value a seed, got shape {found.shape}")
-    mean, count = float(found.mean()), len(found)
+    by_seed = np.asarray(values, dtype=np.float64)
+    if by_seed.ndim != 1 or not len(by_seed):
+        raise ValueError(f"expected one value a seed, got shape {by_seed.shape}")
+    mean, count = float(by_seed.mean()), len(by_seed)
     if count == 1:
         return Spread(1, mean, math.nan, math.nan, math.nan)
     from scipy.stats import t
 
-    deviation = float(found.std(ddof=1))
+    deviation = float(by_seed.std(ddof=1))
     half = float(t.ppf((1 + level) / 2, count - 1)) * deviation / math.sqrt(count)
     return Spread(count, mean, deviation, mean - half, mean + half)
 

@@ -1,14 +1,13 @@
-"""The modes of Evaluate: what each asks about an image, and how its answer is read.
+"""The modes of Evaluate: the question that each asks about an image, and how its answer is read.
 
     one_step     the greedy answer to the open question
     majority     the most voted of the sampled candidates
     two_step     the top candidates as a multiple-choice question, answered greedily
-    mcq          the same with the truth injected by BuildMCQ's own rule: how well a policy tells
-                 apart once the truth is there
+    mcq          the same with the truth injected by BuildMCQ's own rule: how well the policy
+                 discriminates when the truth is among the options
     constrained  the question of two_step, answered by a letter that structured output enforces
 
-Nothing here knows a label, but for the truth that `mcq` injects, so `tasks.predict` answers about
-images without any by the same functions.
+Only `mcq` needs labels, so `tasks.predict` uses the same functions for images without labels.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_cards import Card
-from tasks.engines.worker import Ask
+from tasks.engines.worker import Query
 from tasks.language import answers, prompts
 from tasks.language.class_names import ClassNames
 from tasks.language.prompts import LETTERS
@@ -25,13 +24,13 @@ from tasks.questions.candidates import Votes
 from tasks.questions.options import Option, balanced_letters, choose_options, shuffle_options
 from tasks.tables.seeding import row_generator
 
-OF_QUESTIONS = ("two_step", "mcq", "constrained")  # those that ask a multiple-choice question
+OF_QUESTIONS = ("two_step", "mcq", "constrained")  # the modes that ask a multiple-choice question
 
 
 class Reading(NamedTuple):
-    """One answer as it was understood.
+    """One parsed answer.
 
-    `class_id` is None when it names no class; `letter` is the option chosen, "" without one.
+    `class_id` is None when the answer names no class; `letter` is the chosen option, "" without one.
     """
 
     completion: str
@@ -52,13 +51,13 @@ def injected_options(
 ) -> dict[str, list[Option]]:
     """The options of mcq by image id: top candidates and truth, each letter right equally often.
 
-    An image whose only candidate is the truth has one option, and one without candidates none.
+    An image whose only candidate is the truth has one option. An image without candidates has none.
     """
-    chosen: dict[str, list[Option]] = {}
+    by_image: dict[str, list[Option]] = {}
     for image_id, truth in truths.items():
-        found = votes[image_id].candidates
+        candidates = votes[image_id].candidates
         options, outcome = choose_options(
-            found,
+            candidates,
             truth,
             num_options=num_options,
             min_options=2,
@@ -66,51 +65,52 @@ def injected_options(
             confusion=(),
             generator=None,
         )
-        alone = [Option(c.class_id, c.votes, "policy") for c in found]
-        chosen[image_id] = alone if outcome == "truth_only" else options
-    asked = [image_id for image_id, options in chosen.items() if len(options) >= 2]
+        alone = [Option(c.class_id, c.votes, "policy") for c in candidates]
+        by_image[image_id] = alone if outcome == "truth_only" else options
+    asked = [image_id for image_id, options in by_image.items() if len(options) >= 2]
     letters = np.random.default_rng([seed, len(asked)])
-    positions = balanced_letters([len(chosen[image_id]) for image_id in asked], letters)
+    positions = balanced_letters([len(by_image[image_id]) for image_id in asked], letters)
     for image_id, position in zip(asked, positions, strict=True):
         generator = row_generator(seed + 1, image_id)
-        chosen[image_id] = shuffle_options(chosen[image_id], generator, position, truths[image_id])
-    return chosen
+        options = by_image[image_id]
+        by_image[image_id] = shuffle_options(options, generator, position, truths[image_id])
+    return by_image
 
 
-def choice_asks(
+def choice_queries(
     options: dict[str, list[Option]], card: Card, style: str, *, constrained: bool = False
-) -> list[Ask]:
+) -> list[Query]:
     """The questions of all images with two options or more."""
     return [
-        Ask(
+        Query(
             image_id,
-            prompts.mcq_question(card.noun, card.kind, option_names(found, card), style=style),
-            choices=tuple(LETTERS[: len(found)]) if constrained else (),
+            prompts.mcq_question(card.noun, card.kind, option_names(offered, card), style=style),
+            choices=tuple(LETTERS[: len(offered)]) if constrained else (),
         )
-        for image_id, found in options.items()
-        if len(found) >= 2
+        for image_id, offered in options.items()
+        if len(offered) >= 2
     ]
 
 
 def option_names(options: Iterable[Option], card: Card) -> list[str]:
-    """What stands behind the letters."""
+    """The class names of the options, in the order of their letters."""
     return [card.classes[option.class_id] for option in options]
 
 
 def letter_of(class_id: int | None, options: Sequence[Option]) -> str:
-    """The letter of a class among the options; "" if it is not there."""
-    found = [i for i, option in enumerate(options) if option.class_id == class_id]
-    return LETTERS[found[0]] if found else ""
+    """The letter of a class among the options; "" if it is not among them."""
+    positions = [i for i, option in enumerate(options) if option.class_id == class_id]
+    return LETTERS[positions[0]] if positions else ""
 
 
 def vote_share(votes: Votes, class_id: int | None) -> float:
-    """The share of an image's rollouts that named a class; 0 for none."""
+    """The share of an image's rollouts that named the class; 0 without a class."""
     count = next((c.votes for c in votes.candidates if c.class_id == class_id), 0)
     return count / max(1, votes.num_rollouts)
 
 
 def read_open(completion: str, names: ClassNames) -> Reading:
-    """An answer to the open question."""
+    """Read an answer to the open question."""
     parsed = answers.parse(completion)
     if parsed.answer is None:
         return Reading(completion, "", None, parsed.problem)
@@ -119,7 +119,7 @@ def read_open(completion: str, names: ClassNames) -> Reading:
 
 
 def read_majority(votes: Votes, card: Card) -> Reading:
-    """The most voted candidate."""
+    """Read the most voted candidate as the answer."""
     if not votes.candidates:
         return Reading("", "", None, "no_candidates")
     winner = votes.candidates[0]
@@ -130,7 +130,7 @@ def read_majority(votes: Votes, card: Card) -> Reading:
 def read_choice(
     completion: str | None, options: Sequence[Option], card: Card, *, constrained: bool = False
 ) -> Reading:
-    """An answer to a multiple-choice question; a question of one option answers itself.
+    """Read an answer to a multiple-choice question. A single option is the answer by itself.
 
     `completion` is None where nothing was asked. With `constrained` it is a bare letter.
     """
@@ -139,7 +139,7 @@ def read_choice(
     if len(options) == 1:
         only = options[0].class_id
         return Reading("", card.classes[only], only, "single_candidate")
-    assert completion is not None  # every question with two options was asked
+    assert completion is not None  # every question with two options or more was asked
     if constrained:
         answer = completion.strip()
         known = len(answer) == 1 and answer in LETTERS[: len(options)]
@@ -150,5 +150,5 @@ def read_choice(
         answer = answers.parse(completion).answer or ""
     if choice.index is None:
         return Reading(completion, answer, None, choice.status)
-    chosen = options[choice.index].class_id
-    return Reading(completion, answer, chosen, choice.status, LETTERS[choice.index])
+    class_id = options[choice.index].class_id
+    return Reading(completion, answer, class_id, choice.status, LETTERS[choice.index])

@@ -27,19 +27,19 @@ class EvaluateSettings(Settings):
     limit: int = setting("the first n images of each group only, for a trial; 0: all", at_least=0)
 
     @property
-    def chosen_modes(self) -> list[str]:
-        """The modes, in their own order."""
+    def mode_names(self) -> list[str]:
+        """The modes that are set, in the order of MODES."""
         named = self.modes.replace(",", " ").split()
         return [mode for mode in MODES if mode in named]
 
     def check(self) -> None:
-        if not self.chosen_modes:
+        if not self.mode_names:
             raise StageError(f"[Evaluate] modes must name some of {', '.join(MODES)}; got none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictSettings(Settings):
-    """How a policy in use is asked about images: as in Evaluate, but for modes that need no labels."""
+    """How predict asks a policy about images: as Evaluate does, in the modes that need no labels."""
 
     mode: str = setting("of inference", choices=PREDICT_MODES, default="two_step")
     num_rollouts: int = setting("samples an image", at_least=1, default=20)
@@ -52,7 +52,7 @@ class PredictSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeSettings(Settings):
-    """[Judge]: the endpoint that is asked, and how."""
+    """[Judge]: the endpoint that judges answers, and how it is asked."""
 
     section: ClassVar[str] = "Judge"
 

@@ -1,7 +1,7 @@
-"""Turns a stage's function into a command: `python -m tasks.propose CONFIG.json`.
+"""Turns a stage's function into a command: `python -m tasks.propose recipe.json`.
 
-The configuration holds the function's keyword arguments as JSON, `output` among them. Every
-artifact keeps its configuration, so that its stage can be run again by hand.
+The recipe holds the function's keyword arguments as JSON, `output` among them. Every artifact keeps
+its recipe, so that its stage can be run again by hand.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from tasks.tables.durable import sync_tree, write_text
 
 
 def main(function: Callable[..., None], short: bool = False) -> None:
-    """Read the configuration named on the command line and call `function` with it.
+    """Read the recipe.json named on the command line and call `function` with it.
 
     A `short` stage takes seconds and has no shards, so Ctrl-C lets it finish. An error that the user
     can mend ends in exit code 1 and one sentence: on standard error, and in `error.txt` in the
@@ -42,8 +42,8 @@ def main(function: Callable[..., None], short: bool = False) -> None:
         description=(function.__doc__ or "").strip().splitlines()[0],
         epilog="An artifact's own recipe.json shows every key: copy it, change it, run it.",
     )
-    parser.add_argument("config", type=Path, metavar="CONFIG.json", help="keyword arguments, JSON")
-    path = parser.parse_args().config
+    parser.add_argument("recipe", type=Path, metavar="recipe.json", help="keyword arguments, JSON")
+    path = parser.parse_args().recipe
     end_with_parent()
     stop_when_asked()
     quiet_libraries()

@@ -36,7 +36,11 @@ def sentence(error: BaseException) -> str | None:
     return f"{message}; make it accessible and run again" if error.errno in FORBIDDEN else None
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 300 characters; its type where it is empty."""
-    lines = str(error).strip().splitlines()
+def first_line(error: BaseException, secret: str = "") -> str:
+    """The first line of an error's message, at most 300 characters; its type where it is empty.
+
+    A `secret`, such as an API key that a server repeats, is left out of it.
+    """
+    text = str(error).replace(secret, "***") if secret else str(error)
+    lines = text.strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

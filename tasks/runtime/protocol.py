@@ -12,6 +12,7 @@ STATS_FILE = "stats.json"  # the stage's counts
 PROGRESS_FILE = ".progress.json"  # the figures of the progress bar
 SCRATCH = ("checkpoints", "cache")  # folders that only a run which resumes this one needs
 DONE_FILE = ".done"  # the stage's function has returned, and all it wrote is on disk
+ZERO_SHOT = "zero_shot"  # the method that stands for the base policy, which is never trained
 STOPPED = 130  # exit code of a stage that was asked to stop, and did
 
 

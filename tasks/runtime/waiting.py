@@ -21,7 +21,7 @@ def loading(what: str) -> Iterator[Callable[[], None]]:
     """Print `what` if the block takes long; yields a function that ends the waiting early.
 
     Of several processes under a launcher only the first prints. The lines also appear while
-    `tasks.engines.base.hushed` hides standard error, if that is entered inside this block.
+    `tasks.engines.base.quiet_start` hides standard error, if that is entered inside this block.
     """
     if os.environ.get("RANK", "0") != "0":
         yield lambda: None

@@ -79,16 +79,16 @@ def _row(schema: Any, **known: Any) -> dict[str, Any]:
 
 
 def slot(folder: Path, decode: Any, images: int) -> tuple[Callable[[], list[Any]], int]:
-    """Hold the pictures of a shard as a station and its engine do."""
+    """Hold the pictures of a shard as a worker and its engine do."""
     from tasks.engines.base import Sampling
-    from tasks.engines.worker import Ask, Shard, Station
+    from tasks.engines.worker import Query, Shard, Worker
 
-    station = Station(lambda: SimpleNamespace(decode=decode))  # type: ignore[arg-type]
-    asks = tuple(Ask(f"bench/{number}", "?") for number in range(images))
-    shard = Shard(0, folder / "out.parquet", folder, asks, Sampling(1, 0.0, 1.0, 1.0, 1, 0))
+    worker = Worker(lambda: SimpleNamespace(decode=decode))  # type: ignore[arg-type]
+    queries = tuple(Query(f"bench/{number}", "?") for number in range(images))
+    shard = Shard(0, folder / "out.parquet", folder, queries, Sampling(1, 0.0, 1.0, 1.0, 1, 0))
 
     def read() -> list[Any]:
-        requests.extend(station._requests(shard))
+        requests.extend(worker._requests(shard))
         return [request.picture for request in requests]
 
     requests: list[Any] = []  # held until the shard is done

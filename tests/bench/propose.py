@@ -10,7 +10,7 @@ images from Parquet, prefetch, vLLM with n samples a request, shards written. (b
 `generate(num_return_sequences=n)` an image at a time, as the method's first implementation does.
 (c) `batched` is the `transformers` backend.
 
-The second table is the wall time of a station over the time its engine was busy: with an engine of
+The second table is the wall time of a worker over the time its engine was busy: with an engine of
 fixed latency, and with the real one.
 """
 
@@ -28,7 +28,7 @@ from typing import Any
 
 from tasks.engines.base import Completion, Request, Sampling
 from tasks.engines.settings import EngineSettings
-from tasks.engines.worker import Ask, Done, Shard, Station
+from tasks.engines.worker import Query, Shard, ShardReport, Worker
 from tasks.language import prompts
 from tasks.tables import shards
 from tests.bench import results
@@ -89,18 +89,18 @@ def contender(kind: str, link: Any, policy: Path, given: argparse.Namespace) -> 
     """A process: load, then answer each list of shards; replies with seconds, and with its memory."""
     from tasks.engines.backends import open_engine
 
-    station = Station(lambda: open_engine(policy, settings(given)))
+    worker = Worker(lambda: open_engine(policy, settings(given)))
     if kind != "ours":
         from tasks.engines import transformers
 
         transformers.BATCH = 1 if kind == "one image" else given.batch
-        station = Station(lambda: transformers.TransformersEngine(policy, settings(given)))
+        worker = Worker(lambda: transformers.TransformersEngine(policy, settings(given)))
     while (todo := link.recv()) is not None:
-        told: list[Done] = []
-        warm = replace(todo[0], path=todo[0].path.with_suffix(".warm"), asks=todo[0].asks[:1])
-        station.work([warm], told.append)
+        told: list[ShardReport] = []
+        warm = replace(todo[0], path=todo[0].path.with_suffix(".warm"), queries=todo[0].queries[:1])
+        worker.work([warm], told.append)
         before, started = told[-1].busy, time.perf_counter()
-        station.work(todo, told.append)
+        worker.work(todo, told.append)
         wall = time.perf_counter() - started
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         link.send((wall, told[-1].busy - before, memory))
@@ -181,10 +181,10 @@ def measure(scratch: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
 
     def turn(kind: str, number: int, count: int, size: int, n: int) -> list[Shard]:
         sampling = Sampling(n, 1.0, 1.0, 1.0, given.tokens, number)
-        asks = [Ask(image_id, text) for image_id in ids[:count]]
+        queries = [Query(image_id, text) for image_id in ids[:count]]
         return [
             Shard(i, scratch / "out" / f"{kind}-{number}-{i:05d}.parquet", scratch / "download", tuple(part), sampling)
-            for i, part in enumerate(shards.chunks(asks, size))
+            for i, part in enumerate(shards.chunks(queries, size))
         ]  # fmt: skip
 
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.processor()
@@ -211,10 +211,10 @@ def measure(scratch: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
     if roof:
         print(f"roofline {roof:.0f} rollouts/s; ours {done / ours / roof:.1%} of it")
         figures.append({"figure": "share of the roofline", "value": done / ours / roof, "goal": 0.4, "unit": "1"})  # fmt: skip
-    told: list[Done] = []
-    station = Station(lambda: FixedLatency(0.25))
+    told: list[ShardReport] = []
+    worker = Worker(lambda: FixedLatency(0.25))
     started = time.perf_counter()
-    station.work(turn("latency", 0, 200, 10, 20), told.append)
+    worker.work(turn("latency", 0, 200, 10, 20), told.append)
     waits = {"fixed latency": (time.perf_counter() - started) / told[-1].busy}
     if "ours" in runs_of:
         waits["vLLM"] = statistics.median(run[0] / run[1] for run in runs_of["ours"])

@@ -57,11 +57,11 @@ def test_an_adapter_is_the_policy_and_is_made_whole_where_it_is_asked_for(adapte
     assert "vLLM\nloads this folder" in text
     shutil.copytree(root, tmp_path / "moved")
     shutil.rmtree(tmp_path / "moved" / "train" / "checkpoints")
-    moved = adapters.adapted(tmp_path / "moved" / "train")
+    moved = adapters.adapter_stack(tmp_path / "moved" / "train")
     assert moved.base == (tmp_path / "moved" / "base").resolve()
     shutil.rmtree(tmp_path / "moved" / "base")
     with pytest.raises(StageError, match=f"is an adapter, and the model .* is not at {moved.base}"):
-        adapters.adapted(tmp_path / "moved" / "train")
+        adapters.adapter_stack(tmp_path / "moved" / "train")
 
 
 def test_the_card_says_that_merged_weights_are_not_those_that_were_quantised(adapted, tmp_path):
@@ -125,7 +125,7 @@ def test_rounds_that_start_afresh_add_adapter_to_adapter(adapted, tmp_path):
     other = trained(tmp_path / "other", {**rest, "policy": tmp_path / "whole"})
     assert curve(second) == curve(other), "as from whole weights"
     assert weights_of(second) == weights_of(other)
-    found = adapters.adapted(second)
+    found = adapters.adapter_stack(second)
     assert [path.name for path in found.adapters] == ["1", "adapter"]
     assert found.base == (root / "base").resolve()
     shutil.rmtree(first)
@@ -141,7 +141,7 @@ def test_whoever_asks_an_adapter_asks_its_whole_weights_and_leaves_none_behind(
 ):
     from tasks.engines import adapters
     from tasks.engines.sampler import Sampler
-    from tasks.engines.worker import Ask
+    from tasks.engines.worker import Query
     from tasks.predict import Predictor
     from tasks.runtime.protocol import remove_scratch
     from tests import fakes
@@ -156,7 +156,7 @@ def test_whoever_asks_an_adapter_asks_its_whole_weights_and_leaves_none_behind(
 
     monkeypatch.setattr(fakes, "engine", engine)
     image_id = shards.read(frozen / "download", "images", ["image_id"])["image_id"][0].as_py()
-    place = ([Ask(image_id, "What is it?")], frozen / "download", 10, "")
+    place = ([Query(image_id, "What is it?")], frozen / "download", 10, "")
     for times in (1, 2):
         with Sampler(root / "train", ENGINE, 2, 0) as sampler:
             sampler.run(tmp_path, f"rollouts{times}", *place)

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from tasks.engines import sampler
+from tasks.engines import refusals, sampler
 from tasks.engines.base import Sampling
-from tasks.engines.pool import devices
-from tasks.engines.worker import REFUSED, BusyClock, Shard, refusals
+from tasks.engines.pool import device_groups
+from tasks.engines.refusals import REFUSED
+from tasks.engines.worker import BusyClock, Shard
 from tasks.evaluate import evaluate
 from tasks.propose import propose
 from tasks.runtime.errors import StageError
@@ -96,11 +97,11 @@ def test_reasons_gathered_by_a_run_that_was_cut_off_are_kept(tmp_path):
     shard = Shard(1, tmp_path / "rollouts-00001.parquet", tmp_path, (), Sampling(1, 0, 1, 1, 9, 0))
     first, second = ([{"image_id": i, "reason": "y"}] for i in ("a", "b"))
     shards.write(tmp_path / "rollouts_refused.parquet", first, schemas.refused())
-    shards.write(refusals(shard.path), second, schemas.refused())
-    sampler._gather_refusals(tmp_path, "rollouts", [shard])
+    shards.write(refusals.of_shard(shard.path), second, schemas.refused())
+    refusals.gather(tmp_path, "rollouts", [shard.path])
     gathered = shards.read_file(tmp_path / "rollouts_refused.parquet").to_pylist()
     assert gathered == first + second
-    assert not refusals(shard.path).exists()
+    assert not refusals.of_shard(shard.path).exists()
 
 
 def test_a_full_disk_is_not_taken_for_a_dying_engine(ill, monkeypatch):
@@ -257,14 +258,14 @@ def test_evaluate_counts_a_refused_image_as_wrong(split_set, monkeypatch):
 def test_every_gpu_gets_a_process_and_tensor_parallelism_takes_several(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,5")
     settings = replace(ENGINE, backend="vllm")
-    assert devices(settings) == ["0", "1", "2", "3", "5"]
-    assert devices(replace(settings, tensor_parallel_size=2)) == ["0,1", "2,3"]
-    assert devices(replace(settings, processes=3)) == ["0", "1", "2"]
+    assert device_groups(settings) == ["0", "1", "2", "3", "5"]
+    assert device_groups(replace(settings, tensor_parallel_size=2)) == ["0,1", "2,3"]
+    assert device_groups(replace(settings, processes=3)) == ["0", "1", "2"]
     with pytest.raises(StageError, match="tensor_parallel_size = 8, but there are 5 GPUs"):
-        devices(replace(settings, tensor_parallel_size=8))
+        device_groups(replace(settings, tensor_parallel_size=8))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert devices(settings) == [""]
-    assert devices(replace(settings, backend="server", processes=2)) == ["", ""]
+    assert device_groups(settings) == [""]
+    assert device_groups(replace(settings, backend="server", processes=2)) == ["", ""]
 
 
 def test_the_busy_clock_counts_overlapping_work_once(monkeypatch):

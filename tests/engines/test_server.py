@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from tasks.engines.base import EngineDied, Request, Sampling
+from tasks.engines.refusals import REFUSED, generate_or_refuse
 from tasks.engines.server import ServerEngine
 from tasks.engines.settings import EngineSettings
-from tasks.engines.worker import REFUSED, ask
 from tasks.runtime.errors import StageError
 from tests.conftest import settings_of
 from tests.ingest.test_pictures import encoded, photograph
@@ -39,7 +39,8 @@ def server(monkeypatch):
             if state.large and state.large in body["messages"][0]["content"][-1]["text"]:
                 status = 413
             if status != 200:
-                self.answer(status, {"error": {"message": f"status {status}"}})
+                message = f"status {status} for {self.headers['Authorization']}"
+                self.answer(status, {"error": {"message": message}})
                 return
             token = {"token": "x", "logprob": -0.5, "bytes": None, "top_logprobs": []}
             choices = [
@@ -142,16 +143,21 @@ def test_what_passes_is_tried_again(server, policy):
         (500, EngineDied, "the server gave up: .*status 500"),
     ],
 )
-def test_each_refusal_means_what_it_says(server, policy, status, error, told):
+def test_each_refusal_means_what_it_says_and_repeats_no_key(
+    server, policy, monkeypatch, status, error, told
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-canary")
     server.statuses = [status] * 99
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=told) as caught:
         opened(server, policy).generate(requests(1), SAMPLING)
+    assert "Bearer ***" in str(caught.value)
+    assert "canary" not in str(caught.value)
 
 
 def test_an_image_too_large_for_the_server_is_refused_and_the_others_answered(server, policy):
     server.large = "question 3"
     refused: dict[str, str] = {}
-    answers = ask(opened(server, policy), requests(5), SAMPLING, refused)
+    answers = generate_or_refuse(opened(server, policy), requests(5), SAMPLING, refused)
     assert list(refused) == ["set/3"]
     assert "status 413" in refused["set/3"]
     assert [row[0].finish_reason for row in answers] == ["stop"] * 3 + [REFUSED] + ["stop"]

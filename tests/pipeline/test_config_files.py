@@ -1,4 +1,4 @@
-"""luigi.cfg and recipes in another encoding or with a fault: one sentence with file, section and key."""
+"""luigi.cfg and its overlays in another encoding or with a fault: one sentence with file, section and key."""
 
 import configparser
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config_files import SettingsError, read_into, require_readable
-from pipeline.settings import check_configuration, read_recipes
+from pipeline.settings import check_configuration, read_overlays
 from tests.conftest import ROOT
 from tests.pipeline.test_stage import config  # noqa: F401
 
@@ -27,7 +27,7 @@ def write(folder: Path, data: bytes, monkeypatch) -> Path:
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_a_recipe_is_read_however_an_editor_saves_it(config, tmp_path, monkeypatch, encoding, end):
     write(tmp_path, TEXT.replace("\n", end).encode(encoding), monkeypatch)
-    read_recipes()
+    read_overlays()
     assert config.get("Train", "steps") == "7"
     assert config.get("run", "artifacts") == "Käfer"
 

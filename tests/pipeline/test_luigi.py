@@ -25,7 +25,7 @@ def luigi_run(folder: Path, *arguments: str, **changed) -> subprocess.CompletedP
 @pytest.mark.process
 def test_the_command_reports_a_misspelt_key_in_one_sentence(tmp_path):
     ran = luigi_run(
-        tmp_path, "TrainDiVE", replace={"num_options = 5\nprompt": "num_optons = 5\nprompt"}
+        tmp_path, "TrainDiVE", replace={"num_options = 4\nprompt": "num_optons = 4\nprompt"}
     )
     assert ran.returncode == 1
     assert "error: luigi.cfg: section [Evaluate] has no key 'num_optons'" in ran.stderr

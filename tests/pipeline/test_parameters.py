@@ -111,7 +111,7 @@ def test_on_the_command_line_they_are_refused_before_a_fingerprint():
 def test_settings_of_one_dataset_are_checked_with_the_others(config):
     config.add_section("BuildMCQ:cub")
     config.set("BuildMCQ:cub", "min_options", "6")
-    with pytest.raises(SettingsError, match="min_options must be at most num_options; got 6 and 5"):
+    with pytest.raises(SettingsError, match="min_options must be at most num_options; got 6 and 4"):
         check_configuration()
 
 

@@ -13,6 +13,7 @@ from pipeline import methods, tasks
 from pipeline.artifacts import source_code, store
 from pipeline.settings import GRAPH, OPERANDS
 from pipeline.stage import Stage
+from pipeline.stages.data import EMBEDDED_WEIGHTS
 from tests.conftest import ROOT
 
 HEAVY = ("torch", "transformers", "trl", "vllm", "peft", "ray", "accelerate")
@@ -60,6 +61,7 @@ OTHER_VALUES = {
     "model": "some/folder",
     "dtype": "bfloat16",
     "prompt": "closed_list",
+    "min_options": "3",
     "top_up": "random",
     "vocabulary": "open",
     "options_from": "text",
@@ -92,8 +94,8 @@ OTHER_VALUES = {
 # What a refresh does is no business of the first round, and its details none of refresh = all.
 DIFFERENT = {"refresh": ROUND1, "refresh_share": set(), "solved_at": set(), "solved": set()}
 DIFFERENT["datasets"] = {"Report/dive_k/"}  # which shows further evaluations
+DEFAULT: dict[str, str] = {}  # of luigi.cfg with a policy that is taught, made once
 WITH = {"quantize": ("Train", "lora_rank", "4")}  # what else must be set
-DEFAULT: dict[str, str] = {}  # of the unchanged luigi.cfg, made once
 
 
 def matrix():
@@ -107,6 +109,7 @@ def matrix():
 def test_a_changed_setting_reruns_its_stage_and_what_hangs_below_it(
     config, section, name, parameter
 ):
+    config.set("BasePolicy", "model", "tiny")  # taught on the set's own images
     if not DEFAULT:
         DEFAULT.update(fingerprints())
     before = DEFAULT
@@ -117,8 +120,10 @@ def test_a_changed_setting_reruns_its_stage_and_what_hangs_below_it(
     number = isinstance(parameter, luigi.IntParameter | luigi.FloatParameter)
     value = parameter.parse(old)
     share = number and getattr(getattr(parameter, "rule", None), "at_most", None) == 1
-    new = OTHER_VALUES.get(name) or (
-        str(value / 2 + 0.07 if share else value + 1) if number else "stepwise"
+    new = (
+        {"bfloat16": "float32"}.get(old)
+        or OTHER_VALUES.get(name)
+        or (str(value / 2 + 0.07 if share else value + 1) if number else "stepwise")
     )
     config.set(section, name, new)
     changed = {key for key, value in fingerprints().items() if value != before[key]}
@@ -133,6 +138,7 @@ def test_a_changed_setting_reruns_its_stage_and_what_hangs_below_it(
 
 
 def test_the_seed_changes_all_but_the_download(config):
+    config.set("BasePolicy", "model", "tiny")
     before = fingerprints()
     config.set("run", "seed", "1")
     Register.clear_instance_cache()
@@ -180,6 +186,21 @@ def test_a_published_model_is_one_artifact_for_all_sets_seeds_and_words(config):
     config.set("BasePolicy", "steps", "5")
     assert made().folder.parent == Path("artifacts/beetles/base_policy").resolve()
     assert made("pets").fingerprint != made().fingerprint
+
+
+def test_the_embedded_policy_is_taken_as_it_is_for_beetles_and_taught_first_for_other_sets(config):
+    def made(dataset: str) -> tasks.BasePolicy:
+        Register.clear_instance_cache()
+        return tasks.BasePolicy(dataset=dataset, seed=0)
+
+    known, taught = made("beetles"), made("pets")
+    assert (known.module, taught.module) == ("training.adopt", "training.sft")
+    assert known.requires() == []
+    assert made("beetles+pets").module == "training.sft"
+    for stage in (known, taught):
+        assert stage.identity["settings"]["weights"] == EMBEDDED_WEIGHTS
+    config.set("BasePolicy", "steps", "0")
+    assert made("pets").folder == made("beetles").folder == known.folder
 
 
 def test_whoever_asks_an_adapter_requires_the_base_below_it(config):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tasks.engines.base import hushed
+from tasks.engines.base import quiet_start
 from tasks.runtime import waiting
 
 
@@ -61,7 +61,7 @@ def heard(capfd, ready=lambda: None) -> str:
 
 def test_it_is_heard_while_a_librarys_chatter_is_not(monkeypatch, capfd):
     monkeypatch.setattr(waiting, "SOON", 0.0)
-    with waiting.loading("loading it") as ready, hushed():
+    with waiting.loading("loading it") as ready, quiet_start():
         os.write(2, b"chatter")
         said = heard(capfd, ready)
         ready()

@@ -19,8 +19,8 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from tasks.engines.base import Completion, Prompter, Request, Sampling
-from tasks.engines.worker import Ask, Shard, Station
+from tasks.engines.base import Completion, PromptBuilder, Request, Sampling
+from tasks.engines.worker import Query, Shard, Worker
 from tasks.tables import schemas, shards
 from tasks.tables.pixels import Decoder
 from tests.conftest import ENGINE
@@ -174,11 +174,11 @@ def test_a_station_holds_what_the_policy_can_use_and_no_more(tmp_path):
     row |= {"dhash": 0, "width": 1500, "height": 1000, "label": 0, "official_split": ""}
     shards.write(tmp_path / "images.parquet", [row], schemas.images(["crow"]))
     shard = Shard(
-        0, tmp_path / "r-00000.parquet", tmp_path, (Ask("a/b", "?"),), Sampling(1, 0, 1, 1, 9, 0)
+        0, tmp_path / "r-00000.parquet", tmp_path, (Query("a/b", "?"),), Sampling(1, 0, 1, 1, 9, 0)
     )
     scales = Looking(decode=decoder(Qwen2VLImageProcessor(size=dict(QWEN))))
     for engine, held in ((scales, ((252, 168), b"")), (Looking(), ((1500, 1000), data))):
-        Station(lambda engine=engine: engine).work([shard], lambda done: None)
+        Worker(lambda engine=engine: engine).work([shard], lambda done: None)
         assert engine.shown == [held]
 
 
@@ -193,7 +193,7 @@ def test_a_policys_engines_scale_to_its_processors_limit(tmp_path):
     )
     for kind in (TransformersEngine, _Vllm):
         assert kind(tmp_path, ENGINE).decode.size(1500, 1000) == (84, 56)
-    prompter = Prompter(tmp_path)
+    prompt_builder = PromptBuilder(tmp_path)
     data = encoded(grainy())
-    scaled, whole = (Request("a", data, "?", decode=d) for d in (prompter.decode, Decoder()))
-    assert prompter.tokens(scaled) == prompter.tokens(whole)
+    scaled, whole = (Request("a", data, "?", decode=d) for d in (prompt_builder.decode, Decoder()))
+    assert prompt_builder.tokens(scaled) == prompt_builder.tokens(whole)

@@ -13,7 +13,7 @@ from tasks.runtime.errors import StageError, Stopped
 from tests.conftest import run_stage
 from training import sft
 from training.data import sft_examples
-from training.loop import sft_checkpoint
+from training.loop import sft_checkpoint, supervised
 from training.model import tiny_policy
 
 pytestmark = pytest.mark.model
@@ -43,7 +43,7 @@ def taught(tmp_path):
                 yield [sft_examples.open_example(image, name, WORDING)]
 
         place = sft_checkpoint.place(tmp_path / name)
-        made.figures = sft.train_supervised(
+        made.figures = supervised.train_supervised(
             model, processor, batches(), steps=STEPS, learning_rate=0.01, muon_learning_rate=0.02,
             checkpoint=place,
         )  # fmt: skip

@@ -16,11 +16,17 @@ from tasks.language import prompts
 
 
 class Example(NamedTuple):
-    """One image (PIL), the question about it, and the completion to learn."""
+    """One image (PIL), the question about it, and the completion to learn.
+
+    `given` is the beginning of the completion that is shown and not taught. An `unfinished`
+    completion does not end there: its end is not taught.
+    """
 
     image: Any
     question: str
     completion: str
+    given: str = ""
+    unfinished: bool = False
 
 
 class Wording(NamedTuple):

@@ -116,14 +116,14 @@ def name_base(adapter: Path, base: Path) -> None:
 
 def _rest_on(output: Path, origin: Path, dtype: str) -> None:
     """Record the base of an adapter, and link the adapters that earlier rounds trained."""
-    below = adapters.adapted(origin) or adapters.Adapted(origin, (), dtype)
+    below = adapters.adapter_stack(origin) or adapters.AdapterStack(origin, (), dtype)
     earlier = []
     for number, adapter in enumerate(below.adapters, start=1):
         earlier.append(output / EARLIER / str(number))
         link_tree(adapter, earlier[-1])
     own = output / ADAPTER
     name_base(own, below.base)
-    adapters.write(output, adapters.Adapted(below.base, (*earlier, own), dtype))
+    adapters.write(output, adapters.AdapterStack(below.base, (*earlier, own), dtype))
     _write_config(origin, output, dtype)
 
 
@@ -200,7 +200,7 @@ Accuracy on test images is found by the stage Evaluate, not here.
 
 def _loading(output: Path, base: Path, settings: TrainSettings) -> str:
     """The card's section on loading the policy; with adapters, on their base."""
-    if not (adapted := adapters.adapted(output)):
+    if not (adapted := adapters.adapter_stack(output)):
         return f"{LOADING}\n\n{WHOLE}"
     added = "".join(
         f'model = PeftModel.from_pretrained(model, HERE, subfolder="{path.relative_to(output.resolve())}")'
@@ -269,7 +269,7 @@ def _write_config(source: Path, output: Path, dtype: str) -> None:
 
 def _base_name(base: Path) -> str:
     """The model that a base policy was made from, as its manifest records it; else the folder's name."""
-    if adapted := adapters.adapted(base):
+    if adapted := adapters.adapter_stack(base):
         base = adapted.base
     try:
         return manifest.read(base).settings["model"]

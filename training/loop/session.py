@@ -90,7 +90,7 @@ class Session:
         if self.settings.check_memory:
             needs.check(self.origin, self.processor, largest, config, self.settings, self.output)
         with config.main_process_first(local=False, desc="adapters"), sharding.outside_deepspeed():
-            policy = adapters.whole(self.origin, self.output / CACHE)
+            policy = adapters.merged_weights(self.origin, self.output / CACHE)
         with waiting.loading(f"train: loading {waiting.weights(policy)}"):
             return loading.load_model(policy, self.settings)
 

@@ -1,8 +1,8 @@
 """The tiny embedded policy: a Qwen2.5-VL of under two million parameters, built here.
 
 It stands in for a real vision-language model where there is neither GPU nor network, and loads
-like one: `AutoModelForImageTextToText`, `AutoProcessor`, vLLM. It starts untrained; BasePolicy
-teaches it (`training/sft.py`).
+like one: `AutoModelForImageTextToText`, `AutoProcessor`, vLLM. It starts untrained, or as the policy
+in `training/base_policy` (see `training/make_base_policy.py`), and `training/sft.py` teaches it.
 
 Its vocabulary has a fixed size: bytes, the words of the prompts, and slots for the words of a
 card's class names, so that one recipe serves every dataset. What does not fit is spelt in bytes.
@@ -26,6 +26,7 @@ from transformers import (
 
 from tasks.language.prompts import LETTERS
 
+EMBEDDED = Path(__file__).parent.parent / "base_policy"  # what `model = embedded` stands for
 VOCABULARY = 1024
 IMAGE_SIDE = 84  # pixels; three patches of 28 a side make nine image tokens
 
@@ -184,6 +185,25 @@ def build(
 ) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
     """An untrained policy and its processor, with `words` in the vocabulary's slots."""
     return new_model(seed), processor(words, min_pixels=min_pixels, max_pixels=max_pixels)
+
+
+def embedded(
+    words: Iterable[str], *, min_pixels: int = IMAGE_SIDE**2, max_pixels: int = IMAGE_SIDE**2
+) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
+    """The embedded policy in float32 and its processor, with `words` in the slots that are free."""
+    vocabulary = PreTrainedTokenizerFast.from_pretrained(EMBEDDED).get_vocab()
+    pieces = sorted(vocabulary, key=vocabulary.__getitem__)
+    fixed = {*LETTERS, *WORDS}
+    known = [piece[1:] for piece in pieces if piece[0] == "Ġ" and "<slot" not in piece]
+    known = [word for word in known if word and word not in fixed]
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(EMBEDDED, dtype=torch.float32)
+    every = dict.fromkeys([*known, *words])
+    return model, processor(every, min_pixels=min_pixels, max_pixels=max_pixels)
+
+
+def source(model: str) -> str:
+    """Where a model is loaded from: `embedded` stands for the folder of that policy."""
+    return str(EMBEDDED) if model == "embedded" else model
 
 
 def save(model: torch.nn.Module, processor: Qwen2_5_VLProcessor, folder: Path) -> None:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from tasks.pages import render
 from tasks.pages.text import label
+from tasks.runtime.protocol import ZERO_SHOT
 
 WIDTH, BOX, HIGH, STEP = 350.0, 182.0, 38.0, 62.0
 
@@ -60,7 +61,7 @@ def stage_name(stage: Mapping[str, Any]) -> str:
     if method:
         about.append(label(str(method)))
     round_ = settings.get("refresh_round", stage.get("refresh_round"))
-    if round_ is not None and method != "zero_shot":
+    if round_ is not None and method != ZERO_SHOT:
         about.append(f"round {round_}")
     return ", ".join([str(stage.get("stage", "?")), *about])
 

@@ -10,8 +10,8 @@ def test_gpus_are_named_as_their_driver_names_them(tmp_path):
     ):
         (tmp_path / number).mkdir()
         (tmp_path / number / "information").write_text(text)
-    assert host._gpus(tmp_path) == ["NVIDIA H100"]
-    assert host._gpus(tmp_path / "none") == []
+    assert host._gpu_names(tmp_path) == ["NVIDIA H100"]
+    assert host._gpu_names(tmp_path / "none") == []
 
 
 def test_the_host_is_recorded_with_its_memory():

@@ -210,7 +210,7 @@ def test_status_tells_done_partial_stale_and_missing(config, tmp_path):
 def test_finished_shards_are_those_of_the_table_at_hand_and_of_how_many(config, tmp_path):
     config.set("run", "artifacts", str(tmp_path))
     for stage, tables, recipe, progress in (
-        (tasks.Download(dataset="beetles"), ["images"], {}, {"total": 2800, "shard": 1000}),
+        (tasks.Download(dataset="beetles"), ["images"], {}, {"total": 2928, "shard": 1000}),
         (tasks.BuildMCQ(), ["mcq", "candidates"], {"shard_size": 500}, {"total": 3, "unit": "shards"}),
         (tasks.Evaluate(method="zero_shot"), ["one_step"] * 2 + ["rollouts"], {"shard_size": 200}, {"total": 600}),
     ):  # fmt: skip

@@ -103,7 +103,7 @@ def test_the_papers_recipes_hold_what_is_known_of_it(recipe, name):
         assert (made.settings.num_generations, made.settings.questions_per_step) == (4, 6)
         assert made.needs()["policy"].settings.max_pixels == 401408
         assert settings.run().rounds == 1
-        found = plan.plan(dataset, "dive_k", 0, plan.Given())
+        found = plan.plan(dataset, "dive_k", 0, plan.Estimates())
         images = found["images"][dataset]["train"]
         assert made.settings.steps * 6 / images == pytest.approx(epochs, rel=0.01)
         assert found["warnings"] == []
@@ -112,18 +112,20 @@ def test_the_papers_recipes_hold_what_is_known_of_it(recipe, name):
 
 def test_a_plan_counts_what_the_settings_say(recipe):
     recipe("[Train]\nsteps = 30\n")
-    found = plan.plan("beetles", "dive_k", 0, plan.Given(tokens_per_second=100, answer_tokens=10))
-    assert found["images"]["beetles"]["train"] == 800
-    assert found["images"]["beetles"]["test"] == {"base": 300, "novel": 300}
+    found = plan.plan(
+        "beetles", "dive_k", 0, plan.Estimates(tokens_per_second=100, answer_tokens=10)
+    )
+    assert found["images"]["beetles"]["train"] == 960
+    assert found["images"]["beetles"]["test"] == {"base": 360, "novel": 360}
     work = {one["stage"]: one for one in found["work"]}
-    assert work["Propose dive_k 1"]["completions"] == 800 * 20
-    assert work["Propose dive_k 1"]["tokens_out"] == 800 * 20 * 10
-    assert work["Propose dive_k 1"]["hours"] == pytest.approx(160_000 / 100 / 3600)
+    assert work["Propose dive_k 1"]["completions"] == 960 * 20
+    assert work["Propose dive_k 1"]["tokens_out"] == 960 * 20 * 10
+    assert work["Propose dive_k 1"]["hours"] == pytest.approx(192_000 / 100 / 3600)
     assert work["Train dive_k 0"]["completions"] == 30 * 24 * 8
-    assert work["Train dive_k 0"]["told"][0].startswith("30 steps of 24 questions: 0.90 epochs")
-    assert work["Evaluate zero_shot 0"]["completions"] >= 600 * 21
+    assert work["Train dive_k 0"]["notes"][0].startswith("30 steps of 24 questions: 0.75 epochs")
+    assert work["Evaluate zero_shot 0"]["completions"] >= 720 * 21
     assert found["hours"] == pytest.approx(sum(one["hours"] for one in found["work"]))
-    slower = plan.Given(tokens_per_second=100, answer_tokens=10, update_tokens_per_second=1000)
+    slower = plan.Estimates(tokens_per_second=100, answer_tokens=10, update_tokens_per_second=1000)
     again = plan.plan("beetles", "dive_k", 0, slower)
     more = work["Train dive_k 0"]["tokens_in"] + work["Train dive_k 0"]["tokens_out"]
     assert again["hours"] - found["hours"] == pytest.approx(2 * more / 1000 / 3600)
@@ -131,7 +133,7 @@ def test_a_plan_counts_what_the_settings_say(recipe):
 
 def test_prompts_that_cannot_fit_are_told(recipe):
     recipe("paper_7b.cfg", "[engine]\nmax_model_len = 1500\n")
-    found = plan.plan("cub", "dive_k", 0, plan.Given())
+    found = plan.plan("cub", "dive_k", 0, plan.Estimates())
     assert "exceed [engine] max_model_len = 1,500" in found["warnings"][0]
 
 

@@ -30,13 +30,13 @@ def test_the_default_run_is_ready_without_a_step(recipe):
 def test_a_prompt_that_is_too_long_is_a_point_to_mend(recipe):
     recipe("[engine]\nmax_model_len = 20\n")
     assert points()["lengths"].state == rehearse.MEND
-    assert "max_model_len" in points()["lengths"].told
+    assert "max_model_len" in points()["lengths"].sentence
 
 
 def test_a_setting_that_cannot_be_used_is_the_last_point(recipe):
     recipe("[Evaluate]\nmodes = one_stepp\n")
     assert list(points())[-1] == "settings"
-    assert "one_stepp" in points()["settings"].told
+    assert "one_stepp" in points()["settings"].sentence
 
 
 def test_a_package_of_another_version_is_named(recipe, monkeypatch):
@@ -46,7 +46,7 @@ def test_a_package_of_another_version_is_named(recipe, monkeypatch):
         "requires",
         lambda _: ["trl==0.1", "luigi>=3", "nobody-has-this", "x; extra == 'y'"],
     )
-    told = points()["packages"].told
+    told = points()["packages"].sentence
     assert "trl" in told
     assert "nobody-has-this is missing" in told
     assert "luigi" not in told
@@ -75,7 +75,7 @@ def test_the_cpu_build_beside_a_gpu_is_to_mend(recipe, monkeypatch):
 def test_a_launcher_is_found_and_its_processes_are_counted(line, processes):
     found, point = rehearse.launcher(line)
     assert found == processes
-    assert point.state == (rehearse.READY if processes else rehearse.MEND), point.told
+    assert point.state == (rehearse.READY if processes else rehearse.MEND), point.sentence
 
 
 def test_a_trials_settings_go_before_a_recipes_own_for_a_dataset(recipe):
@@ -132,8 +132,8 @@ def test_a_rehearsal_with_a_trial_of_a_policys_folder(tmp_path):
         assert states[what] == "ready", found[what]
     for stage in ("Propose", "BuildMCQ", "Train", "Evaluate"):
         assert states[f"trial: {stage}"] == "ready", found
-    assert "stopped and resumed" in found["trial: Train"]["told"]
-    assert "tokens a second" in found["trial: Train"]["told"]
+    assert "stopped and resumed" in found["trial: Train"]["sentence"]
+    assert "tokens a second" in found["trial: Train"]["sentence"]
     artifacts = tmp_path / "artifacts"
     names = {path.parent.parent.name for path in artifacts.rglob("manifest.json")}
     assert names == {"download", "base_policy"}, "the trial's artifacts are deleted"

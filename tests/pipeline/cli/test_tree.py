@@ -107,7 +107,7 @@ def test_the_tree_of_the_whole_comparison_is_narrow_and_says_each_stage_once(con
     told = tree.lines(rows)
     assert max(map(len, told)) <= 110
     found = [line for line in told[1:-2] if "(above)" not in line]
-    assert len(found) == len({row["fingerprint"] for row in rows}) == 89
+    assert len(found) == len({row["fingerprint"] for row in rows}) == 87
     assert sum("Propose 0 seed 1" in line for line in found) == 1, "shared by all methods"
     assert any(line.startswith("├─ Evaluate zero_shot seed 1 ") for line in told)
 

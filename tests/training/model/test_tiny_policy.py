@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tasks.language import answers, prompts
-from training import sft
 from training.data import sft_examples
+from training.loop import supervised
 from training.model import tiny_policy
 
 NAMES = ["rose gold-belt", "rose cyan-belt", "crimson gold-belt", "teal coral-belt", "Łoś"]
@@ -79,7 +79,7 @@ def test_only_the_completion_carries_loss(processor):
         sft_examples.open_example(image, NAMES[0], WORDING),
         sft_examples.mcq_example(image, NAMES[1], NAMES[:3], WORDING),
     ]
-    inputs = sft.collate(processor, batch)
+    inputs = supervised.collate(processor, batch)
     for row, example in enumerate(batch):
         taught = inputs["input_ids"][row][inputs["labels"][row] != -100]
         text = processor.tokenizer.decode(taught, skip_special_tokens=True)

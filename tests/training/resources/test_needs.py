@@ -181,7 +181,7 @@ def test_the_check_before_training_asks_for_memory_and_disk(tmp_path, monkeypatc
 
 def fitting(dataset: str = "cub") -> dict:
     """A plan, in which every stage fits."""
-    found = plan.plan(dataset, "dive_k", 0, plan.Given())
+    found = plan.plan(dataset, "dive_k", 0, plan.Estimates())
     assert found["machine"], "a recipe names its machine: # machine: 8 x 80 GB"
     for one in found["fits"]:
         assert one["fits"], f"{one['stage']}: {one['told']}"
@@ -227,11 +227,11 @@ def test_the_pages_have_an_example_for_a_gpu_and_it_fits_the_machine_that_it_nam
 def test_what_a_recipe_asks_for_does_not_fit_a_smaller_machine(recipe, monkeypatch):
     recipe("one_gpu_lora.cfg")
     monkeypatch.chdir(ROOT)
-    found = plan.plan("cub", "dive_k", 0, plan.Given(gpu_gb=16))
+    found = plan.plan("cub", "dive_k", 0, plan.Estimates(gpu_gb=16))
     train = next(one for one in found["fits"] if one["stage"] == "Train")
     assert train["fits"] is False
-    assert "vllm_gpu_memory_utilization" in train["told"]
+    assert "vllm_gpu_memory_utilization" in train["reason"]
     recipe("eight_gpus_fsdp2.cfg")
-    found = plan.plan("cub", "dive_k", 0, plan.Given(gpus=4))
+    found = plan.plan("cub", "dive_k", 0, plan.Estimates(gpus=4))
     told = json.dumps(found["fits"])
     assert "starts 8 processes and there are 4 GPUs" in told

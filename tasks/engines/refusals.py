@@ -1,0 +1,91 @@
+"""Handles requests that an engine refuses: finds them in a batch, and records them with reasons.
+
+A refused image stays in every count: it gets empty completions, and a row in
+`<table>_refused.parquet`. While shards are written, each has such a table of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tasks.engines.base import Completion, Engine, EngineDied, Request, Sampling, valid_utf8
+from tasks.runtime.errors import StageError, first_line
+from tasks.tables import schemas, shards
+
+REFUSED = "refused"  # finish reason of the completions of a refused image
+
+
+def generate_or_refuse(
+    engine: Engine, requests: Sequence[Request], sampling: Sampling, refused: dict[str, str]
+) -> list[list[Completion]]:
+    """Generate `sampling.n` completions for every request.
+
+    When the engine refuses a batch, each half is tried alone, down to single requests. A request
+    that is refused alone gets `n` empty completions, and `refused` the reason under its image id.
+    """
+    try:
+        answers = engine.generate(requests, sampling)
+        if [len(row) for row in answers] != [sampling.n] * len(requests):
+            raise StageError(
+                f"the engine gave {sum(map(len, answers))} answers to {len(requests)} images asked for "
+                f"{sampling.n} each; a server must support n > 1"
+            )
+        return answers
+    except (StageError, EngineDied, MemoryError):
+        raise
+    except Exception as error:
+        if len(requests) == 1:
+            refused[requests[0].key] = first_line(error)
+            return [[Completion("", REFUSED, 0, 0.0)] * sampling.n]
+        half = len(requests) // 2
+        return [
+            answer
+            for number, part in enumerate((requests[:half], requests[half:]))
+            for answer in generate_or_refuse(
+                engine, part, reseeded(sampling, number * half), refused
+            )
+        ]
+
+
+def reseeded(sampling: Sampling, number: int) -> Sampling:
+    """The sampling of batch `number` of a shard: each batch after the first has another seed."""
+    return replace(sampling, seed=(sampling.seed + 7919 * number) % 2**31)
+
+
+def of_shard(path: Path) -> Path:
+    """The file with the images that the engine refused in the shard at `path`."""
+    return path.with_name(f"refused-{path.name}")
+
+
+def write(path: Path, refused: dict[str, str]) -> None:
+    """Write the refused images of the shard at `path`; no file when there are none."""
+    of_shard(path).unlink(missing_ok=True)  # left by an earlier attempt at this shard
+    _write(of_shard(path), {key: valid_utf8(reason) for key, reason in refused.items()})
+
+
+def gather(output: Path, table: str, paths: Sequence[Path]) -> None:
+    """Move the refused images of all shards into one table; no file when there are none."""
+    gathered = output / f"{table}_refused.parquet"
+    by_shard = [path for path in map(of_shard, paths) if path.exists()]
+    # An earlier run may have stopped halfway through this; its rows are kept.
+    sources = [*([gathered] if gathered.exists() else []), *by_shard]
+    reasons = {
+        row["image_id"]: row["reason"]
+        for path in sources
+        for row in shards.read_file(path).to_pylist()
+    }
+    _write(gathered, {key: reasons[key] for key in sorted(reasons)})
+    for path in by_shard:
+        path.unlink()
+
+
+def first(output: Path, table: str, count: int = 10) -> str:
+    """The first refused images with their reasons, as one text."""
+    path = output / f"{table}_refused.parquet"
+    rows = shards.read_file(path).to_pylist()[:count] if path.exists() else []
+    return "; ".join(f"{row['image_id']}: {row['reason']}" for row in rows)
+
+
+def _write(path: Path, reasons: dict[str, str]) -> None:
+    rows = [{"image_id": key, "reason": reason} for key, reason in reasons.items()]
+    shards.write(path, rows, schemas.refused())
