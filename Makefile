@@ -15,6 +15,7 @@ RESOLVED = --override requirements/overrides.txt --constraint requirements/$(1).
 .PHONY: help setup card train test lint audit chaos clean
 
 train: $(READY)
+	@$(BIN)/python -c "import pipeline"  # refuses a luigi.cfg that Luigi cannot read
 	@$(BIN)/luigi --module pipeline.tasks TrainDiVE $(if $(DATASET),--dataset $(DATASET))
 	@$(BIN)/python -m pipeline results $(if $(DATASET),--dataset $(DATASET))
 

@@ -74,8 +74,15 @@ def load(name: str) -> Card:
         raise CardError(
             f"there is no data card {FOLDER / name}.md; known cards: {', '.join(known) or 'none'}"
         )
-    text = path.read_bytes()
-    return _parse(path, text.decode("utf-8"), hashlib.sha256(text).hexdigest())
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise CardError(
+            f"{path} is not UTF-8 (line {line}: {error.reason}); save it as UTF-8"
+        ) from error
+    return _parse(path, text, hashlib.sha256(data).hexdigest())
 
 
 def exists(name: str) -> bool:
@@ -91,7 +98,7 @@ def _folders() -> list[Path]:
 def _parse(path: Path, text: str, digest: str) -> Card:
     import yaml  # takes a tenth of a second, which `import pipeline.tasks` does without
 
-    pieces = text.split("---\n", 2)
+    pieces = re.split(r"^---[ \t]*$", re.sub(r"\r\n?", "\n", text), maxsplit=2, flags=re.MULTILINE)
     if len(pieces) != 3 or pieces[0].strip():
         raise CardError(f"{path} must begin with YAML front matter between two lines of ---")
     try:
@@ -163,7 +170,12 @@ def _aliases(path: Path, aliases: Any, classes: tuple[str, ...]) -> dict[str, tu
             raise CardError(f"{path}: aliases names {name!r}, which is not among the classes")
         if not isinstance(spellings, list):
             raise CardError(f"{path}: the aliases of {name!r} must be a list of names")
-        by_class[clean_name(str(name))] = tuple(map(str, spellings))
+        if odd := [spelling for spelling in spellings if not isinstance(spelling, str)]:
+            raise CardError(
+                f"{path}: the aliases of {name!r} must be texts; YAML reads one as {odd[0]!r}: put it "
+                "between quotation marks"
+            )
+        by_class[clean_name(str(name))] = tuple(spellings)
     return by_class
 
 
@@ -228,6 +240,13 @@ def _check_source(path: Path, source: Any) -> None:
             f"{path}: source of kind {source['kind']} has no key {key!r}; "
             f"known keys: {', '.join(sorted(needed | allowed))}"
         )
+    folders = source.get("folders") or {}
+    for text in (*folders, *folders.values()) if isinstance(folders, dict) else (folders,):
+        if not isinstance(text, str):
+            raise CardError(
+                f"{path}: source.folders must map folder names to class names; YAML reads one as "
+                f"{text!r}: put it between quotation marks"
+            )
     if source["kind"] != "archive":
         return
     mirror = source.get("mirror", {"repo": ""})

@@ -10,6 +10,7 @@ read over luigi.cfg in order. A section `[Train:cub]` holds for the dataset cub 
 import difflib
 import os
 from collections.abc import Iterable
+from configparser import InterpolationError
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,8 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.parameter import MissingParameterException
 from luigi.task_register import Register
 
+from pipeline.config_files import SettingsError as SettingsError  # also used from here
+from pipeline.config_files import read_into
 from pipeline.parameters import parameter, plain, settings_of
 from tasks.runtime.errors import StageError
 from tasks.runtime.settings import Rule, Settings, rules
@@ -51,13 +54,6 @@ RENAMED = {("engine", "server_seeds"): "seeds = request, or engine in place of f
 GRAPH = ("dataset", "subset", "method", "refresh_round", "seed")
 # Parameters of a single stage, for the command line only: in luigi.cfg they would hold for all.
 OPERANDS = ("on", "policy")
-
-
-class SettingsError(SystemExit):
-    """The settings cannot be used. Ends the process with the sentence and exit code 1."""
-
-    def __init__(self, sentence: str):
-        super().__init__(f"error: {sentence}")
 
 
 S = TypeVar("S", bound=Settings)
@@ -117,17 +113,32 @@ def of_dataset(family: str, params: Any, kwargs: dict[str, Any]) -> dict[str, An
 def read_overlays() -> None:
     """Read the overlays that RECIPE names over luigi.cfg, once for each configuration.
 
-    Raises SettingsError when one is missing.
+    Raises SettingsError when one is missing, or cannot be read.
     """
     config = configuration.get_config()
     wanted = overlays()
     if wanted == getattr(config, "overlays_read", ()):
         return
+    config.origins = {}
     for path in wanted:
         if not Path(path).is_file():
             raise SettingsError(f"RECIPE: there is no file {path!r}")
-        config.read(path)
+        overlay = configuration.LuigiConfigParser()  # alone, to know which keys it sets
+        for each in (overlay, config):
+            read_into(each, Path(path))
+        config.origins |= {
+            (name, key): path for name in overlay.sections() for key in overlay[name]
+        }
     config.overlays_read = wanted
+
+
+def _file(section: str, key: str = "") -> str:
+    """The file that sets a key, or that has a section: luigi.cfg, unless an overlay does."""
+    origins = getattr(configuration.get_config(), "origins", {})
+    if key:
+        return origins.get((section, key), "luigi.cfg")
+    files = [path for (name, _), path in origins.items() if name == section]
+    return files[-1] if files else "luigi.cfg"
 
 
 def overlays() -> tuple[str, ...]:
@@ -143,7 +154,13 @@ def check_configuration() -> None:
     """
     read_overlays()
     config = configuration.get_config()
-    contents = [(name, dict(config[name])) for name in config.sections()]
+    try:
+        contents = [(name, dict(config[name])) for name in config.sections()]
+    except InterpolationError as error:  # a % or ${NAME} that means nothing
+        raise SettingsError(
+            f"{_file(error.section, error.option)}: section [{error.section}] {error.option}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
     if contents == getattr(config, "contents_checked", None):
         return
     known = known_keys()
@@ -154,20 +171,22 @@ def check_configuration() -> None:
             continue
         if section not in known:
             raise SettingsError(
-                f"luigi.cfg: unknown section [{section}]{_nearest(section, [*known, *LUIGI_SECTIONS])}"
+                f"{_file(full_name)}: unknown section [{section}]{_nearest(section, [*known, *LUIGI_SECTIONS])}"
             )
         if dataset and ("dataset" not in known[section] or "+".join(_sorted(dataset)) != dataset):
             raise SettingsError(
-                f"luigi.cfg: section [{full_name}]: {section} has no settings by dataset"
+                f"{_file(full_name)}: section [{full_name}]: {section} has no settings by dataset"
                 if "dataset" not in known[section]
-                else f"luigi.cfg: section [{full_name}]: write [{section}:{'+'.join(_sorted(dataset))}]"
+                else f"{_file(full_name)}: section [{full_name}]: write [{section}:{'+'.join(_sorted(dataset))}]"
             )
         for key in config[full_name]:
             name = key.replace("-", "_")
             if name not in known[section]:
                 renamed = RENAMED.get((section, name))
                 instead = f"; set {renamed}" if renamed else _nearest(key, known[section])
-                raise SettingsError(f"luigi.cfg: section [{full_name}] has no key {key!r}{instead}")
+                raise SettingsError(
+                    f"{_file(full_name, key)}: section [{full_name}] has no key {key!r}{instead}"
+                )
             if (parameter := known[section][name]) is not None:
                 value = _parsed(full_name, key, parameter, config.get(full_name, key))
                 values.setdefault(section, {}).setdefault(dataset, {})[name] = value
@@ -225,7 +244,7 @@ def _parsed(section: str, key: str, parameter: Any, text: str) -> Any:
         return parameter.parse(text)
     except ValueError as error:
         named = "" if str(error).startswith(key) else f" {key}:"
-        raise SettingsError(f"luigi.cfg: section [{section}]{named} {error}") from error
+        raise SettingsError(f"{_file(section, key)}: section [{section}]{named} {error}") from error
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -88,8 +88,8 @@ def _finished(output: Path, schema: pa.Schema, index: int) -> tuple[pa.Table, pa
     path, asked = (shards.shard_path(output, name, index) for name in ("candidates", "mcq"))
     if not path.exists():
         return None
-    questions = shards.read_file(asked) if asked.exists() else schema.empty_table()
-    return shards.read_file(path), questions
+    written = [shards.read_file(part) for part in shards.parts(asked)] if asked.exists() else []
+    return shards.read_file(path), pa.concat_tables(written) if written else schema.empty_table()
 
 
 if __name__ == "__main__":

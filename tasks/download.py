@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_cards import Card, load
+from tasks.ingest.folders import described
 from tasks.ingest.pictures import Picture, Reject, image_row, open_picture
 from tasks.ingest.settings import DownloadSettings
 from tasks.ingest.source import Item, Source
@@ -56,6 +57,8 @@ def download(
     except ValueError as error:
         raise StageError(f"card {card}: {error}") from error
     source = open_source(data_card, settings.archives, output / UNPACKED, settings.mirror)
+    for line in described(source.left_out):
+        print(f"download: {line}")
     count, rejects = _finished(output, source)
     items = source.items(count)
     with (
@@ -81,8 +84,10 @@ def download(
             bar.set_postfix(unusable=len(rejects))
             stop_if_asked()
     _check_rejects(output, rejects, count, count, settings)
-    stats = {"images": count - len(rejects), "rejected": len(rejects)}
+    stats: dict[str, Any] = {"images": count - len(rejects), "rejected": len(rejects)}
     stats |= _counts(output, data_card) | ({"revision": source.revision} if source.revision else {})
+    if source.left_out:
+        stats["left_out"] = {why: len(paths) for why, paths in source.left_out.items()}
     shards.write(output / "rejects.parquet", rejects, schemas.rejects())
     save_stats(output, stats)
     _tidy(output)
@@ -116,7 +121,7 @@ def _finished(output: Path, source: Source) -> tuple[int, list[dict[str, str]]]:
         count += recorded["items"]
         rejects += recorded["rejects"]
     for path in (*output.glob("part-*.json"), *output.glob("images-*.parquet")):
-        if int(path.stem.rpartition("-")[2]) >= -(-count // IMAGES_PER_SHARD):
+        if int(path.stem.rpartition("-")[2].partition("_")[0]) >= -(-count // IMAGES_PER_SHARD):
             path.unlink()
     return count, rejects
 

@@ -1,7 +1,8 @@
 """Drafts a data card from a folder of photographs: `make card NAME=my_birds FOLDER=~/photos/birds`.
 
 The folder holds `class_name/*.jpg`, or the same under `train/`, `val/` and `test/`. Class names come
-from the folders, with underscores read as spaces and a leading "001." dropped. Every file is opened.
+from the folders, with underscores read as spaces. A leading number such as "001." is dropped where
+it is an index of the folders. Every file is opened.
 The card lists each class's image count, the image sizes, the files that are no images, and the
 pictures that occur in two classes or two splits.
 """
@@ -21,14 +22,17 @@ from pathlib import Path
 import yaml
 
 from data_cards import FOLDER, clean_name
+from tasks.ingest import folders
 from tasks.ingest.duplicates import twins
 from tasks.ingest.pictures import Picture, Reject, open_picture
-from tasks.ingest.sources import class_folders, files_below, reader
+from tasks.ingest.sources import reader
 from tasks.runtime.errors import StageError
 from tasks.runtime.progress import progress
+from tasks.tables.durable import write_text
 
 NEAR = 6  # bits of 64 in which the difference hashes of near duplicates differ at most
 SMALL = 32  # pixels; with a shorter side lookalikes can hardly be distinguished
+INDEX = re.compile(r"(\d+)[._ -]+(.+)")  # of a class folder: "001.Black footed Albatross"
 SHOWN = 20  # findings of a kind that the card lists at most
 
 
@@ -52,14 +56,24 @@ def draft(name: str, folder: Path, noun: str, kind: str) -> str:
         raise StageError(f"NAME {name!r} must be lower-case letters, digits and underscores")
     if not folder.is_dir():
         raise StageError(f"{folder} is not a folder")
-    folders = class_folders(folder)
-    names = class_names(folder, sorted({path.name for _, path in folders}))
-    files = [(path, names[top.name], split) for split, top in folders for path in files_below(top)]
+    if folders.relative(folder.resolve(), Path("/")) != str(folder.resolve())[1:]:
+        raise StageError(f"the path {str(folder)!a} is not UTF-8; rename the folder")
+    tops = folders.class_folders(folder)
+    names = class_names(folder, sorted({path.name for _, path in tops}))
+    left_out = folders.outside(folder, tops)
+    files = [
+        (path, names[top.name], split)
+        for split, top in tops
+        for path in folders.photographs(folder, top, left_out)
+    ]
     seen = look_at(folder, files)
     images = [each for each in seen if isinstance(each.picture, Picture)]
     if lacking := sorted(set(names.values()) - {each.name for each in images}):
+        bad = next(
+            (f" ({each.path}: {each.picture})" for each in seen if each.name == lacking[0]), ""
+        )
         raise StageError(
-            f"{folder}: no usable image of {lacking[0]}; add some, or remove its folder"
+            f"{folder}: no usable image of {lacking[0]}{bad}; add some, or remove its folder"
         )
     splits = Counter(each.split for each in images if each.split)
     renamed = {top: shown for top, shown in names.items() if top != shown}
@@ -79,14 +93,16 @@ def draft(name: str, folder: Path, noun: str, kind: str) -> str:
         "aliases": {},
     }
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
-    return f"---\n{head}---\n\n" + "\n\n".join(body(name, list(names.values()), seen)) + "\n"
+    return (
+        f"---\n{head}---\n\n" + "\n\n".join(body(name, list(names.values()), seen, left_out)) + "\n"
+    )
 
 
 def class_names(folder: Path, tops: Sequence[str]) -> dict[str, str]:
     """Folder name -> class name. Raises StageError when there are too few, or two read alike."""
     if len(tops) < 2:
         raise StageError(f"{folder} needs two or more class folders with images in them")
-    names = {top: readable(top) for top in tops}
+    names = dict(zip(tops, without_index([readable(top) for top in tops]), strict=True))
     by_key: dict[str, str] = {}
     for top, shown in names.items():
         other = by_key.setdefault(shown.casefold(), top)
@@ -96,9 +112,26 @@ def class_names(folder: Path, tops: Sequence[str]) -> dict[str, str]:
 
 
 def readable(folder_name: str) -> str:
-    """A folder's class name: `001.Black_footed_Albatross` -> `Black footed Albatross`."""
-    plain = re.sub(r"^\d+[._-]+", "", folder_name).replace("_", " ")
-    return clean_name(plain) or folder_name
+    """A folder's class name: `Black_footed_Albatross` -> `Black footed Albatross`."""
+    return clean_name(folder_name.replace("_", " ")) or folder_name
+
+
+def without_index(names: Sequence[str]) -> list[str]:
+    """Drop the leading numbers where they are an index: `001.Kite`, `002.Crow` -> `Kite`, `Crow`.
+
+    Numbers are an index when every name has one of its own, they count from 0 or 1 or are padded
+    with zeros to one width, and what is left are distinct names with letters. So `737-800` and
+    `747-400`, or `3-series` beside `kite`, keep theirs.
+    """
+    parts = [INDEX.fullmatch(name) for name in names]
+    numbers = [part[1] for part in parts if part]
+    rest = [clean_name(part[2]) for part in parts if part]
+    order = sorted(map(int, numbers))
+    counted = order in (list(range(len(names))), list(range(1, len(names) + 1)))
+    padded = len(set(map(len, numbers))) == 1 and any(n[0] == "0" for n in numbers)
+    distinct = len({name.casefold() for name in rest}) == len(set(order)) == len(names)
+    lettered = all(re.search(r"[^\W\d_]", name) for name in rest)
+    return rest if distinct and lettered and (counted or padded) else list(names)
 
 
 def look_at(folder: Path, files: Sequence[tuple[Path, str, str]]) -> list[Seen]:
@@ -106,7 +139,7 @@ def look_at(folder: Path, files: Sequence[tuple[Path, str, str]]) -> list[Seen]:
     load = reader(folder)
 
     def one(file: tuple[Path, str, str]) -> Seen:
-        path, name, split = file[0].relative_to(folder).as_posix(), *file[1:]
+        path, name, split = folders.relative(file[0], folder), *file[1:]
         picture = open_picture(partial(load, path, 0))
         if isinstance(picture, Picture):
             picture = picture._replace(data=b"")
@@ -117,7 +150,9 @@ def look_at(folder: Path, files: Sequence[tuple[Path, str, str]]) -> list[Seen]:
         return list(progress(results, desc="card", total=len(files), unit="files"))
 
 
-def body(name: str, classes: Sequence[str], seen: Sequence[Seen]) -> list[str]:
+def body(
+    name: str, classes: Sequence[str], seen: Sequence[Seen], left_out: folders.LeftOut
+) -> list[str]:
     """The paragraphs of the card's text."""
     images = [(each, each.picture) for each in seen if isinstance(each.picture, Picture)]
     base = -(-len(classes) // 2)
@@ -143,6 +178,13 @@ def body(name: str, classes: Sequence[str], seen: Sequence[Seen]) -> list[str]:
         if min(p.width, p.height) < SMALL
     ]
     parts += findings("Files that are no usable images", bad)
+    if bad:
+        parts.append(
+            f"They are {len(bad) / len(seen):.1%} of the files. Download refuses more than "
+            "`[Download] max_reject_share`."
+        )
+    for reason, paths in left_out.items():
+        parts += findings(f"Left out, {reason}", [f"`{path}`" for path in paths])
     parts += findings(f"Images with a side under {SMALL} pixels", small)
     return parts + repeats([each for each, _ in images], [picture for _, picture in images])
 
@@ -214,7 +256,7 @@ def main() -> None:
         text = draft(arguments.name, arguments.folder.expanduser(), arguments.noun, arguments.kind)
     except StageError as error:
         sys.exit(f"error: {error}")
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     for line in text.splitlines():
         if line.startswith("## ") and ": " in line:
             print(f"look at    {line[3:]}")

@@ -185,7 +185,7 @@ FORMATS: dict[str, tuple[Features, Callable[[Row, int], Row]]] = {
 
 def _read_json(file: Path) -> dict[str, Row]:
     try:
-        answers = json.loads(file.read_text(encoding="utf-8"))
+        answers = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise StageError(f"cannot read {file}: {error}") from error
     if not isinstance(answers, dict) or not answers:

@@ -9,7 +9,7 @@ from huggingface_hub import DatasetCard
 
 import data_cards
 from tasks.download import download
-from tasks.draft_card import draft, size_category
+from tasks.draft_card import class_names, draft, size_category
 from tasks.runtime.errors import StageError
 from tests.conftest import ROOT, run_stage
 from tests.ingest.test_pictures import encoded, photograph
@@ -28,7 +28,7 @@ def birds(tmp_path) -> Path:
                 data = encoded(photograph(number, (300 + number, 200)), quality=95)
                 (root / split / folder / f"{i}.jpg").write_bytes(data)
     kites, buzzards = root / "train" / "001.Red_kite", root / "train" / "002.Buzzard"
-    (buzzards / "notes.txt").write_text("seen in May")
+    (buzzards / "notes.jpg").write_text("seen in May")
     (buzzards / "small.jpg").write_bytes(encoded(photograph(50, (20, 40))))
     (buzzards / "kite.jpg").write_bytes((kites / "0.jpg").read_bytes())
     again = photograph(2, (302, 200)).resize((151, 100))
@@ -44,7 +44,7 @@ def test_the_draft_counts_and_names_what_is_there(birds):
     assert "| Red kite | 3 | 3 |" in text
     assert "| Buzzard | 5 | 2 |" in text
     assert (
-        "## Files that are no usable images: 1\n\n- `train/002.Buzzard/notes.txt`: not an" in text
+        "## Files that are no usable images: 1\n\n- `train/002.Buzzard/notes.jpg`: not an" in text
     )
     assert (
         "## Images with a side under 32 pixels: 1\n\n- `train/002.Buzzard/small.jpg`: 20x40" in text
@@ -70,7 +70,7 @@ def test_the_draft_is_a_card_that_downloads_what_it_counted(birds, tmp_path, mon
 
 
 def test_a_clean_folder_gives_a_card_without_findings(birds):
-    for path in ("train/002.Buzzard/notes.txt", "train/002.Buzzard/small.jpg",
+    for path in ("train/002.Buzzard/notes.jpg", "train/002.Buzzard/small.jpg",
                  "train/002.Buzzard/kite.jpg", "test/001.Red_kite/resized.jpg"):  # fmt: skip
         (birds / path).unlink()
     text = draft("my_birds", birds, "bird", "species")
@@ -93,6 +93,28 @@ def test_a_folder_that_gives_no_card_says_why(tmp_path, make, told):
     make(tmp_path)
     with pytest.raises(StageError, match=told):
         draft("my_birds", tmp_path, "bird", "species")
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes"),
+    [
+        ("737-800 7-spotted_ladybird 3-series", "737-800;7-spotted ladybird;3-series"),
+        ("737-800 747-400 757-200", "737-800;747-400;757-200"),  # all carry one, none is an index
+        ("2-spotted 7-spotted 22-spotted", "2-spotted;7-spotted;22-spotted"),
+        ("1-series 2-series 3-series", "1-series;2-series;3-series"),
+        ("1-800 2-900", "1-800;2-900"),
+        ("1.kite crow", "1.kite;crow"),
+        ("001.Red_kite 005.Crow 200.Gull", "Red kite;Crow;Gull"),  # part of a longer list
+        ("0_kite 1_crow", "kite;crow"),
+        ("1-kite 2-crow 10-gull", "1-kite;2-crow;10-gull"),
+        ("1.kite 2.crow 3.gull", "kite;crow;gull"),
+        ("01-3-series 02-7-spotted", "3-series;7-spotted"),
+        ("²kite 2.crow", "2kite;2.crow"),
+        ("١.kite ٢.crow", "kite;crow"),  # other digits
+    ],
+)
+def test_a_number_goes_only_where_all_folders_carry_one_as_an_index(tmp_path, folders, classes):
+    assert list(class_names(tmp_path, folders.split()).values()) == classes.split(";")
 
 
 def test_a_name_that_is_no_file_name_is_refused(birds):

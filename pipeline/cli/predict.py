@@ -129,7 +129,7 @@ def classes(file: Path | None) -> list[str] | None:
     if file is None:
         return None
     try:
-        return file.read_text(encoding="utf-8").splitlines()
+        return file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         sys.exit(f"error: --classes {file} cannot be read ({error})")
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
+from pipeline.config_files import read_into
 from tasks.tables.manifest import FILE as MANIFEST
 
 
@@ -16,7 +17,9 @@ def configured_root(dataset: str | None) -> tuple[Path, str]:
 
     config = ConfigParser(interpolation=None)
     overlays = [os.environ.get("LUIGI_CONFIG_PATH", ""), *os.environ.get("RECIPE", "").split(",")]
-    config.read(["luigi.cfg", *filter(None, overlays)])
+    for path in map(Path, ("luigi.cfg", *filter(None, overlays))):
+        if path.is_file():
+            read_into(config, path)
     if not config.has_section("run"):
         sys.exit("error: no luigi.cfg with a [run] section here; run this in the project's folder")
     names = (dataset or config["run"]["dataset"]).split("+")

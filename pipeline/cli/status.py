@@ -75,7 +75,7 @@ def _finished_shards(partial: Path) -> int:
     if not written:
         return 0
     last = max(written, key=lambda path: (written[path], path))
-    return len(list(partial.glob(f"{last.name.rpartition('-')[0]}-[0-9]*.parquet")))
+    return len(list(partial.glob(f"{last.name.rpartition('-')[0]}-*[0-9].parquet")))
 
 
 def _all_shards(partial: Path) -> int | None:

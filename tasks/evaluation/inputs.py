@@ -15,7 +15,7 @@ from PIL import Image
 from data_cards import Card, CardError, clean_name, load
 from tasks.engines import policies
 from tasks.engines.settings import EngineSettings
-from tasks.ingest.pictures import Picture, Reject, open_picture
+from tasks.ingest.pictures import Picture, Reject, open_picture, to_rgb
 from tasks.language.class_names import ClassNames
 from tasks.runtime.errors import StageError
 from tasks.runtime.machine import gpus
@@ -89,7 +89,7 @@ def read_image(image: Source) -> Picture | Reject:
             return image
         if isinstance(image, Image.Image):
             buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, "PNG")
+            to_rgb(image).save(buffer, "PNG")
             return buffer.getvalue()
         try:
             return Path(image).read_bytes()

@@ -102,16 +102,16 @@ class _Labels:
         for name in names or ():
             self.of(name)
 
-    def of(self, value: int | str) -> int:
+    def of(self, value: int | str | None) -> int:
         """The class id of a label. Raises StageError for an unknown class or a missing label."""
         text = str(value)
         if self.names and isinstance(value, int):
-            if not 0 <= value < len(self.names):
-                raise StageError(
-                    f"card {self.card.name}: {self.repo} has an image without a label ({value}); leave "
-                    "its split out under `splits` of the source"
-                )
-            text = self.names[value]
+            text = self.names[value] if 0 <= value < len(self.names) else ""
+        if value is None or not text.strip():
+            raise StageError(
+                f"card {self.card.name}: {self.repo} has an image without a label ({value}); leave "
+                "its split out under `splits` of the source"
+            )
         class_id = self.known.match(text).class_id
         if class_id is None:  # "001.Black_footed_Albatross"
             class_id = self.known.match(text.lstrip("0123456789").lstrip("._- ")).class_id

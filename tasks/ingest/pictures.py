@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+import numpy as np
 import xxhash
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -59,7 +60,7 @@ def normalise_image(data: bytes, crop_bottom: int = 0) -> Picture:
     except (Reject, MemoryError):  # a lack of memory says nothing about the picture
         raise
     except UnidentifiedImageError as error:
-        raise Reject("not an image in a known format") from error
+        raise Reject(_unknown(data)) from error
     except Image.DecompressionBombError as error:
         raise Reject("too many pixels (decompression bomb)") from error
     except Exception as error:  # decoders raise anything from SyntaxError to struct.error
@@ -105,6 +106,30 @@ def difference_hash(rgb: Image.Image) -> int:
     return bits - (bits >> 63 << 64)
 
 
+def _unknown(data: bytes) -> str:
+    """Why Pillow knows no format for these bytes."""
+    if data[4:8] == b"ftyp" and data[8:12] in (
+        b"heic",
+        b"heix",
+        b"hevc",
+        b"heim",
+        b"heis",
+        b"mif1",
+    ):
+        return (
+            "HEIC, which Pillow cannot read; convert it to JPEG, as with: heif-convert a.heic a.jpg"
+        )
+    if data[4:11] == b"ftypcrx":
+        return (
+            "a camera's raw file (CR3); convert it to JPEG with the camera's program or darktable"
+        )
+    if data[:2] == b"\xff\x0a" or data[4:8] == b"JXL ":
+        return "JPEG XL, which Pillow cannot read; convert it to JPEG, as with: djxl a.jxl a.jpg"
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        return "a TIFF whose pixels Pillow cannot read; save it with 8 or 16 bits a channel"
+    return "not an image in a known format"
+
+
 def _read(image: Image.Image, data: bytes, crop_bottom: int) -> tuple[bytes, Image.Image]:
     """(bytes to keep, decoded RGB picture)."""
     if image.format == "PNG":  # decoding alone accepts some damaged files: check the checksums
@@ -127,14 +152,32 @@ def _read(image: Image.Image, data: bytes, crop_bottom: int) -> tuple[bytes, Ima
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to 8-bit RGB. 16-bit grey keeps its range, transparency becomes white."""
+    """Convert any mode to 8-bit RGB. Grey of more bits keeps its range, transparency becomes white.
+
+    Raises Reject for numbers that no brightness follows from: below 0, or not finite.
+    """
     if image.mode.startswith("I") or image.mode == "F":
-        # 16-bit grayscale: PIL's own conversion would clip everything above 255 to white.
-        highest = image.getextrema()[1]
-        scale = 255 / highest if highest > 255 else 1
-        return image.convert("F").point(lambda value: value * scale).convert("L").convert("RGB")
+        return _scaled(image.convert("I") if image.mode.startswith("I;16") else image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits as RGB. Pillow's own conversion would clip all above 255 to white.
+
+    Up to 255 values are levels as they are; floating-point ones up to 1 are shares of white. Where
+    values are higher, the highest is white.
+    """
+    values = np.asarray(image)
+    if not np.isfinite(values).all():
+        raise Reject("grey values that are not finite")
+    if (lowest := values.min()) < 0:
+        raise Reject(f"grey values from {lowest:g}, of which none is black; save it with 8 bits")
+    highest = values.max()
+    scale = 255 / highest if highest > 255 else 1
+    if image.mode == "F" and highest <= 1:
+        scale = 255
+    return image.convert("F").point(lambda value: value * scale).convert("L").convert("RGB")

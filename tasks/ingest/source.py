@@ -1,7 +1,7 @@
 """The interface of every image source: the number of images, and an iterator from any index on."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,11 @@ class Source:
 
     `total` is their number, None where it is not known beforehand. `revision` is the commit of a hub
     dataset, else "". `digest(start, stop)` is a hash of part of a list, which shows changes.
+    `left_out` maps a reason to the files of a folder that are not among the images for it.
     """
 
     total: int | None
     items: Callable[[int], Iterator[Item]]
     revision: str = ""
     digest: Callable[[int, int], str] = lambda start, stop: ""
+    left_out: dict[str, list[str]] = field(default_factory=dict)

@@ -4,12 +4,14 @@ Each kind becomes a Source: the number of images, where it is known, and an iter
 on. The list of a million images takes about ten megabytes.
 """
 
+import csv
 import hashlib
 import io
 import json
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,18 +19,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import xxhash
 
 from data_cards import Card, beetles, clean_name
 from tasks.ingest import archives as archive_files
-from tasks.ingest import hub, layouts
+from tasks.ingest import folders, hub, layouts
 from tasks.ingest.duplicates import repeated
 from tasks.ingest.pictures import Reject
 from tasks.ingest.source import Item, Source
 from tasks.language.class_names import ClassNames
 from tasks.runtime.errors import StageError, first_line
 
-SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 ROWS = 1 << 14  # rows of a list that are Python objects at a time
 PACKING = pa.ipc.IpcWriteOptions(compression="zstd")
 LISTED = pa.schema([("path", pa.string()), ("label", pa.int32()), ("split", pa.string())])
@@ -149,44 +151,74 @@ def _table(card: Card, table: Path) -> Source:
 
     def entries() -> Iterator[tuple[str, int, str]]:
         number = 0
-        for frame in _frames(table):
-            if missing := [column for column in ("path", "class") if column not in frame]:
-                raise StageError(
-                    f"{table} has no column {missing[0]!r}; it has "
-                    f"{', '.join(map(str, frame.columns))}"
-                )
-            splits = frame["split"].astype(object).fillna("") if "split" in frame else None
-            parts = [""] * len(frame) if splits is None else splits
-            rows = zip(frame["path"].astype(str), frame["class"].astype(str), parts, strict=True)
+        for rows in _rows(table):
             for path, name, part in rows:
                 number += 1
+                for column, cell in (("path", path), ("class", name)):
+                    if not cell.strip():
+                        raise StageError(f"{table}, row {number}: the cell of {column!r} is empty")
                 class_id = known.match(name).class_id
                 if class_id is None:
                     raise StageError(
                         f"{table}, row {number}: no class {name!r} in card {card.name}"
                     )
-                if part and part not in SPLIT_FOLDERS:
-                    allowed = ", ".join(SPLIT_FOLDERS)
+                split = folders.split_named(part) if part.strip() else ""
+                if split is None:
+                    allowed = ", ".join(folders.SPLITS)
                     raise StageError(f"{table}, row {number}: split {part!r} is none of {allowed}")
-                yield path, class_id, SPLIT_FOLDERS.get(part, "")
+                yield path, class_id, split
 
     return listing(card, entries(), reader(table.parent), named_once=table)
 
 
-def _frames(table: Path) -> Iterator[Any]:
-    """A table as pandas frames of about ROWS rows."""
-    import pandas as pd
-    import pyarrow.parquet as pq
+def _rows(table: Path) -> Iterator[Iterable[tuple[str, str, str]]]:
+    """About ROWS rows of a table at a time: path, class, split. An empty cell is "".
 
+    Cells stay as they are written: 007 is no number, and NA or null may be the name of a class.
+    """
     try:
-        if table.suffix == ".csv":
-            with pd.read_csv(table, chunksize=ROWS) as frames:
-                yield from frames
+        if table.suffix.lower() == ".csv":
+            with table.open(encoding="utf-8-sig", newline="") as file:
+                lines = filter(None, csv.reader(file, strict=True))  # blank lines are none
+                header = [name.strip() for name in next(lines, [])]
+                places = [header.index(name) for name in _wanted(table, header)]
+                yield from iter(lambda: list(_cells(table, lines, places, len(header))), [])
         else:
             with pq.ParquetFile(table) as file:
-                yield from (batch.to_pandas() for batch in file.iter_batches(ROWS))
-    except Exception as error:  # pandas and pyarrow raise a dozen kinds
+                wanted = _wanted(table, file.schema_arrow.names)
+                for batch in file.iter_batches(ROWS, columns=wanted):
+                    texts = [batch[n].cast(pa.string()).fill_null("").to_pylist() for n in wanted]
+                    yield zip(*texts, *[[""] * batch.num_rows] * (3 - len(texts)), strict=True)
+    except StageError:
+        raise
+    except UnicodeDecodeError as error:
+        raise StageError(f"{table} is not UTF-8; save it as UTF-8 ({error.reason})") from error
+    except (OSError, csv.Error, pa.ArrowException) as error:
         raise StageError(f"{table} cannot be read: {first_line(error)}") from error
+
+
+def _cells(
+    table: Path, lines: Iterator[list[str]], places: list[int], width: int
+) -> Iterator[tuple[str, str, str]]:
+    """The next ROWS lines of a CSV file: the cells at `places`, "" where a line ends early."""
+    for cells in islice(lines, ROWS):
+        if any(cell.strip() for cell in cells[width:]):
+            raise StageError(
+                f"{table}: {cells[places[0]]!r} has more cells than the header; put a text with "
+                "commas between quotation marks"
+            )
+        padded = [*cells, *[""] * width]
+        path, name, *split = (padded[place] for place in places)
+        yield path, name, split[0] if split else ""
+
+
+def _wanted(table: Path, columns: list[str]) -> list[str]:
+    """The columns that are read. Raises StageError when one is missing."""
+    if missing := [column for column in ("path", "class") if column not in columns]:
+        raise StageError(
+            f"{table} has no column {missing[0]!r}; it has {', '.join(map(str, columns))}"
+        )
+    return [column for column in ("path", "class", "split") if column in columns]
 
 
 def _require_once(paths: Callable[[], Iterator[str]], count: int, table: Path) -> None:
@@ -209,9 +241,11 @@ def reader(root: Path) -> Callable[[str, int], bytes]:
         try:
             return (root / path).read_bytes()
         except FileNotFoundError as error:
-            raise Reject("listed, but there is no such file") from error
+            raise Reject(folders.why_missing(root / path)) from error
         except OSError as error:
             raise Reject(f"cannot be read: {error.strerror or error}") from error
+        except ValueError as error:  # a path with a null byte, or with half a character
+            raise Reject(f"cannot be read: {first_line(error)}") from error
 
     return load
 
@@ -219,15 +253,18 @@ def reader(root: Path) -> Callable[[str, int], bytes]:
 def _folder(card: Card) -> Source:
     """A folder with `class_name/file`, or the same below `train/` and `test/`, or a table of paths."""
     root = Path(os.path.expanduser(str(card.source.get("path", ""))))
-    if root.suffix in (".csv", ".parquet") and root.is_file():
+    if root.suffix.lower() in (".csv", ".parquet") and root.is_file():
         return _table(card, root)
     if not root.is_dir():
         raise StageError(f"card {card.name}: source.path {root} is not a folder")
     known = ClassNames(card.classes, card.aliases)
     mapped = {_composed(str(k)): v for k, v in (card.source.get("folders") or {}).items()}
 
+    tops = folders.class_folders(root)
+    left_out = folders.outside(root, tops)
+
     def entries() -> Iterator[tuple[str, int, str]]:
-        for split, folder in class_folders(root):
+        for split, folder in tops:
             name = mapped.get(_composed(folder.name), folder.name)
             label = known.match(clean_name(str(name))).class_id
             if label is None:
@@ -235,39 +272,10 @@ def _folder(card: Card) -> Source:
                     f"{folder}: no class {folder.name!r} in card {card.name}; add it to `classes`, "
                     f"or map it under source.folders"
                 )
-            for path in files_below(folder):
-                yield path.relative_to(root).as_posix(), label, split
+            for path in folders.photographs(root, folder, left_out):
+                yield folders.relative(path, root), label, split
 
-    return listing(card, entries(), reader(root))
-
-
-def class_folders(root: Path) -> list[tuple[str, Path]]:
-    """(split, class folder) for each class folder below `root`; the split is "" without split folders.
-
-    Raises StageError for any other folder beside train/ and test/.
-    """
-    tops = _folders(root)
-    if not any(path.name in SPLIT_FOLDERS for path in tops):
-        return [("", path) for path in tops]
-    if stray := [path.name for path in tops if path.name not in SPLIT_FOLDERS]:
-        raise StageError(f"{root}: {stray[0]} stands beside train/ and test/; move it away")
-    return [(SPLIT_FOLDERS[top.name], path) for top in tops for path in _folders(top)]
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """Every file at any depth, sorted. Hidden files are left out, links to folders not followed."""
-    with os.scandir(folder) as entries:
-        children = [(e.name, e.is_dir(follow_symlinks=False)) for e in entries if e.name[0] != "."]
-    for name, is_folder in sorted(children):
-        path = folder / name
-        if is_folder:
-            yield from files_below(path)
-        elif path.is_file():
-            yield path
-
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+    return replace(listing(card, entries(), reader(root)), left_out=left_out)
 
 
 def _composed(text: str) -> str:

@@ -91,7 +91,7 @@ def read(path: Path) -> list[Listed]:
     try:
         if path.is_dir():
             return _dive_k(path)
-        parts = json.loads(path.read_text(encoding="utf-8"))
+        parts = json.loads(path.read_text(encoding="utf-8-sig"))
         return [
             Listed(str(image), part, str(name)) for part in PARTS for image, _, name in parts[part]
         ]
@@ -111,7 +111,7 @@ def _dive_k(folder: Path) -> list[Listed]:
     listed = []
     for part, paths in files.items():
         for file in paths:
-            for item in json.loads(file.read_text(encoding="utf-8")):
+            for item in json.loads(file.read_text(encoding="utf-8-sig")):
                 name = item["solution"].removeprefix("<answer>").removesuffix("</answer>")
                 listed.append(Listed(item["image_path"], split_of[part], name))
     return listed

@@ -8,6 +8,7 @@ fast path of `parse` for a whole column; a property test holds the two together.
 answer is") and punctuation between them. All claims must mean the same option. So "B.", "(b)",
 "Option B", "Laysan Albatross" and "B. Laysan Albatross" are answers. "A or B", "B, maybe A", a
 letter beside another option's text, and a letter inside prose are not: a hedged answer earns nothing.
+Only A to Z are letters. An option text of one sign, such as "7" or "狗", is a text like any other.
 """
 
 import re
@@ -158,6 +159,11 @@ def _depths(tokens: list[words.Word]) -> list[int]:
     return depths
 
 
+def _is_letter(word: words.Word) -> bool:
+    """Whether the word is one of A to Z. A single digit or sign of another script is a text."""
+    return len(word.key) == 1 and word.key.isascii() and word.key.isalpha()
+
+
 class _Reading:
     """Reads an answer's words from left to right as claims about the options.
 
@@ -211,7 +217,7 @@ class _Reading:
                 continue
             if word.key in words.HEDGES:
                 self.hedged = True
-            elif len(word.key) == 1 and word.key.upper() in LETTERS:
+            elif _is_letter(word):
                 self._read_letter(index)
             elif word.key not in _FILLERS:
                 # Words in parentheses are ignored, unless they may refer to the options.
@@ -225,7 +231,7 @@ class _Reading:
         before = self.words[at - 1].key if at else ""
         following = self.words[at + 1].key if at + 1 < len(self.words) else ""
         article = word.raw == "a" and word.after == " " and before not in _LETTER_FOLLOWS
-        if article and self._option_at(at + 1)[1]:
+        if article and len(following) > 1 and self._option_at(at + 1)[1]:
             return  # the article of "a Laysan Albatross"; a capital A would be the letter
         if word.key == "i" and following in _SAYING:
             return
@@ -239,8 +245,8 @@ class _Reading:
         """The longest option text that starts at word `start`: (its word count, option indices)."""
         keys = [word.key for word in self.words[start : start + self.options.longest]]
         for length in range(len(keys), 0, -1):
-            if length == 1 and len(keys[0]) == 1:
-                break  # a lone letter is always read as the letter
+            if length == 1 and self._labels_an_option(self.words[start]):
+                break  # an option's letter is always read as the letter
             fits = self.options.spellings.get(" ".join(keys[:length]), [])
             named = {index for gaps, index in fits if self._joined(start, gaps)}
             if named:
@@ -249,6 +255,10 @@ class _Reading:
         if len(rest) <= self.options.longest:
             return len(rest), self.options.bags.get(words.year_bag(rest), set())
         return 0, set()
+
+    def _labels_an_option(self, word: words.Word) -> bool:
+        """Whether the word is the letter of an option. An X among three options is none."""
+        return _is_letter(word) and LETTERS.index(word.key.upper()) < self.options.count
 
     def _joined(self, start: int, gaps: tuple[str, ...]) -> bool:
         """Whether the words from `start` are joined as in the option, and not as in a list."""

@@ -204,10 +204,7 @@ class Builder:
         columns = {
             "mcq_id": [mcq_id(*of) for of in zip(ids, class_ids, open_names, strict=True)],
             "image_id": ids,
-            "image": pa.StructArray.from_arrays(
-                [pa.array([images[i] for i in ids], pa.binary()), pa.array(ids, pa.string())],
-                ["bytes", "path"],
-            ),
+            "image": pictures(ids, images, self.schema.field("image").type),
             "question": [
                 prompts.mcq_question(card.noun, card.kind, listed, style=style) for listed in names
             ],
@@ -221,9 +218,18 @@ class Builder:
             **difficulties(block, [a[3] for a in asked], [a[2] for a in asked]),
         }
         return pa.table(
-            [pa.array(columns[field.name], field.type) for field in self.schema],
+            [
+                column if isinstance(column, pa.ChunkedArray) else pa.array(column, field.type)
+                for field, column in ((field, columns[field.name]) for field in self.schema)
+            ],
             schema=self.schema,
         )
+
+
+def pictures(ids: list[str], images: dict[str, bytes], kind: pa.DataType) -> pa.ChunkedArray:
+    """The column of encoded images. One chunk of an Arrow column holds less than 2 GB."""
+    chunks = [pa.array([{"bytes": images[i], "path": i}], kind) for i in ids]
+    return pa.chunked_array(chunks, kind)
 
 
 def _within(rows: Sequence[Row], block: Merged) -> Iterator[tuple[Row, int]]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file so that it is there whole or not at all, also after a power failure."""
+    data = text.encode("utf-8")  # raises before there is a file
     partial = path.with_suffix(".tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

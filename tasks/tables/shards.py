@@ -1,13 +1,11 @@
 """Writes and reads Parquet shards: checked against a schema, with page checksums, atomically.
 
-A shard gets its file name only once its bytes are on disk. So a shard that exists is complete, and a
-killed stage resumes after the last one. Page checksums are written and verified, because without
-them most single-bit flips would read back as silently wrong values.
+A shard gets its file name only once its bytes are on disk (`tasks.tables.writer`). So a shard that
+exists is complete, and a killed stage resumes after the last one. Page checksums are written and
+verified, because without them most single-bit flips would read back as silently wrong values.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,14 +15,14 @@ import pyarrow.parquet as pq
 
 from tasks.runtime.errors import ShardError
 from tasks.tables.durable import sha256_file as sha256_file  # also used as `shards.sha256_file`
-from tasks.tables.durable import sync
+from tasks.tables.durable import sync as sync
 from tasks.tables.durable import sync_tree as sync_tree
 from tasks.tables.durable import write_text as write_text
+from tasks.tables.writer import Writer as Writer  # also used as `shards.Writer`
+from tasks.tables.writer import parts as parts
+from tasks.tables.writer import write as write
 
 T = TypeVar("T")
-IMAGE_ROWS_PER_GROUP = 100  # a row group of photographs then has about 10 MB
-BYTES_PER_GROUP = 64 << 20  # a row group of large photographs ends here
-ROWS_PER_GROUP = 1 << 20
 
 
 def shard_path(folder: Path, name: str, index: int) -> Path:
@@ -32,120 +30,13 @@ def shard_path(folder: Path, name: str, index: int) -> Path:
     return folder / f"{name}-{index:05d}.parquet"
 
 
-class Writer:
-    """Writes one Parquet file row by row, in a `with` statement.
-
-    The file gets its name when the statement ends well. After an error, or without rows, there is no
-    file: `datasets` cannot load a Parquet file without rows, and one such shard would spoil a whole
-    table. Raises ShardError when rows do not fit the schema.
-    """
-
-    def __init__(self, path: Path, schema: pa.Schema):
-        self.path, self.schema = path, schema
-        self.partial = path.with_suffix(".tmp")
-        self.photographs = "image" in schema.names
-        self.rows_per_group = IMAGE_ROWS_PER_GROUP if self.photographs else ROWS_PER_GROUP
-        self.rows: list[dict[str, Any]] = []
-        self.bytes = 0
-        self.file: Any = None
-        self.parquet: Any = None
-
-    def __enter__(self) -> "Writer":
-        return self
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Add one row. A row group is written as soon as it is full."""
-        self.rows.append(row)
-        self.bytes += len(row["image"]["bytes"]) if self.photographs else 0
-        if len(self.rows) == self.rows_per_group or self.bytes >= BYTES_PER_GROUP:
-            self._write_rows()
-
-    def add_table(self, rows: pa.Table | Sequence[dict[str, Any]]) -> None:
-        """Add many rows at once."""
-        try:
-            if not isinstance(rows, pa.Table):
-                rows = pa.Table.from_pylist(list(rows), self.schema)
-            table = rows.select(self.schema.names).cast(self.schema)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
-            raise ShardError(f"rows for {self.path.name} do not fit its schema: {error}") from error
-        if table.num_rows == 0:
-            return
-        if self.parquet is None:
-            self.file = self.partial.open("wb")
-            self.parquet = pq.ParquetWriter(
-                self.file,
-                self.schema,
-                # Photographs are compressed already.
-                compression={
-                    name: "none" if name == "image.bytes" else "zstd"
-                    for field in self.schema
-                    for name in _columns(field.name, field.type)
-                },
-                write_page_checksum=True,
-                write_page_index=True,
-            )
-        self.parquet.write_table(
-            table.replace_schema_metadata(self.schema.metadata), self.rows_per_group
-        )
-
-    def _write_rows(self) -> None:
-        rows, self.rows, self.bytes = self.rows, [], 0
-        self.add_table(rows)
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        try:
-            if kind is None:
-                self._write_rows()
-        except BaseException:
-            kind = True
-            raise
-        finally:
-            if self.parquet is not None:
-                try:
-                    self.parquet.close()
-                    self.file.flush()
-                    os.fsync(self.file.fileno())
-                    self.file.close()
-                except BaseException:  # a full disk: the file is incomplete
-                    self._discard()
-                    raise
-            if self.parquet is not None and kind is None:
-                os.replace(self.partial, self.path)
-                sync(self.path.parent)
-            else:
-                self._discard()
-
-    def _discard(self) -> None:
-        if self.file is not None:
-            with suppress(OSError):  # flushing its buffer may fail on a full disk
-                self.file.close()
-        self.partial.unlink(missing_ok=True)
-
-
-def write(path: Path, rows: pa.Table | Sequence[dict[str, Any]], schema: pa.Schema) -> None:
-    """Write rows as one Parquet file; without rows, no file. Raises ShardError like Writer."""
-    with Writer(path, schema) as writer:
-        writer.add_table(rows)
-
-
-def _columns(name: str, kind: pa.DataType) -> list[str]:
-    """The Parquet columns of a field: a struct has one for each of its fields."""
-    if pa.types.is_struct(kind):
-        return [
-            c
-            for i in range(kind.num_fields)
-            for c in _columns(f"{name}.{kind[i].name}", kind[i].type)
-        ]
-    return [f"{name}.list.element"] if pa.types.is_list(kind) else [name]
-
-
 def paths(folder: Path, name: str) -> list[Path]:
-    """The files of one table, in order: `name.parquet` or `name-*.parquet`.
+    """The files of one table, in order: `name.parquet` or `name-*.parquet`, parts included.
 
     Raises ShardError when there are none.
     """
     single = folder / f"{name}.parquet"
-    files = [single] if single.exists() else sorted(folder.glob(f"{name}-[0-9]*.parquet"))
+    files = parts(single) if single.exists() else sorted(folder.glob(f"{name}-[0-9]*.parquet"))
     if not files:
         raise ShardError(f"{folder} holds no {name} shards; re-run the stage that writes them")
     return files

@@ -75,3 +75,119 @@ def test_cars_says_that_its_host_is_gone_and_what_to_do(tmp_path):
             max_reject_share=0.0,
             archives=tmp_path / "archives",
         )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("no front matter", "must begin with YAML front matter between two lines of ---"),
+        ("---\nversion: 1\n---\n", "'noun' is missing"),
+        ("---\nversoin: 1\n---\n", "unknown key 'versoin'"),
+        ("---\n[\n---\n", "not valid YAML"),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: web}\nclasses: [x, y]\n---\n",
+            "source.kind",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder, path: p}\nclasses: [x, no]\n---\n",
+            "quote",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder, path: p}\nclasses: [x, x]\n---\n",
+            "distinct",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder, path: p}\nclasses: [x, z]\n"
+            "aliases: {x: why}\n---\n",
+            "aliases of 'x' must be a list",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder, path: p}\nclasses: [x, z]\n"
+            "aliases: {x: [007]}\n---\n",
+            "aliases of 'x' must be texts; YAML reads one as 7: put it between",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder, path: p, folders: {007: x}}\n"
+            "classes: [x, z]\n---\n",
+            "source.folders must map .* YAML reads one as 7",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder}\nclasses: [x, z]\n---\n",
+            "source of kind folder lacks the key 'path'",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder, path: p, pth: q}\n"
+            "classes: [x, z]\n---\n",
+            "has no key 'pth'",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nlicense: Do what you like\n"
+            "source: {kind: folder, path: p}\nclasses: [x, z]\n---\n",
+            "license must be an identifier",
+        ),
+        (
+            "---\nversion: 1\nnoun: [a]\nkind: b\nsource: {kind: folder, path: p}\n"
+            "classes: [x, z]\n---\n",
+            "noun must be a word",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: folder, path: p}\n"
+            "classes: [x, z]\nofficial_splits: {dev: 3}\n---\n",
+            "official_splits must map",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: archive, layout: cub, "
+            "files: [{name: x, md5: a}], mirror: {revision: z}}\nclasses: [x, z]\n---\n",
+            "source.mirror has repo",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: archive, layout: zoo, files: []}\n"
+            "classes: [x, z]\n---\n",
+            "source.layout must be one of cub",
+        ),
+        (
+            "---\nversion: 1\nnoun: a\nkind: b\nsource: {kind: archive, layout: cub, "
+            "files: [{name: ../x, md5: a}]}\nclasses: [x, z]\n---\n",
+            "not a plain file name",
+        ),
+    ],
+)
+def test_a_broken_card_says_what_is_wrong(tmp_path, monkeypatch, text, told):
+    monkeypatch.setattr(data_cards, "FOLDER", tmp_path)
+    (tmp_path / "broken.md").write_text(text)
+    with pytest.raises(data_cards.CardError, match=told):
+        data_cards.load("broken")
+
+
+CARD = (
+    "---\nversion: 1\nnoun: bird\nkind: species\nsource: {kind: folder, path: p}\n"
+    "classes: [Käfer, kite]\n---\nWhat people should know --- about it.\n"
+)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        CARD.replace("\n", "\r\n").encode(),
+        CARD.encode("utf-8-sig"),
+        CARD.replace("\n", "\r\n").encode("utf-8-sig"),
+        CARD.replace("\n", "\r").encode(),
+        b"\n\n" + CARD.encode(),
+        CARD.replace("---\n", "--- \t\n").encode(),
+        CARD.partition("What")[0].rstrip().encode(),  # no line end after the last ---
+        CARD.partition("What")[0].replace("[Käfer, kite]", "\n- Käfer --- \n- kite").encode(),
+    ],
+    ids=["crlf", "bom", "both", "cr", "blank lines", "spaces", "no end", "dashes in a value"],
+)
+def test_a_card_is_read_however_an_editor_saves_it(tmp_path, monkeypatch, data):
+    monkeypatch.setattr(data_cards, "FOLDER", tmp_path)
+    (tmp_path / "mine.md").write_bytes(data)
+    assert data_cards.load("mine").classes[1] == "kite"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "cp1252"])
+def test_a_card_of_another_encoding_is_a_sentence(tmp_path, monkeypatch, encoding):
+    monkeypatch.setattr(data_cards, "FOLDER", tmp_path)
+    (tmp_path / "mine.md").write_bytes(CARD.encode(encoding))
+    with pytest.raises(data_cards.CardError, match=r"mine\.md is not UTF-8 .*; save it as UTF-8"):
+        data_cards.load("mine")

@@ -11,6 +11,7 @@ from PIL import Image
 
 import data_cards
 from tasks.download import download
+from tasks.evaluation.inputs import read_image
 from tasks.ingest import pictures
 from tasks.ingest.pictures import Reject, difference_hash, normalise_image
 from tasks.tables import shards
@@ -219,3 +220,60 @@ def test_twelve_kinds_of_bad_file_a_hundred_of_each_are_all_rejected_and_named(
     kept = shards.read(tmp_path / "out", "images")["image_id"].to_pylist()
     assert len(kept) == 10
     assert all("good" in image_id for image_id in kept)
+
+
+def tiff(values: np.ndarray, order: str, form: int) -> bytes:
+    """An uncompressed grey TIFF: byte order < or >, sample format 1 unsigned, 2 signed, 3 float."""
+    rows, columns = values.shape
+    data = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    tags = [(256, columns), (257, rows), (258, 8 * values.itemsize), (259, 1), (262, 1)]
+    tags += [(273, 8 + 2 + 10 * 12 + 4), (277, 1), (278, rows), (279, len(data)), (339, form)]
+    packed = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags)
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    return mark + struct.pack(order + "IH", 8, len(tags)) + packed + bytes(4) + data
+
+
+RAMP = np.linspace(0, 1, 1200).reshape(30, 40)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("kind", "form", "highest"),
+    [
+        ("f4", 3, 1),
+        ("f4", 3, 255),
+        ("f4", 3, 65535),
+        ("u2", 1, 60000),
+        ("i2", 2, 30000),
+        ("i4", 2, 2_000_000_000),
+        ("u1", 1, 255),
+    ],
+)
+def test_grey_of_any_depth_and_byte_order_keeps_its_range(order, kind, form, highest):
+    image = opened(normalise_image(tiff((RAMP * highest).astype(kind), order, form)).data)
+    assert [image.getpixel(at) for at in ((0, 0), (39, 29))] == [(0, 0, 0), (255, 255, 255)]
+    assert 126 <= image.getpixel((0, 15))[0] <= 128
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("values", "form", "reason"),
+    [
+        ((RAMP * 2 - 1).astype("f4"), 3, "grey values from -1, of which none is black"),
+        ((RAMP * 2000 - 1000).astype("i4"), 2, "grey values from -1000, of which"),
+        (np.where(RAMP > 0.9, np.nan, RAMP).astype("f4"), 3, "not finite"),
+        (np.where(RAMP > 0.9, np.inf, RAMP).astype("f4"), 3, "not finite"),
+        (RAMP.astype("f8"), 3, "a TIFF whose pixels Pillow cannot read; save it with 8 or 16"),
+        ((RAMP * 4e9).astype("u4"), 1, "grey values from|a TIFF whose pixels"),
+    ],
+)
+def test_grey_without_a_known_black_and_white_is_rejected(order, values, form, reason):
+    with pytest.raises(Reject, match=reason):
+        normalise_image(tiff(values, order, form))
+
+
+def test_an_opened_picture_to_predict_is_read_as_download_reads_its_file():
+    for image in (Image.fromarray(RAMP.astype("f4")), Image.new("RGBA", (4, 4), (255, 0, 0, 0))):
+        data = encoded(image, "TIFF")
+        assert read_image(image).pixels == read_image(data).pixels == normalise_image(data).pixels
+    assert isinstance(read_image(Image.fromarray(RAMP.astype("f4") - 1)), Reject)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tasks.ingest import sources
+from tasks.ingest import folders, sources
 from tasks.runtime.errors import StageError
 
 
@@ -54,5 +54,14 @@ def test_the_files_of_a_folder_come_sorted_part_by_part_and_hidden_ones_not(tmp_
     (top / "linked").symlink_to(tmp_path / "elsewhere")
     (top / "near.png").symlink_to(tmp_path / "elsewhere" / "far.png")
     (top / "nowhere.png").symlink_to(tmp_path / "gone")
-    found = [path.relative_to(top).as_posix() for path in sources.files_below(top)]
-    assert found == ["a/c/1.png", "a/z.png", "a-b/1.png", "a.png", "b.png", "near.png"]
+    found = [path.relative_to(top).as_posix() for path in folders.files_below(top)]
+    assert found == [
+        "a/c/1.png",
+        "a/z.png",
+        "a-b/1.png",
+        "a.png",
+        "b.png",
+        "linked",
+        "near.png",
+        "nowhere.png",
+    ]

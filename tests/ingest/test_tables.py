@@ -1,5 +1,7 @@
 """A table of paths as a source of images."""
 
+import json
+
 import pandas as pd
 import pytest
 
@@ -69,6 +71,55 @@ def test_a_table_that_cannot_be_read_says_where(table, tmp_path, rows, told):
     table(rows)
     with pytest.raises(StageError, match=told):
         run_stage(download, tmp_path / "out", card="mine", max_reject_share=0.0)
+
+
+@pytest.mark.parametrize("ending", ["csv", "CSV", "parquet"])
+def test_cells_stay_the_texts_that_they_are(table, tmp_path, ending):
+    """No class is taken for an empty cell or for a number."""
+    names = ["NA", "None", "null", "nan", "007", "7", "3.10", "3.1", "1e5", "True", "2012-01-01"]
+    splits = ["Train", "TEST", "validation", "Test_Set", "", "training", "val", "", "", "", ""]
+    rows = [
+        {"path": f"{n}.jpg", "class": name, "split": split}
+        for n, (name, split) in enumerate(zip(names, splits, strict=True))
+    ]
+    path = table(rows, ending.lower()).rename(tmp_path / f"photos.{ending}")
+    if ending != "parquet":  # as a spreadsheet program saves it
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    (tmp_path / "mine.md").write_text(
+        f"---\nversion: 1\nnoun: bird\nkind: species\nsource: {{kind: folder, path: {path}}}\n"
+        f"classes: {json.dumps(names)}\n---\n"
+    )
+    source = sources.open_source(data_cards.load("mine"), tmp_path, tmp_path)
+    assert [(i.path, i.label) for i in source.items(0)] == [(f"{n}.jpg", n) for n in range(11)]
+    kinds = ["train", "test", "val", "test", "", "train", "val", "", "", "", ""]
+    assert [item.official_split for item in source.items(0)] == kinds
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize(("column", "empty"), [("class", None), ("class", " "), ("path", "")])
+def test_an_empty_cell_is_named_by_table_and_row(table, tmp_path, kind, column, empty):
+    rows = [{"path": f"gone{n}.jpg", "class": "Buzzard"} for n in range(3)]
+    path = table(rows, kind)
+    frame = pd.DataFrame([*rows[:2], {**rows[2], column: empty}])
+    frame.to_csv(path, index=False) if kind == "csv" else frame.to_parquet(path)
+    with pytest.raises(StageError, match=f"{path}, row 3: the cell of '{column}' is empty"):
+        sources.open_source(data_cards.load("mine"), tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"path,class\na.jpg\n", "row 1: the cell of 'class' is empty"),
+        (b"path,class\na.jpg,kite, red\n", "'a.jpg' has more cells than the header; put a text"),
+        ("path,class\na.jpg,Käfer\n".encode("latin-1"), r"photos\.csv is not UTF-8; save it as"),
+        (b'path,class\n"a.jpg,Buzzard\n', "photos.csv cannot be read: "),
+        (b"", "has no column 'path'"),
+    ],
+)
+def test_a_table_with_a_fault_in_its_text_says_which(table, tmp_path, data, reason):
+    table([{"path": "a.jpg", "class": "Buzzard"}]).write_bytes(data)
+    with pytest.raises(StageError, match=reason):
+        sources.open_source(data_cards.load("mine"), tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])

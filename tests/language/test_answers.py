@@ -17,6 +17,8 @@ OPTIONS = (
 # Lookalikes made to trip a reader: names inside names, names made of other names, a name in another
 # order, a name with a remark.
 NESTED = ("Desert", "Rose", "Desert Rose", "Rose Mallow", "Mallow (tree)")
+# Texts of one sign: none of them is a letter of an option.
+SIGNS = ("猫", "狗", "3", "7", "X")
 # No examples are kept between runs, and the same ones are tried in each.
 SETTLED = settings(deadline=None, derandomize=True, database=None)
 
@@ -243,3 +245,31 @@ def test_options_that_are_letters_or_alike():
     assert answered("A", ()) == Choice(None, "out_of_range")
     assert answered("i", tuple(f"Bird {x}" for x in LETTERS)) == Choice(8, "letter")
     assert answered("I think B", tuple(f"Bird {x}" for x in LETTERS)) == Choice(1, "letter")
+
+
+@pytest.mark.parametrize(
+    ("answer", "choice"),
+    [
+        ("狗", Choice(1, "text")),
+        ("B. 狗", Choice(1, "letter_and_text")),
+        ("狗 (B)", Choice(1, "letter_and_text")),
+        ("the answer is 7.", Choice(3, "text")),
+        ("(d) 7", Choice(3, "letter_and_text")),
+        ("3", Choice(2, "text")),
+        ("３", Choice(2, "text")),  # full-width
+        ("X", Choice(4, "text")),  # no option has the letter X
+        ("E. x", Choice(4, "letter_and_text")),
+        ("B", Choice(1, "letter")),
+        ("A. 狗", Choice(None, "disagree")),
+        ("B. X", Choice(None, "disagree")),
+        ("a 狗", Choice(None, "disagree")),  # before one sign an "a" is no article
+        ("3 or 7", Choice(None, "hedge")),
+        ("猫、狗", Choice(None, "hedge")),
+        ("7, X", Choice(None, "hedge")),
+        ("猫狗", Choice(None, "unknown")),
+        ("37", Choice(None, "unknown")),
+        ("Z", Choice(None, "out_of_range")),
+    ],
+)
+def test_a_text_of_one_sign_that_is_no_letter_is_a_text(answer, choice):
+    assert answered(answer, SIGNS) == choice

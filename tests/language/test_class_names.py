@@ -244,6 +244,13 @@ def test_names_that_cannot_stand_together(names, aliases, said):
     assert all(part in str(error.value) for part in said), str(error.value)
 
 
+def test_names_of_one_sign_match_themselves():
+    classes = ClassNames(["猫", "狗", "3", "7", "A"])
+    for text, class_id in (("猫", 0), ("狗。", 1), ("the 3", 2), ("7.", 3), ("a", 4)):
+        assert classes.match(text) == Match(class_id, "exact")
+    assert classes.match("3 or 7") == Match(None, "several")
+
+
 def test_an_alias_may_repeat_its_own_class():
     assert ClassNames(["boxer"], {"boxer": ["Boxer", "boxers"]}).match("boxers") == Match(
         0, "alias"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tasks.language import words
 from tasks.language.answers import choose, parse
 from tasks.language.prompts import LETTERS, completion
-from tests.language.test_answers import NESTED, OPTIONS, SETTLED, answered
+from tests.language.test_answers import NESTED, OPTIONS, SETTLED, SIGNS, answered
 
 LETTER_FORMS = (
     "{}",
@@ -41,7 +41,7 @@ def claims(index: int, option: str) -> list[str]:
     return [*forms, f"{LETTERS[index]}. {option}"]
 
 
-@pytest.mark.parametrize("options", [OPTIONS, NESTED])
+@pytest.mark.parametrize("options", [OPTIONS, NESTED, SIGNS])
 def test_no_hedge_is_ever_rewarded(options):
     """Any two different options, said in any way and joined in any way, are no answer."""
     said = [claims(index, option) for index, option in enumerate(options)]
@@ -59,7 +59,7 @@ def test_no_hedge_is_ever_rewarded(options):
 @SETTLED
 def test_no_longer_hedge_is_rewarded_either(data):
     chosen = data.draw(st.lists(st.integers(0, 4), min_size=2, max_size=5, unique=True))
-    options = data.draw(st.sampled_from([OPTIONS, NESTED]))
+    options = data.draw(st.sampled_from([OPTIONS, NESTED, SIGNS]))
     parts = [data.draw(st.sampled_from(claims(i, options[i]))) for i in chosen]
     joints = [data.draw(st.sampled_from(JOINTS)) for _ in parts]
     answer = "".join(itertools.chain.from_iterable(zip(parts, joints, strict=True)))

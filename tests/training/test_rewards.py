@@ -92,6 +92,16 @@ def test_letter_reward(text, reward, why):
     )
 
 
+@pytest.mark.parametrize("options", [["猫", "狗"], ["3", "7"], ["α", "β"]])
+def test_an_option_of_one_sign_earns_the_reward_by_letter_and_by_text(options):
+    right = options[1]
+    texts = [said(right), said(f"B. {right}"), said("B"), said(f"A. {right}"), said(options[0])]
+    columns = {"options": [options] * 5, "answer_letter": ["B"] * 5}
+    assert letter_reward(texts, **columns) == [1, 1, 1, 0, 0]
+    answers = exact_reward(options)(texts[:1] + texts[4:], label=[1, 1])
+    assert answers == [1, 0]
+
+
 def test_each_completion_meets_its_own_question():
     options = [OPTIONS, OPTIONS, OPTIONS[:2]]
     completions = [said("A"), said("A"), said("C")]
