@@ -154,15 +154,18 @@ def check_configuration() -> None:
     """
     read_overlays()
     config = configuration.get_config()
+    # Compared as written: every task asks, and to interpolate every value takes longer than the rest.
+    contents = {name: dict(written) for name, written in config._sections.items()}
+    if contents == getattr(config, "contents_checked", None):
+        return
     try:
-        contents = [(name, dict(config[name])) for name in config.sections()]
+        for name in config.sections():
+            dict(config[name])
     except InterpolationError as error:  # a % or ${NAME} that means nothing
         raise SettingsError(
             f"{_file(error.section, error.option)}: section [{error.section}] {error.option}: "
             f"{' '.join(str(error).split())}"
         ) from error
-    if contents == getattr(config, "contents_checked", None):
-        return
     known = known_keys()
     values: dict[str, dict[str, dict[str, Any]]] = {}  # section -> dataset, or "" -> key -> value
     for full_name in config.sections():
