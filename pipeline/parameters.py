@@ -6,14 +6,15 @@
 A parameter refuses a wrong word or a number out of bounds when it reads it, before any stage runs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import luigi
 
-from tasks.runtime.settings import WORDS, Rule, Settings, mistyped, rules
+from tasks.runtime.settings import WORDS, Rule, Settings, converted, mistyped, plain, rules
 
+S = TypeVar("S", bound=Settings)
 T = TypeVar("T", bound=type)
 
 
@@ -41,12 +42,12 @@ class _Ruled(luigi.Parameter):
         return self._checked(super().normalize(value))
 
     def _checked(self, value: Any) -> Any:
-        known = self.kind in (str, int, float, bool)
-        converted = float(value) if self.kind is float and isinstance(value, int) else value
-        problem = (known and mistyped(converted, self.kind)) or self.rule.refusal(converted)
+        known = self.kind in (str, int, float, bool)  # Luigi keeps others in forms of its own
+        value = converted(value, self.kind) if known else value
+        problem = (known and mistyped(value, self.kind)) or self.rule.refusal(value)
         if problem:
             raise ValueError(f"{self._attribute_name} {problem}")
-        return converted
+        return value
 
 
 class Text(_Ruled, luigi.Parameter):
@@ -69,7 +70,7 @@ class YesNo(_Ruled, luigi.BoolParameter):
     """true or false."""
 
 
-class Mapping(_Ruled, luigi.DictParameter):
+class Object(_Ruled, luigi.DictParameter):
     """A JSON object."""
 
 
@@ -83,7 +84,7 @@ KINDS = {
     int: Whole,
     float: Number,
     bool: YesNo,
-    dict: Mapping,
+    dict: Object,
     list: Sequence,
 }
 
@@ -118,21 +119,6 @@ def parameters(settings: type[Settings]) -> Callable[[T], T]:
     return decorate
 
 
-def settings_of(task: type, values: dict[str, Any]) -> Settings | None:
-    """A task's settings, made of parsed values; None when it has no settings or a value is missing.
-
-    Raises StageError for values that contradict each other.
-    """
-    kind: type[Settings] | None = getattr(task, "settings_kind", None)
-    if kind is None or not rules(kind).keys() <= values.keys():
-        return None
+def settings_of(kind: type[S], values: Mapping[str, Any]) -> S:
+    """Settings from the values of their parameters. Raises StageError where they contradict each other."""
     return kind(**{name: plain(values[name]) for name in rules(kind)})
-
-
-def plain(value: Any) -> Any:
-    """Luigi's frozen containers as plain lists and dictionaries."""
-    if isinstance(value, dict) or hasattr(value, "items"):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value

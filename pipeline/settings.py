@@ -23,7 +23,7 @@ from luigi.task_register import Register
 
 from pipeline.config_files import SettingsError as SettingsError  # also used from here
 from pipeline.config_files import read_into
-from pipeline.parameters import parameter, plain, settings_of
+from pipeline.parameters import parameter, settings_of
 from tasks.runtime.errors import StageError
 from tasks.runtime.settings import Rule, Settings, rules
 
@@ -87,7 +87,7 @@ class Checked(luigi.Task):
     def read(self, kind: type[S]) -> S:
         """The task's settings as an object. Raises SettingsError when they contradict each other."""
         try:
-            return kind(**{name: plain(getattr(self, name)) for name in rules(kind)})
+            return settings_of(kind, {name: getattr(self, name) for name in rules(kind)})
         except StageError as error:
             raise SettingsError(f"luigi.cfg: {error}") from error
 
@@ -194,9 +194,13 @@ def check_configuration() -> None:
                 value = _parsed(full_name, key, parameter, config.get(full_name, key))
                 values.setdefault(section, {}).setdefault(dataset, {})[name] = value
     for section, by_dataset in values.items():
+        kind = getattr(Register.get_task_cls(section), "settings_kind", None)
         for own in by_dataset.values():
+            together = {**by_dataset.get("", {}), **own}
+            if kind is None or not rules(kind).keys() <= together.keys():
+                continue  # a missing one is told where the task is made
             try:
-                settings_of(Register.get_task_cls(section), {**by_dataset.get("", {}), **own})
+                settings_of(kind, together)
             except StageError as error:
                 raise SettingsError(f"luigi.cfg: {error}") from error
     config.contents_checked = contents

@@ -19,8 +19,8 @@ import luigi
 import data_cards
 from pipeline.artifacts import source_code, store
 from pipeline.artifacts.child import LOG
-from pipeline.parameters import plain
 from pipeline.settings import Checked, SettingsError, run
+from tasks.runtime.settings import plain
 
 # In the manifest, but not in the fingerprint: their effect shows in the inputs or extra_identity.
 GRAPH_ONLY = ("dataset", "subset", "method", "refresh_round")

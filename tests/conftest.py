@@ -13,11 +13,10 @@ from typing import Any, TypeVar, get_type_hints
 import pytest
 
 import data_cards
-from pipeline import stage
 from pipeline.parameters import parameter
 from tasks.engines.settings import EngineSettings
-from tasks.runtime.command import bind
-from tasks.runtime.settings import Settings, rules
+from tasks.runtime.command import bind, settings_kind
+from tasks.runtime.settings import Settings, plain, rules
 from tasks.tables import schemas, shards
 
 # A model as small as the tests' is slower on several threads, and test files run side by side. Read
@@ -34,7 +33,7 @@ def settings_of(kind: type[S], **changed: Any) -> S:
     config.read(ROOT / "luigi.cfg")
     section = config[kind.section] if kind.section else {}
     found = {
-        name: stage.plain(parameter(of, rule).parse(section[name]))
+        name: plain(parameter(of, rule).parse(section[name]))
         for name, (of, rule) in rules(kind).items()
         if name in section
     }
@@ -47,8 +46,7 @@ ENGINE = settings_of(EngineSettings, backend="tests.fakes:engine")
 def run_stage(function: Callable[..., None], output: Path, **values: Any) -> None:
     """A stage's function on values by name, as recipe.json has them; luigi.cfg has the other settings."""
     for name, kind in get_type_hints(function).items():
-        ours = isinstance(kind, type) and issubclass(kind, Settings)
-        if not ours or isinstance(values.get(name), Settings):
+        if not settings_kind(kind) or isinstance(values.get(name), Settings):
             continue
         if name in values:
             values[name] = settings_of(kind, **values[name])
@@ -124,41 +122,38 @@ def rollouts(split_set) -> SimpleNamespace:
     return split_set
 
 
+def on(made: SimpleNamespace) -> dict:
+    """What every stage on a `split_set` is given."""
+    return {"card": "few", "download": made.download, "split": made.split, "seed": 0}
+
+
 def propose_arguments(made: SimpleNamespace, **changed) -> dict:
     """Propose's keyword arguments on a `split_set`."""
     return {
-        "card": "few",
-        "download": made.download,
-        "split": made.split,
+        **on(made),
         "policy": made.root,
         "engine": ENGINE,
         "shard_size": 16,
         "fail_fast_unparsed_share": 1.0,
         "max_lost_share": 0.0,
-        "seed": 0,
     } | changed
 
 
 def evaluate_arguments(made: SimpleNamespace, **changed) -> dict:
     """Evaluate's keyword arguments on a `split_set`."""
     return {
-        "card": "few",
-        "download": made.download,
-        "split": made.split,
+        **on(made),
         "policy": made.root,
         "engine": ENGINE,
         "modes": "one_step majority two_step",
         "shard_size": 16,
-        "seed": 0,
     } | changed
 
 
 def mcq_arguments(made: SimpleNamespace, **changed) -> dict:
     """BuildMCQ's keyword arguments on a `rollouts` set."""
     return {
-        "card": "few",
-        "download": made.download,
-        "split": made.split,
+        **on(made),
         "propose": made.propose,
         "prompt_style": "brief",
         "num_options": 5,
@@ -173,7 +168,6 @@ def mcq_arguments(made: SimpleNamespace, **changed) -> dict:
         "max_unparsed_per_image": 1.0,
         "max_lost_share": 0.2,
         "shard_size": 25,
-        "seed": 0,
     } | changed
 
 

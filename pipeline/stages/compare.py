@@ -16,11 +16,12 @@ import luigi
 
 from pipeline.methods import NAMES
 from pipeline.settings import SettingsError
-from pipeline.stage import Stage, lineage, plain
+from pipeline.stage import Stage, lineage
 from pipeline.stages.data import Download, snake
 from pipeline.stages.evaluation import Evaluate
 from pipeline.stages.rounds import last_round
 from tasks.runtime.protocol import ZERO_SHOT
+from tasks.runtime.settings import plain
 
 
 class Compare(Stage):

@@ -106,7 +106,7 @@ def bind(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]
     bound, known = {}, []
     for name, parameter in inspect.signature(function).parameters.items():
         kind = hints.get(name)
-        flat = _settings_kind(kind) if name not in values else None
+        flat = settings_kind(kind) if name not in values else None
         own = list(rules(flat)) if flat else [name]
         known += own
         if missing := [
@@ -122,12 +122,13 @@ def bind(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]
     return bound
 
 
-def _settings_kind(kind: Any) -> type[Settings] | None:
+def settings_kind(kind: Any) -> type[Settings] | None:
+    """The Settings class that an argument's annotation names; None for any other."""
     return kind if isinstance(kind, type) and issubclass(kind, Settings) else None
 
 
 def _typed(value: Any, kind: Any) -> Any:
-    settings = _settings_kind(kind)
+    settings = settings_kind(kind)
     if settings and isinstance(value, dict):
         return settings(**bind(settings, value))
     return converted(value, kind)

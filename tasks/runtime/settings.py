@@ -102,7 +102,7 @@ class Settings:
 
     def values(self) -> dict[str, Any]:
         """Name -> JSON value."""
-        return {name: _plain(getattr(self, name)) for name in rules(type(self))}
+        return {name: plain(getattr(self, name)) for name in rules(type(self))}
 
 
 def rules(kind: type[Settings]) -> dict[str, tuple[Any, Rule]]:
@@ -137,12 +137,13 @@ def converted(value: Any, kind: Any) -> Any:
     return value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON has it: paths as texts, and containers, Luigi's frozen ones too, as its own."""
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return dict(value) if isinstance(value, Mapping) else value
+        return [plain(item) for item in value]
+    return {k: plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
 def _one_of(words: Sequence[str]) -> str:

@@ -9,16 +9,7 @@ from pipeline.cli.predict import Table, files, printable
 from tasks.evaluation.prediction import Prediction
 from tests.pipeline.cli.test_commands import run
 from tests.pipeline.test_stage import config  # noqa: F401 - a fixture
-from tests.test_predict import NAMES, OPENED, picture
-
-
-@pytest.fixture
-def policy(tmp_path) -> Path:
-    folder = tmp_path / "policy"
-    folder.mkdir()
-    (folder / "config.json").write_text('{"text_config": {"max_position_embeddings": 2048}}')
-    OPENED.clear()
-    return folder
+from tests.test_predict import NAMES, OPENED, picture, policy  # noqa: F401 - policy is a fixture
 
 
 @pytest.fixture
