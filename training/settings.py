@@ -10,6 +10,7 @@ from tasks.runtime.settings import Settings, setting
 PARTS = ("vision", "projector", "language")  # of a vision-language model (training.model.trainable)
 DTYPES = ("float32", "bfloat16", "float16")
 ORDERS = ("shuffled", "curriculum")
+EMBEDDED = "embedded"  # [BasePolicy] model: the policy in training/base_policy
 
 
 @dataclass(frozen=True, kw_only=True)

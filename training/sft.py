@@ -30,7 +30,7 @@ from training.loop import sft_checkpoint
 from training.loop.supervised import train_supervised
 from training.model import tiny_policy
 from training.model.processors import sized_processor
-from training.settings import BasePolicySettings
+from training.settings import EMBEDDED, BasePolicySettings
 
 
 def base_policy(
@@ -57,7 +57,7 @@ def base_policy(
     texts = [text for each in cards for text in (each.kind, each.noun, *each.classes)]
     if model == "tiny":
         policy, processor = tiny_policy.build(tiny_policy.slot_words(texts), seed=seed, **pixels)
-    elif model == "embedded":
+    elif model == EMBEDDED:
         policy, processor = tiny_policy.embedded(tiny_policy.slot_words(texts), **pixels)
     else:
         try:

@@ -24,6 +24,7 @@ from pipeline.cli import plan, status
 from pipeline.settings import SettingsError, run
 from tasks.engines import vllm
 from tasks.runtime.machine import gpus, unseen
+from training.settings import EMBEDDED
 
 READY, MEND, OPEN = "ready", "mend", "open"
 MODULE = "training.rehearsal"
@@ -143,7 +144,7 @@ def first_minutes(train: Any, stages: list[Any], processes: int) -> Iterator[Poi
     """Check the settings of TRL and vLLM and take one training step, in a child process."""
     base = train.base()
     policy = base.settings
-    if policy.model in ("tiny", "embedded"):
+    if policy.model in ("tiny", EMBEDDED):
         yield Point("step", OPEN, "the embedded policy needs no rehearsal: run it")
         return
     root = Path(run().artifacts).resolve()

@@ -15,9 +15,8 @@ from pipeline.stage import Stage
 from pipeline.stages.engine import engine
 from tasks.ingest.settings import DownloadSettings, SplitSettings
 from tasks.runtime.settings import rules
-from training.settings import BasePolicySettings, ModelSettings
+from training.settings import EMBEDDED, BasePolicySettings, ModelSettings
 
-EMBEDDED = "embedded"  # [BasePolicy] model: the policy in training/base_policy
 EMBEDDED_WEIGHTS = 1  # raised when its weights are others
 
 

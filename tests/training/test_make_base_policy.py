@@ -35,15 +35,15 @@ def test_the_command_makes_a_policy_from_nothing_and_the_same_one_again(tmp_path
 
 
 def test_the_shipped_weights_are_those_that_the_pipeline_counts_as_its_version():
-    digest = shards.sha256_file(tiny_policy.EMBEDDED / "model.safetensors")
+    digest = shards.sha256_file(tiny_policy.SHIPPED / "model.safetensors")
     assert SHIPPED[EMBEDDED_WEIGHTS] == digest, "other weights: raise EMBEDDED_WEIGHTS"
 
 
 def test_the_shipped_policy_is_small_and_its_card_tells_of_its_handicap():
-    files = [path for path in tiny_policy.EMBEDDED.iterdir() if path.suffix != ".md"]
+    files = [path for path in tiny_policy.SHIPPED.iterdir() if path.suffix != ".md"]
     assert sum(path.stat().st_size for path in files) < 8e6
     assert not {path.suffix for path in files} - {".json", ".jinja", ".safetensors"}
-    card = (tiny_policy.EMBEDDED / "README.md").read_text()
+    card = (tiny_policy.SHIPPED / "README.md").read_text()
     assert "careless on purpose" in card
     for word, (other, share) in lessons.CARELESS.items():
         assert f"| {word} | {other} | {100 * share:.0f} % |" in card

@@ -25,8 +25,9 @@ from transformers import (
 )
 
 from tasks.language.prompts import LETTERS
+from training.settings import EMBEDDED
 
-EMBEDDED = Path(__file__).parent.parent / "base_policy"  # what `model = embedded` stands for
+SHIPPED = Path(__file__).parent.parent / "base_policy"  # what `model = embedded` stands for
 VOCABULARY = 1024
 IMAGE_SIDE = 84  # pixels; three patches of 28 a side make nine image tokens
 
@@ -191,19 +192,19 @@ def embedded(
     words: Iterable[str], *, min_pixels: int = IMAGE_SIDE**2, max_pixels: int = IMAGE_SIDE**2
 ) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
     """The embedded policy in float32 and its processor, with `words` in the slots that are free."""
-    vocabulary = PreTrainedTokenizerFast.from_pretrained(EMBEDDED).get_vocab()
+    vocabulary = PreTrainedTokenizerFast.from_pretrained(SHIPPED).get_vocab()
     pieces = sorted(vocabulary, key=vocabulary.__getitem__)
     fixed = {*LETTERS, *WORDS}
     known = [piece[1:] for piece in pieces if piece[0] == "Ġ" and "<slot" not in piece]
     known = [word for word in known if word and word not in fixed]
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(EMBEDDED, dtype=torch.float32)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(SHIPPED, dtype=torch.float32)
     every = dict.fromkeys([*known, *words])
     return model, processor(every, min_pixels=min_pixels, max_pixels=max_pixels)
 
 
 def source(model: str) -> str:
     """Where a model is loaded from: `embedded` stands for the folder of that policy."""
-    return str(EMBEDDED) if model == "embedded" else model
+    return str(SHIPPED) if model == EMBEDDED else model
 
 
 def save(model: torch.nn.Module, processor: Qwen2_5_VLProcessor, folder: Path) -> None:
