@@ -7,6 +7,7 @@ A name is either a folder with a model that transformers loads, or `owner/name` 
 import hashlib
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,19 @@ def recipe(folder: Path) -> dict[str, Any]:
     """The recipe.json that a policy was trained with; empty for one that is no artifact."""
     path = folder / "recipe.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def note(folder: Path) -> str:
+    """What people should know of a policy: `note` in the front matter of its model card, else ""."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return ""
+    import yaml
+
+    with suppress(ValueError, yaml.YAMLError, AttributeError, IndexError):
+        front = yaml.safe_load(path.read_text(encoding="utf-8").split("---\n")[1])
+        return " ".join(str(front.get("note") or "").split())
+    return ""
 
 
 def _folder(policy: str) -> Path | None:
