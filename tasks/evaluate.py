@@ -8,6 +8,7 @@ read counts as wrong, and its status says why.
 """
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tasks.engines.policies import local
 from tasks.engines.sampler import RolloutStatistics, Sampler, throughput
 from tasks.engines.settings import EngineSettings
 from tasks.engines.worker import Query
+from tasks.evaluation import adaptive, tuning
 from tasks.evaluation.metrics import pass_at_k
 from tasks.evaluation.modes import (
     OF_QUESTIONS,
@@ -38,6 +40,7 @@ from tasks.language.class_names import ClassNames
 from tasks.questions.candidates import Votes, merge_all
 from tasks.questions.options import Option
 from tasks.runtime.command import main
+from tasks.runtime.errors import StageError
 from tasks.runtime.protocol import save_stats
 from tasks.tables import schemas, shards, split_table
 from tasks.tables.schemas import GROUPS
@@ -62,8 +65,9 @@ def evaluate(
 
     Writes the raw answers of every mode that asks (`one_step-*`, `two_step-*`, ...) and the sampled
     `rollouts-*`, `predictions.parquet` (one row per image and mode) and `pass_at_k.json` (unbiased
-    Pass@1..N per group). With one_step alone nothing is sampled. Raises StageError when the
-    engine cannot do what a mode asks for.
+    Pass@1..N per group). With one_step alone nothing is sampled. The mode adaptive writes
+    `thresholds.json` and `adaptive.parquet`; where no other mode samples, it samples in instalments,
+    and there is no Pass@k. Raises StageError when the engine cannot do what a mode asks for.
     """
     modes = settings.mode_names
     data_card = load(card)
@@ -86,24 +90,70 @@ def evaluate(
     queries = [Query(row["image_id"], *texts[row["group"]][::-1]) for row in rows]
     statistics = RolloutStatistics(labels, data_card)
     source = (download, settings.shard_size)
-    votes: dict[str, Votes] = {}
+    votes: dict[str, dict[str, Votes]] = defaultdict(dict)  # by mode and image
     options: dict[str, dict[str, list[Option]]] = {}
     n = settings.num_rollouts
+    adapts = "adaptive" in modes
+    in_full = any(mode not in ("one_step", "adaptive") for mode in modes)
+    sampled = in_full or adapts
+    val = _val_rows(split, limit) if adapts else []
+    enough = None
     with Sampler(local(policy, engine.backend), engine, n, seed) as sampler:
-        if sampled := any(mode != "one_step" for mode in modes):
-            desc = f"evaluate: {n} samples"
-            sampler.run(output, "rollouts", queries, *source, desc, statistics=statistics)
+        if adapts:
+            thresholds = tuning.tune(
+                output,
+                sampler,
+                [Query(row["image_id"], *texts["base"][::-1]) for row in val],
+                source,
+                {row["image_id"]: row["label"] for row in val},
+                allowed["base"],
+                data_card,
+                engine.prompt_style,
+                settings,
+                seed,
+            )
+            classes = {row["image_id"]: frozenset(allowed[row["group"]]) for row in rows}
+            enough = adaptive.Settled(settings.counts, n, thresholds, names, classes)
+        if sampled:
+            desc = f"evaluate: {n} samples" if in_full else f"evaluate: up to {n} samples"
+            sampler.run(
+                output,
+                "rollouts",
+                queries,
+                *source,
+                desc,
+                statistics=statistics,
+                enough=None if in_full else enough,
+            )
         if "one_step" in modes:
             sampler.run(output, "one_step", queries, *source, "evaluate: one_step", greedy=True)
-        if sampled:
-            votes = _votes(output, rows, names, allowed)
+        if in_full:
+            in_all = _votes(output, rows, names, allowed, n)
+            votes |= {mode: in_all for mode in modes}
+        if adapts:
+            by_count = {c: _votes(output, rows, names, allowed, c) for c in settings.counts}
+            decisions = {
+                key: adaptive.decide(
+                    {count: of_image[key] for count, of_image in by_count.items()},
+                    settings.num_options,
+                    thresholds,
+                )
+                for key in labels
+            }
+            votes["adaptive"] = {key: by_count[d.num_rollouts][key] for key, d in decisions.items()}
         for mode in (each for each in OF_QUESTIONS if each in modes):
+            most = settings.num_options
             options[mode] = (
-                injected_options(votes, labels, settings.num_options, seed)
+                injected_options(votes[mode], labels, most, seed)
                 if mode == "mcq"
                 else {
-                    key: proposed_options(votes[key], settings.num_options, seed, key)
-                    for key in labels
+                    key: proposed_options(
+                        of_image,
+                        decisions[key].num_options if mode == "adaptive" else most,
+                        seed,
+                        key,
+                    )
+                    for key, of_image in votes[mode].items()
                 }
             )
             queries = choice_queries(
@@ -119,9 +169,10 @@ def evaluate(
     def read(mode: str, key: str) -> Reading:
         if mode == "one_step":
             return read_open(completions[mode][key], names)
-        if mode == "majority":
-            return read_majority(votes[key], data_card)
-        completion, offered = completions[mode].get(key), options[mode][key]
+        offered = options.get(mode, {}).get(key, [])
+        if mode == "majority" or (mode == "adaptive" and len(offered) < 2):
+            return read_majority(votes[mode][key], data_card)
+        completion = completions[mode].get(key)
         return read_choice(completion, offered, data_card, constrained=mode == "constrained")
 
     predictions = [
@@ -130,7 +181,7 @@ def evaluate(
             mode,
             read(mode, row["image_id"]),
             options.get(mode, {}).get(row["image_id"], []),
-            votes.get(row["image_id"]),
+            votes[mode].get(row["image_id"]),
             data_card,
         )
         for row in rows
@@ -138,8 +189,10 @@ def evaluate(
     ]
     schema = schemas.predictions(data_card.classes)
     shards.write(output / "predictions.parquet", predictions, schema)
-    if sampled:
-        _write_pass_at_k(output, rows, votes)
+    if in_full:
+        _write_pass_at_k(output, rows, in_all)
+    if adapts:
+        adaptive.write(output, decisions, options["adaptive"])
     save_stats(
         output, throughput(statistics.values() if sampled else {"images": len(rows)}, sampler)
     )
@@ -159,13 +212,24 @@ def _allowed(rows: list[Row], group: str, prompt: str, card: Card) -> set[int]:
     return set(range(len(card.classes)))
 
 
+def _val_rows(split: Path, limit: int) -> list[Row]:
+    """The val images of base classes, on which the thresholds of adaptive are set."""
+    try:
+        rows = split_table.select(split, "val", ("base",))
+    except StageError as error:
+        raise StageError(
+            f"{error}; [Evaluate] mode adaptive sets its thresholds on them: see [Split] val_share"
+        ) from error
+    return rows[: limit or None]
+
+
 def _votes(
-    output: Path, rows: list[Row], names: ClassNames, allowed: dict[str, set[int]]
+    output: Path, rows: list[Row], names: ClassNames, allowed: dict[str, set[int]], first: int
 ) -> dict[str, Votes]:
-    """The votes of every image, over the classes that count in its group."""
+    """The votes of the `first` rollouts of every image, over the classes that count in its group."""
     # Groups with the same classes, as with the open question, are merged in one pass.
     merged = {
-        classes: merge_all(output, names, set(classes))
+        classes: merge_all(output, names, set(classes), first)
         for classes in {frozenset(allowed[group]) for group in GROUPS}
     }
     return {

@@ -21,9 +21,10 @@ from data_cards import Card
 from tasks.engines import adapters, policies
 from tasks.engines.backends import open_engine
 from tasks.engines.base import Completion, Engine, Request
-from tasks.engines.refusals import generate_or_refuse
+from tasks.engines.refusals import Enough, generate_in_instalments
 from tasks.engines.sampler import sampling_of
 from tasks.engines.settings import EngineSettings
+from tasks.evaluation import adaptive
 from tasks.evaluation.inputs import Source, card_for, engine_settings, read_image
 from tasks.evaluation.modes import (
     Reading,
@@ -31,6 +32,7 @@ from tasks.evaluation.modes import (
     option_names,
     proposed_options,
     read_choice,
+    read_majority,
     read_open,
     vote_share,
 )
@@ -74,6 +76,9 @@ class Predictor:
         self.card = card_for(card, classes, noun, kind, self.policy)
         self.engine_settings = engine or engine_settings(self.policy)
         self.settings = settings or PredictSettings()
+        self._adapts = (
+            adaptive.of_prediction(self.settings) if self.settings.mode == "adaptive" else None
+        )
         self._names = ClassNames(self.card.classes, self.card.aliases)
         self._before, self._text = prompts.card_question(
             self.card,
@@ -131,10 +136,13 @@ class Predictor:
                     self._engine.check(self._requests(images)[min(images)])
         requests = self._requests(images)
         refused: dict[str, str] = {}
-        two = self.settings.mode == "two_step"
+        once, adapts = self.settings.mode == "one_step", self._adapts
+        classes = frozenset(range(len(self.card.classes)))
+        keys = dict.fromkeys(map(str, requests), classes)
+        enough = adapts.enough(self._names, keys) if adapts else None
         self._batches += 1
-        sampled = self._generate(list(requests.values()), refused, greedy=not two)
-        if not two:
+        sampled = self._generate(list(requests.values()), refused, greedy=once, enough=enough)
+        if once:
             return {
                 key: self._one_step(names[key], sampled[str(key)][0], refused.get(str(key), ""))
                 for key in requests
@@ -143,15 +151,19 @@ class Predictor:
             key: merge(
                 [(each.text, each.mean_logprob) for each in sampled[str(key)]],
                 self._names,
-                set(range(len(self.card.classes))),
+                set(classes),
             )
             for key in requests
         }
+        most = self.settings.num_options
         options = {
             str(key): proposed_options(
-                votes[key], self.settings.num_options, self.settings.seed, names[key]
+                of_image,
+                adaptive.num_options(of_image, most, adapts.thresholds) if adapts else most,
+                self.settings.seed,
+                names[key],
             )
-            for key in requests
+            for key, of_image in votes.items()
         }
         queries = choice_queries(options, self.card, self.engine_settings.prompt_style)
         second = [replace(requests[int(q.image_id)], text=q.text, before="") for q in queries]
@@ -182,12 +194,17 @@ class Predictor:
         return adapters.merged_weights(self.policy, Path(self._scratch.name))
 
     def _generate(
-        self, requests: list[Request], refused: dict[str, str], *, greedy: bool
+        self,
+        requests: list[Request],
+        refused: dict[str, str],
+        *,
+        greedy: bool,
+        enough: Enough | None = None,
     ) -> dict[str, list[Completion]]:
         assert self._engine is not None
         n, seed, batch = self.settings.num_rollouts, self.settings.seed, self._batches - 1
         sampling = sampling_of(self.engine_settings, n, seed, batch, greedy)
-        answered = generate_or_refuse(self._engine, requests, sampling, refused)
+        answered = generate_in_instalments(self._engine, requests, sampling, refused, enough)
         return {request.key: row for request, row in zip(requests, answered, strict=True)}
 
     def _one_step(self, name: str, completion: Completion, error: str) -> Prediction:
@@ -211,7 +228,11 @@ class Predictor:
         choice: Completion | None,
         error: str,
     ) -> Prediction:
-        reading = read_choice(choice.text if choice else None, options, self.card)
+        reading = (
+            read_majority(votes, self.card)
+            if self._adapts and len(options) < 2
+            else read_choice(choice.text if choice else None, options, self.card)
+        )
         completions = [*sampled, choice] if choice else sampled
         others = [(a.text, a.votes) for a in votes.answers if a.class_id < 0 and a.text]
         return self._prediction(

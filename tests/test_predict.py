@@ -13,6 +13,8 @@ from pipeline.cli.predict import summary
 from tasks.engines.base import Completion
 from tasks.engines.settings import EngineSettings
 from tasks.evaluate import evaluate
+from tasks.evaluation import adaptive
+from tasks.evaluation.adaptive import Thresholds
 from tasks.evaluation.inputs import engine_settings
 from tasks.evaluation.settings import PredictSettings
 from tasks.predict import Predictor, thought
@@ -20,7 +22,7 @@ from tasks.runtime.errors import StageError
 from tasks.tables import shards
 from tests.conftest import ENGINE, evaluate_arguments, run_stage
 
-SETTINGS = ("mode", "num_rollouts", "num_options", "prompt")
+SETTINGS = ("mode", "num_rollouts", "num_options", "prompt", "thresholds")
 NAMES = ("amber beetle", "teal beetle", "rose beetle")
 
 
@@ -193,10 +195,26 @@ def test_it_answers_as_evaluate_does(split_set, tmp_path):
     assert set(asked) == set(images.values()), "pictures reach the engine as Download keeps them"
 
 
+def test_the_adaptive_mode_asks_no_more_than_its_thresholds_want(policy, tmp_path):
+    asked = {"num_rollouts": 8, "num_options": 5, "instalments": "4", "prompt": "open"}
+    adaptive.save(tmp_path, Thresholds(stop=1.0, agree=0.75, pair=1.0), {}, asked)
+    with predictor(policy, mode="adaptive", thresholds=str(tmp_path)) as ours:
+        rose, teal = ours.predict([picture(2), picture(1)])
+    assert (rose.answer, rose.num_rollouts, rose.options) == ("rose beetle", 4, [])
+    assert (rose.status, rose.confidence) == ("4 of 4 votes", 1.0)
+    assert (teal.answer, teal.num_rollouts) == ("teal beetle", 8)
+    assert sorted(teal.options) == ["amber beetle", "teal beetle"]
+    _, first, second, question = OPENED[-1].asked
+    assert [len(call) - 2 for call in (first, second, question)] == [2, 1, 1]
+    assert [call[0] for call in (first, second, question)] == [4, 4, 1]
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"mode": "three_step"}, "mode must be two_step or one_step; got 'three_step'"),
+        ({"mode": "three_step"}, "mode must be two_step, one_step or adaptive; got 'three_step'"),
+        ({"mode": "adaptive"}, "mode adaptive needs thresholds"),
+        ({"thresholds": "here"}, "thresholds are for mode adaptive"),
         ({"num_rollouts": 0}, "num_rollouts must be at least 1; got 0"),
         ({"num_options": 27}, "num_options must be at least 2 and at most 26; got 27"),
         ({"prompt": "closed"}, "prompt must be open or closed_list"),

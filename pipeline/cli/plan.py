@@ -239,7 +239,7 @@ def _train(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
 def _evaluate(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
     images = sum(counts[stage.set_name]["test"].values())
     modes = stage.settings.mode_names
-    questions = sum(mode in ("two_step", "mcq", "constrained") for mode in modes)
+    questions = sum(mode in ("two_step", "mcq", "constrained", "adaptive") for mode in modes)
     opened = 1 + ("one_step" in modes)
     of_set = lengths[stage.set_name]
     completions = images * (stage.settings.num_rollouts + ("one_step" in modes) + questions)

@@ -40,6 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--noun", default="object", help="with --classes: what they show (bird)")
     parser.add_argument("--kind", default="kind", help="with --classes: what is asked (species)")
     parser.add_argument("--mode", choices=PREDICT_MODES, default="two_step")
+    parser.add_argument(
+        "--thresholds", help="with --mode adaptive: an Evaluate artifact, or its thresholds.json"
+    )
+    parser.add_argument("--num-options", type=int, metavar="K", help="of the question, at most")
     parser.add_argument("--prompt", choices=PROMPTS, help="show the names, or not")
     parser.add_argument("--num-rollouts", type=int, metavar="N", help="samples an image")
     parser.add_argument("--backend", help="vllm, transformers or server")
@@ -107,7 +111,9 @@ def opened(arguments: argparse.Namespace) -> "Predictor":
     if style := policies.recipe(folder).get("prompt_style"):  # the wording of its training
         engine_config = replace(engine_config, prompt_style=style)
     engine_options = options_of(arguments, "backend", "max_new_tokens", "max_model_len")
-    own_options = options_of(arguments, "mode", "prompt", "num_rollouts", "seed")
+    own_options = options_of(
+        arguments, "mode", "prompt", "num_rollouts", "num_options", "seed", "thresholds"
+    )
     return Predictor(
         folder,
         card=arguments.card,

@@ -67,6 +67,8 @@ class Evaluate(OnAnySet):
         del significant["policy"]
         if not significant["limit"]:  # no trial
             del significant["limit"]
+        if "adaptive" not in self.settings.mode_names:
+            del significant["instalments"]
         return {**significant, "modes": self.settings.mode_names}
 
     def needs(self):

@@ -1,4 +1,4 @@
-"""Handles requests that an engine refuses: finds them in a batch, and records them with reasons.
+"""Generates with an engine that may refuse requests: finds those, and records them with reasons.
 
 A refused image stays in every count: it gets empty completions, and a row in
 `<table>_refused.parquet`. While shards are written, each has such a table of its own.
@@ -7,12 +7,57 @@ A refused image stays in every count: it gets empty completions, and a row in
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from tasks.engines.base import Completion, Engine, EngineDied, Request, Sampling, valid_utf8
 from tasks.runtime.errors import StageError, first_line
 from tasks.tables import schemas, shards
 
 REFUSED = "refused"  # finish reason of the completions of a refused image
+EMPTY = Completion("", REFUSED, 0, 0.0)
+
+
+class Enough(Protocol):
+    """Decides when an image has enough samples. Worker processes get it pickled.
+
+    `counts` are the numbers of samples after which it is called, in ascending order.
+    """
+
+    @property
+    def counts(self) -> tuple[int, ...]: ...
+
+    def __call__(self, key: str, completions: Sequence[Completion]) -> bool: ...
+
+
+def generate_in_instalments(
+    engine: Engine,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    refused: dict[str, str],
+    enough: Enough | None = None,
+) -> list[list[Completion]]:
+    """At most `sampling.n` completions for every request: fewer where `enough` says so.
+
+    A refused request is not sent again, and gets `n` empty completions.
+    """
+    answers: dict[str, list[Completion]] = {request.key: [] for request in requests}
+    waiting, sampled = list(requests), 0
+    counts = enough.counts if enough else ()
+    for total in (*(count for count in counts if count < sampling.n), sampling.n):
+        part = replace(reseeded(sampling, sampled), n=total - sampled)
+        rows = generate_or_refuse(engine, waiting, part, refused) if waiting else []
+        for request, row in zip(waiting, rows, strict=True):
+            answers[request.key] += row
+            if request.key in refused:
+                answers[request.key] = [EMPTY] * sampling.n
+        waiting = [
+            request
+            for request in waiting
+            if request.key not in refused
+            and not (enough and enough(request.key, answers[request.key]))
+        ]
+        sampled = total
+    return list(answers.values())
 
 
 def generate_or_refuse(
@@ -36,7 +81,7 @@ def generate_or_refuse(
     except Exception as error:
         if len(requests) == 1:
             refused[requests[0].key] = first_line(error)
-            return [[Completion("", REFUSED, 0, 0.0)] * sampling.n]
+            return [[EMPTY] * sampling.n]
         half = len(requests) // 2
         return [
             answer

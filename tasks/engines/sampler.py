@@ -64,8 +64,11 @@ class Sampler:
         *,
         greedy: bool = False,
         statistics: "RolloutStatistics | None" = None,
+        enough: refusals.Enough | None = None,
     ) -> None:
         """Answer all queries and write one file a shard. Shards on disk already are kept.
+
+        With `enough`, an image is asked in instalments, and up to n times.
 
         `statistics` counts every shard, and its figures stand beside the progress bar. The images
         that the engine refused are written to `<table>_refused.parquet`, with the reasons.
@@ -75,7 +78,14 @@ class Sampler:
             # The prompt holds the letters, so a penalty would push the answer away from them.
             sampling = [replace(each, repetition_penalty=1.0) for each in sampling]
         parts = [
-            Shard(i, shards.shard_path(output, table, i), download, tuple(part), sampling[i])
+            Shard(
+                i,
+                shards.shard_path(output, table, i),
+                download,
+                tuple(part),
+                sampling[i],
+                enough=enough,
+            )
             for i, part in enumerate(shards.chunks(list(queries), shard_size))
         ]
         todo = [part for part in parts if not part.path.exists()]
@@ -96,7 +106,7 @@ class Sampler:
 
             def on_done(report: ShardReport) -> None:
                 self._reports[report.worker] = report
-                self.answered += report.images * (1 if greedy else self.n)
+                self.answered += shards.num_rows(by_number[report.shard].path)
                 bar.update(report.images)
                 if statistics:
                     statistics.add(by_number[report.shard].path)
@@ -179,8 +189,9 @@ class RolloutStatistics:
         self._names = ClassNames(card.classes, card.aliases)
         self._fail_fast = fail_fast
         self._reasons: Counter[str] = Counter()
-        self._images = self._rollouts = self._correct = self._solved = 0
-        self._tokens = self._unparsed = self._shards = 0
+        self._images = self._rollouts = self._solved = self._refused = 0
+        self._tokens = self._unparsed = self._shards = self._n = 0
+        self._shares = 0.0  # summed over images: the share of rollouts that name the truth
         self._example = ""
 
     def add(self, path: Path) -> None:
@@ -188,6 +199,8 @@ class RolloutStatistics:
         self._shards += 1
         columns = ["image_id", "completion", "finish_reason", "num_tokens"]
         hits: Counter[str] = Counter()
+        asked: Counter[str] = Counter()
+        refused = set()
         for row in shards.read_file(path, columns).to_pylist():
             self._reasons[row["finish_reason"]] += 1
             self._tokens += row["num_tokens"]
@@ -196,12 +209,17 @@ class RolloutStatistics:
             answer = answers.parse(row["completion"]).answer
             correct = answer is not None and self._names.match(answer).class_id == self._labels[key]
             hits[key] += correct
+            asked[key] += 1
+            if row["finish_reason"] == refusals.REFUSED:
+                refused.add(key)
             if answer is None:
                 self._unparsed += 1
                 self._example = self._example or row["completion"][:200]
         # A shard holds all rollouts of its images.
         self._images += len(hits)
-        self._correct += hits.total()
+        self._refused += len(refused)
+        self._n = max([self._n, *asked.values()])
+        self._shares += sum(hits[key] / count for key, count in asked.items())
         self._solved += sum(count > 0 for count in hits.values())
 
     def check(self) -> None:
@@ -221,7 +239,7 @@ class RolloutStatistics:
             "unparsed": f"{self._unparsed / total:.0%}",
             "cut": f"{self._reasons['length'] / total:.0%}",
             "pass@1": f"{once:.2f}",
-            f"pass@{self._n()}": f"{all_of:.2f}",
+            f"pass@{self._n}": f"{all_of:.2f}",
         }
 
     def values(self) -> dict[str, Any]:
@@ -232,22 +250,17 @@ class RolloutStatistics:
             "rollouts": self._rollouts,
             "tokens": self._tokens,
             "finish_reasons": dict(sorted(self._reasons.items())),
-            "refused": self._reasons[refusals.REFUSED] // max(1, self._n()),
+            "refused": self._refused,
             "unparsed": self._unparsed,
             "example_unparsed": self._example,
             "pass_at_1": once,
             "pass_at_n": all_of,
         }
 
-    def _n(self) -> int:
-        return self._rollouts // max(1, self._images)
-
     def _passed(self) -> tuple[float, float]:
-        """Pass@1 and Pass@N, which are plain shares as all N rollouts of an image are counted."""
-        return (
-            self._correct / max(1, self._rollouts),
-            self._solved / max(1, self._images),
-        )
+        """Pass@1 and Pass@N, as means over images, of which some may have fewer rollouts."""
+        images = max(1, self._images)
+        return self._shares / images, self._solved / images
 
 
 def throughput(stats: dict[str, Any], sampler: Sampler) -> dict[str, Any]:

@@ -50,7 +50,10 @@ class Query(NamedTuple):
 
 @dataclass(frozen=True)
 class Shard:
-    """The queries whose answers go into one file. The engine gets them in `pieces` batches."""
+    """The queries whose answers go into one file. The engine gets them in `pieces` batches.
+
+    With `enough`, the samples of an image come in instalments, until it has enough of them.
+    """
 
     number: int
     path: Path
@@ -58,6 +61,7 @@ class Shard:
     queries: tuple[Query, ...]
     sampling: Sampling
     pieces: int = 1
+    enough: refusals.Enough | None = None
 
 
 @dataclass(frozen=True)
@@ -182,8 +186,12 @@ class Worker:
                 for number, part in enumerate(
                     shards.chunks(requests, -(-len(requests) // shard.pieces))
                 )
-                for answer in refusals.generate_or_refuse(
-                    self.engine, part, refusals.reseeded(shard.sampling, number), refused
+                for answer in refusals.generate_in_instalments(
+                    self.engine,
+                    part,
+                    refusals.reseeded(shard.sampling, number),
+                    refused,
+                    shard.enough,
                 )
             ]
         if len(refused) == len(requests) > 1:

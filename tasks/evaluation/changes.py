@@ -170,8 +170,11 @@ def refreshes(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             for row in shards.read(folder, "mcq", ["image_id", "option_class_ids"]).to_pylist()
         }
         both = before.keys() & sets.keys()
-        counts = Counter(row["truth_votes"] or 0 for row in images)
         most = max((row["num_rollouts"] for row in images), default=0)
+        # An image that was asked fewer times counts as if its further answers were like these.
+        counts = Counter(
+            round((row["truth_votes"] or 0) * most / max(1, row["num_rollouts"])) for row in images
+        )
         shares = [
             (row["truth_votes"] or 0) / row["num_rollouts"] for row in images if row["num_rollouts"]
         ]

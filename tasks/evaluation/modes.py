@@ -6,6 +6,8 @@
     mcq          the same with the truth injected by BuildMCQ's own rule: how well the policy
                  discriminates when the truth is among the options
     constrained  the question of two_step, answered by a letter that structured output enforces
+    adaptive     two_step with as many samples, and options, as an image needs
+                 (`tasks/evaluation/adaptive.py`)
 
 Only `mcq` needs labels, so `tasks.predict` uses the same functions for images without labels.
 """
@@ -24,7 +26,12 @@ from tasks.questions.candidates import Votes
 from tasks.questions.options import Option, balanced_letters, choose_options, shuffle_options
 from tasks.tables.seeding import row_generator
 
-OF_QUESTIONS = ("two_step", "mcq", "constrained")  # the modes that ask a multiple-choice question
+OF_QUESTIONS = (
+    "two_step",
+    "mcq",
+    "constrained",
+    "adaptive",
+)  # the modes that ask a multiple-choice question
 
 
 class Reading(NamedTuple):

@@ -5,11 +5,11 @@ from typing import ClassVar
 
 from tasks.language.prompts import LETTERS, PROMPTS
 from tasks.runtime.errors import StageError
-from tasks.runtime.settings import Settings, setting
+from tasks.runtime.settings import Settings, instalments, setting
 
-MODES = ("one_step", "majority", "two_step", "mcq", "constrained")
+MODES = ("one_step", "majority", "two_step", "mcq", "constrained", "adaptive")
 PARTS = ("test", "val")
-PREDICT_MODES = ("two_step", "one_step")
+PREDICT_MODES = ("two_step", "one_step", "adaptive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,9 @@ class EvaluateSettings(Settings):
     num_rollouts: int = setting(at_least=1)
     num_options: int = setting(at_least=2, at_most=len(LETTERS))
     prompt: str = setting("whether the question shows the names", choices=PROMPTS)
+    instalments: str = setting(
+        "with adaptive: samples after which the votes are looked at", default=""
+    )
     shard_size: int = setting("images a shard; the unit of resuming", at_least=1)
     limit: int = setting("the first n images of each group only, for a trial; 0: all", at_least=0)
 
@@ -32,9 +35,15 @@ class EvaluateSettings(Settings):
         named = self.modes.replace(",", " ").split()
         return [mode for mode in MODES if mode in named]
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The samples after which the votes are looked at, `num_rollouts` last."""
+        return (*instalments("Evaluate", self.instalments, self.num_rollouts), self.num_rollouts)
+
     def check(self) -> None:
         if not self.mode_names:
             raise StageError(f"[Evaluate] modes must name some of {', '.join(MODES)}; got none")
+        instalments("Evaluate", self.instalments, self.num_rollouts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +56,18 @@ class PredictSettings(Settings):
         "of the second step's question", at_least=2, at_most=len(LETTERS), default=5
     )
     prompt: str = setting("whether the question shows the names", choices=PROMPTS, default="open")
+    thresholds: str = setting(
+        "with mode adaptive: an Evaluate artifact in that mode, or its thresholds.json", default=""
+    )
     seed: int = setting("of the samples", at_least=0, default=0)
+
+    def check(self) -> None:
+        if (self.mode == "adaptive") != bool(self.thresholds):
+            raise StageError(
+                "mode adaptive needs thresholds: an Evaluate artifact whose [Evaluate] modes have adaptive"
+                if self.mode == "adaptive"
+                else "thresholds are for mode adaptive"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ LABELS = {
     "constrained": "letters only",
 }
 # The order in which modes stand in every table.
-ORDER_OF_MODES = ("one_step", "two_step", "majority", "mcq", "constrained")
+ORDER_OF_MODES = ("one_step", "two_step", "adaptive", "majority", "mcq", "constrained")
 _DIRECTION_OVERRIDES = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 # The verdict mentions these modes; the tables show all of them.
 SPOKEN_MODES = {"one_step": "Asked once", "two_step": "Asked in two steps"}

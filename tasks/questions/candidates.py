@@ -46,17 +46,27 @@ def merge(completions: Iterable[tuple[str, float]], names: ClassNames, allowed: 
     return next(merge_block(block, Vocabulary(names, frozenset(allowed))).images())
 
 
-def merge_all(propose: Path, names: ClassNames, allowed: set[int]) -> dict[str, Votes]:
-    """Image id -> votes, over all rollout shards of `propose`.
+def merge_all(
+    propose: Path,
+    names: ClassNames,
+    allowed: set[int],
+    first: int | None = None,
+    table: str = "rollouts",
+) -> dict[str, Votes]:
+    """Image id -> votes, over all shards of a table, or over the `first` rollouts of each image.
 
     For sets that fit into memory; `merge_images` takes sets of any size.
     """
-    ids = {i for p in shards.paths(propose, "rollouts") for i in _image_ids(p)}
+    ids = {i for p in shards.paths(propose, table) for i in _image_ids(p)}
     image_ids = sorted(ids)
     vocabulary = Vocabulary(names, frozenset(allowed))
+    merges = (
+        merge_block(block, vocabulary)
+        for block in blocks(propose, image_ids, MERGED_AT_ONCE, first, table)
+    )
     return {
         image_id: votes
-        for merged in merge_images(propose, image_ids, vocabulary, MERGED_AT_ONCE)
+        for merged in merges
         for image_id, votes in zip(
             image_ids[merged.start : merged.stop], merged.images(), strict=True
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tasks.language.answer_column import read_answers
@@ -41,15 +42,21 @@ class Block:
     problems: list[str]
 
 
-def blocks(folder: Path, image_ids: Sequence[str], size: int) -> Iterator[Block]:
-    """The rollouts of `folder`, `size` consecutive images of `image_ids` at a time.
+def blocks(
+    folder: Path,
+    image_ids: Sequence[str],
+    size: int,
+    first: int | None = None,
+    table: str = "rollouts",
+) -> Iterator[Block]:
+    """The rollouts in a table of `folder`, `size` consecutive images of `image_ids` at a time.
 
-    Rollouts of other images are left out; an image may have none. Raises StageError when the images
+    With `first`, only the first so many rollouts of each image. Rollouts of other images are left out; an image may have none. Raises StageError when the images
     are out of order, or a rollout of an image is there twice.
     """
     position_of = {image_id: position for position, image_id in enumerate(image_ids)}
-    paths = _in_order(folder, position_of, size)
-    return _blocks(folder, paths, image_ids, position_of, size)
+    paths = _in_order(folder, table, position_of, size)
+    return _blocks(folder, paths, image_ids, position_of, size, first)
 
 
 def logprob_units(values: NDArray) -> NDArray[np.int64]:
@@ -97,12 +104,15 @@ def _blocks(
     image_ids: Sequence[str],
     position_of: Mapping[str, int],
     size: int,
+    first: int | None,
 ) -> Iterator[Block]:
     """Read the files in order, and yield each block as soon as a row of a later block comes."""
     edges = [*range(0, len(image_ids), size), len(image_ids)]
     pending, number = _Pending(), 0
     for path in paths:
         for batch in shards.iter_batches(path, COLUMNS, BATCH_ROWS):
+            if first is not None:
+                batch = batch.filter(pc.field("rollout") < first)
             positions = _positions(batch, position_of)
             owner = positions // size
             for block in np.unique(owner[positions >= 0]):
@@ -117,10 +127,10 @@ def _blocks(
         pending, number = _Pending(), number + 1
 
 
-def _in_order(folder: Path, position_of: Mapping[str, int], size: int) -> list[Path]:
+def _in_order(folder: Path, table: str, position_of: Mapping[str, int], size: int) -> list[Path]:
     """The files in the order of their images. Raises StageError where blocks are out of order."""
     spans = []
-    for path in shards.paths(folder, "rollouts"):
+    for path in shards.paths(folder, table):
         first = last = -1
         for batch in shards.iter_batches(path, ["image_id"], BATCH_ROWS):
             positions = _positions(batch, position_of)

@@ -146,5 +146,19 @@ def plain(value: Any) -> Any:
     return {k: plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
+def instalments(section: str, text: str, total: int) -> tuple[int, ...]:
+    """The numbers of samples in a setting such as "4 8", those from `total` on left out.
+
+    Raises StageError unless they are whole, positive and ascending.
+    """
+    words = text.replace(",", " ").split()
+    counts = [int(word) if word.isdecimal() else 0 for word in words]
+    if counts != sorted(set(counts)) or 0 in counts:
+        raise StageError(
+            f"[{section}] instalments must be ascending numbers of samples, such as 4 8; got {text!r}"
+        )
+    return tuple(count for count in counts if count < total)
+
+
 def _one_of(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]

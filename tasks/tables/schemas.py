@@ -160,6 +160,14 @@ def predictions(names: Sequence[str]) -> pa.Schema:
     )
 
 
+def adaptive() -> pa.Schema:
+    """Evaluate: one row is an image of the mode adaptive, with its samples, and its options.
+
+    With one option or none no question was asked.
+    """
+    return _schema(image_id=STR, num_rollouts=INT, num_options=INT)
+
+
 def verdicts() -> pa.Schema:
     """Judge: one row is a pair of names that a judge was asked about.
 

@@ -35,9 +35,9 @@ def evaluated(split_set):
     return split_set
 
 
-def merged(made) -> dict[str, Votes]:
+def merged(made, first: int | None = None) -> dict[str, Votes]:
     names = ClassNames(made.card.classes, made.card.aliases)
-    return merge_all(made.evaluate, names, set(range(40)))
+    return merge_all(made.evaluate, names, set(range(40)), first)
 
 
 def test_every_test_image_counts_in_every_mode(evaluated):
@@ -96,11 +96,13 @@ def test_letters_alone_are_asked_about_the_options_of_two_step(evaluated):
 
 
 def test_vote_shares_are_those_of_the_answered_class(evaluated):
-    votes = merged(evaluated)
+    used = {row["image_id"]: row for row in shards.read(evaluated.evaluate, "adaptive").to_pylist()}
+    votes = {count: merged(evaluated, count) for count in (4, 8, 20)}
     for mode in MODES:
         for key, row in evaluated.by_mode[mode].items():
-            counts = {c.class_id: c.votes for c in votes[key].candidates}
-            assert row["vote_share"] == pytest.approx(counts.get(row["class_id"], 0) / 20)
+            n = used[key]["num_rollouts"] if mode == "adaptive" else 20
+            counts = {c.class_id: c.votes for c in votes[n][key].candidates}
+            assert row["vote_share"] == pytest.approx(counts.get(row["class_id"], 0) / n)
     majority = evaluated.by_mode["majority"]
     assert all(majority[key]["vote_share"] >= row["vote_share"] - 1e-6
                for key, row in evaluated.by_mode["one_step"].items())  # fmt: skip

@@ -58,6 +58,7 @@ BELOW["Download"] = BELOW["Split"] | {"Download//"}
 BELOW["engine"] = BELOW["Propose"] | BELOW["Evaluate"]
 OTHER_VALUES = {
     "protocol": "all",
+    "instalments": "4 16",
     "model": "some/folder",
     "dtype": "bfloat16",
     "prompt": "closed_list",
@@ -95,7 +96,10 @@ OTHER_VALUES = {
 DIFFERENT = {"refresh": ROUND1, "refresh_share": set(), "solved_at": set(), "solved": set()}
 DIFFERENT["datasets"] = {"Report/dive_k/"}  # which shows further evaluations
 DEFAULT: dict[str, str] = {}  # of luigi.cfg with a policy that is taught, made once
-WITH = {"quantize": ("Train", "lora_rank", "4")}  # what else must be set
+WITH = {
+    "quantize": ("Train", "lora_rank", "4"),
+    "instalments": ("Evaluate", "modes", "adaptive"),
+}  # what else must be set
 
 
 def matrix():

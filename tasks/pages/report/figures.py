@@ -16,6 +16,7 @@ MODE_NOTES = {
     "majority": "the most voted of its sampled answers",
     "mcq": "a choice among options that hold the truth",
     "constrained": "the same, kept to letters by force",
+    "adaptive": "samples and options as an image needs them",
 }
 GROUP_NOTES = {"base": "classes it was trained on", "novel": "classes it never saw in training"}
 FEW = 10  # images; a smaller bin is in the data, but not on the line
