@@ -46,7 +46,7 @@ class Card:
     `classes` are the names by class id; `aliases` maps a class name to further spellings of it.
     `source` has the key `kind`, and further keys that depend on it (SOURCE_KEYS). `official_splits`
     maps a split to its image count, where there is an official split. `taxonomy` maps a group, such
-    as a genus, to its classes; `descriptions` maps a class to a text that says how it looks.
+    as a genus, to its classes, each group before the groups within it; `descriptions` maps a class to a text that says how it looks.
     `traits` maps a trait, such as the colour of the head, to the words for its values; then each
     description holds one word of each trait.
     """
@@ -66,6 +66,10 @@ class Card:
     descriptions: dict[str, str] = field(default_factory=dict)
     traits: dict[str, tuple[str, ...]] = field(default_factory=dict)
     sha256: str = ""
+
+    def groups_of(self, class_name: str) -> tuple[str, ...]:
+        """The groups of the taxonomy that hold this class, from the largest to the smallest."""
+        return tuple(group for group, names in self.taxonomy.items() if class_name in names)
 
     def look(self, class_name: str) -> dict[str, str]:
         """Trait -> the word for it in the description of this class; empty without `traits`."""

@@ -5,6 +5,11 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
+MALFORMED = (
+    "taxonomy must map a group, such as a genus, to a list of classes or to the groups within it; or "
+    "be a regular expression whose named parts find the groups in the class names"
+)
+
 
 def clean_name(text: str) -> str:
     """A class name as prompts show it: NFKC, single spaces, no punctuation at its end."""
@@ -31,24 +36,63 @@ def field_guide(front: dict[str, Any], classes: tuple[str, ...]) -> dict[str, An
 
 
 def _taxonomy(groups: Any, classes: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    if not isinstance(groups, dict) or not all(
-        isinstance(names, list) for names in groups.values()
-    ):
-        raise ValueError("taxonomy must map a group, such as a genus, to a list of classes")
-    by_group = {
-        str(group): tuple(clean_name(str(n)) for n in names) for group, names in groups.items()
-    }
+    """Group -> its classes, each group before the groups within it."""
+    if isinstance(groups, str):
+        return _named_alike(groups, classes)
+    by_group: dict[str, tuple[str, ...]] = {}
     seen: set[str] = set()
-    for group, names in by_group.items():
-        for name in names:
-            if name not in classes:
-                raise ValueError(
-                    f"taxonomy has {name!r} in {group!r}, which is not among the classes"
-                )
-            if name in seen:
-                raise ValueError(f"taxonomy names the class {name!r} twice")
-            seen.add(name)
+
+    def classes_in(group: str, members: Any) -> tuple[str, ...]:
+        if group in by_group:
+            raise ValueError(f"taxonomy names the group {group!r} twice")
+        by_group[group] = ()  # keeps its place before the groups within it
+        if isinstance(members, dict):
+            inner = [classes_in(str(name), below) for name, below in members.items()]
+            by_group[group] = tuple(name for names in inner for name in names)
+        elif isinstance(members, list):
+            by_group[group] = tuple(clean_name(str(name)) for name in members)
+            for name in by_group[group]:
+                if name not in classes:
+                    raise ValueError(
+                        f"taxonomy has {name!r} in {group!r}, which is not among the classes"
+                    )
+                if name in seen:
+                    raise ValueError(f"taxonomy names the class {name!r} twice")
+                seen.add(name)
+        else:
+            raise ValueError(MALFORMED)
+        return by_group[group]
+
+    if not isinstance(groups, dict):
+        raise ValueError(MALFORMED)
+    for group, members in groups.items():
+        classes_in(str(group), members)
     return by_group
+
+
+def _named_alike(pattern: str, classes: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """The groups that a pattern finds in the class names, the largest first.
+
+    What each of its named parts finds is the name of a group.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"taxonomy is no regular expression ({error}): {pattern!r}") from error
+    if not compiled.groupindex:
+        raise ValueError(f"taxonomy {pattern!r} has no named part, such as (?P<genus>...)")
+    by_group: dict[str, list[str]] = {}
+    for name in classes:
+        if not (match := compiled.search(name)):
+            raise ValueError(f"taxonomy {pattern!r} finds no group in {name!r}")
+        for group in dict.fromkeys(filter(None, match.groupdict().values())):
+            by_group.setdefault(group, []).append(name)
+    nested = sorted(by_group.items(), key=lambda item: (-len(item[1]), len(item[0])))
+    for place, (group, names) in enumerate(nested):
+        for outer, others in nested[:place]:
+            if 0 < len({*names} & {*others}) < len(names):
+                raise ValueError(f"taxonomy {pattern!r}: {group!r} is partly within {outer!r}")
+    return {group: tuple(names) for group, names in nested}
 
 
 def _descriptions(texts: Any, classes: tuple[str, ...]) -> dict[str, str]:

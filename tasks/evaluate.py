@@ -37,6 +37,7 @@ from tasks.evaluation.modes import (
 from tasks.evaluation.settings import EvaluateSettings
 from tasks.language import prompts
 from tasks.language.class_names import ClassNames
+from tasks.language.taxonomy import Taxonomy
 from tasks.questions.candidates import Votes, merge_all
 from tasks.questions.options import Option
 from tasks.runtime.command import main
@@ -72,6 +73,7 @@ def evaluate(
     modes = settings.mode_names
     data_card = load(card)
     names = ClassNames(data_card.classes, data_card.aliases)
+    taxonomy = Taxonomy(data_card.classes, data_card.taxonomy)
     rows = split_table.select(split, settings.part, GROUPS)
     if limit := settings.limit:
         rows = [row for g in GROUPS for row in [r for r in rows if r["group"] == g][:limit]]
@@ -168,7 +170,7 @@ def evaluate(
 
     def read(mode: str, key: str) -> Reading:
         if mode == "one_step":
-            return read_open(completions[mode][key], names)
+            return read_open(completions[mode][key], names, taxonomy)
         offered = options.get(mode, {}).get(key, [])
         if mode == "majority" or (mode == "adaptive" and len(offered) < 2):
             return read_majority(votes[mode][key], data_card)

@@ -41,6 +41,7 @@ from tasks.evaluation.settings import PredictSettings
 from tasks.ingest.pictures import Picture, Reject
 from tasks.language import answers, prompts
 from tasks.language.class_names import ClassNames
+from tasks.language.taxonomy import Taxonomy
 from tasks.questions.candidates import Votes, merge
 from tasks.questions.options import Option
 from tasks.runtime.waiting import opening
@@ -80,6 +81,7 @@ class Predictor:
             adaptive.of_prediction(self.settings) if self.settings.mode == "adaptive" else None
         )
         self._names = ClassNames(self.card.classes, self.card.aliases)
+        self._taxonomy = Taxonomy(self.card.classes, self.card.taxonomy)
         self._before, self._text = prompts.card_question(
             self.card,
             self.settings.prompt,
@@ -208,7 +210,7 @@ class Predictor:
         return {request.key: row for request, row in zip(requests, answered, strict=True)}
 
     def _one_step(self, name: str, completion: Completion, error: str) -> Prediction:
-        reading = read_open(completion.text, self._names)
+        reading = read_open(completion.text, self._names, self._taxonomy)
         others = [(reading.answer, 1)] if reading.answer and reading.class_id is None else []
         return self._prediction(
             name,

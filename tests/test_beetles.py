@@ -66,6 +66,11 @@ def test_a_thousand_pictures_are_drawn_in_seconds():
         ("taxonomy: [Red Kite]", "taxonomy must map a group"),
         ("taxonomy: {Milvus: [Black Kite]}", "taxonomy has 'Black Kite' in 'Milvus'"),
         ("taxonomy: {a: [Red Kite], b: [Red Kite]}", "names the class 'Red Kite' twice"),
+        ("taxonomy: {a: {b: [Red Kite], a: [Buzzard]}}", "names the group 'a' twice"),
+        ("taxonomy: {a: {b: Red Kite}}", "taxonomy must map a group"),
+        ("taxonomy: '('", "taxonomy is no regular expression"),
+        ("taxonomy: Kite", "has no named part"),
+        ("taxonomy: '(?P<kind>Kite)'", "finds no group in 'Buzzard'"),
         ("descriptions: [red]", "descriptions must map a class name"),
         ("descriptions: {Black Kite: dark}", "names 'Black Kite', which is not among the classes"),
         ("traits: [red]", "traits must map a trait to a list of words"),
@@ -92,6 +97,25 @@ def test_a_taxonomy_or_description_that_does_not_fit_is_named(tmp_path, monkeypa
     loaded = data_cards.load("mine")
     assert loaded.taxonomy == {"Milvus": ("Red Kite",)}
     assert loaded.descriptions == {"Red Kite": "forked"}
+
+
+def test_a_taxonomy_may_have_groups_within_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_cards, "FOLDER", tmp_path)
+    text = (
+        "---\nversion: 1\nnoun: bird\nkind: species\nsource: {kind: folder, path: x}\n"
+        "classes: [Red Kite, Black Kite, Red Hawk, Black Hawk]\ntaxonomy: TAXONOMY\n---\n"
+    )
+    mine = tmp_path / "mine.md"
+    mine.write_text(text.replace("TAXONOMY", "{Raptors: {Kites: [Red Kite, Black Kite]}}"))
+    kites = ("Red Kite", "Black Kite")
+    assert data_cards.load("mine").taxonomy == {"Raptors": kites, "Kites": kites}
+    assert data_cards.load("mine").groups_of("Red Kite") == ("Raptors", "Kites")
+    assert data_cards.load("mine").groups_of("Red Hawk") == ()
+    mine.write_text(text.replace("TAXONOMY", "'(?P<kind>Kite|Hawk)$'"))
+    assert list(data_cards.load("mine").taxonomy) == ["Kite", "Hawk"]
+    mine.write_text(text.replace("TAXONOMY", "'(?P<colour>Red|Black) (?P<kind>Kite|Hawk)'"))
+    with pytest.raises(data_cards.CardError, match="'Kite' is partly within 'Red'"):
+        data_cards.load("mine")
 
 
 def test_a_look_is_read_from_a_description_whatever_its_case_and_commas(tmp_path, monkeypatch):

@@ -14,9 +14,12 @@ long as `completions`. `training.data.reward_choice` finds rewards by name.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from data_cards import Card
 from tasks.language.answers import choose, parse
 from tasks.language.class_names import ClassNames
 from tasks.language.prompts import LETTERS
+from tasks.language.taxonomy import Taxonomy
+from tasks.runtime.errors import StageError
 
 Reward = Callable[..., list[float]]  # a user's own may return None for a completion: not scored
 
@@ -123,6 +126,42 @@ def exact_reward(
         ]
 
     return exact_reward
+
+
+def graded_reward(card: Card) -> Reward:
+    """The reward that pays an answer in part for the right groups of the card's taxonomy.
+
+    It is the answer's depth (`tasks.language.taxonomy`): 1 for the right class and, with one level of
+    groups, 1/2 for another class of the right genus. So its weight beside `exact` or `letter` decides
+    which part of the point a genus earns. To an open question the genus may be named alone. The
+    returned function takes the columns `options` (two or more of a multiple-choice question) and
+    `label`, the class id.
+    """
+    classes = ClassNames(card.classes, card.aliases)
+    taxonomy = Taxonomy(card.classes, card.taxonomy)
+    if not taxonomy:
+        raise StageError(
+            f"[Train] rewards: graded needs a taxonomy, and the data card {card.name} has none"
+        )
+
+    def graded_reward(
+        completions: Sequence[Any],
+        options: Sequence[Sequence[str]],
+        label: Sequence[int],
+        **_: Any,
+    ) -> list[float]:
+        paid = []
+        for completion, texts, truth in zip(completions, options, label, strict=True):
+            text = text_of(completion)
+            if len(texts) > 1:
+                place = choose(text, texts).index
+                answer = "" if place is None else texts[place]
+            else:
+                answer = parse(text).answer or ""
+            paid.append(taxonomy.depth(truth, classes.match(answer).class_id, answer))
+        return paid
+
+    return graded_reward
 
 
 def virft_compat_reward(names: Sequence[str]) -> Reward:

@@ -22,6 +22,7 @@ from tasks.engines.worker import Query
 from tasks.language import answers, prompts
 from tasks.language.class_names import ClassNames
 from tasks.language.prompts import LETTERS
+from tasks.language.taxonomy import Taxonomy
 from tasks.questions.candidates import Votes
 from tasks.questions.options import Option, balanced_letters, choose_options, shuffle_options
 from tasks.tables.seeding import row_generator
@@ -32,6 +33,8 @@ OF_QUESTIONS = (
     "constrained",
     "adaptive",
 )  # the modes that ask a multiple-choice question
+
+GROUP_ONLY = "group_only"  # status of an answer that names a genus, say, and no species
 
 
 class Reading(NamedTuple):
@@ -116,13 +119,18 @@ def vote_share(votes: Votes, class_id: int | None) -> float:
     return count / max(1, votes.num_rollouts)
 
 
-def read_open(completion: str, names: ClassNames) -> Reading:
-    """Read an answer to the open question."""
+def read_open(completion: str, names: ClassNames, taxonomy: Taxonomy | None = None) -> Reading:
+    """Read an answer to the open question.
+
+    The status of an answer that names a group of the taxonomy, and no class, is GROUP_ONLY.
+    """
     parsed = answers.parse(completion)
     if parsed.answer is None:
         return Reading(completion, "", None, parsed.problem)
-    match = names.match(parsed.answer)
-    return Reading(completion, parsed.answer, match.class_id, match.step)
+    class_id, step = names.match(parsed.answer).class_id, names.match(parsed.answer).step
+    if class_id is None and taxonomy and taxonomy.group(parsed.answer):
+        step = GROUP_ONLY
+    return Reading(completion, parsed.answer, class_id, step)
 
 
 def read_majority(votes: Votes, card: Card) -> Reading:

@@ -28,6 +28,7 @@ PLAIN: dict[str, Reward] = {
 OF_CARD: dict[str, Callable[[Card], Reward]] = {
     "exact": lambda card: ours.exact_reward(card.classes, card.aliases),
     "virft_compat": lambda card: ours.virft_compat_reward(card.classes),
+    "graded": ours.graded_reward,
 }
 KNOWN = (*PLAIN, *OF_CARD, "overlong")
 
@@ -80,8 +81,12 @@ def _by_card(by_name: dict[str, Reward]) -> Reward:
         paid = [0.0] * len(completions)
         for name, of_card in by_name.items():
             places = [place for place, owner in enumerate(card) if owner == name]
-            labels = [columns["label"][place] for place in places]
-            values = of_card([completions[place] for place in places], label=labels)
+            own = {
+                column: [columns[column][place] for place in places]
+                for column in ("label", "options")
+                if column in columns
+            }
+            values = of_card([completions[place] for place in places], **own)
             for place, value in zip(places, values, strict=True):
                 paid[place] = value
         return paid
