@@ -15,10 +15,15 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from datasets import Features
+
+import data_cards
 from tasks.evaluation import comparison
+from tasks.evaluation.budget_curve import budget_curve, mean_curve
 from tasks.evaluation.comparison import Figure
 from tasks.evaluation.cost import budgets, unequal
 from tasks.evaluation.metrics import holm
+from tasks.evaluation.near_misses import mean_near_misses, near_misses
 from tasks.pages.compare_latex import latex
 from tasks.pages.compare_page import compare_page
 from tasks.pages.compare_tables import csv_table, markdown
@@ -71,7 +76,7 @@ def tabulate(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name, trained_on in sets:
         own_runs = [run for run in runs if (run["set"], run["trained_on"]) == (name, trained_on)]
         table, figures = _of_set(own_runs, names)
-        tables.append({"set": name, "trained_on": trained_on, **table})
+        tables.append({"set": name, "trained_on": trained_on, **table, **_from_rollouts(own_runs)})
         all_figures.append(figures)
     _compare_rows(tables, all_figures, names)
     contents: dict[str, Any] = {
@@ -165,6 +170,32 @@ def _outcomes(
                 if all(len(part) == number + 1 for part in parts.values())
             }
     return outcomes, ids
+
+
+def _from_rollouts(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Near misses and the curve over answers an image, by row, as means over seeds.
+
+    Both read names by the set's card, so they are empty where there is no such card any more, or
+    one with other classes.
+    """
+    curves: dict[str, list[list[dict[str, Any]]]] = defaultdict(list)
+    near: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    if not data_cards.exists(runs[0]["set"]):
+        return {"near_misses": {}, "budget_curves": {}}
+    card = data_cards.load(runs[0]["set"])
+    for run in runs:
+        table = shards.read(Path(run["evaluate"]), "predictions")
+        if tuple(Features.from_arrow_schema(table.schema)["label"].names) != card.classes:
+            return {"near_misses": {}, "budget_curves": {}}
+        groups = _groups(Path(run["split"]))
+        rows = [{**row, "group": groups[row["image_id"]]} for row in table.to_pylist()]
+        near[row_name(run)].append(near_misses(rows, card))
+        curves[row_name(run)].append(budget_curve(Path(run["evaluate"]), rows, card))
+    means = {name: mean_near_misses(by_seed) for name, by_seed in near.items()}
+    return {
+        "near_misses": {name: by_mode for name, by_mode in means.items() if by_mode},
+        "budget_curves": {n: points for n, c in curves.items() if (points := mean_curve(c))},
+    }
 
 
 def _answers(folder: Path) -> dict[str, dict[str, bool]]:

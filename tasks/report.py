@@ -18,6 +18,8 @@ from typing import Any
 from data_cards import Card, load
 from tasks.engines import policies
 from tasks.evaluation import changes, traits
+from tasks.evaluation.budget_curve import budget_curve
+from tasks.evaluation.near_misses import near_misses
 from tasks.pages.example import example_figure
 from tasks.pages.figures import Figure, write
 from tasks.pages.gallery import choose, gallery_values, sampled_votes
@@ -35,20 +37,22 @@ from tasks.tables.schemas import GROUPS
 __all__ = ["report", "summary"]
 
 GALLERY_SIZE = 48
-MANIFEST_KEYS = (
-    *(
-        "stage",
-        "dataset",
-        "method",
-        "refresh_round",
-        "fingerprint",
-        "code_version",
-        "settings",
-        "inputs",
-        "seconds",
-    ),
-    *("peak_memory_mb", "rows", "versions", "command", "host"),
-)
+MANIFEST_KEYS = [
+    "stage",
+    "dataset",
+    "method",
+    "refresh_round",
+    "fingerprint",
+    "code_version",
+    "settings",
+    "inputs",
+    "seconds",
+    "peak_memory_mb",
+    "rows",
+    "versions",
+    "command",
+    "host",
+]
 
 
 class ReportError(StageError, ValueError):
@@ -98,6 +102,8 @@ def report(
             | accuracy.compare(rows, predictions[0] if index else None)
             | {"pass_at_k": _json(Path(item["path"]) / "pass_at_k.json")}
             | {"judged": _judged(item["name"], judged or [], split_rows)}
+            | {"budget_curve": budget_curve(Path(item["path"]), rows, data_card)}
+            | {"near_misses": near_misses(rows, data_card)}
             | {"letters": changes.letters(rows)}
             | {"calibration": changes.calibration(rows)}
             for index, (item, rows) in enumerate(zip(evaluations, predictions, strict=True))
@@ -128,6 +134,7 @@ def report(
     figures = {
         "accuracy": drawn.accuracy_figures(metrics),
         "pass": drawn.pass_figures(metrics["evaluations"]),
+        "budget": _present(drawn.budget_figure(metrics["evaluations"])),
         "rounds": _present(drawn.votes_figure(metrics["rounds"])),
         "log": log_figures(logs, metrics["rounds"]),
         "changes": _present(

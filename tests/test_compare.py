@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import re
 from pathlib import Path
@@ -11,10 +12,13 @@ import pytest
 from pipeline import tasks as line
 from pipeline.settings import SettingsError
 from tasks.compare import CompareError, compare, tabulate
+from tasks.evaluate import evaluate
 from tasks.pages.compare_latex import latex
+from tasks.pages.compare_page import compare_page
 from tasks.pages.compare_tables import markdown, summary
 from tasks.tables import schemas, shards
 from tests.browser import Browser
+from tests.conftest import evaluate_arguments, run_stage
 from tests.pipeline.test_stage import config  # noqa: F401  the default luigi.cfg, to be changed
 
 CLASSES = ("Amber", "Beryl", "Coral", "Denim")
@@ -113,6 +117,36 @@ def test_p_values_are_adjusted_over_the_datasets_and_named_so(runs):
     assert len(pairs) == 6 * 3, "every two of four rows, for base, novel and their harmonic mean"
     one = next(p for p in pairs if (p["from"], p["to"], p["key"]) == ("virft", "dive_k", "novel"))
     assert one["mean"] == pytest.approx(5.5 / 20)
+
+
+def test_near_misses_and_answers_an_image_stand_beside_the_accuracy(split_set):
+    runs = []
+    for seed, method in itertools.product((0, 1), ("zero_shot", "dive_k")):
+        folder = split_set.root / f"{method}{seed}"
+        folder.mkdir()
+        arguments = evaluate_arguments(split_set, modes="one_step two_step") | {"seed": seed}
+        run_stage(evaluate, folder, **arguments)
+        runs.append(
+            {"set": "few", "trained_on": "few", "method": method, "round": None, "seed": seed}
+            | {"evaluate": str(folder), "split": str(split_set.split)}
+            | {"propose": [], "build_mcq": [], "train": []}
+        )
+    (table,) = (contents := tabulate(runs))["sets"]
+    points = {point["strategy"]: point for point in table["budget_curves"]["dive_k"]}
+    figures = table["modes"]["two_step"]["dive_k"]
+    assert points["two steps, 4 options"]["base"]["low"] == pytest.approx(figures["base"]["mean"])
+    assert points["two steps, 2 options"]["base"]["low"] < points["two steps, 2 options"]["base"]["high"]  # fmt: skip
+    near = table["near_misses"]["dive_k"]["one_step"]
+    assert 0 < near["share"] < 1
+    assert figures["base"]["mean"] / 2 < near["depth"] < 1
+    assert f"{100 * near['share']:.1f} / {100 * near['depth']:.1f}" in markdown(contents)
+    assert "| DiVE-k | two steps, 2 options |" in markdown(contents)
+    assert "What so many answers buy" in compare_page(contents)
+
+
+def test_a_set_whose_card_has_other_classes_has_neither(runs):
+    for table in tabulate(runs)["sets"]:
+        assert table["near_misses"] == table["budget_curves"] == {}
 
 
 def test_both_summaries_over_datasets_stand_under_their_names(runs):

@@ -31,6 +31,19 @@ def near_misses(rows: Sequence[Mapping[str, Any]], card: Card) -> dict[str, dict
     return {mode: _counts(of_mode, taxonomy) for mode, of_mode in by_mode.items()}
 
 
+def mean_near_misses(by_seed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mode -> mean `share` and `depth` over seeds, of the modes that all seeds have."""
+    modes = [mode for mode in by_seed[0] if all(mode in seed for seed in by_seed)]
+    means: dict[str, Any] = {}
+    for mode in modes:
+        shares = [seed[mode]["share"] for seed in by_seed if seed[mode]["share"] is not None]
+        means[mode] = {
+            "share": float(np.mean(shares)) if shares else None,
+            "depth": float(np.mean([seed[mode]["depth"] for seed in by_seed])),
+        }
+    return means
+
+
 def _counts(rows: Sequence[Mapping[str, Any]], taxonomy: Taxonomy) -> dict[str, Any]:
     depths, near, group_only = [], 0, 0
     for row in rows:

@@ -7,8 +7,12 @@ from tasks.pages import render
 from tasks.pages.charts import Dot, dot_chart
 from tasks.pages.compare_tables import (
     BUDGET,
+    CURVE,
+    NEAR,
     OVER,
     SIGNIFICANCE,
+    budget_curve_rows,
+    near_rows,
     p_text,
     pair_rows,
     row_label,
@@ -45,6 +49,14 @@ def _set(comparison: Mapping[str, Any], table: Mapping[str, Any], number: int) -
         "tables": [
             _table(mode, by_row, {key: label(key) for key in next(iter(by_row.values()))})
             for mode, by_row in modes
+        ],
+        "further": [
+            {"title": title, "about": about, "heads": rows[0], "rows": rows[1:]}
+            for title, about, rows in (
+                ("Roughly right", NEAR, near_rows(table)),
+                ("What so many answers buy", CURVE, budget_curve_rows(table)),
+            )
+            if rows
         ],
         "pairs": [
             {

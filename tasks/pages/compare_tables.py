@@ -5,7 +5,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tasks.pages.text import label, p_value, percent, points, signs, title_of
+from tasks.pages.text import in_order, label, p_value, percent, points, signs, title_of
 
 OVER = {
     "mean_base": "mean of base",
@@ -20,6 +20,14 @@ BUDGET = {
     "questions_built": "questions built",
     "questions_asked": "questions asked",
 }
+NEAR = (
+    "The share in % of the wrong answers that lie in a group of the truth, such as its genus; after the "
+    "stroke the mean depth, the share in % of the way to the truth that an answer gets right."
+)
+CURVE = (
+    "Accuracy in % and answers an image, from the stored answers alone. Where a question with other "
+    "options was never asked, the accuracy lies between two ends: all such answers wrong, and all right."
+)
 SIGNIFICANCE = 0.05  # differences with a smaller p value are bold
 
 
@@ -63,6 +71,10 @@ def markdown(comparison: Mapping[str, Any]) -> str:
         parts.append(f"## {set_label(table)}\n\n{counts_text(table)}")
         for mode, by_row in table["modes"].items():
             parts.append(f"### {title_of(mode)}\n\n{_grid(_mode_rows(by_row))}")
+        if near := near_rows(table):
+            parts.append(f"### Roughly right\n\n{NEAR}\n\n{_grid(near)}")
+        if curves := budget_curve_rows(table):
+            parts.append(f"### What so many answers buy\n\n{CURVE}\n\n{_grid(curves)}")
         if pairs := pair_rows(comparison, table):
             parts.append(
                 "### Between methods\n\nHarmonic mean of the row less that of the column, in points; "
@@ -129,6 +141,35 @@ def summary(comparison: Mapping[str, Any]) -> str:
         parts.append(f"over datasets, {title_of(mode).lower()}\n{_plain(_over_rows(by_row))}")
     parts += [f"unequal budget: {line}" for line in comparison["unequal"]]
     return "\n\n".join(parts).replace("−", "-")  # a terminal keeps its hyphens
+
+
+def near_rows(table: Mapping[str, Any]) -> list[list[str]]:
+    """Near misses: a heading, then one row for each method; empty without a taxonomy."""
+    by_row = table["near_misses"]
+    modes = in_order(mode for by_mode in by_row.values() for mode in by_mode)
+    rows = [["", *map(label, modes)]]
+    for name, by_mode in by_row.items():
+        cells = [by_mode.get(mode) for mode in modes]
+        shown = [f"{percent(c['share'])} / {percent(c['depth'])}" if c else "–" for c in cells]
+        rows.append([row_label(name), *shown])
+    return rows if by_row else []
+
+
+def budget_curve_rows(table: Mapping[str, Any]) -> list[list[str]]:
+    """The curves: a heading, then one row for each method and strategy; empty without rollouts."""
+    curves = table["budget_curves"]
+    keys = ("base", "novel", "harmonic_mean")
+    rows = [["", "strategy", "answers an image", *map(label, keys)]]
+    for name, curve in curves.items():
+        for point in curve:
+            spans = [_span(point[key]) if key in point else "–" for key in keys]
+            rows.append([row_label(name), point["strategy"], f"{point['answers']:.1f}", *spans])
+    return rows if curves else []
+
+
+def _span(ends: Mapping[str, float]) -> str:
+    low, high = percent(ends["low"]), percent(ends["high"])
+    return low if low == high else f"{low} to {high}"
 
 
 def _csv_change(change: Mapping[str, Any]) -> dict[str, Any]:

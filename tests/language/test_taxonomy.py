@@ -59,7 +59,7 @@ def test_a_class_without_a_group_is_right_or_wrong():
 
 
 def test_groups_that_are_spelled_alike_are_refused():
-    with pytest.raises(StageError, match="the card's taxonomy: .*are the same name"):
+    with pytest.raises(StageError, match=r"the card's taxonomy: .*are the same name"):
         Taxonomy(("a b", "c d"), {"Kites": ("a b",), "kites": ("c d",)})
 
 

@@ -97,6 +97,44 @@ def pass_figures(evaluations: Sequence[Mapping[str, Any]]) -> list[Figure]:
     return figures
 
 
+def budget_figure(evaluations: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Harmonic mean over answers an image, of the strategies whose every answer is known.
+
+    The line of a policy joins its majority votes; its single points are the other strategies.
+    """
+    series, data, ends = [], [], []
+    for index, evaluation in enumerate(evaluations):
+        line, style = [], index % STYLES
+        for point in evaluation["budget_curve"]:
+            if "interval" not in point.get("harmonic_mean", {}):
+                continue
+            mean, interval = point["harmonic_mean"]["low"], point["harmonic_mean"]["interval"]
+            name = point["strategy"]
+            data.append((evaluation["name"], name, point["answers"], mean, *interval))
+            ends.append(100 * mean)
+            if name.startswith("majority"):
+                line.append((point["answers"], 100 * mean))
+            else:
+                series.append(Series(name, [(point["answers"], 100 * mean)], style))
+        if line:
+            series.append(Series(label(evaluation["name"]), line, style))
+    if not data:
+        return None
+    title = "Accuracy by answers an image"
+    chart = line_chart(
+        "budget",
+        title,
+        "; ".join(f"{label(row[0])}, {row[1]}: {100 * row[3]:.1f} %" for row in data),
+        series,
+        x_label="answers an image",
+        unit=" %",
+        y_range=axis_of(ends),
+    )
+    note = "harmonic mean; the line is the majority of so many samples, the points the other strategies"
+    columns = ("policy", "strategy", "answers", "harmonic_mean", "low", "high")
+    return Figure("budget", title, note, chart, columns, data, policies(evaluations))
+
+
 def letter_figure(evaluations: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Letter bias: how much more often each letter is chosen than a policy without bias would."""
     with_letters = [(i, e) for i, e in enumerate(evaluations) if e.get("letters")]

@@ -19,7 +19,9 @@ from tasks.pages.report.changes import (
 from tasks.pages.report.figures import policies
 from tasks.pages.report.lineage import graph_svg
 from tasks.pages.report.tables import (
+    budget_table,
     judged_table,
+    near_table,
     refresh_table,
     results_table,
     stages_table,
@@ -37,7 +39,7 @@ def build_page(
 ) -> str:
     """The page as HTML.
 
-    `figures` has the keys `accuracy`, `pass`, `rounds`, `log` and `changes`. `gallery` is the result
+    `figures` has the keys `accuracy`, `pass`, `budget`, `rounds`, `log` and `changes`. `gallery` is the result
     of `gallery_values`, and `command` the command line that makes the report again.
     """
     card = metrics["card"]
@@ -58,6 +60,8 @@ def build_page(
         judged=judged_table(metrics),
         cross=cross_table(metrics["cross"]),
         statuses=status_list(metrics),
+        budget=budget_table(metrics["evaluations"]),
+        near=near_table(metrics["evaluations"]),
         training=_training(metrics, figures),
         changed=_changes(metrics, figures["changes"]),
         gallery=gallery,

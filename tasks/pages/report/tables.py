@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tasks.pages.report.lineage import stage_name
-from tasks.pages.text import label, percent
+from tasks.pages.text import in_order, label, percent
 
 Row = tuple[str, Callable[[dict[str, Any]], str]]
 
@@ -46,6 +46,26 @@ def judged_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         for mode, by_group in (evaluation.get("judged") or {}).items()
         for group, figures in by_group.items()
     ]
+
+
+def budget_table(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Accuracy by strategy, one pair of columns for each policy; empty where nothing was sampled."""
+    curves = [{p["strategy"]: p for p in e["budget_curve"]} for e in evaluations]
+    strategies = list(dict.fromkeys(name for curve in curves for name in curve))
+    rows = [
+        {"strategy": name, "points": [curve.get(name) for curve in curves]} for name in strategies
+    ]
+    return {"names": [e["name"] for e in evaluations], "rows": rows} if rows else {}
+
+
+def near_table(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Near misses by mode, one row for each; empty where the card has no taxonomy."""
+    modes = in_order(mode for e in evaluations for mode in e["near_misses"])
+    rows = [
+        {"mode": mode, "counts": [e["near_misses"].get(mode) for e in evaluations]}
+        for mode in modes
+    ]
+    return {"names": [e["name"] for e in evaluations], "rows": rows} if rows else {}
 
 
 def status_list(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -104,21 +104,23 @@ def test_each_answer_is_judged_by_its_own_cards_names(few_beetles, monkeypatch, 
 
 def test_the_right_genus_earns_a_part_of_the_point(few_beetles):
     (reward,) = choose_rewards({"graded": 1.0}, [few_beetles], 32)
-    options = ["rose gold-belt", "rose cyan-belt", "teal gold-belt"]
+    options = ["rose gold-belt", "teal gold-belt", "rose cyan-belt"]
 
     def paid(said: str, texts: list[str]) -> float:
         columns = {"label": [0], "options": [texts], "card": ["few"], "mcq_id": ["q"]}
         return reward([SAID.format(said)], **columns)[0]
 
     assert [paid(letter, options) for letter in "ABC"] == [1.0, 0.5, 0.0]
-    assert paid("rose", options) == 0.0, "which of two options it means is open"
-    spoken = ("rose gold-belt", "Rose Cyan Belt", "a rose", "teal gold-belt", "no idea")
+    assert paid("gold-belt", options) == 0.0, "which of two options it means is open"
+    spoken = ("rose gold-belt", "Teal Gold Belt", "a gold belt", "rose cyan-belt", "no idea")
     assert [paid(said, ["rose gold-belt"]) for said in spoken] == [1.0, 0.5, 0.5, 0.0, 0.0]
     assert reward(["no tags"], label=[0], options=[options], card=["few"], mcq_id=["q"]) == [0.0]
 
 
 def test_a_graded_reward_needs_a_taxonomy():
-    with pytest.raises(StageError, match="graded needs a taxonomy, and the data card pets has none"):
+    with pytest.raises(
+        StageError, match="graded needs a taxonomy, and the data card pets has none"
+    ):
         choose_rewards({"graded": 1.0}, [data_cards.load("pets")], 32)
 
 
