@@ -15,7 +15,9 @@ from tasks.engines.sampler import RolloutStatistics, Sampler, throughput
 from tasks.engines.settings import EngineSettings
 from tasks.engines.worker import Query
 from tasks.language import prompts
+from tasks.language.class_names import ClassNames
 from tasks.questions import refresh
+from tasks.questions.instalments import AllNameTheTruth
 from tasks.questions.settings import ProposeSettings
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError
@@ -38,9 +40,12 @@ def propose(
 ) -> None:
     """Sample `num_rollouts` answers for every base-class train image, or for the first `limit`.
 
+    With `instalments`, an image gets fewer when all of its answers up to there name the truth:
+    BuildMCQ would most likely skip it, as an image without a wrong candidate.
+
     In a later round, `previous` (its proposals) and `train` are artifacts of the round before, from
     which `tasks.questions.refresh` chooses the images to ask about again. Writes
-    `rollouts-*.parquet` (num_rollouts rows an image, in image order), `stats.json` and, where the
+    `rollouts-*.parquet` (up to num_rollouts rows an image, in image order), `stats.json` and, where the
     engine refused images, `rollouts_refused.parquet`; a refused image has empty rollouts.
 
     Raises StageError when more than `max_unparsed_share` of the answers are unparsed (more than
@@ -63,12 +68,25 @@ def propose(
     queries = [Query(image_id, text, before) for image_id in plan.asked]
     labels = {row["image_id"]: row["label"] for row in rows}
     statistics = RolloutStatistics(labels, data_card, settings.fail_fast_unparsed_share)
-    with Sampler(policy, engine, settings.num_rollouts, seed) as sampler:
+    n, enough = settings.num_rollouts, None
+    if settings.counts:
+        classes = ClassNames(data_card.classes, data_card.aliases)
+        enough = AllNameTheTruth(settings.counts, labels, classes)
+    with Sampler(policy, engine, n, seed) as sampler:
         sampler.run(
-            output, table, queries, download, settings.shard_size, "propose", statistics=statistics
+            output,
+            table,
+            queries,
+            download,
+            settings.shard_size,
+            "propose",
+            statistics=statistics,
+            enough=enough,
         )
         stats = throughput(statistics.values(), sampler)
     stats |= {"kept": len(plan.kept), "retired": len(plan.retired)}
+    if enough:
+        stats["saved"] = n * len(plan.asked) - stats["rollouts"]
     if stats["refused"] > settings.max_lost_share * len(rows):
         raise StageError(
             f"the engine refused {stats['refused']} of {len(rows)} images (more than [Propose] "
@@ -91,6 +109,8 @@ def propose(
         f"{stats['unparsed']} unparsed",
         f"{stats['refused']} refused",
     ]
+    if enough:
+        summary.append(f"{stats['saved']} rollouts saved by instalments")
     if settings.refresh != "all" and previous is not None:
         summary.append(
             f"{stats['kept']} images keep their rollouts, {stats['retired']} are retired"

@@ -37,22 +37,10 @@ from tasks.tables.schemas import GROUPS
 __all__ = ["report", "summary"]
 
 GALLERY_SIZE = 48
-MANIFEST_KEYS = [
-    "stage",
-    "dataset",
-    "method",
-    "refresh_round",
-    "fingerprint",
-    "code_version",
-    "settings",
-    "inputs",
-    "seconds",
-    "peak_memory_mb",
-    "rows",
-    "versions",
-    "command",
-    "host",
-]
+MANIFEST_KEYS = (
+    "stage", "dataset", "method", "refresh_round", "fingerprint", "code_version", "settings", "inputs",
+    "seconds", "peak_memory_mb", "rows", "versions", "command", "host",
+)  # fmt: skip
 
 
 class ReportError(StageError, ValueError):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tasks.engines.base import Completion
 from tasks.evaluate import evaluate
 from tasks.language.class_names import ClassNames
 from tasks.propose import propose
 from tasks.questions.candidates import merge_all
+from tasks.questions.instalments import AllNameTheTruth
 from tasks.questions.settings import ProposeSettings
 from tasks.runtime.errors import ShardError, StageError
 from tasks.tables import shards
@@ -180,6 +183,51 @@ def test_options_are_not_listed_by_votes(evaluated):
         for row in rows
     ]
     assert np.mean(first) < 0.5
+
+
+def test_instalments_save_rollouts_where_all_answers_name_the_truth(split_set, monkeypatch):
+    """A third of the images is named rightly by every sample, the others as ever."""
+    easy = sorted(r["image_id"] for r in select(split_set.split, "train", ("base",)))[::3]
+    usual = FakeEngine._answer
+
+    def answer(self, request, number, sampling):
+        if request.key in easy:
+            name = request.key.split("/")[2]
+            return Completion(f"<think>.</think><answer>{name}</answer>", "stop", 5, -0.1)
+        return usual(self, request, number, sampling)
+
+    monkeypatch.setattr(FakeEngine, "_answer", answer)
+    folders = {}
+    for name, instalments in (("in full", ""), ("in parts", "4 8")):
+        folders[name] = split_set.root / name.replace(" ", "-")
+        folders[name].mkdir()
+        run_stage(propose, folders[name], **propose_arguments(split_set, instalments=instalments))
+    stats = {n: json.loads((f / "stats.json").read_text()) for n, f in folders.items()}
+    assert "saved" not in stats["in full"]
+    saved = stats["in parts"]["saved"]
+    assert saved >= 16 * len(easy)
+    assert stats["in parts"]["rollouts"] == stats["in full"]["rollouts"] - saved
+    counts = Counter(shards.read(folders["in parts"], "rollouts")["image_id"].to_pylist())
+    assert {counts[image] for image in easy} == {4}
+    assert set(counts.values()) <= {4, 8, 20}
+    assert stats["in parts"]["pass_at_n"] == pytest.approx(stats["in full"]["pass_at_n"], abs=0.1)
+    names = ClassNames(split_set.card.classes, split_set.card.aliases)
+    for image, votes in merge_all(folders["in parts"], names, set(range(20))).items():
+        if counts[image] < 20:
+            assert len(votes.candidates) == 1, "only a question that would be skipped is lost"
+
+
+def test_the_rule_of_instalments_reaches_a_worker_process(split_set):
+    names = ClassNames(split_set.card.classes, split_set.card.aliases)
+    rule = pickle.loads(pickle.dumps(AllNameTheTruth((4, 8), {"a": 0}, names)))
+    said = "<answer>{}</answer>"
+    right, wrong, broken = (
+        Completion(text, "stop", 1, 0.0)
+        for text in (said.format("Rose Gold-Belt"), said.format("rose lime-belt"), "no tags")
+    )
+    assert rule("a", [right] * 4)
+    assert not rule("a", [right, right, right, wrong])
+    assert not rule("a", [right, right, right, broken])
 
 
 def test_pass_at_k_rises_and_matches_the_votes(evaluated):

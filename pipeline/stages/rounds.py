@@ -88,6 +88,8 @@ class Propose(RoundOfSet):
         """The settings, of those about the refresh only the ones that its kind depends on."""
         significant, kind = super().significant(), self.settings.refresh
         used = OF_REFRESH[kind]
+        if not self.settings.counts:
+            del significant["instalments"]
         for name in ("refresh", "refresh_share", "solved_at", "solved"):
             if name not in used:
                 del significant[name]

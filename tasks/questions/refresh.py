@@ -18,7 +18,7 @@ from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
 
 # The first of these rewards that was logged shows whether a question was answered right.
-ANSWERED = ("letter", "difficulty_weighted", "exact", "virft_compat")
+ANSWERED = ("letter", "difficulty_weighted", "exact", "virft_compat", "graded")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from tasks.language.prompts import LETTERS, PROMPTS
 from tasks.runtime.errors import StageError
-from tasks.runtime.settings import Settings, setting
+from tasks.runtime.settings import Settings, instalments, setting
 
 TOP_UPS = ("confusion", "text", "random", "none")
 VOCABULARIES = ("closed", "open")
@@ -23,6 +23,10 @@ class ProposeSettings(Settings):
 
     num_rollouts: int = setting(at_least=1)
     prompt: str = setting("whether the question shows the names", choices=PROMPTS)
+    instalments: str = setting(
+        "samples after which an image whose every answer names the truth is done; empty: never",
+        default="",
+    )
     shard_size: int = setting("images a shard; the unit of resuming", at_least=1)
     max_unparsed_share: float = setting("more unreadable answers: an error", at_least=0, at_most=1)
     fail_fast_unparsed_share: float = setting("the same after two shards", at_least=0, at_most=1)
@@ -34,6 +38,14 @@ class ProposeSettings(Settings):
     refresh_share: float = setting("of the images, with refresh = sample", above=0, at_most=1)
     solved_at: float = setting("mean reward of its latest use: solved")
     solved: str = setting("with refresh = unsolved: what becomes of those solved", choices=SOLVED)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The samples after which an image may be done; () where every image gets all of them."""
+        return instalments("Propose", self.instalments, self.num_rollouts)
+
+    def check(self) -> None:
+        instalments("Propose", self.instalments, self.num_rollouts)
 
 
 @dataclass(frozen=True, kw_only=True)

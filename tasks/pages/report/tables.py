@@ -100,6 +100,7 @@ def refresh_table(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
             lambda r: _counts(r["build_mcq"].get("option_counts"), ": "),
         ),
         ("questions by right letter", lambda r: _counts(r["build_mcq"].get("letters"), ": ")),
+        ("rollouts saved by instalments", lambda r: _count(r["propose"].get("saved"))),
         ("answers that could not be read", lambda r: _of(r["propose"], "unparsed", "rollouts")),
         ("answers cut off at the limit", lambda r: _cut_off(r["propose"])),
         ("asked about before", lambda r: _of(r["refresh"], "kept_questions", "questions")),
