@@ -226,6 +226,7 @@ def test_the_rule_of_instalments_reaches_a_worker_process(split_set):
         for text in (said.format("Rose Gold-Belt"), said.format("rose lime-belt"), "no tags")
     )
     assert rule("a", [right] * 4)
+    assert rule.only([]).labels == {}
     assert not rule("a", [right, right, right, wrong])
     assert not rule("a", [right, right, right, broken])
 

@@ -244,9 +244,12 @@ def _evaluate(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
     of_set = lengths[stage.set_name]
     completions = images * (stage.settings.num_rollouts + ("one_step" in modes) + questions)
     read = images * (opened * of_set["evaluate"] + questions * of_set["question"])
-    return Work(
+    work = Work(
         _name(stage), images * (opened + questions), completions, read, completions * answer
     )
+    if "adaptive" in modes:
+        work.notes.append("adaptive: with all samples, without the val images of its thresholds")
+    return work
 
 
 def _hours(work: Work, estimates: Estimates, trains: bool) -> float | None:

@@ -28,6 +28,10 @@ class Enough(Protocol):
 
     def __call__(self, key: str, completions: Sequence[Completion]) -> bool: ...
 
+    def only(self, keys: Sequence[str]) -> "Enough":
+        """The same rule for these images alone, so that a shard carries no others."""
+        ...
+
 
 def generate_in_instalments(
     engine: Engine,

@@ -84,7 +84,7 @@ class Sampler:
                 download,
                 tuple(part),
                 sampling[i],
-                enough=enough,
+                enough=enough.only([query.image_id for query in part]) if enough else None,
             )
             for i, part in enumerate(shards.chunks(list(queries), shard_size))
         ]

@@ -10,7 +10,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +85,10 @@ class Settled:
     thresholds: Thresholds
     names: ClassNames
     allowed: Mapping[str, frozenset[int]]  # by image; the classes that count as candidates
+
+    def only(self, keys: Sequence[str]) -> "Settled":
+        """The same rule for these images alone."""
+        return replace(self, allowed={key: self.allowed[key] for key in keys})
 
     def __call__(self, key: str, completions: Sequence[Completion]) -> bool:
         pairs = [(each.text, each.mean_logprob) for each in completions]

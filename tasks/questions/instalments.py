@@ -1,7 +1,7 @@
 """Decides which training images need no further samples: those whose every answer names the truth."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tasks.language import answers
@@ -19,6 +19,10 @@ class AllNameTheTruth:
     counts: tuple[int, ...]
     labels: Mapping[str, int]
     names: ClassNames
+
+    def only(self, keys: Sequence[str]) -> "AllNameTheTruth":
+        """The same rule for these images alone."""
+        return replace(self, labels={key: self.labels[key] for key in keys})
 
     def __call__(self, key: str, completions: Sequence[Any]) -> bool:
         read = (answers.parse(completion.text).answer for completion in completions)
