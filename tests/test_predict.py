@@ -197,7 +197,8 @@ def test_it_answers_as_evaluate_does(split_set, tmp_path):
 
 def test_the_adaptive_mode_asks_no_more_than_its_thresholds_want(policy, tmp_path):
     asked = {"num_rollouts": 8, "num_options": 5, "instalments": "4", "prompt": "open"}
-    adaptive.save(tmp_path, Thresholds(stop=1.0, agree=0.75, pair=1.0), {}, asked)
+    thresholds = Thresholds(stop=1.0, agree=0.75, pair=1.0)
+    adaptive.save(tmp_path, thresholds, {}, asked)
     with predictor(policy, mode="adaptive", thresholds=str(tmp_path)) as ours:
         rose, teal = ours.predict([picture(2), picture(1)])
     assert (rose.answer, rose.num_rollouts, rose.options) == ("rose beetle", 4, [])
@@ -207,6 +208,11 @@ def test_the_adaptive_mode_asks_no_more_than_its_thresholds_want(policy, tmp_pat
     _, first, second, question = OPENED[-1].asked
     assert [len(call) - 2 for call in (first, second, question)] == [2, 1, 1]
     assert [call[0] for call in (first, second, question)] == [4, 4, 1]
+    adaptive.save(tmp_path, replace(thresholds, agree=0.5), {}, asked)
+    with predictor(policy, mode="adaptive", thresholds=str(tmp_path)) as ours:
+        (teal,) = ours.predict([picture(1)])
+    assert (teal.answer, teal.status, teal.options) == ("teal beetle", "6 of 8 votes", [])
+    assert [call[0] for call in OPENED[-1].asked[1:]] == [4, 4], "no question is asked"
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tasks.build_mcq import build_mcq
 from tasks.engines.base import Completion
 from tasks.evaluate import evaluate
+from tasks.evaluation.changes import refreshes
+from tasks.evaluation.modes import vote_share
 from tasks.language.class_names import ClassNames
 from tasks.propose import propose
 from tasks.questions.candidates import merge_all
@@ -28,6 +31,7 @@ from tests.conftest import (
     ROOT,
     as_config,
     evaluate_arguments,
+    mcq_arguments,
     propose_arguments,
     run_stage,
     settings_of,
@@ -210,11 +214,21 @@ def test_instalments_save_rollouts_where_all_answers_name_the_truth(split_set, m
     counts = Counter(shards.read(folders["in parts"], "rollouts")["image_id"].to_pylist())
     assert {counts[image] for image in easy} == {4}
     assert set(counts.values()) <= {4, 8, 20}
-    assert stats["in parts"]["pass_at_n"] == pytest.approx(stats["in full"]["pass_at_n"], abs=0.1)
+    truth = {r["image_id"]: r["label"] for r in select(split_set.split, "train", ("base",))}
     names = ClassNames(split_set.card.classes, split_set.card.aliases)
-    for image, votes in merge_all(folders["in parts"], names, set(range(20))).items():
+    merged = merge_all(folders["in parts"], names, set(range(20)))
+    shares = [vote_share(votes, truth[image]) for image, votes in merged.items()]
+    assert stats["in parts"]["pass_at_1"] == pytest.approx(np.mean(shares))
+    assert stats["in parts"]["pass_at_n"] == pytest.approx(stats["in full"]["pass_at_n"], abs=0.1)
+    for image, votes in merged.items():
         if counts[image] < 20:
             assert len(votes.candidates) == 1, "only a question that would be skipped is lost"
+    questions = split_set.root / "questions"
+    questions.mkdir()
+    split_set.propose = folders["in parts"]
+    run_stage(build_mcq, questions, **mcq_arguments(split_set, max_lost_share=1.0))
+    (figures,) = refreshes([{"round": 0, "build_mcq": str(questions)}])
+    assert figures["truth_votes"][20] == sum(count < 20 for count in counts.values())
 
 
 def test_the_rule_of_instalments_reaches_a_worker_process(split_set):

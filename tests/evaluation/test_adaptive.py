@@ -89,8 +89,11 @@ class Numbered:
 
     def __init__(self):
         self.calls: list[tuple[int, list[str], int]] = []
+        self.refused: list[int] = []
 
     def generate(self, requests, sampling):
+        if [request.key for request in requests] == ["refused"]:
+            self.refused.append(sampling.n)
         if any(request.key == "refused" for request in requests):
             raise ValueError("no")
         self.calls.append((sampling.n, [r.key for r in requests], sampling.seed))
@@ -115,6 +118,7 @@ def test_an_image_that_has_enough_is_not_asked_again():
     assert [len(row) for row in answers] == [4, 20, 20]
     assert {each.finish_reason for each in answers[1]} == {REFUSED}
     assert refused == {"refused": "no"}
+    assert engine.refused == [4], "it is not sent again"
     assert [call[0] for call in engine.calls[-2:]] == [4, 12], "of the hard image alone"
     seeds = [seed for _, keys, seed in engine.calls if keys == ["hard"]]
     assert len(set(seeds)) == len(seeds), "no instalment repeats the samples of another"
