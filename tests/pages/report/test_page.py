@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from tasks.engines import policies
 from tasks.report import report, summary
 from tasks.tables import schemas, shards
@@ -99,3 +101,31 @@ def test_the_base_policys_own_note_stands_on_the_page(tree, tmp_path):
     for other in ("", "no front matter", "---\n[1]\n---\n", "---\n: :\n---\n"):
         (base / "README.md").write_text(other)
         assert policies.note(base) == ""
+
+
+def test_near_misses_and_what_answers_buy_have_sections_of_their_own(tree, tmp_path):
+    report(tmp_path / "plain", **tree)
+    plain = (tmp_path / "plain/index.html").read_text(encoding="utf-8")
+    assert "What so many answers buy" in plain
+    assert "Roughly right" not in plain, "the card has no taxonomy"
+    card = tmp_path / "toy.md"
+    card.write_text(
+        card.read_text().replace("classes:", "taxonomy: {Warm: [Beryl, Coral]}\nclasses:")
+    )
+    report(tmp_path / "grouped", **tree)
+    page = (tmp_path / "grouped/index.html").read_text(encoding="utf-8")
+    assert "Roughly right" in page
+    metrics = json.loads((tmp_path / "grouped/metrics.json").read_text())
+    before = metrics["evaluations"][0]
+    counted = before["near_misses"]["one_step"]
+    assert (counted["images"], counted["wrong"], counted["near"]) == (20, 11, 3)
+    assert counted["depth"] == pytest.approx((9 + 3 / 2) / 20)
+        "no wrong answer shares a group with its truth"
+    )
+    assert f"{counted['near']} of {counted['wrong']}" in page
+    points = {point["strategy"]: point for point in before["budget_curve"]}
+    one_step = before["modes"]["one_step"]
+    assert points["one step"]["base"]["low"] == one_step["base"]["accuracy"]
+    assert (
+        (tmp_path / "grouped/figures/budget.csv").read_text().startswith("policy,strategy,answers")
+    )
