@@ -120,8 +120,6 @@ def test_near_misses_and_what_answers_buy_have_sections_of_their_own(tree, tmp_p
     counted = before["near_misses"]["one_step"]
     assert (counted["images"], counted["wrong"], counted["near"]) == (20, 11, 3)
     assert counted["depth"] == pytest.approx((9 + 3 / 2) / 20)
-        "no wrong answer shares a group with its truth"
-    )
     assert f"{counted['near']} of {counted['wrong']}" in page
     points = {point["strategy"]: point for point in before["budget_curve"]}
     one_step = before["modes"]["one_step"]
