@@ -67,7 +67,7 @@ def evaluate(
     Writes the raw answers of every mode that asks (`one_step-*`, `two_step-*`, ...) and the sampled
     `rollouts-*`, `predictions.parquet` (one row per image and mode) and `pass_at_k.json` (unbiased
     Pass@1..N per group). With one_step alone nothing is sampled. The mode adaptive writes
-    `thresholds.json` and `adaptive.parquet`; where no other mode samples, it samples in instalments,
+    `thresholds.json` and `adaptive_counts.parquet`; where no other mode samples, it samples in instalments,
     and there is no Pass@k. Raises StageError when the engine cannot do what a mode asks for.
     """
     modes = settings.mode_names

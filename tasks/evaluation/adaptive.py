@@ -130,12 +130,12 @@ def of_prediction(settings: PredictSettings) -> Adaptation:
 def write(
     folder: Path, decisions: Mapping[str, Decision], options: Mapping[str, Sequence[Option]]
 ) -> None:
-    """Write `adaptive.parquet`: one row is an image, with its samples and its question's options."""
+    """Write `adaptive_counts.parquet`: one row is an image, with its samples and its question's options."""
     rows = [
         {"image_id": key, "num_rollouts": decision.num_rollouts, "num_options": len(options[key])}
         for key, decision in decisions.items()
     ]
-    shards.write(folder / "adaptive.parquet", rows, schemas.adaptive())
+    shards.write(folder / "adaptive_counts.parquet", rows, schemas.adaptive())
 
 
 def save(

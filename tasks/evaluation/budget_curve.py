@@ -66,7 +66,7 @@ def budget_curve(
             i: _two_step(votes[most][i], k, asked[i], most) for i in labels
         }
     if "adaptive" in by_mode:
-        used = {row["image_id"]: row for row in shards.read(folder, "adaptive").to_pylist()}
+        used = {row["image_id"]: row for row in shards.read(folder, "adaptive_counts").to_pylist()}
         points["adaptive"] = {
             i: (r["correct"], r["correct"], used[i]["num_rollouts"] + (used[i]["num_options"] > 1))
             for i, r in by_mode["adaptive"].items()

@@ -145,7 +145,9 @@ def adapted(split_set):
 def rows_of(folder):
     predictions = shards.read(folder, "predictions").to_pylist()
     rows = {row["image_id"]: row for row in predictions if row["mode"] == "adaptive"}
-    return rows, {row["image_id"]: row for row in shards.read(folder, "adaptive").to_pylist()}
+    return rows, {
+        row["image_id"]: row for row in shards.read(folder, "adaptive_counts").to_pylist()
+    }
 
 
 def test_every_image_is_answered_from_no_more_samples_than_it_needs(adapted):
@@ -175,6 +177,16 @@ def test_alone_it_samples_in_instalments(adapted):
     }
     assert not (adapted.root / "alone" / "pass_at_k.json").exists()
     assert len(stored) < 20 * len(used)
+
+
+def test_a_run_that_goes_on_finds_its_own_answers(adapted, monkeypatch):
+    folder = adapted.root / "alone"
+    before = shards.read(folder, "predictions").to_pylist()
+    (folder / "predictions.parquet").unlink()
+    monkeypatch.setattr(FakeEngine, "generate", lambda *_: pytest.fail("asked again"))
+    arguments = evaluate_arguments(adapted, modes="adaptive", instalments="4 8")
+    run_stage(evaluate, folder, **arguments)
+    assert shards.read(folder, "predictions").to_pylist() == before
 
 
 def test_thresholds_are_set_on_val_images_of_base_classes_alone(adapted):

@@ -84,7 +84,7 @@ def test_without_thresholds_adaptive_is_shown_as_such(evaluated):
 
 def test_the_mode_adaptive_has_its_own_point(split_set):
     folder, rows, curve = curve_of(split_set, "two_step adaptive", instalments="4 8")
-    used = shards.read(folder, "adaptive").to_pylist()
+    used = shards.read(folder, "adaptive_counts").to_pylist()
     answers = [row["num_rollouts"] + (row["num_options"] > 1) for row in used]
     assert curve["adaptive"]["answers"] == pytest.approx(sum(answers) / len(answers))
     assert curve["adaptive"]["base"]["low"] == right(rows, "adaptive", "base")

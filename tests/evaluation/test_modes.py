@@ -96,7 +96,10 @@ def test_letters_alone_are_asked_about_the_options_of_two_step(evaluated):
 
 
 def test_vote_shares_are_those_of_the_answered_class(evaluated):
-    used = {row["image_id"]: row for row in shards.read(evaluated.evaluate, "adaptive").to_pylist()}
+    used = {
+        row["image_id"]: row
+        for row in shards.read(evaluated.evaluate, "adaptive_counts").to_pylist()
+    }
     votes = {count: merged(evaluated, count) for count in (4, 8, 20)}
     for mode in MODES:
         for key, row in evaluated.by_mode[mode].items():
