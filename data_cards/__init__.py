@@ -44,6 +44,7 @@ class Card:
     `source` has the key `kind`, and further keys that depend on it (SOURCE_KEYS). `official_splits`
     maps a split to its image count, where there is an official split. `taxonomy` maps a group, such
     as a genus, to its classes; `descriptions` maps a class to a text that says how it looks.
+    `name_in_parentheses` says that an answer such as "Nuphar (water lily)" is the name in parentheses.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Card:
     license: str = "unknown"
     license_name: str = ""
     redistribute: bool = False
+    name_in_parentheses: bool = False
     official_splits: dict[str, int] = field(default_factory=dict)
     taxonomy: dict[str, tuple[str, ...]] = field(default_factory=dict)
     descriptions: dict[str, str] = field(default_factory=dict)
@@ -217,6 +219,9 @@ def _check_facts(path: Path, front: dict[str, Any]) -> None:
     for key in ("noun", "kind"):
         if not isinstance(front[key], str) or not front[key].strip():
             raise CardError(f"{path}: {key} must be a word, such as bird or species")
+    for key in ("redistribute", "name_in_parentheses"):
+        if not isinstance(front.get(key, False), bool):
+            raise CardError(f"{path}: {key} must be true or false; got {front[key]!r}")
     licence = front.get("license", "unknown")
     if not isinstance(licence, str) or not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
         raise CardError(
