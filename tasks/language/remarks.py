@@ -16,6 +16,7 @@ LEAD_IN = frozenset(
     """name names species subspecies genus breed make model variant type kind class category common
     scientific latin english full exact specific correct final answer identification id label year maker
     manufacturer the an this that its it is of in for and image picture photo photograph shown
+    animal plant cat dog vehicle plane airplane
     """.split()  # noqa: SIM905 - as a list it would take a screen
 )
 _LONGEST_LEAD_IN = 10  # words
