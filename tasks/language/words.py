@@ -15,7 +15,7 @@ HEDGES = frozenset(
     """or and nor either neither both any all none not no maybe perhaps possibly probably likely
     unlikely unsure uncertain versus vs rather alternatively could might unless else possible
     probable presumably presumable presumed apparent apparently seemingly suspected tentative
-    tentatively potential potentially supposedly similar example
+    tentatively potential potentially supposedly unconfirmed doubtful questionable similar example
     """.split()  # noqa: SIM905 - as a list it would take a screen
 )
 

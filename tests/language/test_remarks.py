@@ -10,7 +10,7 @@ from data_cards import Card
 from tasks.language.answers import choose
 from tasks.language.class_names import ClassNames, Match
 from tasks.language.prompts import completion
-from training.rewards import exact_reward
+from training.data.reward_choice import choose_rewards
 
 BIRDS = Card(
     "birds", 1, "bird", "species", {"kind": "drawn"},
@@ -163,14 +163,15 @@ def test_naming_two_classes_in_any_form_earns_nothing(name_in_parentheses):
 
 
 def test_an_open_question_is_rewarded_as_it_is_evaluated():
-    reward = exact_reward(ClassNames.of(BIRDS))
+    (reward,) = choose_rewards({"exact": 1.0}, [BIRDS], 100)
     texts = [text for card, text, name in READ if card is BIRDS]
     labels = [BIRDS.classes.index(name) for card, _, name in READ if card is BIRDS]
     said = [completion("t", text) for text in texts]
-    assert reward(said, label=labels) == [1.0] * len(said)
+    assert reward(said, label=labels, card=["birds"] * len(said)) == [1.0] * len(said)
     said = [completion("t", text) for card, text, _ in REFUSED if card is BIRDS]
     for label in range(len(BIRDS.classes)):
-        assert reward(said, label=[label] * len(said)) == [0.0] * len(said)
+        columns = {"label": [label] * len(said), "card": ["birds"] * len(said)}
+        assert reward(said, **columns) == [0.0] * len(said)
 
 
 @pytest.mark.parametrize(
