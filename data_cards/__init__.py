@@ -49,6 +49,7 @@ class Card:
     as a genus, to its classes, each group before the groups within it; `descriptions` maps a class to a text that says how it looks.
     `traits` maps a trait, such as the colour of the head, to the words for its values; then each
     description holds one word of each trait.
+    `name_in_parentheses` says that an answer such as "Nuphar (water lily)" is the name in parentheses.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Card:
     license: str = "unknown"
     license_name: str = ""
     redistribute: bool = False
+    name_in_parentheses: bool = False
     official_splits: dict[str, int] = field(default_factory=dict)
     taxonomy: dict[str, tuple[str, ...]] = field(default_factory=dict)
     descriptions: dict[str, str] = field(default_factory=dict)
@@ -197,6 +199,9 @@ def _check_facts(path: Path, front: dict[str, Any]) -> None:
     for key in ("noun", "kind"):
         if not isinstance(front[key], str) or not front[key].strip():
             raise CardError(f"{path}: {key} must be a word, such as bird or species")
+    for key in ("redistribute", "name_in_parentheses"):
+        if not isinstance(front.get(key, False), bool):
+            raise CardError(f"{path}: {key} must be true or false; got {front[key]!r}")
     licence = front.get("license", "unknown")
     if not isinstance(licence, str) or not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
         raise CardError(

@@ -72,8 +72,8 @@ def evaluate(
     """
     modes = settings.mode_names
     data_card = load(card)
-    names = ClassNames(data_card.classes, data_card.aliases)
-    taxonomy = Taxonomy(data_card.classes, data_card.taxonomy)
+    names = ClassNames.of(data_card)
+    taxonomy = Taxonomy.of(data_card)
     rows = split_table.select(split, settings.part, GROUPS)
     if limit := settings.limit:
         rows = [row for g in GROUPS for row in [r for r in rows if r["group"] == g][:limit]]

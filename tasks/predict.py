@@ -80,8 +80,8 @@ class Predictor:
         self._adapts = (
             adaptive.of_prediction(self.settings) if self.settings.mode == "adaptive" else None
         )
-        self._names = ClassNames(self.card.classes, self.card.aliases)
-        self._taxonomy = Taxonomy(self.card.classes, self.card.taxonomy)
+        self._names = ClassNames.of(self.card)
+        self._taxonomy = Taxonomy.of(self.card)
         self._before, self._text = prompts.card_question(
             self.card,
             self.settings.prompt,

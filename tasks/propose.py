@@ -70,7 +70,7 @@ def propose(
     statistics = RolloutStatistics(labels, data_card, settings.fail_fast_unparsed_share)
     n, enough = settings.num_rollouts, None
     if settings.counts:
-        classes = ClassNames(data_card.classes, data_card.aliases)
+        classes = ClassNames.of(data_card)
         enough = AllNameTheTruth(settings.counts, labels, classes)
     with Sampler(policy, engine, n, seed) as sampler:
         sampler.run(

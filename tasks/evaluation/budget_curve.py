@@ -105,7 +105,7 @@ def _votes(
     """The votes of the first so many rollouts, by number and image."""
     recipe = folder / "recipe.json"
     values = json.loads(recipe.read_text(encoding="utf-8")) if recipe.exists() else {}
-    names = ClassNames(card.classes, card.aliases)
+    names = ClassNames.of(card)
     allowed = {group: set(range(len(card.classes))) for group in GROUPS}
     if values.get("prompt") == "closed_list":
         allowed = {g: {labels[i] for i in labels if groups[i] == g} for g in GROUPS}

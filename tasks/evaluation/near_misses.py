@@ -22,7 +22,7 @@ def near_misses(rows: Sequence[Mapping[str, Any]], card: Card) -> dict[str, dict
     `group_only` of these name no class. `share` is near / wrong and `depth` the mean depth over all
     images, both with 95 % intervals for the draw of images.
     """
-    taxonomy = Taxonomy(card.classes, card.taxonomy)
+    taxonomy = Taxonomy.of(card)
     if not taxonomy:
         return {}
     by_mode: dict[str, list[Mapping[str, Any]]] = {}

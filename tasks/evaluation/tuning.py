@@ -46,7 +46,7 @@ def tune(
     `queries` are the open questions, `source` the images' folder and the images a shard. The answers
     are written to `val_rollouts-*` and `val_<samples>_<options>-*`.
     """
-    names = ClassNames(card.classes, card.aliases)
+    names = ClassNames.of(card)
     sampler.run(output, TABLE, queries, *source, f"evaluate: {TABLE}")
     votes = {count: merge_all(output, names, allowed, count, TABLE) for count in settings.counts}
     right: dict[tuple[int, int], dict[str, bool]] = {}

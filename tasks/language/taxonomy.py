@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from data_cards import Card
 from tasks.language.class_names import ClassNames
 from tasks.runtime.errors import StageError
 
@@ -10,10 +11,12 @@ class Taxonomy:
     """The groups of a card's classes, such as genera, or makers and models.
 
     `classes` are the names by class id. `groups` maps a group to its classes, each group before the
-    groups within it, as `Card.taxonomy` does. Raises StageError when two groups are spelled alike.
+    groups within it, as `Card.taxonomy` does. `lead_in` is that of ClassNames. Raises StageError when two groups are spelled alike.
     """
 
-    def __init__(self, classes: Sequence[str], groups: Mapping[str, Sequence[str]]):
+    def __init__(
+        self, classes: Sequence[str], groups: Mapping[str, Sequence[str]], *, lead_in: str = ""
+    ):
         by_class: dict[str, list[str]] = {name: [] for name in classes}
         self._of_group: dict[str, tuple[str, ...]] = {}
         for group, names in groups.items():
@@ -25,9 +28,14 @@ class Taxonomy:
         longer = {g: [" ".join(above)] for g, above in self._of_group.items() if len(above) > 1}
         try:
             # A group within a group also goes by both names: 737 is Boeing 737.
-            self._names = ClassNames(tuple(self._of_group), longer)
+            self._names = ClassNames(tuple(self._of_group), longer, lead_in=lead_in)
         except ValueError as error:
             raise StageError(f"the card's taxonomy: {error}") from error
+
+    @classmethod
+    def of(cls, card: Card) -> "Taxonomy":
+        """The taxonomy of a card, whose groups are read as its own noun and kind."""
+        return cls(card.classes, card.taxonomy, lead_in=f"{card.noun} {card.kind}")
 
     def __bool__(self) -> bool:
         return bool(self._of_group)

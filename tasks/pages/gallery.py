@@ -139,7 +139,7 @@ def _filters(
 
 def sampled_votes(folder: Path, ids: Iterable[str], card: Card) -> dict[str, dict[str, int]]:
     """Image id -> class name -> how many of the image's rollouts named the class."""
-    names, everything = ClassNames(card.classes, card.aliases), set(range(len(card.classes)))
+    names, everything = ClassNames.of(card), set(range(len(card.classes)))
     sampled: dict[str, list[tuple[str, float]]] = {image_id: [] for image_id in ids}
     if not list(folder.glob("rollouts*.parquet")):
         return {}

@@ -65,10 +65,11 @@ def test_groups_that_are_spelled_alike_are_refused():
 
 def test_an_answer_that_names_only_a_group_is_no_longer_unknown():
     card = data_cards.load("cub")
-    names, taxonomy = ClassNames(card.classes, card.aliases), Taxonomy(card.classes, card.taxonomy)
+    names, taxonomy = ClassNames.of(card), Taxonomy.of(card)
     read = read_open("<answer>albatross</answer>", names, taxonomy)
     assert (read.class_id, read.status, read.answer) == (None, GROUP_ONLY, "albatross")
     assert read_open("<answer>albatross</answer>", names).status == "none"
+    assert read_open("<answer>species: albatross</answer>", names, taxonomy).status == GROUP_ONLY
     assert read_open("<answer>Laysan Albatross</answer>", names, taxonomy).status == "exact"
     assert read_open("<answer>penguin</answer>", names, taxonomy).status == "none"
 
@@ -93,7 +94,7 @@ def test_the_cards_know_the_groups_of_their_classes(card, name, groups):
 @pytest.mark.parametrize("card", ["aircraft", "beetles", "cars", "cub"])
 def test_every_cards_groups_can_be_told_apart(card):
     loaded = data_cards.load(card)
-    taxonomy = Taxonomy(loaded.classes, loaded.taxonomy)
+    taxonomy = Taxonomy.of(loaded)
     for group, names in loaded.taxonomy.items():
         assert taxonomy.group(group) == group
         assert set(names) <= set(loaded.classes)
