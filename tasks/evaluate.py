@@ -73,17 +73,8 @@ def evaluate(
         rows = [row for g in GROUPS for row in [r for r in rows if r["group"] == g][:limit]]
     labels = {row["image_id"]: row["label"] for row in rows}
     allowed = {group: _allowed(rows, group, settings.prompt, data_card) for group in GROUPS}
-    texts = {
-        group: prompts.card_question(
-            data_card,
-            settings.prompt,
-            [data_card.classes[i] for i in sorted(allowed[group])],
-            style=engine.prompt_style,
-            list_position=engine.list_position,
-        )
-        for group in GROUPS
-    }
-    queries = [Query(row["image_id"], *texts[row["group"]][::-1]) for row in rows]
+    listed = {g: [data_card.classes[i] for i in sorted(allowed[g])] for g in GROUPS}
+    queries = _queries(rows, listed, data_card, engine, settings.prompt)
     statistics = RolloutStatistics(labels, data_card)
     source = (download, settings.shard_size)
     votes: dict[str, Votes] = {}
@@ -94,7 +85,8 @@ def evaluate(
             desc = f"evaluate: {n} samples"
             sampler.run(output, "rollouts", queries, *source, desc, statistics=statistics)
         if "one_step" in modes:
-            sampler.run(output, "one_step", queries, *source, "evaluate: one_step", greedy=True)
+            alone = _queries(rows, listed, data_card, engine, settings.prompt, one_step=True)
+            sampler.run(output, "one_step", alone, *source, "evaluate: one_step", greedy=True)
         if sampled:
             votes = _votes(output, rows, names, allowed)
         for mode in (each for each in OF_QUESTIONS if each in modes):
@@ -157,6 +149,30 @@ def _allowed(rows: list[Row], group: str, prompt: str, card: Card) -> set[int]:
     if prompt == "closed_list":
         return {row["label"] for row in rows if row["group"] == group}
     return set(range(len(card.classes)))
+
+
+def _queries(
+    rows: list[Row],
+    listed: dict[str, list[str]],
+    card: Card,
+    engine: EngineSettings,
+    prompt: str,
+    *,
+    one_step: bool = False,
+) -> list[Query]:
+    """The open question about every image; a closed list shows the names that `listed` has for its group."""
+    texts = {
+        group: prompts.card_question(
+            card,
+            prompt,
+            names,
+            style=engine.prompt_style,
+            list_position=engine.list_position,
+            one_step=one_step,
+        )
+        for group, names in listed.items()
+    }
+    return [Query(row["image_id"], *texts[row["group"]][::-1]) for row in rows]
 
 
 def _votes(

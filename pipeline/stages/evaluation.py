@@ -11,6 +11,7 @@ from pipeline.parameters import parameter, parameters
 from pipeline.settings import SettingsError, run
 from pipeline.stage import Stage
 from pipeline.stages.data import data, paths
+from pipeline.stages.engine import engine
 from pipeline.stages.rounds import Round, RoundOfSet, Train, graph, last_round
 from tasks.evaluation.settings import EvaluateSettings, JudgeSettings
 from tasks.runtime.protocol import ZERO_SHOT
@@ -65,8 +66,6 @@ class Evaluate(OnAnySet):
         """The settings with the modes in a fixed order; extra_identity() identifies the policy."""
         significant = super().significant()
         del significant["policy"]
-        if not significant["limit"]:  # no trial
-            del significant["limit"]
         return {**significant, "modes": self.settings.mode_names}
 
     def needs(self):
@@ -78,7 +77,10 @@ class Evaluate(OnAnySet):
 
     def extra_identity(self):
         published = {"policy": _published(self.policy)["identity"]} if self.policy else {}
-        return {**self.engine_identity(), **published}
+        # Greedy answers once had the penalty of samples.
+        penalised = engine().settings.repetition_penalty != 1.0
+        greedy = {"greedy_repetition_penalty": 1.0} if penalised else {}
+        return {**self.engine_identity(), **published, **greedy}
 
     def place(self):
         if not self.policy:

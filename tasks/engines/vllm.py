@@ -22,6 +22,7 @@ from tasks.engines.base import (
     Request,
     Sampling,
     all_of,
+    bounded,
     quiet_start,
     request_seed,
 )
@@ -56,6 +57,7 @@ def options(policy: Path, settings: EngineSettings, *, on_gpu: bool) -> dict[str
         "max_num_batched_tokens": settings.max_num_batched_tokens or None,
         "quantization": settings.quantization or None,
         "gpu_memory_utilization": settings.gpu_memory_utilization if on_gpu else None,
+        "mm_processor_kwargs": bounded(settings.max_pixels) or None,
     }
     if lora := settings.lora:
         optional |= {"enable_lora": True, "max_lora_rank": lora_rank(Path(lora))}
@@ -115,7 +117,7 @@ class _Vllm:
     constrained = True
 
     def __init__(self, policy: Path, settings: EngineSettings):
-        self.prompt_builder = PromptBuilder(policy, settings.max_model_len)
+        self.prompt_builder = PromptBuilder(policy, settings.max_model_len, settings.max_pixels)
         self.decode = self.prompt_builder.decode
         self.settings = settings
         self.counts: Counter[str] = Counter()

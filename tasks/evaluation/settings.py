@@ -24,7 +24,9 @@ class EvaluateSettings(Settings):
     num_options: int = setting(at_least=2, at_most=len(LETTERS))
     prompt: str = setting("whether the question shows the names", choices=PROMPTS)
     shard_size: int = setting("images a shard; the unit of resuming", at_least=1)
-    limit: int = setting("the first n images of each group only, for a trial; 0: all", at_least=0)
+    limit: int = setting(
+        "the first n images of each group only, for a trial; 0: all", at_least=0, unset=0
+    )
 
     @property
     def mode_names(self) -> list[str]:

@@ -173,7 +173,7 @@ class Builder:
             candidates,
             truth,
             num_options=rules.num_options,
-            min_options=rules.min_options,
+            min_options=rules.fewest_options(len(candidates)),
             top_up=rules.top_up,
             confusion=near.of("confusion", truth) if candidates else (),
             generator=row_generator(self.seed, row["image_id"]) if rules.draws else None,
