@@ -5,7 +5,8 @@
 Everything is computed from artifacts. The denominator of every figure is the set of test images, the
 same for every method. Differences are paired image by image, from the base policy and between
 methods, with p values adjusted over the datasets (Holm). Each method's budget (rollouts, optimiser
-steps, completions, questions) stands beside its accuracy, and unequal budgets are pointed out.
+steps, completions, questions) stands beside its accuracy, and unequal budgets are pointed out. Where
+one of the paper's five sets is compared, its published figures stand beside ours.
 """
 
 import json
@@ -15,7 +16,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from tasks.evaluation import comparison
+from tasks.evaluation import comparison, published
 from tasks.evaluation.comparison import Figure
 from tasks.evaluation.cost import budgets, unequal
 from tasks.evaluation.metrics import holm
@@ -85,6 +86,7 @@ def tabulate(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "over_datasets": _over_datasets(all_figures, names) if len(sets) > 1 else {},
         "budgets": budgets(runs, row_name),
     }
+    contents["published"] = published.figures_for(tables)
     contents["unequal"] = unequal(contents, ZERO_SHOT)
     return contents
 

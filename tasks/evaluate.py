@@ -56,7 +56,7 @@ def evaluate(
     settings: EvaluateSettings,
     seed: int,
 ) -> None:
-    """Ask the policy about every image of one part (test, or val for tuning), base and novel.
+    """Ask the policy about every image of the part that is set, base and novel.
 
     With a `limit`, only the first `limit` images of each group.
 
@@ -68,7 +68,7 @@ def evaluate(
     modes = settings.mode_names
     data_card = load(card)
     names = ClassNames(data_card.classes, data_card.aliases)
-    rows = split_table.select(split, settings.part, GROUPS)
+    rows = split_table.select_parts(split, settings.parts)
     if limit := settings.limit:
         rows = [row for g in GROUPS for row in [r for r in rows if r["group"] == g][:limit]]
     labels = {row["image_id"]: row["label"] for row in rows}

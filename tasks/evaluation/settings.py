@@ -8,8 +8,15 @@ from tasks.runtime.errors import StageError
 from tasks.runtime.settings import Settings, setting
 
 MODES = ("one_step", "majority", "two_step", "mcq", "constrained")
-PARTS = ("test", "val")
+PARTS = ("test", "val", "base_val_novel_test")
 PREDICT_MODES = ("two_step", "one_step")
+
+
+def parts_of(part: str) -> dict[str, str]:
+    """Group -> test or val, for one of PARTS."""
+    if part == "base_val_novel_test":
+        return {"base": "val", "novel": "test"}
+    return {"base": part, "novel": part}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +25,7 @@ class EvaluateSettings(Settings):
 
     section: ClassVar[str] = "Evaluate"
 
-    part: str = setting("of the images; val is for tuning", choices=PARTS)
+    part: str = setting("which images; val is for tuning", choices=PARTS)
     modes: str = setting("of inference", choices=MODES, several=True)
     num_rollouts: int = setting(at_least=1)
     num_options: int = setting(at_least=2, at_most=len(LETTERS))
@@ -27,6 +34,11 @@ class EvaluateSettings(Settings):
     limit: int = setting(
         "the first n images of each group only, for a trial; 0: all", at_least=0, unset=0
     )
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Group -> the part of the split whose images are evaluated."""
+        return parts_of(self.part)
 
     @property
     def mode_names(self) -> list[str]:

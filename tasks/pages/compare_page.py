@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tasks.evaluation import published
 from tasks.pages import render
 from tasks.pages.charts import Dot, dot_chart
 from tasks.pages.compare_tables import (
@@ -11,6 +12,7 @@ from tasks.pages.compare_tables import (
     SIGNIFICANCE,
     p_text,
     pair_rows,
+    published_rows,
     row_label,
     seeds_text,
     set_label,
@@ -33,6 +35,8 @@ def compare_page(comparison: Mapping[str, Any]) -> str:
         sets=[_set(comparison, table, number) for number, table in enumerate(comparison["sets"])],
         sure=SIGNIFICANCE,
         budgets=_budgets(comparison),
+        published=published_rows(comparison) if comparison.get("published") else [],
+        protocol=f"{published.PROTOCOL} Source: {published.SOURCE}.",
     )
 
 

@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tasks.evaluation import published
 from tasks.pages.text import label, p_value, percent, points, signs, title_of
 
 OVER = {
@@ -73,6 +74,9 @@ def markdown(comparison: Mapping[str, Any]) -> str:
         parts.append("## Over datasets\n\nEvery dataset counts the same, whatever its size.")
         for mode, by_row in comparison["over_datasets"].items():
             parts.append(f"### {title_of(mode)}\n\n{_grid(_over_rows(by_row))}")
+    if comparison.get("published"):
+        rows = _grid(published_rows(comparison))
+        parts.append(f"## Published\n\n{published.PROTOCOL} Source: {published.SOURCE}.\n\n{rows}")
     parts.append(f"## What each method spent\n\n{_budget_text(comparison)}")
     return "\n\n".join(parts) + "\n"
 
@@ -127,6 +131,9 @@ def summary(comparison: Mapping[str, Any]) -> str:
             parts.append(f"{title_of(mode)}\n{_plain(_mode_rows(rows))}")
     for mode, by_row in comparison["over_datasets"].items():
         parts.append(f"over datasets, {title_of(mode).lower()}\n{_plain(_over_rows(by_row))}")
+    if comparison.get("published"):
+        rows = _plain(published_rows(comparison))
+        parts.append(f"published ({published.SOURCE}; judged, on val images)\n{rows}")
     parts += [f"unequal budget: {line}" for line in comparison["unequal"]]
     return "\n\n".join(parts).replace("−", "-")  # a terminal keeps its hyphens
 
@@ -203,6 +210,16 @@ def budget_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
         for name, spent in by_row.items():
             amounts = [_amount(spent.get(what, 0)) for what in BUDGET]
             rows.append([trained_on, row_label(name), *amounts])
+    return rows
+
+
+def published_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
+    """The published figures that stand beside the comparison's: a heading, then one row each."""
+    keys = ("base", "novel", "harmonic_mean")
+    rows = [["of", "", *map(label, keys), "note"]]
+    for row in comparison["published"]:
+        cells = [f"{row[key]:g}" if key in row else "" for key in keys]
+        rows.append([row["of"], label(row["name"]), *cells, row.get("note", "")])
     return rows
 
 
