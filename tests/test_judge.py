@@ -104,8 +104,38 @@ def test_only_what_matched_nothing_is_asked_and_each_pair_once(tmp_path, server,
         "matched", "matched", "yes", "no", "yes", "no_answer", "no",
     ]  # fmt: skip
     assert rows["stats"]["one_step base"] == {
-        "images": 7, "correct": 1, "correct_judged": 3, "no_verdict": 0,
+        "images": 7, "correct": 1, "correct_judged": 3, "no_verdict": 0, "agreed": 2,
     }  # fmt: skip
+
+
+def test_as_published_it_is_asked_about_every_answer(tmp_path, server, evaluated):
+    server.replies = {"Rosa aurea": "yes", 'rose gold-belt". The answer given was "rose': "no"}
+    server.replies |= {"teal": "yes", "say yes": 500}
+    rows = run(tmp_path, server, evaluated, answers="all", max_failed_share=1.0)
+    assert len(rows["stats"]["statuses"]) == 4
+    found = {
+        i: (rows[i]["correct"], rows[i]["judged"], rows[i]["correct_judged"]) for i in range(7)
+    }
+    assert found == {
+        0: (True, False, False), 1: (False, True, True), 2: (False, True, True),
+        3: (False, False, False), 4: (False, True, True), 5: (False, None, False),
+        6: (False, None, None),
+    }  # fmt: skip
+    assert rows["stats"]["pairs"] == 5, "a pair that comes twice is asked about once"
+    assert rows["stats"]["one_step base"] == {
+        "images": 7, "correct": 1, "correct_judged": 3, "no_verdict": 1, "agreed": 1,
+    }  # fmt: skip
+    server.asked.clear()
+    server.replies = {"say yes": "no"}
+    (tmp_path / "artifacts/judge/a.partial").rename(tmp_path / "artifacts/judge/a")
+    (tmp_path / "artifacts/judge/a/manifest.json").write_text("{}")
+    again = run(tmp_path, server, evaluated, "judge/b.partial", answers="all")
+    assert len(server.asked) == 1, "verdicts are remembered, and the failure is asked about again"
+    assert again[6]["judged"] is False
+    (tmp_path / "artifacts/judge/b.partial").rename(tmp_path / "artifacts/judge/b")
+    (tmp_path / "artifacts/judge/b/manifest.json").write_text("{}")
+    run(tmp_path, server, evaluated, "judge/c.partial")
+    assert len(server.asked) == 1, "of unmatched answers the verdicts are the same"
 
 
 def test_names_stand_as_data_in_the_question(tmp_path, server, evaluated):

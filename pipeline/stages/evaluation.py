@@ -101,7 +101,7 @@ class Evaluate(OnAnySet):
 
 @parameters(JudgeSettings)
 class Judge(OnAnySet):
-    """Asks a language model about the answers of an evaluation that matched no class."""
+    """Asks a language model whether the free-text answers of an evaluation name the truth."""
 
     module = "tasks.judge"
 

@@ -9,6 +9,7 @@ from tasks.runtime.settings import Settings, setting
 
 MODES = ("one_step", "majority", "two_step", "mcq", "constrained")
 PARTS = ("test", "val", "base_val_novel_test")
+JUDGED = ("unmatched", "all")
 PREDICT_MODES = ("two_step", "one_step")
 
 
@@ -72,6 +73,12 @@ class JudgeSettings(Settings):
 
     url: str = setting("OpenAI-compatible; empty: no judge", significant=False)
     model: str = setting("the endpoint's name of the model that judges")
+    answers: str = setting(
+        "which free-text answers it is asked about",
+        choices=JUDGED,
+        unset="unmatched",
+        default="unmatched",
+    )
     api_key_env: str = setting("the variable that holds the key", significant=False)
     max_tokens: int = setting("of a verdict", at_least=1)
     concurrency: int = setting("requests in flight", at_least=1, significant=False)

@@ -33,7 +33,7 @@ def results_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def judged_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Accuracy with the judge's verdicts, beside that by the card's names alone."""
+    """Accuracy with the judge's verdicts, beside that by the card's names, and how far they agree."""
     return [
         {
             "name": evaluation["name"],
