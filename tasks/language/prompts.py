@@ -46,10 +46,10 @@ _ONE_STEP_TAIL = {
         "</answer>."
     ),
 }
+_EITHER, _LETTER = "one option, by letter or name,", "the letter of one option"
 _MCQ_TAIL = {
     "brief": (
-        "Think between <think> and </think>. Then give one option, by letter or name, between "
-        "<answer> and </answer>."
+        f"Think between <think> and </think>. Then give {_EITHER} between <answer> and </answer>."
     ),
     "paper": (
         "Think first, between <think> and </think>. Then give the letter of the one most likely "
@@ -62,7 +62,7 @@ _MCQ_TAIL = {
     ),
     "caption": (
         "First describe what you see between <caption> and </caption>. Then think between <think> "
-        "and </think>. Then give one option, by letter or name, between <answer> and </answer>."
+        f"and </think>. Then give {_EITHER} between <answer> and </answer>."
     ),
 }
 
@@ -94,6 +94,12 @@ def mcq_question(noun: str, kind: str, options: Sequence[str], *, style: str = "
     lines = [f"What {kind} of {noun} is this?"]
     lines += [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
     return "\n".join([*lines, _tail(_MCQ_TAIL, style)])
+
+
+def by_letter(question: str) -> str:
+    """A multiple-choice question that asks for a letter alone, for trainers that read nothing else."""
+    text, _, tail = question.rpartition("\n")
+    return "\n".join(filter(None, (text, tail.replace(_EITHER, _LETTER))))
 
 
 def listed(names: Sequence[str]) -> str:

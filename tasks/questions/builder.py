@@ -137,6 +137,9 @@ class Builder:
             truths += own
             without += (block.start + np.flatnonzero(block.counts[:, 0] == 0)).tolist()
             pickle.dump(block, file)
+        if without and (gone := propose / "rollouts_refused.parquet").exists():
+            refused = set(shards.read_file(gone, ["image_id"])["image_id"].to_pylist())
+            without = [position for position in without if ids[position] not in refused]
         if without:
             raise StageError(
                 f"{propose} has no rollouts of {len(without)} images, {ids[without[0]]} first; a trial "

@@ -79,7 +79,7 @@ def rollouts() -> pa.Schema:
 
 
 def refused() -> pa.Schema:
-    """Propose, Evaluate: one row is an image that the engine refused, with the reason."""
+    """Propose, Evaluate: one row is an image without answers, with the reason, such as the engine's."""
     return _schema(image_id=STR, reason=STR)
 
 
