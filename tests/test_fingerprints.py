@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,11 +16,20 @@ from tests.conftest import ROOT
 
 FROZEN = ROOT / "tests" / "fingerprints.json"
 RECIPES = sorted((ROOT / "training" / "recipes").glob("*.cfg"))
-# Name -> the recipe read over luigi.cfg, and the task whose graph is fingerprinted.
+OVER = {"paper_few_shot": "paper_7b"}  # read over another recipe
+
+
+def _read(path: Path) -> str:
+    """The recipe, and before it the one that it is read over."""
+    below = [path.with_stem(OVER[path.stem])] if path.stem in OVER else []
+    return ",".join(map(str, [*below, path]))
+
+
+# Name -> the recipes read over luigi.cfg, and the task whose graph is fingerprinted.
 GRAPHS = {
     "default": ("", "TrainDiVE"),
     "Compare": ("", "Compare"),
-    **{path.stem: (str(path), "TrainDiVE") for path in RECIPES},
+    **{path.stem: (_read(path), "TrainDiVE") for path in RECIPES},
 }
 LISTED = """
 import json, sys

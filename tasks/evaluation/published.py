@@ -60,6 +60,11 @@ STEPS = 400
 FEW_SHOT_STEPS = 200
 
 
+def text(figure: float) -> str:
+    """A figure as it was published, with one decimal or two."""
+    return f"{figure:.2f}".removesuffix("0")
+
+
 def figures_for(tables: Sequence[Mapping[str, Any]]) -> list[Row]:
     """The published figures that stand beside a comparison's sets; empty without one of the five.
 

@@ -218,7 +218,7 @@ def published_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
     keys = ("base", "novel", "harmonic_mean")
     rows = [["of", "", *map(label, keys), "note"]]
     for row in comparison["published"]:
-        cells = [f"{row[key]:g}" if key in row else "" for key in keys]
+        cells = [published.text(row[key]) if key in row else "" for key in keys]
         rows.append([row["of"], label(row["name"]), *cells, row.get("note", "")])
     return rows
 
