@@ -8,28 +8,20 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, recipe_files
 
 FROZEN = ROOT / "tests" / "fingerprints.json"
 RECIPES = sorted((ROOT / "training" / "recipes").glob("*.cfg"))
-OVER = {"paper_few_shot": "paper_7b"}  # read over another recipe
-
-
-def _read(path: Path) -> str:
-    """The recipe, and before it the one that it is read over."""
-    below = [path.with_stem(OVER[path.stem])] if path.stem in OVER else []
-    return ",".join(map(str, [*below, path]))
 
 
 # Name -> the recipes read over luigi.cfg, and the task whose graph is fingerprinted.
 GRAPHS = {
     "default": ("", "TrainDiVE"),
     "Compare": ("", "Compare"),
-    **{path.stem: (_read(path), "TrainDiVE") for path in RECIPES},
+    **{path.stem: (",".join(map(str, recipe_files(path))), "TrainDiVE") for path in RECIPES},
 }
 LISTED = """
 import json, sys

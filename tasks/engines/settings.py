@@ -33,10 +33,7 @@ class EngineSettings(Settings):
     repetition_penalty: float = setting("of samples; greedy answers have none", above=0)
     max_new_tokens: int = setting(at_least=1)
     max_pixels: int = setting(
-        "the area that a larger image is reduced to; 0: the policy's",
-        at_least=0,
-        unset=0,
-        default=0,
+        "the area that a larger image is reduced to; 0: the policy's", at_least=0, unset=0
     )
     backend: str = setting(
         f"{', '.join(BACKENDS)} or module:function", significant=False, default="vllm"
