@@ -122,8 +122,8 @@ def _of_set(
             shown.setdefault(mode, {})[name] = {key: _plain(f) for key, f in by_group.items()}
     counts = {group: len(images) for group, images in order.items()}
     same = all(len({frozenset(seed) for seed in by_seed}) == 1 for by_seed in ids.values())
-    table = {"seeds": seeds, "images": counts, "same_images_for_all_seeds": same, "modes": shown}
-    return table, figures
+    table = {"seeds": seeds, "images": counts, "parts": _parts(runs, order)}
+    return table | {"same_images_for_all_seeds": same, "modes": shown}, figures
 
 
 def _outcomes(
@@ -177,6 +177,20 @@ def _answers(folder: Path) -> dict[str, dict[str, bool]]:
     if not right:
         raise CompareError(f"{folder} holds no predictions; run its Evaluate again")
     return dict(right)
+
+
+def _parts(runs: Sequence[Mapping[str, Any]], images: Mapping[str, list[str]]) -> dict[str, str]:
+    """Group -> the parts of the splits that its evaluated images are of, such as test."""
+    rows = [
+        row
+        for folder in {run["split"] for run in runs}
+        for row in shards.read(Path(folder), "split", ["image_id", "split"]).to_pylist()
+    ]
+    evaluated = {group: set(ids) for group, ids in images.items()}
+    return {
+        group: " or ".join(sorted({row["split"] for row in rows if row["image_id"] in ids}))
+        for group, ids in evaluated.items()
+    }
 
 
 def _groups(folder: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ from tasks.pages.compare_tables import (
     BUDGET,
     OVER,
     SIGNIFICANCE,
+    images_text,
     p_text,
     pair_rows,
     published_rows,
@@ -44,7 +45,7 @@ def _set(comparison: Mapping[str, Any], table: Mapping[str, Any], number: int) -
     modes = table["modes"].items()
     return {
         "name": set_label(table),
-        "images": " and ".join(f"{n:,} {group}" for group, n in table["images"].items()),
+        "images": images_text(table),
         "charts": [_chart(f"set{number}-{mode}", mode, by_row) for mode, by_row in modes],
         "tables": [
             _table(mode, by_row, {key: label(key) for key in next(iter(by_row.values()))})

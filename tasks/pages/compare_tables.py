@@ -237,12 +237,23 @@ def _amount(amount: int | Sequence[int]) -> str:
     return f"{amount:,}" if isinstance(amount, int) else " / ".join(f"{n:,}" for n in amount)
 
 
+def images_text(table: Mapping[str, Any]) -> str:
+    """The evaluated images by group, and the part of the split that they are of."""
+    parts = table.get("parts", {})
+    one = len({*parts.values()}) < 2
+    counts = [
+        f"{count:,} {group}" + ("" if one else f" {parts[group]}")
+        for group, count in table["images"].items()
+    ]
+    part = f" {next(iter(parts.values()), 'test')}" if one else ""
+    return f"{' and '.join(counts)}{part} images"
+
+
 def counts_text(table: Mapping[str, Any]) -> str:
-    counts = " and ".join(f"{count:,} {group}" for group, count in table["images"].items())
     if table["same_images_for_all_seeds"]:
-        return f"{counts} test images, the same for every method and seed."
+        return f"{images_text(table)}, the same for every method and seed."
     return (
-        f"{counts} test images in all; each seed has a split of its own, the same for every method."
+        f"{images_text(table)} in all; each seed has a split of its own, the same for every method."
     )
 
 

@@ -1,6 +1,7 @@
 """The published figures: one place holds them, and every page says the same."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -8,8 +9,9 @@ from tasks.compare import tabulate
 from tasks.evaluation import published
 from tasks.pages.compare_page import compare_page
 from tasks.pages.compare_tables import markdown, summary
+from tasks.tables import schemas, shards
 from tests.conftest import ROOT
-from tests.test_compare import made, runs  # noqa: F401  a fixture
+from tests.test_compare import CLASSES, made, runs  # noqa: F401  a fixture
 
 BOTH = {"base": 20, "novel": 20}
 
@@ -50,6 +52,18 @@ def test_they_stand_beside_ours_in_every_form(runs, tmp_path):
     for text in (summary(alone), markdown(alone), compare_page(alone)):
         assert "ublished" not in text
         assert "79.8" not in text
+
+
+def test_the_part_of_the_images_is_named_as_it_is(runs):
+    contents = tabulate(runs)
+    assert "20 base and 20 novel test images, the same for every method" in summary(contents)
+    folder = Path(runs[0]["split"])
+    rows = shards.read(folder, "split").to_pylist()
+    changed = [{**row, "split": "val" if row["group"] == "base" else "test"} for row in rows]
+    shards.write(folder / "split.parquet", changed, schemas.split(CLASSES))
+    contents = tabulate(runs)
+    assert "20 base val and 20 novel test images, the same for every method" in summary(contents)
+    assert "20 base val and 20 novel test images." in compare_page(contents)
 
 
 def test_the_page_on_the_paper_says_the_same():

@@ -90,7 +90,7 @@ def _images(images: Mapping[str, Any]) -> str:
         for group, n in images["groups"].items()
     )
     if set(images["in_split"]) == {"val"}:
-        return f"{counts} (validation images, for tuning: no result)"
+        return f"{counts} (validation images, not test images)"
     left_out = images["test_images_in_all"] - images["in_split"].get("test", 0)
     if left_out > 0:
         return f"{counts} ({left_out:,} test images of the split were not evaluated)"
