@@ -127,10 +127,9 @@ def lines(summary: dict[str, Any]) -> list[str]:
             f"{lengths['question']:,} a question of training, {lengths['second']:,} of evaluation"
         )
         for stage, (most, mean) in summary["image_tokens"][name].items():
+            known = f"{mean:,.0f} on average"
             average = (
-                "on average as many, before Download has run"
-                if mean == most
-                else f"{mean:,.0f} on average"
+                known if mean < most else "which stands for the average until Download has run"
             )
             rows.append(f"  of these the image in {stage}: at most {most:,}, {average}")
     rows += [
@@ -176,10 +175,10 @@ def _train(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
     work.steps = steps
     note = f"{steps:,} steps of {each} questions: {questions / pool:.2f} epochs"
     note += f" of {pool:,} images, more of the questions that are kept"
-    if any(tasks.Split(dataset=name, seed=stage.seed).settings.shots for name in stage.names):
-        note += f"; published: about {published.FEW_SHOT_STEPS} steps of a few-shot run"
-    elif (epochs := published.EPOCHS.get(stage.dataset)) is not None:
-        note += f"; published: {epochs} epochs of the questions kept, about {published.STEPS} steps"
+    if (epochs := published.EPOCHS.get(stage.dataset)) is not None:
+        shots = tasks.Split(dataset=stage.dataset, seed=stage.seed).settings.shots
+        budget = f"{epochs} epochs of the questions kept, about {published.STEPS} steps"
+        note += f"; published: {f'about {published.FEW_SHOT_STEPS} steps' if shots else budget}"
     work.notes.append(note)
     return work
 
