@@ -3,8 +3,8 @@
     python -m tasks.judge recipe.json
 
 The result by the card's names and aliases stays; the judge adds a second column. It is asked about
-the answers that match no class name or, as the published evaluation does, about all answers. Any
-OpenAI-compatible endpoint can be asked, once for each distinct pair of names. A verdict is stored
+the answers that match no class name, as the published evaluation does about all answers, or about the
+sampled ones as well. Any OpenAI-compatible endpoint can be asked, once for each distinct pair of names. A verdict is stored
 under (prompt version, model, question, truth, answer), and verdicts of other evaluations below the
 same artifact root are reused. A pair without a verdict is counted separately, never as wrong.
 """
@@ -19,6 +19,8 @@ from typing import Any
 
 from data_cards import Card, load
 from tasks.evaluation.settings import JudgeSettings
+from tasks.language.answers import parse
+from tasks.language.class_names import ClassNames
 from tasks.language.words import MAX_LENGTH
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError, first_line
@@ -30,6 +32,7 @@ from tasks.tables.manifest import FILE as MANIFEST
 
 PROMPT_VERSION = 1  # raise it when the wording below changes: a verdict depends on it
 FREE_TEXT_MODES = ("one_step",)  # the modes with free-text answers
+ROLLOUTS = "rollouts"  # the table of an evaluation's samples, and their mode among the judgements
 _KEY = ("prompt_version", "model", "question", "truth", "answer")
 VERDICTS = ("yes", "no")
 
@@ -46,13 +49,17 @@ def judge(
 ) -> None:
     """Write `judgements.parquet`, `verdicts-*.parquet` and `stats.json` for an Evaluate artifact.
 
-    `judgements` has a row for every prediction of a free-text mode, `verdicts` one for every pair
-    that was asked about in this run. Raises StageError when the endpoint refuses the request, or when
+    `judgements` has a row for every prediction of a free-text mode and, with `answers` samples, for
+    every rollout, as mode `rollouts`. `verdicts` has one for every pair that was asked about in this
+    run. Raises StageError when the endpoint refuses the request, or when
     more than `max_failed_share` of the pairs have no verdict. The next run asks about those alone.
     """
     data_card = load(card)
     columns = ["image_id", "label", "group", "mode", "answer", "class_id", "correct"]
-    rows = [r for r in shards.read(evaluate, "predictions", columns).to_pylist() if _free(r)]
+    predictions = shards.read(evaluate, "predictions", columns).to_pylist()
+    rows = [row for row in predictions if _free(row)]
+    if settings.answers == "samples":
+        rows += _sampled(evaluate, predictions, data_card)
     pairs = list(
         dict.fromkeys(_pair(row, data_card) for row in rows if _asked(row, settings.answers))
     )
@@ -213,13 +220,35 @@ def _committed(root: Path) -> list[Path]:
     return sorted(folder for folder in folders if (folder / MANIFEST).exists())
 
 
+def _sampled(evaluate: Path, rows: list[dict[str, Any]], card: Card) -> list[dict[str, Any]]:
+    """Every rollout of an evaluation as a prediction of the mode `rollouts`.
+
+    `rows` hold each image's label and group. Raises StageError where nothing was sampled.
+    """
+    if not list(evaluate.glob(f"{ROLLOUTS}-[0-9]*.parquet")):
+        raise StageError(
+            f"[Judge] answers = samples, and {evaluate} has none: [Evaluate] modes must name more than "
+            "one_step"
+        )
+    names = ClassNames(card.classes, card.aliases)
+    of_image = {row["image_id"]: row for row in rows}
+    sampled = []
+    for rollout in shards.iter_rows(evaluate, ROLLOUTS, ["image_id", "completion"]):
+        image = of_image[rollout["image_id"]]
+        answer = parse(rollout["completion"]).answer or ""
+        class_id = names.match(answer).class_id
+        own = {"mode": ROLLOUTS, "answer": answer, "class_id": -1 if class_id is None else class_id}
+        sampled.append({**image, **own, "correct": class_id == image["label"]})
+    return sampled
+
+
 def _free(row: dict[str, Any]) -> bool:
     return row["mode"] in FREE_TEXT_MODES
 
 
 def _asked(row: dict[str, Any], answers: str) -> bool:
     """Whether the judge is asked: about all answers, or about those that are no class of the card."""
-    return (answers == "all" or row["class_id"] < 0) and bool(row["answer"].strip())
+    return (answers != "unmatched" or row["class_id"] < 0) and bool(row["answer"].strip())
 
 
 def _pair(row: dict[str, Any], card: Card) -> tuple[str, str]:

@@ -115,7 +115,13 @@ class Judge(OnAnySet):
     def needs(self):
         if not (self.settings.url and self.settings.model):
             raise SettingsError("luigi.cfg: [Judge] needs a url and a model to judge with")
-        return {"evaluate": Evaluate(subset=self.subset, on=self.on, **graph(self))}
+        evaluate = Evaluate(subset=self.subset, on=self.on, **graph(self))
+        if self.settings.answers == "samples" and evaluate.settings.mode_names == ["one_step"]:
+            raise SettingsError(
+                "luigi.cfg: [Judge] answers = samples needs samples: [Evaluate] modes must name more than "
+                "one_step"
+            )
+        return {"evaluate": evaluate}
 
     def extra_identity(self):
         from tasks.judge import PROMPT_VERSION

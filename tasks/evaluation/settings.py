@@ -9,7 +9,7 @@ from tasks.runtime.settings import Settings, setting
 
 MODES = ("one_step", "majority", "two_step", "mcq", "constrained")
 PARTS = ("test", "val", "base_val_novel_test")
-JUDGED = ("unmatched", "all")
+JUDGED = ("unmatched", "all", "samples")
 PREDICT_MODES = ("two_step", "one_step")
 
 

@@ -14,6 +14,8 @@ from tasks.pages.text import in_order
 from tasks.tables import shards
 from tasks.tables.schemas import GROUPS
 
+ROLLOUTS = "rollouts"  # the mode of sampled answers among a judge's rows
+PASS_AT = (1, 5, 10, 20)
 SEED = 0  # of the bootstrap: the same artifacts give the same report
 
 
@@ -40,7 +42,7 @@ def judged(judge: Path, split_rows: dict[str, dict]) -> dict[str, Any]:
     `split_rows` are the rows of the split by image id.
     """
     result: dict[str, Any] = {}
-    rows = shards.read(judge, "judgements").to_pylist()
+    rows = [row for row in shards.read(judge, "judgements").to_pylist() if row["mode"] != ROLLOUTS]
     for row in rows:
         row["named"] = row["correct"]
         row["undecided"] = row["correct_judged"] is None
@@ -52,6 +54,33 @@ def judged(judge: Path, split_rows: dict[str, dict]) -> dict[str, Any]:
         if len(groups) == 2:
             figures["harmonic_mean"] = _harmonic_mean(groups) | _agreement(groups.values())
         result[mode] = figures
+    return result
+
+
+def judged_pass(judge: Path, split_rows: dict[str, dict]) -> dict[str, Any]:
+    """Group -> Pass@k by names and by the verdicts of a Judge artifact; empty without judged samples.
+
+    A sample without a verdict counts as the card's names decide. The values are by k, for k in PASS_AT.
+    """
+    hits: dict[str, dict[str, list[tuple[bool, bool]]]] = {}
+    for row in shards.iter_rows(judge, "judgements"):
+        if row["mode"] == ROLLOUTS:
+            group = split_rows[row["image_id"]]["group"]
+            verdict = row["correct"] if row["correct_judged"] is None else row["correct_judged"]
+            of_image = hits.setdefault(group, {}).setdefault(row["image_id"], [])
+            of_image.append((row["correct"], verdict))
+    result: dict[str, Any] = {}
+    for group, by_image in hits.items():
+        counts = [(len(pairs), *map(sum, zip(*pairs, strict=True))) for pairs in by_image.values()]
+        n, strict, verdicts = map(list, zip(*counts, strict=True))
+        result[group] = {
+            str(k): {
+                "strict": float(statistics.pass_at_k(n, strict, k).mean()),
+                "judged": float(statistics.pass_at_k(n, verdicts, k).mean()),
+            }
+            for k in PASS_AT
+            if k <= min(n)
+        }
     return result
 
 

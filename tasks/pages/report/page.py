@@ -19,6 +19,7 @@ from tasks.pages.report.changes import (
 from tasks.pages.report.figures import policies
 from tasks.pages.report.lineage import graph_svg
 from tasks.pages.report.tables import (
+    judged_pass_table,
     judged_table,
     refresh_table,
     results_table,
@@ -55,6 +56,7 @@ def build_page(
         images=_images(metrics["images"]),
         results=results_table(metrics),
         judged=judged_table(metrics),
+        judged_pass=judged_pass_table(metrics),
         cross=cross_table(metrics["cross"]),
         statuses=status_list(metrics),
         training=_training(metrics, figures),

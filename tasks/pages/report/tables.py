@@ -48,6 +48,16 @@ def judged_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def judged_pass_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Pass@k by the card's names and by the judge, one row for each policy, group and k."""
+    return [
+        {"name": evaluation["name"], "group": group, "k": k, **figures}
+        for evaluation in metrics["evaluations"]
+        for group, by_k in (evaluation.get("judged_pass") or {}).items()
+        for k, figures in by_k.items()
+    ]
+
+
 def status_list(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How the answers were read, by policy and mode."""
     rows = []

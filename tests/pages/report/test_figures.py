@@ -89,6 +89,16 @@ def test_a_judges_opinion_stands_beside_the_first_and_not_in_its_place(tree, tmp
         | {"judged": verdicts.get(r["image_id"], r["correct"])}
         for r in rows
     ]
+    samples = {"mode": "rollouts", "status": "", "correct": False, "judged": None}
+    judged += [  # two samples of two images: one that the judge alone calls right, one without a verdict
+        {**samples, "image_id": image_id, "correct_judged": verdict}
+        for image_id, verdict in [
+            (wrong[0], True),
+            (wrong[0], False),
+            (wrong[1], None),
+            (wrong[1], False),
+        ]
+    ]
     (tmp_path / "judge").mkdir()
     pq.write_table(pa.Table.from_pylist(judged), tmp_path / "judge/judgements.parquet")
     given = [{"name": "zero_shot", "path": str(tmp_path / "judge")}]
@@ -109,9 +119,11 @@ def test_a_judges_opinion_stands_beside_the_first_and_not_in_its_place(tree, tmp
     assert both["agreement"] == pytest.approx(1 - 2 / (base["verdicts"] + novel["verdicts"]))
     rates = [base["accuracy"], novel["accuracy"]]
     assert both["accuracy"] == pytest.approx(2 * rates[0] * rates[1] / sum(rates))
-    assert metrics["evaluations"][1]["judged"] == {}
+    assert metrics["evaluations"][1]["judged"] == metrics["evaluations"][1]["judged_pass"] == {}
+    assert first["judged_pass"] == {"base": {"1": {"strict": 0.0, "judged": 0.25}}}
     page = (tmp_path / "out/index.html").read_text(encoding="utf-8")
     second = page[page.index("A second opinion") :]
+    assert '<td class="n">0.0</td><td class="n">25.0</td>' in second
     assert f">{100 * both['agreement']:.1f}</td>" in second[: second.index("</table>")]
 
 
