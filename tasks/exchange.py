@@ -23,7 +23,7 @@ from data_cards import Card, CardError, load
 from tasks.ingest.pictures import Reject, image_row, normalise_image
 from tasks.language import prompts
 from tasks.language.class_names import ClassNames
-from tasks.questions.exchange_formats import FORMATS, NEEDS, export_questions
+from tasks.questions.exchange_formats import FORMATS, NEEDS, export_questions, require_empty
 from tasks.runtime.errors import ShardError, StageError
 from tasks.tables import schemas, shards
 
@@ -39,7 +39,8 @@ def import_rollouts(file: Path, card: Card, images: Path, output: Path) -> dict[
     name that occurs there once; the suffix may be missing. Its image id is `<card>/<path>`. The
     classes that occur as ground truth are the ones offered. Returns the counts of images, of rollouts,
     and of images without any. Raises StageError for a file of another form or without any rollout, an
-    image that is missing or ambiguous, and a ground truth that is no class of the card.
+    image that is missing or ambiguous, a ground truth that is no class of the card, and an `output` that
+    holds files already.
     """
     answers = _read_json(file)
     names = ClassNames(card.classes, card.aliases)
@@ -63,6 +64,7 @@ def import_rollouts(file: Path, card: Card, images: Path, output: Path) -> dict[
             f"{file}: no image has an answer; an entry needs predictions (names, or names with "
             "counts) or completions"
         )
+    require_empty(output)
     for name in ("download", "split", "propose"):
         (output / name).mkdir(parents=True, exist_ok=True)
     for index, part in enumerate(shards.chunks(rows, IMAGES_PER_SHARD)):

@@ -38,10 +38,11 @@ verl         Parquet files with data_source, prompt, images, ability, reward_mod
 def export_questions(mcq: Path, style: str, output: Path) -> int:
     """Write the question shards of `mcq` in another trainer's format. Returns the question count.
 
-    Raises StageError for an unknown format.
+    Raises StageError for an unknown format, and for an `output` that holds files already.
     """
     if style not in FORMATS:
         raise StageError(f"--format must be one of {', '.join(FORMATS)}; got {style!r}")
+    require_empty(output)
     features, paths = FORMATS[style][0], shards.paths(mcq, "mcq")
     count = sum(map(shards.num_rows, paths))
     output.mkdir(parents=True, exist_ok=True)
@@ -62,6 +63,12 @@ def export_questions(mcq: Path, style: str, output: Path) -> int:
         shards.write(shards.shard_path(output, "train", index), rows, features.arrow_schema)
         start += len(rows)
     return count
+
+
+def require_empty(folder: Path) -> None:
+    """Raise StageError where a folder holds files, which would stay among the new ones."""
+    if folder.exists() and any(folder.iterdir()):
+        raise StageError(f"{folder} is not empty; delete it, or name another --output")
 
 
 def _rows(paths: list[Path], style: str, start: int = 0) -> Iterator[Row]:
