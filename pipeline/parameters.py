@@ -119,6 +119,12 @@ def parameters(settings: type[Settings]) -> Callable[[T], T]:
     return decorate
 
 
+def is_unset(value: Any, parameter: luigi.Parameter) -> bool:
+    """Whether this value of a parameter stands for no setting at all."""
+    unset = getattr(getattr(parameter, "rule", None), "unset", None)
+    return unset is not None and plain(value) == unset
+
+
 def settings_of(kind: type[S], values: Mapping[str, Any]) -> S:
     """Settings from the values of their parameters. Raises StageError where they contradict each other."""
     return kind(**{name: plain(values[name]) for name in rules(kind)})

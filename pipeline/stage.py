@@ -19,6 +19,7 @@ import luigi
 import data_cards
 from pipeline.artifacts import source_code, store
 from pipeline.artifacts.child import LOG
+from pipeline.parameters import is_unset
 from pipeline.settings import Checked, SettingsError, run
 from tasks.runtime.settings import plain
 
@@ -134,11 +135,12 @@ class Stage(Checked, luigi.Task):
                 function(value)
 
     def significant(self) -> dict[str, Any]:
-        """The settings in the fingerprint, as JSON values: significant ones, without GRAPH_ONLY."""
+        """The settings in the fingerprint, as JSON values: significant and set, without GRAPH_ONLY."""
         return {
-            name: plain(getattr(self, name))
+            name: plain(value)
             for name, parameter in self.get_params()
             if parameter.significant and name not in GRAPH_ONLY
+            if not is_unset(value := getattr(self, name), parameter)
         }
 
     @cached_property

@@ -5,7 +5,8 @@
 Everything is computed from artifacts. The denominator of every figure is the set of test images, the
 same for every method. Differences are paired image by image, from the base policy and between
 methods, with p values adjusted over the datasets (Holm). Each method's budget (rollouts, optimiser
-steps, completions, questions) stands beside its accuracy, and unequal budgets are pointed out.
+steps, completions, questions) stands beside its accuracy, and unequal budgets are pointed out. Where
+one of the paper's five sets is compared, its published figures stand beside ours.
 """
 
 import json
@@ -18,7 +19,7 @@ from typing import Any
 from datasets import Features
 
 import data_cards
-from tasks.evaluation import comparison
+from tasks.evaluation import comparison, published
 from tasks.evaluation.budget_curve import budget_curve, mean_curve
 from tasks.evaluation.comparison import Figure
 from tasks.evaluation.cost import budgets, unequal
@@ -90,6 +91,7 @@ def tabulate(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "over_datasets": _over_datasets(all_figures, names) if len(sets) > 1 else {},
         "budgets": budgets(runs, row_name),
     }
+    contents["published"] = published.figures_for(tables)
     contents["unequal"] = unequal(contents, ZERO_SHOT)
     return contents
 
@@ -125,8 +127,8 @@ def _of_set(
             shown.setdefault(mode, {})[name] = {key: _plain(f) for key, f in by_group.items()}
     counts = {group: len(images) for group, images in order.items()}
     same = all(len({frozenset(seed) for seed in by_seed}) == 1 for by_seed in ids.values())
-    table = {"seeds": seeds, "images": counts, "same_images_for_all_seeds": same, "modes": shown}
-    return table, figures
+    table = {"seeds": seeds, "images": counts, "parts": _parts(runs, order)}
+    return table | {"same_images_for_all_seeds": same, "modes": shown}, figures
 
 
 def _outcomes(
@@ -175,26 +177,27 @@ def _outcomes(
 def _from_rollouts(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Near misses and the curve over answers an image, by row, as means over seeds.
 
-    Both read names by the set's card, so they are empty where there is no such card any more, or
-    one with other classes.
+    Both read names by the set's card: they are empty where it is gone, or has other classes.
     """
     curves: dict[str, list[list[dict[str, Any]]]] = defaultdict(list)
     near: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    nothing: dict[str, Any] = {"near_misses": {}, "budget_curves": {}}
     if not data_cards.exists(runs[0]["set"]):
-        return {"near_misses": {}, "budget_curves": {}}
+        return nothing
     card = data_cards.load(runs[0]["set"])
     for run in runs:
         table = shards.read(Path(run["evaluate"]), "predictions")
         if tuple(Features.from_arrow_schema(table.schema)["label"].names) != card.classes:
-            return {"near_misses": {}, "budget_curves": {}}
+            return nothing
         groups = _groups(Path(run["split"]))
         rows = [{**row, "group": groups[row["image_id"]]} for row in table.to_pylist()]
         near[row_name(run)].append(near_misses(rows, card))
         curves[row_name(run)].append(budget_curve(Path(run["evaluate"]), rows, card))
     means = {name: mean_near_misses(by_seed) for name, by_seed in near.items()}
+    points = {name: mean_curve(by_seed) for name, by_seed in curves.items()}
     return {
         "near_misses": {name: by_mode for name, by_mode in means.items() if by_mode},
-        "budget_curves": {n: points for n, c in curves.items() if (points := mean_curve(c))},
+        "budget_curves": {name: curve for name, curve in points.items() if curve},
     }
 
 
@@ -206,6 +209,20 @@ def _answers(folder: Path) -> dict[str, dict[str, bool]]:
     if not right:
         raise CompareError(f"{folder} holds no predictions; run its Evaluate again")
     return dict(right)
+
+
+def _parts(runs: Sequence[Mapping[str, Any]], images: Mapping[str, list[str]]) -> dict[str, str]:
+    """Group -> the parts of the splits that its evaluated images are of, such as test."""
+    rows = [
+        row
+        for folder in {run["split"] for run in runs}
+        for row in shards.read(Path(folder), "split", ["image_id", "split"]).to_pylist()
+    ]
+    evaluated = {group: set(ids) for group, ids in images.items()}
+    return {
+        group: " or ".join(sorted({row["split"] for row in rows if row["image_id"] in ids}))
+        for group, ids in evaluated.items()
+    }
 
 
 def _groups(folder: Path) -> dict[str, str]:

@@ -41,7 +41,6 @@ from tasks.language.taxonomy import Taxonomy
 from tasks.questions.candidates import Votes, merge_all
 from tasks.questions.options import Option
 from tasks.runtime.command import main
-from tasks.runtime.errors import StageError
 from tasks.runtime.protocol import save_stats
 from tasks.tables import schemas, shards, split_table
 from tasks.tables.schemas import GROUPS
@@ -60,7 +59,7 @@ def evaluate(
     settings: EvaluateSettings,
     seed: int,
 ) -> None:
-    """Ask the policy about every image of one part (test, or val for tuning), base and novel.
+    """Ask the policy about every image of the part that is set, base and novel.
 
     With a `limit`, only the first `limit` images of each group.
 
@@ -74,22 +73,13 @@ def evaluate(
     data_card = load(card)
     names = ClassNames.of(data_card)
     taxonomy = Taxonomy.of(data_card)
-    rows = split_table.select(split, settings.part, GROUPS)
+    rows = split_table.select_parts(split, settings.parts)
     if limit := settings.limit:
         rows = [row for g in GROUPS for row in [r for r in rows if r["group"] == g][:limit]]
     labels = {row["image_id"]: row["label"] for row in rows}
     allowed = {group: _allowed(rows, group, settings.prompt, data_card) for group in GROUPS}
-    texts = {
-        group: prompts.card_question(
-            data_card,
-            settings.prompt,
-            [data_card.classes[i] for i in sorted(allowed[group])],
-            style=engine.prompt_style,
-            list_position=engine.list_position,
-        )
-        for group in GROUPS
-    }
-    queries = [Query(row["image_id"], *texts[row["group"]][::-1]) for row in rows]
+    listed = {g: [data_card.classes[i] for i in sorted(allowed[g])] for g in GROUPS}
+    queries = _queries(rows, listed, data_card, engine, settings.prompt)
     statistics = RolloutStatistics(labels, data_card)
     source = (download, settings.shard_size)
     votes: dict[str, dict[str, Votes]] = defaultdict(dict)  # by mode and image
@@ -98,14 +88,14 @@ def evaluate(
     adapts = "adaptive" in modes
     in_full = any(mode not in ("one_step", "adaptive") for mode in modes)
     sampled = in_full or adapts
-    val = _val_rows(split, limit) if adapts else []
+    val = tuning.val_rows(split, limit) if adapts else []
     enough = None
     with Sampler(local(policy, engine.backend), engine, n, seed) as sampler:
         if adapts:
             thresholds = tuning.tune(
                 output,
                 sampler,
-                [Query(row["image_id"], *texts["base"][::-1]) for row in val],
+                _queries(val, listed, data_card, engine, settings.prompt),
                 source,
                 {row["image_id"]: row["label"] for row in val},
                 allowed["base"],
@@ -128,7 +118,8 @@ def evaluate(
                 enough=None if in_full else enough,
             )
         if "one_step" in modes:
-            sampler.run(output, "one_step", queries, *source, "evaluate: one_step", greedy=True)
+            alone = _queries(rows, listed, data_card, engine, settings.prompt, one_step=True)
+            sampler.run(output, "one_step", alone, *source, "evaluate: one_step", greedy=True)
         if in_full:
             in_all = _votes(output, rows, names, allowed, n)
             votes |= {mode: in_all for mode in modes}
@@ -214,15 +205,28 @@ def _allowed(rows: list[Row], group: str, prompt: str, card: Card) -> set[int]:
     return set(range(len(card.classes)))
 
 
-def _val_rows(split: Path, limit: int) -> list[Row]:
-    """The val images of base classes, on which the thresholds of adaptive are set."""
-    try:
-        rows = split_table.select(split, "val", ("base",))
-    except StageError as error:
-        raise StageError(
-            f"{error}; [Evaluate] mode adaptive sets its thresholds on them: see [Split] val_share"
-        ) from error
-    return rows[: limit or None]
+def _queries(
+    rows: list[Row],
+    listed: dict[str, list[str]],
+    card: Card,
+    engine: EngineSettings,
+    prompt: str,
+    *,
+    one_step: bool = False,
+) -> list[Query]:
+    """The open question about every image; a closed list shows the names that `listed` has for its group."""
+    texts = {
+        group: prompts.card_question(
+            card,
+            prompt,
+            names,
+            style=engine.prompt_style,
+            list_position=engine.list_position,
+            one_step=one_step,
+        )
+        for group, names in listed.items()
+    }
+    return [Query(row["image_id"], *texts[row["group"]][::-1]) for row in rows]
 
 
 def _votes(

@@ -5,45 +5,42 @@
     python -m tasks.exchange export SHARDS --format visual_rft --output FOLDER
 
 `import` reads the official code's JSON, `{image: {"groundtruth": name, "predictions": {name:
-count}}}`; in place of predictions an image may have `"completions": [text, ...]`. It writes the
-tables that BuildMCQ reads, and its configuration with the settings of luigi.cfg. `export` writes the
-columns of these trainers: `visual_rft` (and the official trainer): image, problem, solution;
-`easyr1`: images, problem, answer; `verl`: data_source, prompt, images, ability, reward_model,
-extra_info.
+count}}}`. Predictions may also be a list of names, and so may a whole entry; in place of predictions
+an image may have `"completions": [text, ...]`. An image without any has 0 rollouts, and is counted.
+It writes the tables that BuildMCQ reads, and its configuration with the settings of luigi.cfg.
+`export` writes what Visual-RFT, the official trainer, EasyR1 and verl read; --help says what each
+needs.
 """
 
 import argparse
 import json
-import re
 import sys
-from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
-
-from datasets import Features, Image, List, Value
 
 from data_cards import Card, CardError, load
 from tasks.ingest.pictures import Reject, image_row, normalise_image
 from tasks.language import prompts
 from tasks.language.class_names import ClassNames
+from tasks.questions.exchange_formats import FORMATS, NEEDS, export_questions, require_empty
 from tasks.runtime.errors import ShardError, StageError
 from tasks.tables import schemas, shards
 
-STR = Value("string")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 IMAGES_PER_SHARD = 500
-PLACEHOLDER = "<image>"  # marks the image in a prompt, for trainers of the verl family
 Row = dict[str, Any]
 
 
 def import_rollouts(file: Path, card: Card, images: Path, output: Path) -> dict[str, int]:
     """Write `download/`, `split/` and `propose/` below `output` from a JSON file of answers.
 
-    The file names an image by its path below `images`, or by a file name that occurs there once. Its
-    image id is `<card>/<path>`. The classes that occur as ground truth are the ones offered. Returns
-    the counts of images and rollouts. Raises StageError for a file of another form, an image that is
-    missing or ambiguous, and a ground truth that is no class of the card.
+    The file names an image by its path below `images`, by a longer path that ends in it, or by a file
+    name that occurs there once; the suffix may be missing. Its image id is `<card>/<path>`. The
+    classes that occur as ground truth are the ones offered. Returns the counts of images, of rollouts,
+    and of images without any. Raises StageError for a file of another form or without any rollout, an
+    image that is missing or ambiguous, a ground truth that is no class of the card, and an `output` that
+    holds files already.
     """
     answers = _read_json(file)
     names = ClassNames.of(card)
@@ -51,7 +48,8 @@ def import_rollouts(file: Path, card: Card, images: Path, output: Path) -> dict[
     rows = []
     for key, path in sorted(files.items(), key=lambda item: item[1].as_posix()):
         texts = _completions(file, key, answers[key])  # first, because it checks the entry's form
-        truth = answers[key].get("groundtruth")
+        entry = answers[key]
+        truth = entry.get("groundtruth") if isinstance(entry, dict) else None
         label = -1 if truth is None else names.match(str(truth)).class_id
         if label is None:
             raise StageError(
@@ -60,6 +58,13 @@ def import_rollouts(file: Path, card: Card, images: Path, output: Path) -> dict[
             )
         image_id = f"{card.name}/{path.relative_to(images).as_posix()}"
         rows.append((image_id, path, label, texts))
+    empty = [image_id for image_id, *_, texts in rows if not texts]
+    if len(empty) == len(rows):
+        raise StageError(
+            f"{file}: no image has an answer; an entry needs predictions (names, or names with "
+            "counts) or completions"
+        )
+    require_empty(output)
     for name in ("download", "split", "propose"):
         (output / name).mkdir(parents=True, exist_ok=True)
     for index, part in enumerate(shards.chunks(rows, IMAGES_PER_SHARD)):
@@ -84,7 +89,12 @@ def import_rollouts(file: Path, card: Card, images: Path, output: Path) -> dict[
         for image_id, _, label, _ in rows
     ]
     shards.write(output / "split" / "split.parquet", split_rows, schemas.split(card.classes))
-    return {"images": len(rows), "rollouts": sum(len(texts) for *_, texts in rows)}
+    if empty:
+        lost = [{"image_id": image_id, "reason": f"no answer in {file}"} for image_id in empty]
+        shards.write(output / "propose" / "rollouts_refused.parquet", lost, schemas.refused())
+        print(f"exchange: {len(empty)} images have no answers, the first: {empty[0]}")
+    total = sum(len(texts) for *_, texts in rows)
+    return {"images": len(rows), "rollouts": total, "images_without_rollouts": len(empty)}
 
 
 def configuration(card: Card, output: Path, settings: Path) -> Row:
@@ -103,86 +113,6 @@ def configuration(card: Card, output: Path, settings: Path) -> Row:
     }
 
 
-def export_questions(mcq: Path, style: str, output: Path) -> int:
-    """Write the question shards of `mcq` in another trainer's format. Returns the question count.
-
-    Raises StageError for an unknown format.
-    """
-    if style not in FORMATS:
-        raise StageError(f"--format must be one of {', '.join(FORMATS)}; got {style!r}")
-    features, convert = FORMATS[style]
-    output.mkdir(parents=True, exist_ok=True)
-    count = 0
-    for index, path in enumerate(shards.paths(mcq, "mcq")):
-        asked = [row for batch in shards.iter_batches(path, None, 256) for row in batch.to_pylist()]
-        rows = [convert(row, count + number) for number, row in enumerate(asked)]
-        shards.write(shards.shard_path(output, "train", index), rows, features.arrow_schema)
-        count += len(rows)
-    return count
-
-
-def read_exported(folder: Path, style: str) -> Iterator[Row]:
-    """Rows of exported shards in our columns: image (bytes, path), question, options, answer_letter."""
-    for row in shards.iter_rows(folder, "train"):
-        if style == "visual_rft":
-            image, question, answer = row["image"], row["problem"], row["solution"]
-        elif style == "easyr1":
-            image, question, answer = row["images"][0], row["problem"], row["answer"]
-        else:
-            image, question = row["images"][0], row["prompt"][0]["content"]
-            answer = row["reward_model"]["ground_truth"]
-        question = question.removeprefix(PLACEHOLDER)
-        lines = re.findall(r"^[A-Z]\. (.+)$", question, re.MULTILINE)
-        letter = re.sub(r"</?answer>", "", answer)
-        yield {"image": image, "question": question, "options": lines, "answer_letter": letter}
-
-
-def _visual_rft(row: Row, _: int) -> Row:
-    return {
-        "image": row["image"],
-        "problem": row["question"],
-        "solution": f"<answer>{row['answer_letter']}</answer>",
-    }
-
-
-def _easyr1(row: Row, _: int) -> Row:
-    return {
-        "images": [row["image"]],
-        "problem": PLACEHOLDER + row["question"],
-        "answer": row["answer_letter"],
-    }
-
-
-def _verl(row: Row, number: int) -> Row:
-    return {
-        "data_source": row["image_id"].split("/")[0],
-        "prompt": [{"role": "user", "content": PLACEHOLDER + row["question"]}],
-        "images": [row["image"]],
-        "ability": "fine_grained_recognition",
-        "reward_model": {"style": "rule", "ground_truth": row["answer_letter"]},
-        "extra_info": {"index": number, "split": "train", "mcq_id": row["mcq_id"]},
-    }
-
-
-FORMATS: dict[str, tuple[Features, Callable[[Row, int], Row]]] = {
-    "visual_rft": (Features({"image": Image(), "problem": STR, "solution": STR}), _visual_rft),
-    "easyr1": (Features({"images": List(Image()), "problem": STR, "answer": STR}), _easyr1),
-    "verl": (
-        Features(
-            {
-                "data_source": STR,
-                "prompt": List({"role": STR, "content": STR}),
-                "images": List(Image()),
-                "ability": STR,
-                "reward_model": {"style": STR, "ground_truth": STR},
-                "extra_info": {"index": Value("int64"), "split": STR, "mcq_id": STR},
-            }
-        ),
-        _verl,
-    ),
-}
-
-
 def _read_json(file: Path) -> dict[str, Row]:
     try:
         answers = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -194,38 +124,37 @@ def _read_json(file: Path) -> dict[str, Row]:
 
 
 def _completions(file: Path, key: str, entry: Any) -> list[str]:
-    """The answers of an image as completions that the parser reads."""
-    if isinstance(entry, dict) and isinstance(entry.get("completions"), list):
-        return [str(text) for text in entry["completions"]]
-    counts = entry.get("predictions") if isinstance(entry, dict) else None
-    fits = isinstance(counts, dict) and all(type(n) is int and n >= 0 for n in counts.values())
-    if not fits or not counts:
+    """The answers of an image as completions that the parser reads; empty where it has none."""
+    entry = entry if isinstance(entry, dict) else {"predictions": entry}
+    texts = entry.get("completions")
+    if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+        return texts
+    given = entry.get("predictions") or []
+    counted = isinstance(given, dict) and all(type(n) is int and n >= 0 for n in given.values())
+    listed = isinstance(given, list) and all(isinstance(name, str) for name in given)
+    if texts is not None or not (counted or listed):
         raise StageError(
-            f"{file}: {key!r} needs predictions, which map names to counts, or completions, a list"
+            f"{file}: {key!r} needs predictions, a list of names or names with their counts, or "
+            "completions, a list of texts"
         )
-    return [prompts.completion("", name) for name in counts for _ in range(counts[name])]
+    names = [name for name in given for _ in range(given[name])] if counted else given
+    return [prompts.completion("", name) for name in names]
 
 
 def _find_images(answers: dict[str, Row], folder: Path) -> dict[str, Path]:
-    """Key of an answer -> its image file below `folder`."""
+    """Key of an answer -> its image file below `folder`: the one that shares the longest end with it."""
     files = [p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and p.is_file()]
     known: dict[str, list[Path]] = {}
     for path in sorted(files):
         relative = path.relative_to(folder)
-        for name in {
-            relative.as_posix(),
-            relative.with_suffix("").as_posix(),
-            path.name,
-            path.stem,
-        }:
-            known.setdefault(name, []).append(path)
+        for whole in (relative, relative.with_suffix("")):
+            for end in _ends(whole.as_posix()):
+                known.setdefault(end, []).append(path)
     path_of: dict[str, Path] = {}
     for key in answers:
-        exact = folder / key
-        if exact in known.get(key, []):
-            path_of[key] = exact
-            continue
-        matches = known.get(key) or known.get(Path(key).name) or []
+        matches = next((known[end] for end in _ends(key) if end in known), [])
+        exact = [path for path in matches if path.relative_to(folder).as_posix() in _ends(key)]
+        matches = exact[:1] if len(exact) == 1 else matches
         if len(matches) != 1:
             problem = "is not there" if not matches else f"may be {matches[0]} or {matches[1]}"
             raise StageError(f"image {key!r} {problem}; name it by its path below {folder}")
@@ -235,6 +164,12 @@ def _find_images(answers: dict[str, Row], folder: Path) -> dict[str, Path]:
         if owners.setdefault(path, key) != key:
             raise StageError(f"{owners[path]!r} and {key!r} are the same image, {path}")
     return path_of
+
+
+def _ends(path: str) -> list[str]:
+    """The ends of `../a/b.jpg`, longest first: `a/b.jpg` and `b.jpg`."""
+    pieces = [piece for piece in path.replace("\\", "/").split("/") if piece not in ("", ".", "..")]
+    return ["/".join(pieces[start:]) for start in range(len(pieces))]
 
 
 def _picture(image_id: str, path: Path, label: int) -> Row:
@@ -263,7 +198,12 @@ def main() -> None:
     taking.add_argument("file", type=Path, metavar="FILE.json")
     taking.add_argument("--card", required=True, help="the data card that names the classes")
     taking.add_argument("--images", type=Path, required=True, help="the folder of the images")
-    giving = commands.add_parser("export", help="question shards to another trainer's format")
+    giving = commands.add_parser(
+        "export",
+        help="question shards to another trainer's format",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"formats, and what their readers need:\n\n{NEEDS}",
+    )
     giving.add_argument("shards", type=Path, help="a build_mcq artifact's folder")
     giving.add_argument("--format", required=True, help=", ".join(FORMATS))
     for command in (taking, giving):

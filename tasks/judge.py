@@ -1,9 +1,10 @@
-"""Judge: asks a language model about free-text answers that matched no class name.
+"""Judge: asks a language model whether free-text answers name the truth.
 
     python -m tasks.judge recipe.json
 
-The result by the card's names and aliases stays; the judge adds a second column. Any
-OpenAI-compatible endpoint can be asked, once for each distinct pair of names. A verdict is stored
+The result by the card's names and aliases stays; the judge adds a second column. It is asked about
+the answers that match no class name, as the published evaluation does about all answers, or about the
+sampled ones as well. Any OpenAI-compatible endpoint can be asked, once for each distinct pair of names. A verdict is stored
 under (prompt version, model, question, truth, answer), and verdicts of other evaluations below the
 same artifact root are reused. A pair without a verdict is counted separately, never as wrong.
 """
@@ -18,6 +19,8 @@ from typing import Any
 
 from data_cards import Card, load
 from tasks.evaluation.settings import JudgeSettings
+from tasks.language.answers import parse
+from tasks.language.class_names import ClassNames
 from tasks.language.words import MAX_LENGTH
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError, first_line
@@ -29,6 +32,7 @@ from tasks.tables.manifest import FILE as MANIFEST
 
 PROMPT_VERSION = 1  # raise it when the wording below changes: a verdict depends on it
 FREE_TEXT_MODES = ("one_step",)  # the modes with free-text answers
+ROLLOUTS = "rollouts"  # the table of an evaluation's samples, and their mode among the judgements
 _KEY = ("prompt_version", "model", "question", "truth", "answer")
 VERDICTS = ("yes", "no")
 
@@ -45,14 +49,20 @@ def judge(
 ) -> None:
     """Write `judgements.parquet`, `verdicts-*.parquet` and `stats.json` for an Evaluate artifact.
 
-    `judgements` has a row for every prediction of a free-text mode, `verdicts` one for every pair
-    that was asked about in this run. Raises StageError when the endpoint refuses the request, or when
+    `judgements` has a row for every prediction of a free-text mode and, with `answers` samples, for
+    every rollout, as mode `rollouts`. `verdicts` has one for every pair that was asked about in this
+    run. Raises StageError when the endpoint refuses the request, or when
     more than `max_failed_share` of the pairs have no verdict. The next run asks about those alone.
     """
     data_card = load(card)
     columns = ["image_id", "label", "group", "mode", "answer", "class_id", "correct"]
-    rows = [r for r in shards.read(evaluate, "predictions", columns).to_pylist() if _free(r)]
-    pairs = list(dict.fromkeys(_pair(row, data_card) for row in rows if _open(row)))
+    predictions = shards.read(evaluate, "predictions", columns).to_pylist()
+    rows = [row for row in predictions if _free(row)]
+    if settings.answers == "samples":
+        rows += _sampled(evaluate, predictions, data_card)
+    pairs = list(
+        dict.fromkeys(_pair(row, data_card) for row in rows if _asked(row, settings.answers))
+    )
     question = f"{data_card.kind} of {data_card.noun}"
     keys = [(PROMPT_VERSION, settings.model, question, truth, answer) for truth, answer in pairs]
     remembered = known_verdicts(_committed(artifacts))
@@ -65,7 +75,11 @@ def judge(
             known |= _ask(output, client, todo, settings.shard_size)
         finally:
             client.close()
-    judged = [_judgement(row, data_card, question, settings.model, known) for row in rows]
+    judged = []
+    for row in rows:
+        pair = _pair(row, data_card) if _asked(row, settings.answers) else None
+        key = (PROMPT_VERSION, settings.model, question, *pair) if pair else None
+        judged.append(_judgement(row, known[key] if key else None))
     shards.write(output / "judgements.parquet", judged, schemas.judgements(data_card.classes))
     failed = [key for key in keys if known.get(key) not in VERDICTS]
     stats = _stats(judged) | {
@@ -183,7 +197,9 @@ def _ask(output: Path, client: Client, todo: list[Key], shard_size: int) -> dict
     with shard_by_shard(), progress(None, desc="judge", total=len(todo), unit="pairs") as bar:
         for number, part in enumerate(shards.chunks(todo, shard_size), start=first):
             statuses = client.run(all_of([client.verdict(*key[2:]) for key in part]))
-            if all(status.startswith("failed") for status in statuses):
+            # A short last shard may fail by itself; a whole one, or the first, means a dead endpoint.
+            tells = len(part) == shard_size or not verdicts
+            if tells and all(status.startswith("failed") for status in statuses):
                 raise StageError(
                     f"[Judge] url = {client.settings.url} gives no verdict ({statuses[0]})"
                 )
@@ -204,48 +220,68 @@ def _committed(root: Path) -> list[Path]:
     return sorted(folder for folder in folders if (folder / MANIFEST).exists())
 
 
+def _sampled(evaluate: Path, rows: list[dict[str, Any]], card: Card) -> list[dict[str, Any]]:
+    """Every rollout of an evaluation as a prediction of the mode `rollouts`.
+
+    `rows` hold each image's label and group. Raises StageError where nothing was sampled.
+    """
+    if not list(evaluate.glob(f"{ROLLOUTS}-[0-9]*.parquet")):
+        raise StageError(
+            f"[Judge] answers = samples, and {evaluate} has none: [Evaluate] modes must name more than "
+            "one_step"
+        )
+    names = ClassNames(card.classes, card.aliases)
+    of_image = {row["image_id"]: row for row in rows}
+    sampled = []
+    for rollout in shards.iter_rows(evaluate, ROLLOUTS, ["image_id", "completion"]):
+        image = of_image[rollout["image_id"]]
+        answer = parse(rollout["completion"]).answer or ""
+        class_id = names.match(answer).class_id
+        own = {"mode": ROLLOUTS, "answer": answer, "class_id": -1 if class_id is None else class_id}
+        sampled.append({**image, **own, "correct": class_id == image["label"]})
+    return sampled
+
+
 def _free(row: dict[str, Any]) -> bool:
     return row["mode"] in FREE_TEXT_MODES
 
 
-def _open(row: dict[str, Any]) -> bool:
-    """Whether the judge has to be asked: the answer is no class of the card."""
-    return row["class_id"] < 0 and bool(row["answer"].strip())
+def _asked(row: dict[str, Any], answers: str) -> bool:
+    """Whether the judge is asked: about all answers, or about those that are no class of the card."""
+    return (answers != "unmatched" or row["class_id"] < 0) and bool(row["answer"].strip())
 
 
 def _pair(row: dict[str, Any], card: Card) -> tuple[str, str]:
     return card.classes[row["label"]], row["answer"][:MAX_LENGTH]
 
 
-def _judgement(
-    row: dict[str, Any], card: Card, question: str, model: str, known: dict[Key, str]
-) -> dict[str, Any]:
-    """A prediction as a row of `judgements`."""
+def _judgement(row: dict[str, Any], status: str | None) -> dict[str, Any]:
+    """A prediction as a row of `judgements`; `status` is None where the judge was not asked."""
     judged: bool | None = None
     both: bool | None = row["correct"]
-    status = "matched" if row["class_id"] >= 0 else "no_answer"
-    if _open(row):
-        status = known[PROMPT_VERSION, model, question, *_pair(row, card)]
-        judged = status == "yes" if status in VERDICTS else None
-        both = judged
+    if status is None:
+        status = "matched" if row["class_id"] >= 0 else "no_answer"
+    else:
+        both = judged = status == "yes" if status in VERDICTS else None
     kept = {name: row[name] for name in ("image_id", "label", "group", "mode", "answer", "correct")}
     return {**kept, "judged": judged, "correct_judged": both, "status": status}
 
 
 def _stats(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts by group and mode: right by name, right with the judge, without a verdict."""
+    """Counts by group and mode: right by name, right with the judge, without a verdict, agreed."""
     stats: dict[str, Any] = {
         "statuses": dict(Counter(row["status"].split(":")[0] for row in rows).most_common())
     }
     for row in rows:
         counts = stats.setdefault(
             f"{row['mode']} {row['group']}",
-            {"images": 0, "correct": 0, "correct_judged": 0, "no_verdict": 0},
+            {"images": 0, "correct": 0, "correct_judged": 0, "no_verdict": 0, "agreed": 0},
         )
         counts["images"] += 1
         counts["correct"] += row["correct"]
         counts["correct_judged"] += bool(row["correct_judged"])
         counts["no_verdict"] += row["correct_judged"] is None
+        counts["agreed"] += row["judged"] is not None and row["judged"] == row["correct"]
     return stats
 
 

@@ -88,6 +88,7 @@ class Predictor:
             list(self.card.classes),
             style=self.engine_settings.prompt_style,
             list_position=self.engine_settings.list_position,
+            one_step=self.settings.mode == "one_step",
         )
         self._batches = 0
         self._engine: Engine | None = None

@@ -89,9 +89,9 @@ def report(
             {"name": item["name"]}
             | accuracy.compare(rows, predictions[0] if index else None)
             | {"pass_at_k": _json(Path(item["path"]) / "pass_at_k.json")}
-            | {"judged": _judged(item["name"], judged or [], split_rows)}
             | {"budget_curve": budget_curve(Path(item["path"]), rows, data_card)}
             | {"near_misses": near_misses(rows, data_card)}
+            | _judged(item["name"], judged or [], split_rows)
             | {"letters": changes.letters(rows)}
             | {"calibration": changes.calibration(rows)}
             for index, (item, rows) in enumerate(zip(evaluations, predictions, strict=True))
@@ -168,9 +168,12 @@ def _cross(entry: dict) -> dict[str, Any]:
 
 
 def _judged(name: str, judged: list[dict], split_rows: dict[str, dict]) -> dict[str, Any]:
-    """Accuracy with a judge's verdicts; empty where the evaluation `name` was not judged."""
+    """Accuracy and Pass@k with a judge's verdicts; empty where the evaluation `name` was not judged."""
     path = next((Path(item["path"]) for item in judged if item["name"] == name), None)
-    return {} if path is None else accuracy.judged(path, split_rows)
+    if path is None:
+        return {"judged": {}, "judged_pass": {}}
+    of_samples = accuracy.judged_pass(path, split_rows)
+    return {"judged": accuracy.judged(path, split_rows), "judged_pass": of_samples}
 
 
 def _present(*figures: Figure | None) -> list[Figure]:

@@ -9,10 +9,11 @@ from PIL import Image
 
 from tasks import exchange
 from tasks.build_mcq import build_mcq
+from tasks.language.answers import parse
 from tasks.runtime.command import load_arguments
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
-from tests.conftest import ROOT, mcq_arguments, run_stage
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -72,7 +73,9 @@ def test_the_official_json_becomes_rollouts_with_the_same_votes(official, few_be
         (lambda a: a.update({"../answers.json": a.popitem()[1]}), "is not there"),
         (lambda a: next(iter(a.values())).update(groundtruth="Crow"), "'Crow', is no class"),
         (lambda a: next(iter(a.values())).update(predictions={"x": -1}), "needs predictions"),
-        (lambda a: next(iter(a.values())).pop("predictions"), "needs predictions"),
+        (lambda a: next(iter(a.values())).update(predictions=[1]), "needs predictions"),
+        (lambda a: next(iter(a.values())).update(completions="x"), "needs predictions"),
+        (lambda a: [e.pop("predictions") for e in a.values()], "no image has an answer"),
         (lambda a: a.clear(), "at least one image"),
         (lambda a: a.update({"cars_test/00000": a["cars_test/00000.png"]}), "are the same image"),
     ],
@@ -95,33 +98,69 @@ def test_completions_come_in_as_they_are_and_labels_may_be_missing(official, few
     assert shards.read(out / "split", "split")["label"].to_pylist() == [-1]
 
 
-@pytest.mark.parametrize("style", exchange.FORMATS)
-def test_exported_questions_come_back_whole(rollouts, tmp_path, style):
-    from datasets import load_dataset
+def test_an_image_without_answers_is_an_image_with_no_rollouts(
+    official, few_beetles, tmp_path, capsys
+):
+    path, answers = official
+    first, *others = list(answers)[:4]
+    answers[first]["predictions"] = {}
+    answers[others[0]]["predictions"], answers[others[1]] = None, []
+    del answers[others[2]]["predictions"]
+    path.write_text(json.dumps(answers))
+    out = tmp_path / "imported"
+    counts = exchange.import_rollouts(path, few_beetles, tmp_path / "pictures", out)
+    assert counts == {"images": 6, "rollouts": 40, "images_without_rollouts": 4}
+    assert f"4 images have no answers, the first: few/{first}" in capsys.readouterr().out
+    config = exchange.configuration(few_beetles, out, ROOT / "luigi.cfg")
+    (tmp_path / "config.json").write_text(json.dumps(config | {"max_lost_share": 1.0}))
+    arguments = load_arguments(build_mcq, tmp_path / "config.json")
+    arguments["output"].mkdir()
+    build_mcq(**arguments)
+    rows = shards.read(out / "build_mcq", "candidates").to_pylist()
+    assert sorted(row["outcome"] for row in rows) == ["kept"] * 2 + ["no_candidates"] * 4
+    questions = shards.read(out / "build_mcq", "mcq")["image_id"].to_pylist()
+    assert sorted(questions) == [f"few/{key}" for key in list(answers)[4:]]
+    assert sorted(row["num_rollouts"] for row in rows) == [0] * 4 + [20] * 2
 
-    mcq, out = tmp_path / "mcq", tmp_path / "out"
-    mcq.mkdir()
-    run_stage(build_mcq, mcq, **mcq_arguments(rollouts))
-    asked = shards.read(mcq, "mcq").to_pylist()
-    assert exchange.export_questions(mcq, style, out) == len(asked) > 0
-    kept = ("image", "question", "options", "answer_letter")
-    assert list(exchange.read_exported(out, style)) == [{k: row[k] for k in kept} for row in asked]
-    files = [str(path) for path in shards.paths(out, "train")]
-    loaded = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "c"))
-    row = loaded[0]
-    image = row["image"] if style == "visual_rft" else row["images"][0]
-    assert image.size == (84, 84), "datasets decodes the image"
-    columns = {
-        "visual_rft": ["image", "problem", "solution"],
-        "easyr1": ["images", "problem", "answer"],
-        "verl": ["data_source", "prompt", "images", "ability", "reward_model", "extra_info"],
+
+def test_answers_may_be_lists_and_images_paths_of_any_root_without_suffix(
+    official, few_beetles, tmp_path
+):
+    path, answers = official
+    keys = list(answers)
+    names = {key: ["x", "y", "x"] for key in keys}
+    written = {
+        f"./{keys[0]}": {
+            "groundtruth": answers[keys[0]]["groundtruth"],
+            "predictions": names[keys[0]],
+        },
+        f"../data/pictures/{keys[1]}": names[keys[1]],
+        keys[2].removesuffix(".png"): names[keys[2]],
+        f"C:\\data\\{keys[3]}".replace("/", "\\"): {"predictions": {"x": 2, "y": 1}},
+        f"/home/me/{keys[4].removesuffix('.png')}": {"predictions": names[keys[4]]},
+        (tmp_path / "pictures" / keys[5]).as_posix(): {"predictions": names[keys[5]]},
     }
-    assert loaded.column_names == columns[style]
+    path.write_text(json.dumps(written))
+    out = imported((path, written), few_beetles, tmp_path)
+    rows = shards.read(out / "propose", "rollouts").to_pylist()
+    assert {row["image_id"] for row in rows} == {f"few/{key}" for key in keys}
+    assert len(rows) == 18
+    by_image = [r["completion"] for r in rows if r["image_id"] == f"few/{keys[1]}"]
+    assert [parse(text).answer for text in by_image] == ["x", "y", "x"]
 
 
-def test_an_unknown_format_is_named(tmp_path):
-    with pytest.raises(StageError, match="visual_rft, easyr1, verl; got 'csv'"):
-        exchange.export_questions(tmp_path, "csv", tmp_path / "out")
+def test_help_says_what_each_reader_needs(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["exchange", "export", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        exchange.main()
+    told = capsys.readouterr().out
+    for need in (
+        "DatasetDict.load_from_disk",
+        "data.train_files",
+        "custom_reward_function.path=tasks/verl_reward.py",
+        "custom_reward_function.name=compute_score",
+    ):
+        assert need in told
 
 
 def test_the_command_imports_and_tells_what_to_run_next(

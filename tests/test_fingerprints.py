@@ -11,15 +11,17 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, recipe_files
 
 FROZEN = ROOT / "tests" / "fingerprints.json"
 RECIPES = sorted((ROOT / "training" / "recipes").glob("*.cfg"))
-# Name -> the recipe read over luigi.cfg, and the task whose graph is fingerprinted.
+
+
+# Name -> the recipes read over luigi.cfg, and the task whose graph is fingerprinted.
 GRAPHS = {
     "default": ("", "TrainDiVE"),
     "Compare": ("", "Compare"),
-    **{path.stem: (str(path), "TrainDiVE") for path in RECIPES},
+    **{path.stem: (",".join(map(str, recipe_files(path))), "TrainDiVE") for path in RECIPES},
 }
 LISTED = """
 import json, sys

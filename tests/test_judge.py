@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from tasks.judge import judge, read_verdict, wording
+from tasks.pages.report import accuracy
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
-from tests.conftest import run_stage
+from tests.conftest import run_stage, write_rollouts
 from tests.stub_server import Handler, serving
 
 KEY = "sk-very-secret-0123456789"
@@ -85,9 +86,10 @@ def run(tmp_path, server, evaluated, name: str = "judge/a.partial", **changed) -
         | changed,
     )  # fmt: skip
     rows = shards.read(output, "judgements").to_pylist()
-    assert all(row["mode"] == "one_step" for row in rows)
+    assert {row["mode"] for row in rows} <= {"one_step", "rollouts"}
     stats = json.loads((output / "stats.json").read_text())
-    return {int(r["image_id"].split("/")[-1]): r for r in rows} | {"stats": stats}
+    asked_once = [row for row in rows if row["mode"] == "one_step"]
+    return {int(r["image_id"].split("/")[-1]): r for r in asked_once} | {"stats": stats}
 
 
 def test_only_what_matched_nothing_is_asked_and_each_pair_once(tmp_path, server, evaluated):
@@ -104,8 +106,62 @@ def test_only_what_matched_nothing_is_asked_and_each_pair_once(tmp_path, server,
         "matched", "matched", "yes", "no", "yes", "no_answer", "no",
     ]  # fmt: skip
     assert rows["stats"]["one_step base"] == {
-        "images": 7, "correct": 1, "correct_judged": 3, "no_verdict": 0,
+        "images": 7, "correct": 1, "correct_judged": 3, "no_verdict": 0, "agreed": 2,
     }  # fmt: skip
+
+
+def test_as_published_it_is_asked_about_every_answer(tmp_path, server, evaluated):
+    server.replies = {"Rosa aurea": "yes", 'rose gold-belt". The answer given was "rose': "no"}
+    server.replies |= {"teal": "yes", "say yes": 500}
+    rows = run(tmp_path, server, evaluated, answers="all", max_failed_share=1.0)
+    assert len(rows["stats"]["statuses"]) == 4
+    found = {
+        i: (rows[i]["correct"], rows[i]["judged"], rows[i]["correct_judged"]) for i in range(7)
+    }
+    assert found == {
+        0: (True, False, False), 1: (False, True, True), 2: (False, True, True),
+        3: (False, False, False), 4: (False, True, True), 5: (False, None, False),
+        6: (False, None, None),
+    }  # fmt: skip
+    assert rows["stats"]["pairs"] == 5, "a pair that comes twice is asked about once"
+    assert rows["stats"]["one_step base"] == {
+        "images": 7, "correct": 1, "correct_judged": 3, "no_verdict": 1, "agreed": 1,
+    }  # fmt: skip
+    server.asked.clear()
+    server.replies = {"say yes": "no"}
+    (tmp_path / "artifacts/judge/a.partial").rename(tmp_path / "artifacts/judge/a")
+    (tmp_path / "artifacts/judge/a/manifest.json").write_text("{}")
+    again = run(tmp_path, server, evaluated, "judge/b.partial", answers="all")
+    assert len(server.asked) == 1, "verdicts are remembered, and the failure is asked about again"
+    assert again[6]["judged"] is False
+    (tmp_path / "artifacts/judge/b.partial").rename(tmp_path / "artifacts/judge/b")
+    (tmp_path / "artifacts/judge/b/manifest.json").write_text("{}")
+    run(tmp_path, server, evaluated, "judge/c.partial")
+    assert len(server.asked) == 1, "of unmatched answers the verdicts are the same"
+
+
+def test_sampled_answers_are_judged_too_for_pass_at_k(tmp_path, server, evaluated):
+    with pytest.raises(StageError, match=r"answers = samples, and .* has none: \[Evaluate\] modes"):
+        run(tmp_path, server, evaluated, answers="samples")
+    answers = {
+        f"few/test/{n}": ["Rosa aurea", "rose gold-belt", "teal cyan-belt", "a bug"]
+        for n in range(7)
+    }
+    answers["few/test/0"][:2] = ["a bug", "odd"]
+    write_rollouts(evaluated, answers)
+    rows = {"one_step": [], "rollouts": []}
+    server.replies = {"Rosa aurea": "yes", 'given was "rose gold-belt"': "yes", "odd": 500}
+    output = tmp_path / "artifacts" / "judge" / "s.partial"
+    run(tmp_path, server, evaluated, "judge/s.partial", answers="samples", max_failed_share=1.0)
+    for row in shards.read(output, "judgements").to_pylist():
+        rows[row["mode"]].append(row)
+    assert (len(rows["one_step"]), len(rows["rollouts"])) == (7, 28)
+    split = {f"few/test/{n}": {"group": "base"} for n in range(7)}
+    found = accuracy.judged_pass(output, split)["base"]
+    assert found["1"]["strict"] == pytest.approx(6 / 28)
+    assert found["1"]["judged"] == pytest.approx(12 / 28), "what has no verdict is as the names say"
+    assert list(found) == ["1"]
+    assert accuracy.judged(output, split).keys() == {"one_step"}
 
 
 def test_names_stand_as_data_in_the_question(tmp_path, server, evaluated):

@@ -42,6 +42,7 @@ def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
     a damaged shard, an unknown option, a batch that cannot be divided, or memory that is not there.
     """
     session = Session(output, round, settings)
+    settings = session.settings
     rewards = list(settings.rewards)
     reward_functions = choose_rewards(
         settings.rewards, session.cards, settings.max_completion_length

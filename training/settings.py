@@ -1,6 +1,7 @@
 """The settings of [BasePolicy] and [Train], and the inputs of one round of training."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,7 +44,19 @@ class TrainSettings(Settings):
 
     section: ClassVar[str] = "Train"
 
-    steps: int = setting("optimiser steps in each round", at_least=1)
+    steps: int = setting("optimiser steps in each round; 0: as epochs says", at_least=0)
+    epochs: float = setting(
+        "passes over the questions in each round; 0: as steps says",
+        at_least=0,
+        unset=0,
+        default=0.0,
+    )
+    max_questions: int = setting(
+        "questions kept, of each set in proportion to its number of them; 0: all",
+        at_least=0,
+        unset=0,
+        default=0,
+    )
     questions_per_step: int = setting(at_least=1)
     num_generations: int = setting("completions per question, GRPO's group size", at_least=2)
     max_completion_length: int = setting("tokens", at_least=1)
@@ -105,7 +118,32 @@ class TrainSettings(Settings):
         """Whether the weights below adapters are quantised."""
         return self.quantize != "none"
 
+    def with_steps(self, questions: int) -> "TrainSettings":
+        """These settings with the steps that `epochs` comes to, given a round's number of questions.
+
+        The last step may be the first of a further epoch: as in transformers, steps are rounded up.
+        """
+        if not self.epochs:
+            return self
+        kept = min(questions, self.max_questions or questions)
+        steps = math.ceil(round(self.epochs * kept / self.questions_per_step, 6))
+        return replace(self, steps=max(1, steps), epochs=0.0)
+
+    def check_epochs(self, rounds: int) -> None:
+        """Raise StageError where `epochs` says nothing: in one training over several rounds."""
+        if self.epochs and self.carry_over and rounds > 1:
+            raise StageError(
+                f"[Train] epochs = {self.epochs:g} does not go with carry_over over {rounds} rounds, "
+                "whose later questions are not known when the schedule begins; set steps, or "
+                "carry_over = false, or [run] rounds = 1"
+            )
+
     def check(self) -> None:
+        if bool(self.steps) == bool(self.epochs):
+            raise StageError(
+                f"[Train] steps and epochs: exactly one must be above 0; got steps = {self.steps} "
+                f"and epochs = {self.epochs:g}"
+            )
         if not self.rewards:
             raise StageError(
                 "[Train] rewards is empty; the paper's are {'format': 1.0, 'letter': 1.0}"

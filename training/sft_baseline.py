@@ -39,6 +39,7 @@ def sft_baseline(output: Path, *, round: Round, settings: TrainSettings) -> None
     Settings that only sampling needs are ignored.
     """
     session = Session(output, round, settings)
+    settings = session.settings
     config = sft_config(output, settings, total_steps=session.total, seed=round.seed)
     questions = session.questions(None)
     rows = session.rows(questions, then=example)

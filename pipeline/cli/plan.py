@@ -8,24 +8,21 @@ prompts are counted in tokens, and else in characters. The output names its esti
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-import data_cards
 from pipeline import tasks
 from pipeline.cli import fits, status
-from pipeline.cli.image_counts import images_of
-from pipeline.settings import SettingsError, overlays, run
-from pipeline.stage import Stage
-from tasks.language import prompts
-from tasks.tables.schemas import GROUPS
-from tasks.tables.split_table import base_count
-
-PATCH = 28  # pixels: the side of a merged vision token in the Qwen2-VL family
-# Epochs of the published runs (training scripts of arXiv 2511.18305).
-PUBLISHED_EPOCHS = {"cub": 1.5, "flowers": 3.2, "pets": 4.1, "cars": 1.1, "aircraft": 1.9}
+from pipeline.cli.run_sizes import (
+    averaged,
+    base_of,
+    image_lengths,
+    images_of,
+    prompt_lengths,
+    token_counter,
+)
+from pipeline.settings import overlays, run
+from tasks.evaluation import published
 
 
 @dataclass
@@ -63,19 +60,23 @@ def plan(dataset: str, method: str, seed: int, estimates: Estimates) -> dict[str
     """
     root = tasks.TrainDiVE(dataset=dataset, method=method, seed=seed)
     stages = status.graph(root)
-    counts = {s.dataset: images_of(s) for s in stages if isinstance(s, tasks.Split)}
-    count, how = token_counter(stages, estimates)
+    evaluate = next(s for s in stages if isinstance(s, tasks.Evaluate))
+    splits = [stage for stage in stages if isinstance(stage, tasks.Split)]
+    counts = {stage.dataset: images_of(stage, evaluate.settings.part) for stage in splits}
+    count, how = token_counter(stages, estimates.tokenizer, estimates.chars_per_token)
     lengths = {name: prompt_lengths(name, stages, count) for name in counts}
+    pictures = {name: image_lengths(name, stages) for name in counts}
+    average = {name: averaged(lengths[name], pictures[name]) for name in counts}
     answer = estimates.answer_tokens or max(1, tasks.engine().settings.max_new_tokens // 4)
     work = []
     for stage in stages:
         share = None
         if isinstance(stage, tasks.Propose):
-            share = _propose(stage, counts, lengths, answer)
+            share = _propose(stage, counts, average, answer)
         elif isinstance(stage, tasks.Train):
-            share = _train(stage, counts, lengths, answer)
+            share = _train(stage, counts, average, answer)
         elif isinstance(stage, tasks.Evaluate):
-            share = _evaluate(stage, counts, lengths, answer)
+            share = _evaluate(stage, counts, average, answer)
         if share:
             share.hours = _hours(share, estimates, isinstance(stage, tasks.Train))
             with contextlib.suppress(OSError):
@@ -92,9 +93,10 @@ def plan(dataset: str, method: str, seed: int, estimates: Estimates) -> dict[str
         "seed": seed,
         "rounds": run().rounds,
         "recipes": list(overlays()),
-        "model": _base(stages).settings.model,
+        "model": base_of(stages).settings.model,
         "images": counts,
         "prompt_tokens": lengths,
+        "image_tokens": pictures,
         "tokens_counted_by": how,
         "answer_tokens": answer,
         "work": [asdict(one) for one in work],
@@ -107,69 +109,6 @@ def plan(dataset: str, method: str, seed: int, estimates: Estimates) -> dict[str
     }
 
 
-def token_counter(
-    stages: Sequence[Stage], estimates: Estimates
-) -> tuple[Callable[[str], int], str]:
-    """A function that counts a text's tokens, and how: by a tokenizer, else by characters."""
-    base = _base(stages)
-    place = estimates.tokenizer
-    if not place:
-        with contextlib.suppress(OSError):
-            place = str(base.folder) if base.folder.is_dir() else place
-        model = base.settings.model
-        if not place and (Path(model).expanduser().is_dir() or _cached(model)):
-            place = model
-    if not place:
-        return (
-            lambda text: round(len(text) / estimates.chars_per_token),
-            f"characters, {estimates.chars_per_token:g} a token (no tokenizer here; give --tokenizer)",
-        )
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"no tokenizer in {place}: {str(error).splitlines()[0]}") from error
-    return lambda text: len(tokenizer(text)["input_ids"]), f"the tokenizer in {place}"
-
-
-def prompt_lengths(
-    name: str, stages: Sequence[Stage], count: Callable[[str], int]
-) -> dict[str, int]:
-    """Tokens of a set's prompts, image included: to propose, to evaluate, and of the question."""
-    card = data_cards.load(name)
-    base = _base(stages)
-    image = max(1, round(base.settings.max_pixels / PATCH**2))
-    number = base_count(len(card.classes), tasks.Split(dataset=name, seed=0).protocol)
-    groups = {"base": list(card.classes[:number]), "novel": list(card.classes[number:])}
-    engine = tasks.engine().settings
-    propose = next((s for s in stages if isinstance(s, tasks.Propose)), None)
-    evaluate = next(s for s in stages if isinstance(s, tasks.Evaluate))
-
-    def asked(prompt: str, names: list[str]) -> int:
-        style, position = engine.prompt_style, engine.list_position
-        texts = prompts.card_question(card, prompt, names, style=style, list_position=position)
-        return count("\n".join(texts)) + image
-
-    return {
-        "image": image,
-        "propose": asked(propose.settings.prompt, groups["base"]) if propose else 0,
-        "evaluate": max(asked(evaluate.settings.prompt, groups[g]) for g in GROUPS if groups[g]),
-        "question": count(longest_question(name, stages)) + image,
-    }
-
-
-def longest_question(name: str, stages: Sequence[Stage]) -> str:
-    """A multiple-choice question of the set with the longest class names as options."""
-    card = data_cards.load(name)
-    propose = next((s for s in stages if isinstance(s, tasks.Propose)), None)
-    evaluate = next(s for s in stages if isinstance(s, tasks.Evaluate))
-    options = propose and tasks.BuildMCQ(**_of(propose)).settings.num_options
-    longest = sorted(card.classes, key=len)[-(options or evaluate.settings.num_options) :]
-    style = tasks.engine().settings.prompt_style
-    return prompts.mcq_question(card.noun, card.kind, longest, style=style)
-
-
 def lines(summary: dict[str, Any]) -> list[str]:
     """The plan as lines for a terminal."""
     read = f"; over luigi.cfg: {', '.join(summary['recipes'])}" if summary["recipes"] else ""
@@ -178,15 +117,21 @@ def lines(summary: dict[str, Any]) -> list[str]:
         f"rounds, from {summary['model']}{read}"
     ]
     for name, counts in summary["images"].items():
-        test = " and ".join(f"{n:,} {group}" for group, n in counts["test"].items())
+        asked = " and ".join(f"{n:,} {group}" for group, n in counts["evaluated"].items())
         rows.append(
-            f"  {name}: {counts['train']:,} train images, {test} test images, {counts['how']}"
+            f"  {name}: {counts['train']:,} train images, {asked} images to evaluate, {counts['how']}"
         )
         lengths = summary["prompt_tokens"][name]
         rows.append(
             f"  prompts, tokens: {lengths['propose']:,} to propose, {lengths['evaluate']:,} to evaluate, "
-            f"{lengths['question']:,} a question, {lengths['image']:,} of each the image"
+            f"{lengths['question']:,} a question of training, {lengths['second']:,} of evaluation"
         )
+        for stage, (most, mean) in summary["image_tokens"][name].items():
+            known = f"{mean:,.0f} on average"
+            average = (
+                known if mean < most else "which stands for the average until Download has run"
+            )
+            rows.append(f"  of these the image in {stage}: at most {most:,}, {average}")
     rows += [
         f"  counted by {summary['tokens_counted_by']}",
         f"  answers of {summary['answer_tokens']:,} tokens are assumed, unless --answer-tokens says otherwise",
@@ -218,7 +163,9 @@ def _propose(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
 
 
 def _train(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
-    settings = stage.settings
+    pool = sum(counts[name]["train"] for name in stage.names)
+    pool = min(pool, stage.settings.max_questions or pool)
+    settings = stage.settings.with_steps(pool)
     steps, each = settings.steps, settings.questions_per_step
     questions = steps * each
     completions = questions * settings.num_generations
@@ -226,24 +173,24 @@ def _train(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
     answer = min(answer, settings.max_completion_length)
     work = Work(_name(stage), questions, completions, completions * longest, completions * answer)
     work.steps = steps
-    pool = sum(counts[name]["train"] for name in stage.names)
     note = f"{steps:,} steps of {each} questions: {questions / pool:.2f} epochs"
     note += f" of {pool:,} images, more of the questions that are kept"
-    if (published := PUBLISHED_EPOCHS.get(stage.dataset)) is not None:
-        whole = round(published * pool / each)
-        note += f"; published: {published} epochs, here {whole:,} steps in all rounds"
+    if (epochs := published.EPOCHS.get(stage.dataset)) is not None:
+        shots = tasks.Split(dataset=stage.dataset, seed=stage.seed).settings.shots
+        budget = f"{epochs} epochs of the questions kept, about {published.STEPS} steps"
+        note += f"; published: {f'about {published.FEW_SHOT_STEPS} steps' if shots else budget}"
     work.notes.append(note)
     return work
 
 
 def _evaluate(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
-    images = sum(counts[stage.set_name]["test"].values())
+    images = sum(counts[stage.set_name]["evaluated"].values())
     modes = stage.settings.mode_names
     questions = sum(mode in ("two_step", "mcq", "constrained", "adaptive") for mode in modes)
     opened = 1 + ("one_step" in modes)
     of_set = lengths[stage.set_name]
     completions = images * (stage.settings.num_rollouts + ("one_step" in modes) + questions)
-    read = images * (opened * of_set["evaluate"] + questions * of_set["question"])
+    read = images * (opened * of_set["evaluate"] + questions * of_set["second"])
     work = Work(
         _name(stage), images * (opened + questions), completions, read, completions * answer
     )
@@ -274,24 +221,6 @@ def _too_long(name: str, lengths: dict[str, int]) -> list[str]:
     ]
 
 
-def _base(stages: Sequence[Stage]) -> Any:
-    return next(s for s in stages if isinstance(s, tasks.BasePolicy))
-
-
-def _of(stage: Any) -> dict[str, Any]:
-    return {"subset": stage.subset, **tasks.graph(stage)}
-
-
 def _name(stage: Any) -> str:
     place = f" {stage.set_name}" if getattr(stage, "subset", "") else ""
     return f"{stage.task_family} {stage.method} {stage.refresh_round}{place}"
-
-
-def _cached(model: str, file: str = "tokenizer.json") -> bool:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return isinstance(try_to_load_from_cache(model, file), str)
-    except HFValidationError:
-        return False

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from pipeline import tasks
 from pipeline.artifacts import store
-from pipeline.cli import plan, status
+from pipeline.cli import plan, run_sizes, status
 from pipeline.settings import SettingsError, run
 from tasks.engines import vllm
 from tasks.runtime.machine import gpus, unseen
@@ -156,7 +156,7 @@ def first_minutes(train: Any, stages: list[Any], processes: int) -> Iterator[Poi
             "model": str(base.folder if base.folder.is_dir() else policy.model),
             "train": train.settings.values(),
             "engine": train.engine().values(),
-            "question": max((plan.longest_question(n, stages) for n in train.names), key=len),
+            "question": max((run_sizes.longest_question(n, stages) for n in train.names), key=len),
             "min_pixels": policy.min_pixels,
             "max_pixels": policy.max_pixels,
             "processes": processes,

@@ -49,7 +49,7 @@ def overlay(dataset: str, uses: int, watched: bool) -> str:
     sections = {f"Split:{name}": _caps(name) for name in dataset.split("+")} | {
         f"Propose:{whole}": lost + unparsed,
         f"BuildMCQ:{whole}": lost,
-        f"Train:{whole}": f"steps = {2 * uses}\nsave_steps = {uses}\nreport_to =\npush_to_hub =\n"
+        f"Train:{whole}": f"steps = {2 * uses}\nepochs = 0\nsave_steps = {uses}\nreport_to =\npush_to_hub =\n"
         f"watch_every = {2 * uses if watched else 0}\nwatch_images = {IMAGES}\n",
         f"Evaluate:{whole}": f"limit = {IMAGES // 2}\n",
     }

@@ -20,7 +20,10 @@ class engine(Checked, luigi.Config):
         return self.read(EngineSettings)
 
     def significant(self) -> dict[str, Any]:
-        """The settings that can change a result."""
-        values = self.settings.values()
-        names = [name for name, (_, rule) in rules(EngineSettings).items() if rule.significant]
-        return {f"engine.{name}": values[name] for name in names}
+        """The settings that can change a result, and are set."""
+        return {
+            f"engine.{name}": value
+            for name, value in self.settings.values().items()
+            if (rule := rules(EngineSettings)[name][1]).significant
+            if rule.unset is None or value != rule.unset
+        }

@@ -11,6 +11,7 @@ from pipeline.parameters import parameter, parameters
 from pipeline.settings import SettingsError, run
 from pipeline.stage import Stage
 from pipeline.stages.data import data, paths
+from pipeline.stages.engine import engine
 from pipeline.stages.rounds import Round, RoundOfSet, Train, graph, last_round
 from tasks.evaluation.settings import EvaluateSettings, JudgeSettings
 from tasks.runtime.protocol import ZERO_SHOT
@@ -65,8 +66,6 @@ class Evaluate(OnAnySet):
         """The settings with the modes in a fixed order; extra_identity() identifies the policy."""
         significant = super().significant()
         del significant["policy"]
-        if not significant["limit"]:  # no trial
-            del significant["limit"]
         if "adaptive" not in self.settings.mode_names:
             del significant["instalments"]
         return {**significant, "modes": self.settings.mode_names}
@@ -80,7 +79,10 @@ class Evaluate(OnAnySet):
 
     def extra_identity(self):
         published = {"policy": _published(self.policy)["identity"]} if self.policy else {}
-        return {**self.engine_identity(), **published}
+        # Greedy answers once had the penalty of samples.
+        penalised = engine().settings.repetition_penalty != 1.0
+        greedy = {"greedy_repetition_penalty": 1.0} if penalised else {}
+        return {**self.engine_identity(), **published, **greedy}
 
     def place(self):
         if not self.policy:
@@ -101,7 +103,7 @@ class Evaluate(OnAnySet):
 
 @parameters(JudgeSettings)
 class Judge(OnAnySet):
-    """Asks a language model about the answers of an evaluation that matched no class."""
+    """Asks a language model whether the free-text answers of an evaluation name the truth."""
 
     module = "tasks.judge"
 
@@ -115,7 +117,13 @@ class Judge(OnAnySet):
     def needs(self):
         if not (self.settings.url and self.settings.model):
             raise SettingsError("luigi.cfg: [Judge] needs a url and a model to judge with")
-        return {"evaluate": Evaluate(subset=self.subset, on=self.on, **graph(self))}
+        evaluate = Evaluate(subset=self.subset, on=self.on, **graph(self))
+        if self.settings.answers == "samples" and evaluate.settings.mode_names == ["one_step"]:
+            raise SettingsError(
+                "luigi.cfg: [Judge] answers = samples needs samples: [Evaluate] modes must name more than "
+                "one_step"
+            )
+        return {"evaluate": evaluate}
 
     def extra_identity(self):
         from tasks.judge import PROMPT_VERSION

@@ -11,12 +11,13 @@ import luigi
 
 from pipeline.methods import method_of, num_rounds
 from pipeline.parameters import parameter, parameters
-from pipeline.settings import run
+from pipeline.settings import SettingsError, run
 from pipeline.stage import OfSet, Stage
 from pipeline.stages.data import BasePolicy, data, paths, snake
 from pipeline.stages.engine import engine
 from tasks.engines.settings import EngineSettings
 from tasks.questions.settings import BuildMCQSettings, ProposeSettings
+from tasks.runtime.errors import StageError
 from tasks.runtime.settings import Rule
 from training.settings import TrainSettings
 
@@ -180,13 +181,21 @@ class Train(Round):
     def settings(self) -> TrainSettings:
         """[Train] with this method's rewards, and the steps of all rounds if it trains in one."""
         settings, method = self.read(TrainSettings), method_of(self.method)
-        steps = settings.steps if method.refreshes else settings.steps * run().rounds
-        return replace(settings, steps=steps, rewards=method.rewards(settings.rewards))
+        try:
+            settings.check_epochs(self.rounds)
+        except StageError as error:
+            raise SettingsError(f"luigi.cfg: {error}") from error
+        times = 1 if method.refreshes else run().rounds
+        steps, epochs = settings.steps * times, settings.epochs * times
+        rewards = method.rewards(settings.rewards)
+        return replace(settings, steps=steps, epochs=epochs, rewards=rewards)
 
     def significant(self):
         """The settings, with the number of rounds where the schedule or the order depends on it."""
         settings, significant = self.settings, super().significant()
         significant |= {"steps": settings.steps, "rewards": settings.rewards}
+        if settings.epochs:
+            significant["epochs"] = settings.epochs
         if _plans_ahead(settings):
             significant["rounds"] = self.rounds if settings.carry_over else 1
         return significant

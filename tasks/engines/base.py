@@ -176,16 +176,28 @@ def load_processor(policy: Path | str, **options: Any) -> Any:
         ) from error
 
 
+def bounded(max_pixels: int) -> dict[str, int]:
+    """A processor's option that bounds an image's area; none for 0."""
+    return {"max_pixels": max_pixels} if max_pixels else {}
+
+
 class PromptBuilder:
     """Turns requests into prompt strings and token ids, by the policy's own chat template.
 
-    Raises StageError when the policy has no chat template, or one that drops the image.
+    `max_pixels` above 0 replaces the processor's upper bound of an image's area. Raises StageError when
+    the policy has no chat template, or one that drops the image, or no such bound.
     """
 
-    def __init__(self, policy: Path, max_model_len: int = 0):
+    def __init__(self, policy: Path, max_model_len: int = 0, max_pixels: int = 0):
         self.policy = policy
         self.max_model_len = max_model_len
-        self.processor = load_processor(policy)
+        self.processor = load_processor(policy, **bounded(max_pixels))
+        size = getattr(self.processor.image_processor, "size", None) or {}
+        if max_pixels and size.get("longest_edge") != max_pixels:
+            raise StageError(
+                f"[engine] max_pixels = {max_pixels} does nothing, because {policy} has an image size "
+                "of its own; set it to 0"
+            )
         self.decode = Decoder(self.processor)
         try:
             rendered = self.render("probe")
@@ -232,7 +244,7 @@ class PromptBuilder:
             raise StageError(
                 f"the longest prompt has {count} tokens ({request.key}), and with [engine] "
                 f"max_new_tokens = {max_new_tokens} needs {count + max_new_tokens}; [engine] "
-                f"max_model_len is {self.max_model_len}: raise it, or give smaller images ([BasePolicy] max_pixels, where the model scales by it)"
+                f"max_model_len is {self.max_model_len}: raise it, or give smaller images ([engine] or [BasePolicy] max_pixels, where the model scales by it)"
             )
         return tokens
 

@@ -8,7 +8,6 @@ a bad prompt early.
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +73,6 @@ class Sampler:
         that the engine refused are written to `<table>_refused.parquet`, with the reasons.
         """
         sampling = [self._sampling(i, greedy) for i in range(-(-len(queries) // shard_size))]
-        if any(query.choices for query in queries):
-            # The prompt holds the letters, so a penalty would push the answer away from them.
-            sampling = [replace(each, repetition_penalty=1.0) for each in sampling]
         parts = [
             Shard(
                 i,
@@ -151,12 +147,16 @@ class Sampler:
 def sampling_of(
     settings: EngineSettings, n: int, seed: int, shard: int, greedy: bool = False
 ) -> Sampling:
-    """The sampling parameters of a shard under `[engine]`: `n` samples, or one greedy answer."""
+    """The sampling parameters of a shard under `[engine]`: `n` samples, or one greedy answer.
+
+    `temperature`, `top_p` and `repetition_penalty` are for samples. A greedy answer has no penalty:
+    a question's prompt holds the options and their letters, and a penalty would push away from them.
+    """
     return Sampling(
         n=1 if greedy else n,
         temperature=0.0 if greedy else settings.temperature,
         top_p=1.0 if greedy else settings.top_p,
-        repetition_penalty=settings.repetition_penalty,
+        repetition_penalty=1.0 if greedy else settings.repetition_penalty,
         max_new_tokens=settings.max_new_tokens,
         seed=int(np.random.default_rng([seed, shard, greedy]).integers(2**31)),
     )

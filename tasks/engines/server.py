@@ -23,6 +23,7 @@ from tasks.engines.base import (
     Request,
     Sampling,
     all_of,
+    bounded,
     request_seed,
 )
 from tasks.engines.settings import EngineSettings
@@ -84,6 +85,10 @@ class ServerEngine:
             )
         model = served[self._model]
         self._is_vllm = model.owned_by == "vllm"
+        if self._settings.max_pixels and not self._is_vllm:
+            raise StageError(
+                f"[engine] max_pixels cannot be sent to {url}, which is not vLLM's server; set it to 0"
+            )
         root = getattr(model, "root", None)
         # An artifact's folder is named by its fingerprint, so comparing names is enough.
         if (
@@ -112,7 +117,13 @@ class ServerEngine:
         import openai
 
         # Left out, vLLM would take these from the policy's generation_config.json.
-        own = {"repetition_penalty": sampling.repetition_penalty, "top_k": 0, "min_p": 0.0}
+        own: dict[str, Any] = {
+            "repetition_penalty": sampling.repetition_penalty,
+            "top_k": 0,
+            "min_p": 0.0,
+        }
+        if self._settings.max_pixels:
+            own["mm_processor_kwargs"] = bounded(self._settings.max_pixels)
         extra = own if self._is_vllm else {}
         extra |= self._constraint(request.choices) if request.choices else {}
         # vLLM on a CPU cannot seed a request.
@@ -180,7 +191,9 @@ class ServerEngine:
         theirs = self.counts["prompt_tokens"] - before
         if not (self._policy / "config.json").is_file() or not theirs:
             return
-        ours = len(PromptBuilder(self._policy).tokens(request))
+        ours = len(
+            PromptBuilder(self._policy, max_pixels=self._settings.max_pixels).tokens(request)
+        )
         if theirs != ours:
             raise StageError(
                 f"the server makes {theirs} tokens of a prompt of which the processor of "

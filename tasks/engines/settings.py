@@ -28,10 +28,13 @@ class EngineSettings(Settings):
     dtype: str = setting(choices=DTYPES)
     quantization: str = setting("vLLM's: fp8, awq, bitsandbytes, ...; empty: none")
     lora: str = setting("a LoRA adapter's folder on top of the policy; empty: none")
-    temperature: float = setting(at_least=0)
-    top_p: float = setting(above=0, at_most=1)
-    repetition_penalty: float = setting(above=0)
+    temperature: float = setting("of samples; greedy answers have 0", at_least=0)
+    top_p: float = setting("of samples", above=0, at_most=1)
+    repetition_penalty: float = setting("of samples; greedy answers have none", above=0)
     max_new_tokens: int = setting(at_least=1)
+    max_pixels: int = setting(
+        "the area that a larger image is reduced to; 0: the policy's", at_least=0, unset=0
+    )
     backend: str = setting(
         f"{', '.join(BACKENDS)} or module:function", significant=False, default="vllm"
     )

@@ -28,7 +28,7 @@ class TransformersEngine:
         from transformers import AutoModelForImageTextToText
 
         self._torch = torch
-        self.prompt_builder = PromptBuilder(policy, settings.max_model_len)
+        self.prompt_builder = PromptBuilder(policy, settings.max_model_len, settings.max_pixels)
         self.decode = self.prompt_builder.decode
         self._settings = settings
         self.counts: Counter[str] = Counter()

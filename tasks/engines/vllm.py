@@ -1,8 +1,7 @@
 """The vLLM engine, offline: one request per image with `n` samples, so a single prefill.
 
-On a CPU vLLM runs inside this process and takes one shard at a time, which makes sampling
-repeatable. On a GPU it runs in a process of its own and takes two shards at a time, so that it stays
-busy at the end of a shard while the next images are prepared.
+On a CPU vLLM runs inside this process, one shard at a time, so that sampling is repeatable. On a GPU it
+runs in a process of its own, two shards at a time, so that it is busy at the end of a shard, too.
 """
 
 import itertools
@@ -56,6 +55,7 @@ def options(policy: Path, settings: EngineSettings, *, on_gpu: bool) -> dict[str
         "max_num_batched_tokens": settings.max_num_batched_tokens or None,
         "quantization": settings.quantization or None,
         "gpu_memory_utilization": settings.gpu_memory_utilization if on_gpu else None,
+        "mm_processor_kwargs": {"max_pixels": pixels} if (pixels := settings.max_pixels) else None,
     }
     if lora := settings.lora:
         optional |= {"enable_lora": True, "max_lora_rank": lora_rank(Path(lora))}
@@ -115,7 +115,7 @@ class _Vllm:
     constrained = True
 
     def __init__(self, policy: Path, settings: EngineSettings):
-        self.prompt_builder = PromptBuilder(policy, settings.max_model_len)
+        self.prompt_builder = PromptBuilder(policy, settings.max_model_len, settings.max_pixels)
         self.decode = self.prompt_builder.decode
         self.settings = settings
         self.counts: Counter[str] = Counter()

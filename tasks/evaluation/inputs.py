@@ -38,6 +38,7 @@ def engine_settings(policy: Path) -> EngineSettings:
         top_p=1.0,
         repetition_penalty=1.0,
         max_new_tokens=trained.get("max_completion_length", min(1024, limit // 4)),
+        max_pixels=0,
         max_model_len=min(8192, limit),
         max_num_seqs=256,  # moderate, since the policy's size is not known
     )

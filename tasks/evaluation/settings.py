@@ -8,8 +8,16 @@ from tasks.runtime.errors import StageError
 from tasks.runtime.settings import Settings, instalments, setting
 
 MODES = ("one_step", "majority", "two_step", "mcq", "constrained", "adaptive")
-PARTS = ("test", "val")
+PARTS = ("test", "val", "base_val_novel_test")
+JUDGED = ("unmatched", "all", "samples")
 PREDICT_MODES = ("two_step", "one_step", "adaptive")
+
+
+def parts_of(part: str) -> dict[str, str]:
+    """Group -> test or val, for one of PARTS."""
+    if part == "base_val_novel_test":
+        return {"base": "val", "novel": "test"}
+    return {"base": part, "novel": part}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +26,7 @@ class EvaluateSettings(Settings):
 
     section: ClassVar[str] = "Evaluate"
 
-    part: str = setting("of the images; val is for tuning", choices=PARTS)
+    part: str = setting("which images; val is for tuning", choices=PARTS)
     modes: str = setting("of inference", choices=MODES, several=True)
     num_rollouts: int = setting(at_least=1)
     num_options: int = setting(at_least=2, at_most=len(LETTERS))
@@ -27,7 +35,14 @@ class EvaluateSettings(Settings):
         "with adaptive: samples after which the votes are looked at", default=""
     )
     shard_size: int = setting("images a shard; the unit of resuming", at_least=1)
-    limit: int = setting("the first n images of each group only, for a trial; 0: all", at_least=0)
+    limit: int = setting(
+        "the first n images of each group only, for a trial; 0: all", at_least=0, unset=0
+    )
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Group -> the part of the split whose images are evaluated."""
+        return parts_of(self.part)
 
     @property
     def mode_names(self) -> list[str]:
@@ -78,6 +93,12 @@ class JudgeSettings(Settings):
 
     url: str = setting("OpenAI-compatible; empty: no judge", significant=False)
     model: str = setting("the endpoint's name of the model that judges")
+    answers: str = setting(
+        "which free-text answers it is asked about",
+        choices=JUDGED,
+        unset="unmatched",
+        default="unmatched",
+    )
     api_key_env: str = setting("the variable that holds the key", significant=False)
     max_tokens: int = setting("of a verdict", at_least=1)
     concurrency: int = setting("requests in flight", at_least=1, significant=False)

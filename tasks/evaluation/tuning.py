@@ -20,13 +20,25 @@ from tasks.evaluation.settings import EvaluateSettings
 from tasks.language.class_names import ClassNames
 from tasks.questions.candidates import merge_all
 from tasks.questions.votes import Votes
-from tasks.tables import shards
+from tasks.runtime.errors import StageError
+from tasks.tables import shards, split_table
 
 WITHIN = 0.01  # accuracy that may be lost against two-step inference with all samples
 # Few values are tried: the best of many would owe its rank on some hundred images to chance.
 SHARES = (0.5, 0.75, 1.0, NEVER)  # of `stop` and `agree`
 PAIRS = (0.75, 0.9, NEVER)
 TABLE = "val_rollouts"
+
+
+def val_rows(split: Path, limit: int) -> list[dict[str, Any]]:
+    """The val images of base classes, on which the thresholds of adaptive are set."""
+    try:
+        rows = split_table.select(split, "val", ("base",))
+    except StageError as error:
+        raise StageError(
+            f"{error}; [Evaluate] mode adaptive sets its thresholds on them: see [Split] val_share"
+        ) from error
+    return rows[: limit or None]
 
 
 def tune(

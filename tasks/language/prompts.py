@@ -5,10 +5,12 @@ candidates. Propose, Train and Evaluate all build them here, so a policy is alwa
 it was trained with. The wording is a setting (`[engine] prompt_style`), because a changed prompt
 changes every rollout.
 
-Styles: `brief` keeps a prompt to two sentences; `stepwise` asks for a description of the visible
-traits first, as the paper's closed-list and multiple-choice prompts do (arXiv 2511.18305,
-section 3; the wording here is our own); `caption` asks for a description of the image before the
-reasoning, against answers that skip the image (Visionary-R1, arXiv 2505.14677).
+Styles: `brief` keeps a prompt to two sentences. `paper` asks what the published runs ask, in our own
+words: think, then one name or one letter (arXiv 2511.18305 and its code). It asks neither for traits
+nor for a comparison, since training is said to bring these out; only its one-step question of Evaluate
+asks for a shortlist first. `stepwise` asks for visible traits and for what tells the options apart,
+and so hands the base policy part of what it would learn. `caption` asks for a description of the image
+before the reasoning, against answers that skip the image (Visionary-R1, arXiv 2505.14677).
 """
 
 from collections.abc import Sequence
@@ -17,12 +19,16 @@ from typing import Any
 from data_cards import Card
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-STYLES = ("brief", "stepwise", "caption")
+STYLES = ("brief", "paper", "stepwise", "caption")
 PROMPTS = ("open", "closed_list")  # the open question, without and with the names it may be
 LIST_POSITIONS = ("in_question", "before_image")  # of a closed list
 
 _OPEN_TAIL = {
     "brief": "Think between <think> and </think>. Then give one name between <answer> and </answer>.",
+    "paper": (
+        "Think first, between <think> and </think>. Then give the one most likely name between "
+        "<answer> and </answer>."
+    ),
     "stepwise": (
         "First reason step by step between <think> and </think>: describe the traits you can see "
         "and what they speak for. Then give the one most likely name between <answer> and </answer>."
@@ -32,10 +38,22 @@ _OPEN_TAIL = {
         "and </think>. Then give one name between <answer> and </answer>."
     ),
 }
+# The greedy question of Evaluate, in the styles that ask it in words of its own.
+_ONE_STEP_TAIL = {
+    "paper": (
+        "Between <think> and </think>, first list the five most likely names, and then think about "
+        "what tells these five apart. Then give the one most likely name between <answer> and "
+        "</answer>."
+    ),
+}
+_EITHER, _LETTER = "one option, by letter or name,", "the letter of one option"
 _MCQ_TAIL = {
     "brief": (
-        "Think between <think> and </think>. Then give one option, by letter or name, between "
-        "<answer> and </answer>."
+        f"Think between <think> and </think>. Then give {_EITHER} between <answer> and </answer>."
+    ),
+    "paper": (
+        "Think first, between <think> and </think>. Then give the letter of the one most likely "
+        "option between <answer> and </answer>."
     ),
     "stepwise": (
         "First reason step by step between <think> and </think>: say which visible traits tell the "
@@ -44,22 +62,29 @@ _MCQ_TAIL = {
     ),
     "caption": (
         "First describe what you see between <caption> and </caption>. Then think between <think> "
-        "and </think>. Then give one option, by letter or name, between <answer> and </answer>."
+        f"and </think>. Then give {_EITHER} between <answer> and </answer>."
     ),
 }
 
 
 def open_question(
-    noun: str, kind: str, *, style: str = "brief", names: Sequence[str] | None = None
+    noun: str,
+    kind: str,
+    *,
+    style: str = "brief",
+    names: Sequence[str] | None = None,
+    one_step: bool = False,
 ) -> str:
     """The open question; with `names` its closed-list form, which shows the allowed names.
 
     `noun` is what the images show ("bird"), `kind` is what the question asks for ("species").
+    `one_step` is for a greedy answer that stands alone, which some styles ask for in other words.
     """
     parts = [f"What {kind} of {noun} is this?"]
     if names is not None:
         parts.append(listed(names))
-    return " ".join([*parts, _tail(_OPEN_TAIL, style)])
+    tails = {**_OPEN_TAIL, **_ONE_STEP_TAIL} if one_step else _OPEN_TAIL
+    return " ".join([*parts, _tail(tails, style)])
 
 
 def mcq_question(noun: str, kind: str, options: Sequence[str], *, style: str = "brief") -> str:
@@ -71,22 +96,36 @@ def mcq_question(noun: str, kind: str, options: Sequence[str], *, style: str = "
     return "\n".join([*lines, _tail(_MCQ_TAIL, style)])
 
 
+def by_letter(question: str) -> str:
+    """A multiple-choice question that asks for a letter alone, for trainers that read nothing else."""
+    text, _, tail = question.rpartition("\n")
+    return "\n".join(filter(None, (text, tail.replace(_EITHER, _LETTER))))
+
+
 def listed(names: Sequence[str]) -> str:
     """One sentence that lists the allowed names."""
     return "It is one of these: " + "; ".join(names) + "."
 
 
 def card_question(
-    card: Card, prompt: str, names: list[str], *, style: str, list_position: str
+    card: Card,
+    prompt: str,
+    names: list[str],
+    *,
+    style: str,
+    list_position: str,
+    one_step: bool = False,
 ) -> tuple[str, str]:
     """(text before the image, the open question of a card after it).
 
     `prompt` is one of PROMPTS. With closed_list the allowed names stand in the question, or before
-    the image (`list_position`), where an engine computes them once for all images.
+    the image (`list_position`), where an engine computes them once for all images. `one_step` is as
+    in `open_question`.
     """
     allowed = names if prompt == "closed_list" else None
     ahead = allowed is not None and list_position == "before_image"
-    text = open_question(card.noun, card.kind, style=style, names=None if ahead else allowed)
+    shown = None if ahead else allowed
+    text = open_question(card.noun, card.kind, style=style, names=shown, one_step=one_step)
     return listed(names) if ahead else "", text
 
 

@@ -3,19 +3,24 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tasks.evaluation import published
 from tasks.pages import render
 from tasks.pages.charts import Dot, dot_chart
-from tasks.pages.compare_tables import (
-    BUDGET,
+from tasks.pages.compare_sections import (
     CURVE,
     NEAR,
-    OVER,
-    SIGNIFICANCE,
     budget_curve_rows,
     near_rows,
+    published_rows,
+    row_label,
+)
+from tasks.pages.compare_tables import (
+    BUDGET,
+    OVER,
+    SIGNIFICANCE,
+    images_text,
     p_text,
     pair_rows,
-    row_label,
     seeds_text,
     set_label,
 )
@@ -37,6 +42,8 @@ def compare_page(comparison: Mapping[str, Any]) -> str:
         sets=[_set(comparison, table, number) for number, table in enumerate(comparison["sets"])],
         sure=SIGNIFICANCE,
         budgets=_budgets(comparison),
+        published=published_rows(comparison) if comparison.get("published") else [],
+        protocol=f"{published.PROTOCOL} Source: {published.SOURCE}.",
     )
 
 
@@ -44,7 +51,7 @@ def _set(comparison: Mapping[str, Any], table: Mapping[str, Any], number: int) -
     modes = table["modes"].items()
     return {
         "name": set_label(table),
-        "images": " and ".join(f"{n:,} {group}" for group, n in table["images"].items()),
+        "images": images_text(table),
         "charts": [_chart(f"set{number}-{mode}", mode, by_row) for mode, by_row in modes],
         "tables": [
             _table(mode, by_row, {key: label(key) for key in next(iter(by_row.values()))})

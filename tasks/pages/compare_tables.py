@@ -5,7 +5,16 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tasks.pages.text import in_order, label, p_value, percent, points, signs, title_of
+from tasks.evaluation import published
+from tasks.pages.compare_sections import (
+    CURVE,
+    NEAR,
+    budget_curve_rows,
+    near_rows,
+    published_rows,
+    row_label,
+)
+from tasks.pages.text import label, p_value, percent, points, signs, title_of
 
 OVER = {
     "mean_base": "mean of base",
@@ -20,26 +29,12 @@ BUDGET = {
     "questions_built": "questions built",
     "questions_asked": "questions asked",
 }
-NEAR = (
-    "The share in % of the wrong answers that lie in a group of the truth, such as its genus; after the "
-    "stroke the mean depth, the share in % of the way to the truth that an answer gets right."
-)
-CURVE = (
-    "Accuracy in % and answers an image, from the stored answers alone. Where a question with other "
-    "options was never asked, the accuracy lies between two ends: all such answers wrong, and all right."
-)
 SIGNIFICANCE = 0.05  # differences with a smaller p value are bold
 
 
 def p_text(change: Mapping[str, Any]) -> str:
     """The p value of a difference as text, adjusted (Holm) where it is one of several."""
     return p_value(change.get("p_holm", change["p"]))
-
-
-def row_label(name: str) -> str:
-    """A row's name on pages: the method, or the method after one of its rounds."""
-    method, _, round_ = name.partition(", round ")
-    return f"{label(method)}, round {round_}" if round_ else label(method)
 
 
 def seeds_text(comparison: Mapping[str, Any]) -> str:
@@ -85,6 +80,9 @@ def markdown(comparison: Mapping[str, Any]) -> str:
         parts.append("## Over datasets\n\nEvery dataset counts the same, whatever its size.")
         for mode, by_row in comparison["over_datasets"].items():
             parts.append(f"### {title_of(mode)}\n\n{_grid(_over_rows(by_row))}")
+    if comparison.get("published"):
+        rows = _grid(published_rows(comparison))
+        parts.append(f"## Published\n\n{published.PROTOCOL} Source: {published.SOURCE}.\n\n{rows}")
     parts.append(f"## What each method spent\n\n{_budget_text(comparison)}")
     return "\n\n".join(parts) + "\n"
 
@@ -139,37 +137,11 @@ def summary(comparison: Mapping[str, Any]) -> str:
             parts.append(f"{title_of(mode)}\n{_plain(_mode_rows(rows))}")
     for mode, by_row in comparison["over_datasets"].items():
         parts.append(f"over datasets, {title_of(mode).lower()}\n{_plain(_over_rows(by_row))}")
+    if comparison.get("published"):
+        rows = _plain(published_rows(comparison))
+        parts.append(f"published ({published.SOURCE}; judged, on val images)\n{rows}")
     parts += [f"unequal budget: {line}" for line in comparison["unequal"]]
     return "\n\n".join(parts).replace("−", "-")  # a terminal keeps its hyphens
-
-
-def near_rows(table: Mapping[str, Any]) -> list[list[str]]:
-    """Near misses: a heading, then one row for each method; empty without a taxonomy."""
-    by_row = table["near_misses"]
-    modes = in_order(mode for by_mode in by_row.values() for mode in by_mode)
-    rows = [["", *map(label, modes)]]
-    for name, by_mode in by_row.items():
-        cells = [by_mode.get(mode) for mode in modes]
-        shown = [f"{percent(c['share'])} / {percent(c['depth'])}" if c else "–" for c in cells]
-        rows.append([row_label(name), *shown])
-    return rows if by_row else []
-
-
-def budget_curve_rows(table: Mapping[str, Any]) -> list[list[str]]:
-    """The curves: a heading, then one row for each method and strategy; empty without rollouts."""
-    curves = table["budget_curves"]
-    keys = ("base", "novel", "harmonic_mean")
-    rows = [["", "strategy", "answers an image", *map(label, keys)]]
-    for name, curve in curves.items():
-        for point in curve:
-            spans = [_span(point[key]) if key in point else "–" for key in keys]
-            rows.append([row_label(name), point["strategy"], f"{point['answers']:.1f}", *spans])
-    return rows if curves else []
-
-
-def _span(ends: Mapping[str, float]) -> str:
-    low, high = percent(ends["low"]), percent(ends["high"])
-    return low if low == high else f"{low} to {high}"
 
 
 def _csv_change(change: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,12 +233,23 @@ def _amount(amount: int | Sequence[int]) -> str:
     return f"{amount:,}" if isinstance(amount, int) else " / ".join(f"{n:,}" for n in amount)
 
 
+def images_text(table: Mapping[str, Any]) -> str:
+    """The evaluated images by group, and the part of the split that they are of."""
+    parts = table.get("parts", {})
+    one = len({*parts.values()}) < 2
+    counts = [
+        f"{count:,} {group}" + ("" if one else f" {parts[group]}")
+        for group, count in table["images"].items()
+    ]
+    part = f" {next(iter(parts.values()), 'test')}" if one else ""
+    return f"{' and '.join(counts)}{part} images"
+
+
 def counts_text(table: Mapping[str, Any]) -> str:
-    counts = " and ".join(f"{count:,} {group}" for group, count in table["images"].items())
     if table["same_images_for_all_seeds"]:
-        return f"{counts} test images, the same for every method and seed."
+        return f"{images_text(table)}, the same for every method and seed."
     return (
-        f"{counts} test images in all; each seed has a split of its own, the same for every method."
+        f"{images_text(table)} in all; each seed has a split of its own, the same for every method."
     )
 
 

@@ -134,6 +134,9 @@ class Builder:
             truths += own
             without += (block.start + np.flatnonzero(block.counts[:, 0] == 0)).tolist()
             pickle.dump(block, file)
+        if without and (gone := propose / "rollouts_refused.parquet").exists():
+            refused = set(shards.read_file(gone, ["image_id"])["image_id"].to_pylist())
+            without = [position for position in without if ids[position] not in refused]
         if without:
             raise StageError(
                 f"{propose} has no rollouts of {len(without)} images, {ids[without[0]]} first; a trial "
@@ -170,7 +173,7 @@ class Builder:
             candidates,
             truth,
             num_options=rules.num_options,
-            min_options=rules.min_options,
+            min_options=rules.fewest_options(len(candidates)),
             top_up=rules.top_up,
             confusion=near.of("confusion", truth) if candidates else (),
             generator=row_generator(self.seed, row["image_id"]) if rules.draws else None,

@@ -57,6 +57,12 @@ class BuildMCQSettings(Settings):
     num_options: int = setting(at_least=2, at_most=len(LETTERS))
     min_options: int = setting("fewer are topped up", at_least=2)
     top_up: str = setting("which wrong classes are added", choices=TOP_UPS)
+    lone_wrong_options: int = setting(
+        "options where the only candidate is wrong; 0: as min_options",
+        at_least=0,
+        unset=0,
+        default=0,
+    )
     vocabulary: str = setting("which names are offered", choices=VOCABULARIES)
     fuzzy_threshold: float = setting("similarity up to 100; 0: off", at_least=0, at_most=100)
     fuzzy_margin: float = setting("above the similarity to any other class", at_least=0)
@@ -74,9 +80,23 @@ class BuildMCQSettings(Settings):
         """Whether some options are drawn at random."""
         return self.top_up == "random" or self.options_from == "random"
 
+    def fewest_options(self, num_candidates: int) -> int:
+        """The number of options up to which the question of an image is topped up.
+
+        The published code leaves two options as they are, and makes four of a lone wrong candidate.
+        """
+        lone = num_candidates == 1 and self.lone_wrong_options
+        return self.lone_wrong_options if lone else self.min_options
+
     def check(self) -> None:
-        if self.min_options > self.num_options:
+        for name in ("min_options", "lone_wrong_options"):
+            if (least := getattr(self, name)) > self.num_options:
+                raise StageError(
+                    f"[BuildMCQ] {name} must be at most num_options; got {least} and "
+                    f"{self.num_options}"
+                )
+        if self.lone_wrong_options and self.top_up == "none":
             raise StageError(
-                f"[BuildMCQ] min_options must be at most num_options; got {self.min_options} and "
-                f"{self.num_options}"
+                "[BuildMCQ] lone_wrong_options needs wrong classes to add; set top_up to one of "
+                f"{', '.join(TOP_UPS[:-1])}"
             )

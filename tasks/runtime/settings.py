@@ -27,6 +27,8 @@ class Rule:
     """What a setting's value must be, and whether it can change a result (`significant`).
 
     The value must be one of `choices`; with `several` it names some of them, separated by spaces.
+    Fingerprints leave out a setting with its value `unset`, so that a new setting that is not used
+    keeps the artifacts of before.
     """
 
     help: str = ""
@@ -36,6 +38,7 @@ class Rule:
     at_most: float | None = None
     above: float | None = None
     significant: bool = True
+    unset: Any = None
 
     def refusal(self, value: Any) -> str | None:
         """Why a value of the right type is not allowed; None where it is allowed."""
@@ -66,10 +69,11 @@ def setting(
     at_most: float | None = None,
     above: float | None = None,
     significant: bool = True,
+    unset: Any = None,
     default: Any = dataclasses.MISSING,
 ) -> Any:
     """A field of a stage's settings, with the rule for its value."""
-    rule = Rule(help, tuple(choices), several, at_least, at_most, above, significant)
+    rule = Rule(help, tuple(choices), several, at_least, at_most, above, significant, unset)
     return dataclasses.field(default=default, metadata={KEY: rule})
 
 

@@ -79,7 +79,7 @@ def rollouts() -> pa.Schema:
 
 
 def refused() -> pa.Schema:
-    """Propose, Evaluate: one row is an image that the engine refused, with the reason."""
+    """Propose, Evaluate: one row is an image without answers, with the reason, such as the engine's."""
     return _schema(image_id=STR, reason=STR)
 
 
@@ -181,8 +181,9 @@ def judgements(names: Sequence[str]) -> pa.Schema:
     """Judge: one row is a prediction of a mode that is answered in free text.
 
     `correct` follows from the card's names alone. `judged` is the judge's verdict, null where it was
-    not asked or gave none. `correct_judged` combines the two, null where the judge gave no verdict.
-    `status` is matched, no_answer, yes, no, or the reason why there is no verdict.
+    not asked or gave none. `correct_judged` is the verdict or, where the judge was not asked,
+    `correct`; it is null where the judge gave no verdict. `status` is yes, no, the reason why there is
+    no verdict or, where the judge was not asked, matched or no_answer.
     """
     return _schema(
         image_id=STR,

@@ -1,6 +1,7 @@
 """Reads the split table: which image is train, val or test, and which class is base or novel."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,21 @@ def select(split: Path, part: str, groups: tuple[str, ...]) -> list[dict[str, An
 
     Raises StageError when there are none.
     """
-    rows = [
-        row
-        for row in shards.read(split, "split").to_pylist()
-        if row["split"] == part and row["group"] in groups
-    ]
-    if not rows:
+    return select_parts(split, dict.fromkeys(groups, part))
+
+
+def select_parts(split: Path, parts: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Rows of the split table in the part that `parts` has for their group, by ascending image id.
+
+    Raises StageError when there are none, also where groups have parts of their own and one has none.
+    """
+    table = shards.read(split, "split").to_pylist()
+    rows = [row for row in table if row["split"] == parts.get(row["group"])]
+    there = {row["group"] for row in table}
+    lacking = [g for g in parts if g in there and not any(row["group"] == g for row in rows)]
+    if not rows or (lacking and len(set(parts.values())) > 1):
+        groups = lacking or list(parts)
+        part = " or ".join(dict.fromkeys(parts[group] for group in groups))
         raise StageError(f"{split} holds no {part} image of {' or '.join(groups)} classes")
     return sorted(rows, key=lambda row: row["image_id"])
 

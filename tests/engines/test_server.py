@@ -64,10 +64,11 @@ def server(monkeypatch):
             engine.close()
 
 
-def opened(server, policy, seeds: str = "request") -> ServerEngine:
+def opened(server, policy, seeds: str = "request", **changed) -> ServerEngine:
     settings = settings_of(
         EngineSettings, backend="server", server_url=server.url, server_model="m",
         server_timeout=5.0, server_concurrency=4, seeds=seeds, max_new_tokens=16,
+        **changed,
     )  # fmt: skip
     server.engines.append(ServerEngine(policy, settings))
     return server.engines[-1]

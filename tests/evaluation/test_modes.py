@@ -16,7 +16,7 @@ from tasks.questions.candidates import merge_all
 from tasks.questions.options import Option
 from tasks.questions.votes import Candidate, Votes
 from tasks.runtime.errors import StageError
-from tasks.tables import shards
+from tasks.tables import schemas, shards
 from tasks.tables.split_table import select
 from tests.conftest import ENGINE, evaluate_arguments, run_stage
 
@@ -221,3 +221,30 @@ def test_a_hub_id_is_told_from_a_folder_that_is_not_there(tmp_path, monkeypatch)
     assert asked == [("owner/model", "v1")]
     with pytest.raises(policies.PolicyError, match=r"policy owner/lost: .*cannot be had \(404\)"):
         policies.local("owner/lost")
+
+
+def test_the_images_are_those_of_the_part_that_is_set(split_set, tmp_path):
+    """A policy may be evaluated on val images of base classes and test images of novel ones."""
+    rows = shards.read(split_set.split, "split").to_pylist()
+    for part, of_base, of_novel in (
+        ("val", "val", "val"),
+        ("base_val_novel_test", "val", "test"),
+        ("test", "test", "test"),
+    ):
+        output = tmp_path / part
+        output.mkdir()
+        run_stage(evaluate, output, **evaluate_arguments(split_set, part=part, modes="one_step"))
+        wanted = {
+            row["image_id"]
+            for row in rows
+            if row["split"] == (of_base if row["group"] == "base" else of_novel)
+        }
+        evaluated = shards.read(output, "predictions")["image_id"].to_pylist()
+        assert sorted(evaluated) == sorted(wanted)
+        assert wanted
+    kept = [row for row in rows if (row["group"], row["split"]) != ("base", "val")]
+    shards.write(split_set.split / "split.parquet", kept, schemas.split(split_set.card.classes))
+    (tmp_path / "none").mkdir()
+    arguments = evaluate_arguments(split_set, part="base_val_novel_test", modes="one_step")
+    with pytest.raises(StageError, match="holds no val image of base classes"):
+        run_stage(evaluate, tmp_path / "none", **arguments)

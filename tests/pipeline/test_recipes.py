@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.parameters import parameter, plain
 from tasks.runtime.settings import rules
-from tests.conftest import ROOT
+from tests.conftest import ROOT, recipe_files
 from training.settings import TrainSettings
 
 RECIPES = sorted((ROOT / "training" / "recipes").glob("*.cfg"))
@@ -37,7 +37,7 @@ def test_trl_takes_a_recipes_options_and_its_checkpoints_fall_on_boundaries(
     from training.resources.needs import Place
 
     read = configparser.RawConfigParser()
-    read.read([ROOT / "luigi.cfg", recipe])
+    read.read([ROOT / "luigi.cfg", *recipe_files(recipe)])
     train = read["Train"]
     processes = Place.of_launcher(train["launcher"], ROOT).processes
     monkeypatch.setattr(trl_settings, "_world_size", lambda: processes)
@@ -58,7 +58,7 @@ def test_the_launcher_of_a_recipe_can_be_read(recipe, monkeypatch):
     from accelerate.commands.config.config_args import load_config_from_file
 
     read = configparser.RawConfigParser()
-    read.read(recipe)
+    read.read(recipe_files(recipe))
     launcher = read.get("Train", "launcher", fallback="").split()
     if not launcher:
         return

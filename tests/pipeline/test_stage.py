@@ -96,10 +96,11 @@ OTHER_VALUES = {
 DIFFERENT = {"refresh": ROUND1, "refresh_share": set(), "solved_at": set(), "solved": set()}
 DIFFERENT["datasets"] = {"Report/dive_k/"}  # which shows further evaluations
 DEFAULT: dict[str, str] = {}  # of luigi.cfg with a policy that is taught, made once
-WITH = {
-    "quantize": ("Train", "lora_rank", "4"),
-    "instalments": ("Evaluate", "modes", "adaptive"),
-}  # what else must be set
+WITH = {  # what else must be set
+    "instalments": [("Evaluate", "modes", "adaptive")],
+    "quantize": [("Train", "lora_rank", "4")],
+    "epochs": [("Train", "steps", "0"), ("Train", "epochs", "1"), ("Train", "carry_over", "false")],
+}
 
 
 def matrix():
@@ -118,7 +119,8 @@ def test_a_changed_setting_reruns_its_stage_and_what_hangs_below_it(
         DEFAULT.update(fingerprints())
     before = DEFAULT
     if name in WITH:
-        config.set(*WITH[name])
+        for other in WITH[name]:
+            config.set(*other)
         before = fingerprints()
     old = config.get(section, name)
     number = isinstance(parameter, luigi.IntParameter | luigi.FloatParameter)

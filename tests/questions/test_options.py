@@ -76,6 +76,7 @@ SETTINGS = {
     "answer_from": st.sampled_from(["label", "majority"]),
     "min_truth_votes": st.integers(0, 2),
     "max_unparsed_per_image": st.sampled_from([1.0, 0.3]),
+    "lone_wrong_options": st.sampled_from([0, 2, 3]),
 }
 
 
@@ -86,7 +87,9 @@ SETTINGS = {
         min_size=1,
         max_size=9,
     ),
-    chosen=st.fixed_dictionaries(SETTINGS),
+    chosen=st.fixed_dictionaries(SETTINGS).filter(
+        lambda chosen: chosen["top_up"] != "none" or not chosen["lone_wrong_options"]
+    ),
     seed=st.integers(0, 9),
 )
 def test_any_rollouts_give_questions_that_keep_every_promise(

@@ -39,7 +39,8 @@ class Questions:
     """The frozen questions of one or several sets, asked in the words of each set's card.
 
     `style` is the prompt style of multiple-choice questions; None means open questions, which are
-    shown as they were frozen. Images are memory-mapped from a copy in the folder `cache`, and `decode`
+    shown as they were frozen. `limit` keeps so many questions, of each set in proportion to its number
+    of questions; 0 keeps all. Images are memory-mapped from a copy in the folder `cache`, and `decode`
     decodes them.
     """
 
@@ -50,6 +51,7 @@ class Questions:
         style: str | None,
         *,
         seed: int,
+        limit: int = 0,
         cache: Path | None = None,
         decode: Decoder = Decoder(),  # noqa: B008
     ):
@@ -57,6 +59,9 @@ class Questions:
         whole = concatenate_datasets(
             [Dataset.from_parquet(str(f), cache_dir=str(cache) if cache else None) for f in files]
         )
+        sizes = [shards.count_rows(folder, "mcq") for folder in mcq]
+        if limit and limit < sum(sizes):
+            whole = whole.select(sample(list(whole["image_id"]), sizes, limit, seed))
         self.encoded = whole.select_columns("image").cast_column("image", Image(decode=False))
         self.frozen = whole.remove_columns("image")
         self.decode = decode
@@ -133,6 +138,27 @@ class Questions:
     def _row(self, row: dict[str, Any], picture: Any) -> dict[str, Any]:
         card = self.cards[row["image_id"].split("/")[0]]
         return training_row({**row, "image": picture}, card, self.style, self.seed)
+
+
+def sample(image_ids: Sequence[str], sizes: Sequence[int], limit: int, seed: int) -> list[int]:
+    """The `limit` questions that are kept of several sets, as ascending indices.
+
+    `image_ids` has one entry a question, set after set, and `sizes` has the sets' numbers of questions.
+    Each set keeps its share of `limit`; the largest remainders get what rounding leaves. Within a set a
+    question's chance depends on (seed, image_id) alone.
+    """
+    shares = [limit * size / sum(sizes) for size in sizes]
+    kept = [int(share) for share in shares]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (kept[i] - shares[i], i))
+    for index in by_remainder[: limit - sum(kept)]:
+        kept[index] += 1
+    picked: list[int] = []
+    start = 0
+    for size, count in zip(sizes, kept, strict=True):
+        own = range(start, start + size)
+        picked += sorted(sorted(own, key=lambda i: _key(f"{seed}/kept/{image_ids[i]}"))[:count])
+        start += size
+    return picked
 
 
 def question_order(

@@ -40,17 +40,20 @@ class Session:
     """One round of training, with its cards, processor, settings and steps.
 
     The round runs from step `start` to step `stop`, of `total` steps in all rounds. The model is loaded
-    from the policy `origin`. With `carry_over` that is the policy that round 0 started from, and the
+    from the policy `origin`. `settings` have steps in place of epochs. With `carry_over` that is the policy that round 0 started from, and the
     round before hands over its training state. Raises StageError for damaged shards.
     """
 
     def __init__(self, output: Path, round: Round, settings: TrainSettings):
         disable_progress_bar()  # the libraries' bars: one a stage is enough
         disable_progress_bars()
-        self.output, self.round, self.settings = output, round, settings
+        self.output, self.round = output, round
         self.cards = [load(name) for name in round.card.split("+")]
         for folder in round.mcq:
             verify(folder)
+        settings.check_epochs(round.rounds)
+        settings = settings.with_steps(sum(shards.count_rows(f, "mcq") for f in round.mcq))
+        self.settings = settings
         carry_over, steps = settings.carry_over, settings.steps
         self.start = round.refresh_round * steps if carry_over else 0
         self.stop = self.start + steps
@@ -65,6 +68,7 @@ class Session:
             self.cards,
             style,
             seed=self.round.seed,
+            limit=self.settings.max_questions,
             cache=self.output / CACHE,
             decode=Decoder(self.processor),
         )

@@ -68,7 +68,7 @@ def of_disk(asked: Asked) -> DiskNeeds:
     most = settings.keep_checkpoints + 1 + watched  # the kept ones, the next one, and the best one
     return DiskNeeds(
         checkpoint=checkpoint,
-        kept=min(len(written), most),
+        kept=min(len(written), most) if last else most,  # with epochs, steps are not known yet
         policy=trained * 4 if lora else count * size,
         policies=1 + watched,
         carried=settings.carry_over,

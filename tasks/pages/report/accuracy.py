@@ -14,6 +14,8 @@ from tasks.pages.text import in_order
 from tasks.tables import shards
 from tasks.tables.schemas import GROUPS
 
+ROLLOUTS = "rollouts"  # the mode of sampled answers among a judge's rows
+PASS_AT = (1, 5, 10, 20)
 SEED = 0  # of the bootstrap: the same artifacts give the same report
 
 
@@ -24,12 +26,7 @@ def compare(rows: list[dict], before: list[dict] | None) -> dict[str, Any]:
         now = by_group(rows, mode)
         figures: dict[str, Any] = {group: accuracy(part) for group, part in now.items()}
         if len(now) == 2:
-            rates = [figures[group]["accuracy"] for group in GROUPS]
-            flags = [_flags(now[group]) for group in GROUPS]
-            figures["harmonic_mean"] = {
-                "accuracy": statistics.harmonic_mean(*rates),
-                "interval": list(statistics.bootstrap_harmonic_mean(*flags, seed=SEED)),
-            }
+            figures["harmonic_mean"] = _harmonic_mean(now)
         if before is not None and (then := by_group(before, mode)):
             figures["difference"] = _differences(then, now)
         result["modes"][mode] = figures
@@ -37,22 +34,80 @@ def compare(rows: list[dict], before: list[dict] | None) -> dict[str, Any]:
 
 
 def judged(judge: Path, split_rows: dict[str, dict]) -> dict[str, Any]:
-    """Accuracy by mode and group with the verdicts of a Judge artifact.
+    """Accuracy by mode and group with the verdicts of a Judge artifact, and harmonic means.
 
-    An answer without a verdict counts as the card's names decide. `split_rows` are the rows of the
-    split by image id.
+    An answer without a verdict counts as the card's names decide, and is counted (`undecided`). Among
+    the answers with a verdict (`verdicts`), `agreement` is the share on which names and judge agree,
+    None without a verdict; `names_alone` and `judge_alone` count those that one of the two calls right.
+    `split_rows` are the rows of the split by image id.
     """
     result: dict[str, Any] = {}
-    rows = shards.read(judge, "judgements").to_pylist()
+    rows = [row for row in shards.read(judge, "judgements").to_pylist() if row["mode"] != ROLLOUTS]
     for row in rows:
+        row["named"] = row["correct"]
         row["undecided"] = row["correct_judged"] is None
         row["correct"] = row["correct"] if row["undecided"] else row["correct_judged"]
         row["group"] = split_rows[row["image_id"]]["group"]
     for mode in modes_of(rows):
-        for group, part in by_group(rows, mode).items():
-            undecided = sum(row["undecided"] for row in part.values())
-            result.setdefault(mode, {})[group] = accuracy(part) | {"undecided": undecided}
+        groups = by_group(rows, mode)
+        figures = {group: accuracy(part) | _agreement([part]) for group, part in groups.items()}
+        if len(groups) == 2:
+            figures["harmonic_mean"] = _harmonic_mean(groups) | _agreement(groups.values())
+        result[mode] = figures
     return result
+
+
+def judged_pass(judge: Path, split_rows: dict[str, dict]) -> dict[str, Any]:
+    """Group -> Pass@k by names and by the verdicts of a Judge artifact; empty without judged samples.
+
+    A sample without a verdict counts as the card's names decide. The values are by k, for k in PASS_AT.
+    """
+    hits: dict[str, dict[str, list[tuple[bool, bool]]]] = {}
+    for row in shards.iter_rows(judge, "judgements"):
+        if row["mode"] == ROLLOUTS:
+            group = split_rows[row["image_id"]]["group"]
+            verdict = row["correct"] if row["correct_judged"] is None else row["correct_judged"]
+            of_image = hits.setdefault(group, {}).setdefault(row["image_id"], [])
+            of_image.append((row["correct"], verdict))
+    result: dict[str, Any] = {}
+    for group, by_image in hits.items():
+        counts = [(len(pairs), *map(sum, zip(*pairs, strict=True))) for pairs in by_image.values()]
+        n, strict, verdicts = map(list, zip(*counts, strict=True))
+        result[group] = {
+            str(k): {
+                "strict": float(statistics.pass_at_k(n, strict, k).mean()),
+                "judged": float(statistics.pass_at_k(n, verdicts, k).mean()),
+            }
+            for k in PASS_AT
+            if k <= min(n)
+        }
+    return result
+
+
+def _agreement(parts: Iterable[dict[str, dict]]) -> dict[str, Any]:
+    """How far names and judge agree on some images, as `judged` says."""
+    rows = [row for part in parts for row in part.values()]
+    decided = [(row["named"], row["judged"]) for row in rows if row["judged"] is not None]
+    names_alone = sum(named and not judged for named, judged in decided)
+    judge_alone = sum(judged and not named for named, judged in decided)
+    agreed = len(decided) - names_alone - judge_alone
+    return {
+        "undecided": sum(row["undecided"] for row in rows),
+        "verdicts": len(decided),
+        "agreement": agreed / len(decided) if decided else None,
+        "names_alone": names_alone,
+        "judge_alone": judge_alone,
+    }
+
+
+def _harmonic_mean(groups: dict[str, dict[str, dict]]) -> dict[str, Any]:
+    """The harmonic mean of base and novel accuracy, with its interval."""
+    flags = [_flags(groups[group]) for group in GROUPS]
+    rates = [sum(flag) / len(flag) for flag in flags]
+    return {
+        "accuracy": statistics.harmonic_mean(*rates),
+        "interval": list(statistics.bootstrap_harmonic_mean(*flags, seed=SEED)),
+    }
 
 
 def accuracy(rows: dict[str, dict]) -> dict[str, Any]:

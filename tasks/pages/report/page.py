@@ -20,6 +20,7 @@ from tasks.pages.report.figures import policies
 from tasks.pages.report.lineage import graph_svg
 from tasks.pages.report.tables import (
     budget_table,
+    judged_pass_table,
     judged_table,
     near_table,
     refresh_table,
@@ -58,6 +59,7 @@ def build_page(
         images=_images(metrics["images"]),
         results=results_table(metrics),
         judged=judged_table(metrics),
+        judged_pass=judged_pass_table(metrics),
         cross=cross_table(metrics["cross"]),
         statuses=status_list(metrics),
         budget=budget_table(metrics["evaluations"]),
@@ -95,7 +97,7 @@ def _images(images: Mapping[str, Any]) -> str:
         for group, n in images["groups"].items()
     )
     if set(images["in_split"]) == {"val"}:
-        return f"{counts} (validation images, for tuning: no result)"
+        return f"{counts} (validation images, not test images)"
     left_out = images["test_images_in_all"] - images["in_split"].get("test", 0)
     if left_out > 0:
         return f"{counts} ({left_out:,} test images of the split were not evaluated)"

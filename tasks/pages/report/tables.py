@@ -33,7 +33,7 @@ def results_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def judged_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Accuracy with the judge's verdicts, beside that by the card's names alone."""
+    """Accuracy with the judge's verdicts, beside that by the card's names, and how far they agree."""
     return [
         {
             "name": evaluation["name"],
@@ -66,6 +66,16 @@ def near_table(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for mode in modes
     ]
     return {"names": [e["name"] for e in evaluations], "rows": rows} if rows else {}
+
+
+def judged_pass_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Pass@k by the card's names and by the judge, one row for each policy, group and k."""
+    return [
+        {"name": evaluation["name"], "group": group, "k": k, **figures}
+        for evaluation in metrics["evaluations"]
+        for group, by_k in (evaluation.get("judged_pass") or {}).items()
+        for k, figures in by_k.items()
+    ]
 
 
 def status_list(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 from tasks.pages.report.lineage import graph_svg
@@ -80,11 +81,23 @@ def test_a_judges_opinion_stands_beside_the_first_and_not_in_its_place(tree, tmp
     rows = shards.read(Path(tree["evaluations"][0]["path"]), "predictions").to_pylist()
     rows = [row for row in rows if row["mode"] == "one_step"]
     wrong = [row["image_id"] for row in rows if not row["correct"] and row["group"] == "base"]
-    verdicts = {wrong[0]: True, wrong[1]: None}
+    right = next(r["image_id"] for r in rows if r["correct"] and r["group"] == "novel")
+    verdicts = {wrong[0]: True, wrong[1]: None, right: False}
     judged = [
         {"image_id": r["image_id"], "mode": "one_step", "status": "", "correct": r["correct"]}
         | {"correct_judged": verdicts.get(r["image_id"], r["correct"])}
+        | {"judged": verdicts.get(r["image_id"], r["correct"])}
         for r in rows
+    ]
+    samples = {"mode": "rollouts", "status": "", "correct": False, "judged": None}
+    judged += [  # two samples of two images: one that the judge alone calls right, one without a verdict
+        {**samples, "image_id": image_id, "correct_judged": verdict}
+        for image_id, verdict in [
+            (wrong[0], True),
+            (wrong[0], False),
+            (wrong[1], None),
+            (wrong[1], False),
+        ]
     ]
     (tmp_path / "judge").mkdir()
     pq.write_table(pa.Table.from_pylist(judged), tmp_path / "judge/judgements.parquet")
@@ -95,8 +108,23 @@ def test_a_judges_opinion_stands_beside_the_first_and_not_in_its_place(tree, tmp
     assert first["modes"]["one_step"]["base"]["correct"] == 4
     assert first["judged"]["one_step"]["base"]["correct"] == 5
     assert first["judged"]["one_step"]["base"]["undecided"] == 1
-    assert metrics["evaluations"][1]["judged"] == {}
-    assert "A second opinion" in (tmp_path / "out/index.html").read_text(encoding="utf-8")
+    base, novel, both = (first["judged"]["one_step"][k] for k in ("base", "novel", "harmonic_mean"))
+    assert (base["names_alone"], base["judge_alone"]) == (0, 1)
+    assert (novel["names_alone"], novel["judge_alone"]) == (1, 0)
+    verdicts_of = {
+        group: figures["images"] for group, figures in (("base", base), ("novel", novel))
+    }
+    assert base["verdicts"] == verdicts_of["base"] - 1
+    assert base["agreement"] == pytest.approx(1 - 1 / base["verdicts"])
+    assert both["agreement"] == pytest.approx(1 - 2 / (base["verdicts"] + novel["verdicts"]))
+    rates = [base["accuracy"], novel["accuracy"]]
+    assert both["accuracy"] == pytest.approx(2 * rates[0] * rates[1] / sum(rates))
+    assert metrics["evaluations"][1]["judged"] == metrics["evaluations"][1]["judged_pass"] == {}
+    assert first["judged_pass"] == {"base": {"1": {"strict": 0.0, "judged": 0.25}}}
+    page = (tmp_path / "out/index.html").read_text(encoding="utf-8")
+    second = page[page.index("A second opinion") :]
+    assert '<td class="n">0.0</td><td class="n">25.0</td>' in second
+    assert f">{100 * both['agreement']:.1f}</td>" in second[: second.index("</table>")]
 
 
 def test_every_column_of_the_log_is_drawn_and_none_is_needed(tree, tmp_path):

@@ -6,6 +6,8 @@ import shutil
 import sys
 
 import luigi
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from luigi.task_register import Register
 
@@ -13,6 +15,7 @@ from pipeline import settings, tasks
 from pipeline.__main__ import main as command
 from pipeline.cli import plan
 from pipeline.settings import SettingsError
+from tasks.evaluation import published
 from tests.conftest import ROOT
 from tests.pipeline.test_stage import config  # noqa: F401  the default luigi.cfg, to be changed
 
@@ -95,19 +98,82 @@ def test_the_command_line_goes_before_a_section_of_a_dataset(recipe):
         assert train("cub").settings.steps == 5
 
 
+# Train images, and images that are evaluated: docs/paper.md and the published files' own counts.
+PUBLISHED = {
+    "cub": (2397, {"base": 600, "novel": 600}),
+    "flowers": (1744, {"base": 696, "novel": 1410}),
+    "pets": (1508, {"base": 377, "novel": 359}),
+    "cars": (3240, {"base": 812, "novel": 823}),
+    "aircraft": (1667, {"base": 1666, "novel": 1667}),
+}
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_recipes_hold_what_is_known_of_it(recipe, name):
     recipe(name)
-    for dataset, epochs in plan.PUBLISHED_EPOCHS.items():
+    for dataset, (images, evaluated) in PUBLISHED.items():
         made = train(dataset)
         assert (made.settings.num_generations, made.settings.questions_per_step) == (4, 6)
+        assert made.settings.steps == published.STEPS
         assert made.needs()["policy"].settings.max_pixels == 401408
         assert settings.run().rounds == 1
         found = plan.plan(dataset, "dive_k", 0, plan.Estimates())
-        images = found["images"][dataset]["train"]
-        assert made.settings.steps * 6 / images == pytest.approx(epochs, rel=0.01)
+        assert found["images"][dataset]["train"] == images
+        assert found["images"][dataset]["evaluated"] == evaluated
         assert found["warnings"] == []
+        assert found["image_tokens"][dataset] == {
+            "training": (512, 512),
+            "proposals and evaluation": (16384, 16384),
+        }
+        note = next(one["notes"][0] for one in found["work"] if one["stage"].startswith("Train"))
+        assert f"published: {published.EPOCHS[dataset]} epochs" in note
+    mix = train("+".join(sorted(PUBLISHED))).settings
+    assert (mix.steps, mix.max_questions) == (400, 2400)
     assert "unknown" in (RECIPES / name).read_text().lower()
+
+
+def test_the_few_shot_recipe_is_read_over_the_others(recipe):
+    recipe("paper_7b.cfg", "paper_few_shot.cfg")
+    images = {"cub": 800, "flowers": 408, "pets": 148, "cars": 784, "aircraft": 400}
+    for dataset, count in images.items():
+        found = plan.plan(dataset, "dive_k", 1, plan.Estimates())
+        own = found["images"][dataset]
+        assert (own["train"], own["evaluated"]) == (count, {"base": count, "novel": 0})
+        work = next(one for one in found["work"] if one["stage"].startswith("Train"))
+        assert work["steps"] == published.FEW_SHOT_STEPS
+        assert "about 200 steps" in work["notes"][0]
+
+
+def test_epochs_are_counted_in_questions_and_go_without_steps(recipe):
+    recipe("[run]\nrounds = 1\n[Train]\nsteps = 0\nepochs = 1.5\n")
+    found = plan.plan("beetles", "dive_k", 0, plan.Estimates())
+    work = next(one for one in found["work"] if one["stage"].startswith("Train"))
+    assert work["steps"] == 60
+    assert train("beetles").fingerprint != train("beetles").clone(epochs=2.0).fingerprint
+    recipe("", "[run]\nrounds = 2\n")
+    with pytest.raises(
+        SettingsError, match=r"epochs = 1.5 does not go with carry_over over 2 rounds"
+    ):
+        plan.plan("beetles", "dive_k", 0, plan.Estimates())
+
+
+def test_the_average_image_of_a_set_is_counted_once_download_has_run(recipe, tmp_path):
+    recipe("[engine]\nmax_pixels = 31360\n")
+    folder = tasks.Download(dataset="beetles").folder
+    folder.mkdir(parents=True)
+    sizes = [(84, 84), (168, 168), (1000, 1000)]
+    rows = [{"width": width, "height": height} for width, height in sizes]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "images-00000.parquet")
+    found = plan.plan("beetles", "dive_k", 0, plan.Estimates())
+    assert found["image_tokens"]["beetles"] == {
+        "training": (9, 9.0),
+        "proposals and evaluation": (40, pytest.approx((9 + 36 + 40) / 3)),
+    }
+    lengths = found["prompt_tokens"]["beetles"]
+    assert lengths["second"] - lengths["question"] == 40 - 9
+    work = {one["stage"]: one for one in found["work"]}
+    each = round(lengths["propose"] - 40 + 85 / 3)
+    assert work["Propose dive_k 0"]["tokens_in"] == 960 * each
 
 
 def test_a_plan_counts_what_the_settings_say(recipe):
@@ -116,7 +182,7 @@ def test_a_plan_counts_what_the_settings_say(recipe):
         "beetles", "dive_k", 0, plan.Estimates(tokens_per_second=100, answer_tokens=10)
     )
     assert found["images"]["beetles"]["train"] == 960
-    assert found["images"]["beetles"]["test"] == {"base": 360, "novel": 360}
+    assert found["images"]["beetles"]["evaluated"] == {"base": 360, "novel": 360}
     work = {one["stage"]: one for one in found["work"]}
     assert work["Propose dive_k 1"]["completions"] == 960 * 20
     assert work["Propose dive_k 1"]["tokens_out"] == 960 * 20 * 10
@@ -161,4 +227,4 @@ def test_the_plan_as_a_command(recipe, monkeypatch, capsys, tmp_path):
     assert "hours in all" in told
     assert "Train fits: " in told
     assert "checkpoints of 99.5" in told
-    assert "600 steps of 6 questions: 1.50 epochs of 2,397 images" in told
+    assert "400 steps of 6 questions: 1.00 epochs of 2,397 images" in told

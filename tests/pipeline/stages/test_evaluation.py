@@ -90,6 +90,16 @@ def test_a_judge_is_asked_only_where_one_is_named(config):
         config.set("Judge", key, value)
         Register.clear_instance_cache()
         assert (tasks.judgements(report)["dive_k"].fingerprint == before) == same
+    seen = {tasks.judgements(report)["dive_k"].fingerprint}
+    for answers in ("all", "samples"):
+        config.set("Judge", "answers", answers)
+        Register.clear_instance_cache()
+        seen.add(tasks.judgements(report)["dive_k"].fingerprint)
+    assert len(seen) == 3
+    config.set("Evaluate", "modes", "one_step")
+    Register.clear_instance_cache()
+    with pytest.raises(SettingsError, match=r"\[Judge\] answers = samples needs samples"):
+        _ = tasks.judgements(report)["dive_k"].fingerprint
 
 
 def test_every_stage_function_takes_what_its_task_gives(config):

@@ -164,15 +164,3 @@ def test_further_questions_depend_on_the_occasion_alone(mcq, rollouts):
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(set(drawn[0])) == 4
     assert len(questions.further(5 * len(questions.frozen), 3)) == 5 * len(questions.frozen)
-
-
-@pytest.mark.parametrize("style", ["brief", "stepwise", "caption"])
-def test_prompts_ask_in_the_style_set(rollouts, style):
-    from tasks.language.prompts import mcq_question, open_question
-
-    assert "<think>" in open_question("bird", "species", style=style)
-    listed = open_question("bird", "species", style=style, names=["Crow", "Gull"])
-    assert "Crow; Gull" in listed
-    assert "A. Crow\nB. Gull\n" in mcq_question("bird", "species", ["Crow", "Gull"], style=style)
-    with pytest.raises(ValueError, match="prompt_style"):
-        open_question("bird", "species", style="loud")

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.cli import fits, plan
 from tasks.runtime.errors import StageError
-from tests.conftest import ROOT, settings_of
+from tests.conftest import ROOT, recipe_files, settings_of
 from tests.pipeline.cli.test_plan import config, recipe  # noqa: F401  fixtures
 from training.model import processors
 from training.model.tiny_policy import new_model, processor, save
@@ -192,7 +192,7 @@ def fitting(dataset: str = "cub") -> dict:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_fits_the_machine_that_it_names(recipe, monkeypatch, path):
-    recipe(path.name)
+    recipe(*(file.name for file in recipe_files(path)))
     monkeypatch.chdir(ROOT)  # where launchers' files are looked for
     found = fitting()
     place = needs.Place.of_launcher(read_launcher(path), ROOT)
@@ -203,7 +203,7 @@ def test_a_recipe_fits_the_machine_that_it_names(recipe, monkeypatch, path):
 
 
 def read_launcher(path) -> str:
-    lines = path.read_text().splitlines()
+    lines = [line for file in recipe_files(path) for line in file.read_text().splitlines()]
     return next((s.partition("= ")[2] for s in lines if s.startswith("launcher = ")), "")
 
 
