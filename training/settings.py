@@ -10,6 +10,9 @@ from tasks.runtime.settings import Settings, setting
 PARTS = ("vision", "projector", "language")  # of a vision-language model (training.model.trainable)
 DTYPES = ("float32", "bfloat16", "float16")
 ORDERS = ("shuffled", "curriculum")
+# The largest size of a reward times its weight. TRL computes in float32 (at most 3.4e38), where the
+# squares of a million of these can still be summed.
+LARGEST_REWARD = 1e15
 EMBEDDED = "embedded"  # [BasePolicy] model: the policy in training/base_policy
 
 
@@ -113,6 +116,11 @@ class TrainSettings(Settings):
         for name, weight in self.rewards.items():
             if isinstance(weight, bool) or not isinstance(weight, int | float):
                 raise StageError(f"[Train] rewards: the weight of {name!r} must be a number")
+            if not abs(weight) <= LARGEST_REWARD:
+                raise StageError(
+                    f"[Train] rewards: the weight of {name!r} must be a number of at most "
+                    f"{LARGEST_REWARD:g} in size; got {weight:g}"
+                )
         if "none" in self.freeze and self.frozen:
             raise StageError(f"[Train] freeze must be none, or parts; got {self.freeze!r}")
         if self.frozen == PARTS:

@@ -10,6 +10,7 @@ artifact's recipe.json holds them under the same names, and the stage's function
 """
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -121,6 +122,8 @@ def mistyped(value: Any, kind: Any) -> str | None:
         return None
     whole = isinstance(value, int) and not isinstance(value, bool)
     fits = whole if expected is int else isinstance(value, expected)
+    if fits and expected is float and not math.isfinite(value):
+        return f"must be a finite number; got {value!r}"
     return (
         None if fits else f"must be {WORDS.get(expected, f'a {expected.__name__}')}; got {value!r}"
     )

@@ -86,10 +86,20 @@ class Timed(Trainer):
 
 
 def equal_groups(trainer: Trainer, rewards: torch.Tensor) -> torch.Tensor:
-    """Which groups have zero variance: (groups,) of bool, from rewards (completions, functions)."""
-    total = (rewards * trainer.reward_weights.to(rewards.device)).nansum(1)
-    grouped = total.view(-1, trainer.num_generations)
-    return (grouped.max(1).values - grouped.min(1).values) < 1e-6
+    """Which groups have zero variance: (groups,) of bool, from rewards (completions, functions).
+
+    A completion that no function scored is left out, as TRL does. So a group with fewer than two
+    scored completions has zero variance.
+    """
+    weighted = rewards * trainer.reward_weights.to(rewards.device)
+    if trainer.multi_objective_aggregation == "sum_then_normalize":
+        unscored = rewards.isnan().all(1)
+        weighted = weighted.nansum(1).masked_fill(unscored, torch.nan).unsqueeze(1)
+    grouped = weighted.view(-1, trainer.num_generations, weighted.size(1))
+    missing = grouped.isnan()
+    largest = grouped.masked_fill(missing, -torch.inf).amax(1)
+    smallest = grouped.masked_fill(missing, torch.inf).amin(1)
+    return (largest - smallest < 1e-6).all(1)
 
 
 class TruthRollout(Trainer):

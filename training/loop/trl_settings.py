@@ -149,6 +149,7 @@ def _build(
         raise StageError(f"[Train] trl: TRL's {kind.__name__} has no option {unknown[0]!r}")
     quiet = {
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would log a loss of 0 where the loss is not finite
         "remove_unused_columns": False,
         "disable_tqdm": True,
         **sharding.reduced_each_time(),
