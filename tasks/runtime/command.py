@@ -27,7 +27,7 @@ from tasks.runtime.protocol import (
     STOPPED,
     remove_scratch,
 )
-from tasks.runtime.settings import Settings, converted, rules
+from tasks.runtime.settings import Settings, converted, mistyped, rules
 from tasks.tables.durable import sync_tree, write_text
 
 
@@ -87,11 +87,13 @@ def load_arguments(function: Callable[..., None], path: Path) -> dict[str, Any]:
     """The keyword arguments in a JSON file. Raises StageError for an unknown or missing key."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # of JSON, or of UTF-8
         raise StageError(f"cannot read the configuration {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise StageError(f"{path} must hold an object, key -> value, as an artifact's recipe.json")
     try:
         return bind(function, values)
-    except KeyError as error:
+    except (KeyError, StageError) as error:
         raise StageError(f"{path}: {error.args[0]}") from error
 
 
@@ -116,7 +118,7 @@ def bind(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]
         if flat:
             bound[name] = flat.of(values)
         elif name in values:
-            bound[name] = _typed(values[name], kind)
+            bound[name] = _typed(name, values[name], kind)
     if unknown := sorted(set(values) - set(known)):
         raise KeyError(f"unknown key {unknown[0]!r}; known: {', '.join(known)}")
     return bound
@@ -127,11 +129,14 @@ def settings_kind(kind: Any) -> type[Settings] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Settings) else None
 
 
-def _typed(value: Any, kind: Any) -> Any:
+def _typed(name: str, value: Any, kind: Any) -> Any:
     settings = settings_kind(kind)
     if settings and isinstance(value, dict):
         return settings(**bind(settings, value))
-    return converted(value, kind)
+    typed = converted(value, kind)
+    if problem := kind and mistyped(typed, kind):
+        raise StageError(f"key {name!r} {problem}")
+    return typed
 
 
 def quiet_libraries() -> None:
