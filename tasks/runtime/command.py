@@ -65,8 +65,10 @@ def main(function: Callable[..., None], short: bool = False) -> None:
         print(f"{name}: stopped; the same command goes on from here", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(STOPPED)  # without waiting for running threads
-    except USER_ERRORS as error:
-        message = sentence(error)
+    except BaseException as error:
+        if Bar.shown is not None:  # or it would be drawn once more, after the error
+            Bar.shown.close()
+        message = sentence(error) if isinstance(error, USER_ERRORS) else None
         if message is None:
             raise
         with suppress(OSError, NameError):  # on a full disk the message below has to do
