@@ -21,7 +21,7 @@ from data_cards import Card
 from tasks.engines import adapters, policies
 from tasks.engines.backends import open_engine
 from tasks.engines.base import Completion, Engine, Request
-from tasks.engines.refusals import generate_or_refuse
+from tasks.engines.refusals import check_prompt, generate_or_refuse
 from tasks.engines.sampler import sampling_of
 from tasks.engines.settings import EngineSettings
 from tasks.evaluation.inputs import Source, card_for, engine_settings, read_image
@@ -127,8 +127,7 @@ class Predictor:
             policy = self._weights()
             with opening("predict", policy, self.engine_settings.backend):
                 self._engine = open_engine(policy, self.engine_settings)
-                if hasattr(self._engine, "check"):
-                    self._engine.check(self._requests(images)[min(images)])
+                check_prompt(self._engine, list(self._requests(images).values()))
         requests = self._requests(images)
         refused: dict[str, str] = {}
         two = self.settings.mode == "two_step"

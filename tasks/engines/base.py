@@ -89,7 +89,8 @@ class Engine(Protocol):
     An engine may also have:
     `slots`: how many shards it takes at once, from as many threads; 1 without it.
     `counts`: totals by name, such as prompt_tokens and cached_tokens.
-    `check(request)`: raises StageError when the prompt cannot be answered.
+    `check(request)`: raises StageError when the prompt cannot be answered, and ValueError when the
+    image is refused.
     `pictures`: False if it takes encoded bytes.
     `decode`: makes a picture of encoded bytes. Without it pictures come at full size; with it a
     request may come as `Request.without_bytes()`.

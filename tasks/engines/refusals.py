@@ -47,6 +47,25 @@ def generate_or_refuse(
         ]
 
 
+def check_prompt(engine: Engine, requests: Sequence[Request]) -> str:
+    """Have the engine check the first of the requests whose image it takes, if it can check.
+
+    Returns why it refuses the first image where it refuses them all, and else "". Raises StageError when
+    the prompt cannot be answered.
+    """
+    if not hasattr(engine, "check"):
+        return ""
+    reason = ""
+    for request in requests:
+        try:
+            engine.check(request)
+        except ValueError as error:
+            reason = reason or f"{request.key}: {first_line(error)}"
+        else:
+            return ""
+    return reason
+
+
 def reseeded(sampling: Sampling, number: int) -> Sampling:
     """The sampling of batch `number` of a shard: each batch after the first has another seed."""
     return replace(sampling, seed=(sampling.seed + 7919 * number) % 2**31)

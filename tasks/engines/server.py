@@ -174,6 +174,8 @@ class ServerEngine:
         try:
             self.generate([request], sampling)
         except ValueError as error:
+            if (self._policy / "config.json").is_file():
+                PromptBuilder(self._policy).tokens(request)  # raises ValueError for the image alone
             raise StageError(
                 f"the server refuses the longest prompt ({request.key}): {error}"
             ) from error

@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from tasks.engines.base import EngineDied, Request, Sampling
 from tasks.engines.refusals import REFUSED, generate_or_refuse
@@ -161,6 +162,27 @@ def test_an_image_too_large_for_the_server_is_refused_and_the_others_answered(se
     assert list(refused) == ["set/3"]
     assert "status 413" in refused["set/3"]
     assert [row[0].finish_reason for row in answers] == ["stop"] * 3 + [REFUSED] + ["stop"]
+
+
+def test_the_image_that_the_check_is_refused_for_is_told_from_a_prompt_that_is_too_long(
+    server, policy
+):
+    from training.model import tiny_policy
+
+    tiny_policy.processor().save_pretrained(policy)
+    tiny_policy.config().save_pretrained(policy)
+    engine = opened(server, policy)
+    for picture, kind, says in (
+        (
+            Image.new("RGB", (3000, 10)),
+            ValueError,
+            "absolute aspect ratio must be smaller than 200",
+        ),
+        (Image.new("RGB", (84, 84)), StageError, "the server refuses the longest prompt .set/0.: "),
+    ):
+        server.statuses = [400]
+        with pytest.raises(kind, match=says):
+            engine.check(Request("set/0", encoded(picture), "question"))
 
 
 def test_a_server_of_another_policy_is_found_out(server, policy):
