@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data_cards import Card, load
-from tasks.engines.policies import local
+from tasks.engines import policies
 from tasks.engines.sampler import RolloutStatistics, Sampler, throughput
 from tasks.engines.settings import EngineSettings
 from tasks.engines.worker import Query
@@ -67,6 +67,8 @@ def evaluate(
     """
     modes = settings.mode_names
     data_card = load(card)
+    policy = policies.local(policy, engine.backend)
+    policies.check_words(policies.special_tokens(policy), data_card)
     names = ClassNames(data_card.classes, data_card.aliases)
     rows = split_table.select(split, settings.part, GROUPS)
     if limit := settings.limit:
@@ -89,7 +91,7 @@ def evaluate(
     votes: dict[str, Votes] = {}
     options: dict[str, dict[str, list[Option]]] = {}
     n = settings.num_rollouts
-    with Sampler(local(policy, engine.backend), engine, n, seed) as sampler:
+    with Sampler(policy, engine, n, seed) as sampler:
         if sampled := any(mode != "one_step" for mode in modes):
             desc = f"evaluate: {n} samples"
             sampler.run(output, "rollouts", queries, *source, desc, statistics=statistics)

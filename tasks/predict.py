@@ -72,6 +72,7 @@ class Predictor:
     ):
         self.policy = policies.local(policy, engine.backend if engine else "")
         self.card = card_for(card, classes, noun, kind, self.policy)
+        policies.check_words(policies.special_tokens(self.policy), self.card)
         self.engine_settings = engine or engine_settings(self.policy)
         self.settings = settings or PredictSettings()
         self._names = ClassNames(self.card.classes, self.card.aliases)

@@ -30,7 +30,7 @@ from training.data.refused import left_out
 from training.loop import sft_checkpoint
 from training.loop.supervised import train_supervised
 from training.model import tiny_policy
-from training.model.processors import sized_processor
+from training.model.processors import check, sized_processor
 from training.settings import EMBEDDED, BasePolicySettings
 
 
@@ -71,6 +71,7 @@ def base_policy(
             raise StageError(
                 f"[BasePolicy] model = {model} cannot be loaded: {first_line(error)}"
             ) from error
+    check(processor, cards)
     if settings.steps:
         if gpus():  # the first of them: one process teaches
             policy.to("cuda")

@@ -48,6 +48,8 @@ class ServerEngine:
         from openai import AsyncOpenAI
 
         self._policy, self._settings = policy, settings
+        known = (policy / "config.json").is_file()
+        self.opening = PromptBuilder(policy).opening if known else ""
         self.counts: Counter[str] = Counter()
         self._is_vllm = False
         self._model = settings.server_model or str(policy)

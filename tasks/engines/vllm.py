@@ -116,7 +116,7 @@ class _Vllm:
 
     def __init__(self, policy: Path, settings: EngineSettings):
         self.prompt_builder = PromptBuilder(policy, settings.max_model_len)
-        self.decode = self.prompt_builder.decode
+        self.decode, self.opening = self.prompt_builder.decode, self.prompt_builder.opening
         self.settings = settings
         self.counts: Counter[str] = Counter()
         self._adapter: Any = None

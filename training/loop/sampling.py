@@ -53,13 +53,20 @@ class KnownFields(Trainer):
 
 
 class Timed(Trainer):
-    """Logs the seconds of generating and rewarding, tokens a second, and zero-variance groups."""
+    """Logs the seconds of generating and rewarding, tokens a second, and zero-variance groups.
 
-    def _generate(self, prompts: list) -> tuple:
+    It also puts the chat template's <think> back before the completions (`prompts.opening`), so that
+    rewards and logs read the whole.
+    """
+
+    def _generate(self, chats: list) -> tuple:
         doing("generating")
         started = time.perf_counter()
-        result = super()._generate(prompts)
+        result = super()._generate(chats)
         spent = time.perf_counter() - started
+        opening = prompts.opening(self.processing_class)
+        for messages in result[3]:
+            messages[-1]["content"] = opening + messages[-1]["content"]
         doing("checking")  # the old policy and the reference model score the completions
         tokens = sum(len(ids) for ids in result[1])
         self._spent("generation", spent)
@@ -131,6 +138,7 @@ class TruthRollout(Trainer):
     def _truth(self, row: Row) -> list[int]:
         name = row["options"][LETTERS.index(row["answer_letter"])]
         text = prompts.completion(thought(name), name)
+        text = text.removeprefix(prompts.opening(self.processing_class))
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*ids[: self.max_completion_length - 1], self.eos_token_ids[0]]
 
