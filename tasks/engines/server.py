@@ -9,6 +9,8 @@ import asyncio
 import base64
 import json
 import os
+import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,6 +33,10 @@ from tasks.runtime.errors import StageError, first_line
 
 OPTION = "option"  # the JSON key of an answer that a schema restricts to the choices
 ATTEMPTS = 6  # tries of one request; the client waits between them with exponential backoff
+# A server that restarts, or a proxy before it, is away for minutes: seconds to wait for it, and between
+# two tries.
+PATIENCE, PAUSE = 300.0, 5.0
+AWAY = (502, 503, 504)  # a proxy's answers while the server behind it does not answer
 
 
 class ServerEngine:
@@ -51,7 +57,7 @@ class ServerEngine:
         known = (policy / "config.json").is_file()
         self.opening = PromptBuilder(policy).opening if known else ""
         self.counts: Counter[str] = Counter()
-        self._is_vllm = False
+        self._is_vllm = self._away = False
         self._model = settings.server_model or str(policy)
         self._loop_thread = EventLoopThread()
         self._key = os.environ.get("OPENAI_API_KEY", "")
@@ -122,7 +128,7 @@ class ServerEngine:
         seed = {"seed": request_seed(sampling, request)} if seeded else {}
         async with self._free:
             try:
-                answer = await self._client.chat.completions.create(
+                answer = await self._patiently(
                     model=self._model,
                     messages=_messages(request),
                     n=sampling.n,
@@ -151,6 +157,32 @@ class ServerEngine:
         if request.choices and not self._is_vllm:
             completions = [replace(each, text=_unwrapped(each.text)) for each in completions]
         return completions
+
+    async def _patiently(self, **asked: Any) -> Any:
+        """The server's answer, for which it may be away for PATIENCE seconds after the client's own tries."""
+        import openai
+
+        since = time.monotonic()
+        while True:
+            try:
+                answer = await self._client.chat.completions.create(**asked)
+                self._away = False
+                return answer
+            except (openai.APIConnectionError, openai.InternalServerError) as error:
+                status = getattr(error, "status_code", None)
+                timed_out = isinstance(error, openai.APITimeoutError)
+                is_away = status in AWAY or (status is None and not timed_out)
+                if not is_away or time.monotonic() - since > PATIENCE:
+                    raise
+                if not self._away:
+                    print(
+                        f"the server does not answer ({first_line(error, self._key)}); waiting up to "
+                        f"{PATIENCE / 60:.0f} minutes for it",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                self._away = True
+                await asyncio.sleep(PAUSE)
 
     def _constraint(self, choices: tuple[str, ...]) -> dict[str, Any]:
         """The fields that restrict an answer to `choices`: vLLM's own, elsewhere a JSON schema."""

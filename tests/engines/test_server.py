@@ -1,6 +1,8 @@
 """The server backend against a server that fails in every way it can."""
 
 import itertools
+import socket
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -133,6 +135,33 @@ def test_what_passes_is_tried_again(server, policy):
     answers = opened(server, policy).generate(requests(1), SAMPLING)
     assert len(answers[0]) == 3
     assert len(server.asked) == 4
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(server, policy, monkeypatch, capsys):
+    monkeypatch.setattr("tasks.engines.server.PAUSE", 0.01)
+    engine = opened(server, policy)
+    server.statuses = [502] * 20  # of a proxy before it; the client itself tries six times
+    assert len(engine.generate(requests(2), SAMPLING)) == 2
+    assert len(server.asked) == 22
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    there, engine._client = engine._client, engine._client.copy(base_url=nobody)
+    back = threading.Timer(0.3, lambda: setattr(engine, "_client", there))
+    back.start()
+    assert len(engine.generate(requests(2), SAMPLING)) == 2
+    said = capsys.readouterr().err
+    assert said.count("the server does not answer (Error code: 502") == 1
+    assert said.count("the server does not answer (Connection error") == 1
+
+
+def test_but_not_for_ever(server, policy, monkeypatch):
+    monkeypatch.setattr("tasks.engines.server.PAUSE", 0.01)
+    monkeypatch.setattr("tasks.engines.server.PATIENCE", 0.2)
+    engine = opened(server, policy)
+    server.statuses = [503] * 999
+    with pytest.raises(EngineDied, match="the server gave up: .*503"):
+        engine.generate(requests(1), SAMPLING)
 
 
 @pytest.mark.parametrize(
