@@ -160,7 +160,7 @@ def test_but_not_for_ever(server, policy, monkeypatch):
     monkeypatch.setattr("tasks.engines.server.PATIENCE", 0.2)
     engine = opened(server, policy)
     server.statuses = [503] * 999
-    with pytest.raises(EngineDied, match="the server gave up: .*503"):
+    with pytest.raises(EngineDied, match=r"the server gave up: .*503"):
         engine.generate(requests(1), SAMPLING)
 
 
