@@ -46,7 +46,7 @@ def check(version: str, interpreter: str, build: str, arguments: list[str]) -> b
     """Make the environment of one version, and run the quick tests in it; whether they pass."""
     environment = FOLDER / version
     uv = str(Path(sys.executable).with_name("uv"))
-    needed = ["-r", "pyproject.toml", "--extra", build, "--extra", "test"]
+    needed = ["--editable", f".[{build},test]"]
     print(f"Python {version}: installing the pinned packages into {environment}", flush=True)
     started = time.monotonic()
     for command in (

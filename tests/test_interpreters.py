@@ -45,9 +45,7 @@ def test_tests_run_where_an_interpreter_is_found_with_the_pins_of_make(place, ca
     assert "Python 3.98: the quick tests passed" in said
     _, made, installed, tested = (tmp_path / "NOTES").read_text().splitlines()
     assert f"--python {own} .venv/pythons/3.98" in made
-    assert (
-        "--constraint requirements/cpu.txt -r pyproject.toml --extra cpu --extra test" in installed
-    )
+    assert "--constraint requirements/cpu.txt --editable .[cpu,test]" in installed
     assert tested.startswith("3.98 -m pytest")
     assert tested.endswith("-m not model and not process")
 
