@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tasks.engines.adapters import rank_for_vllm
 from tasks.engines.base import (
     Completion,
     EngineDied,
@@ -33,7 +34,6 @@ from tasks.runtime.machine import gpus
 DEAD = ("EngineDeadError", "OutOfMemoryError")
 # A prompt has one image. Without the limit vLLM would also reserve and profile memory for videos.
 ONE_IMAGE = {"limit_mm_per_prompt": {"image": 1, "video": 0}}
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's values of max_lora_rank
 
 
 def on_gpu() -> bool:
@@ -58,7 +58,7 @@ def options(policy: Path, settings: EngineSettings, *, on_gpu: bool) -> dict[str
         "gpu_memory_utilization": settings.gpu_memory_utilization if on_gpu else None,
     }
     if lora := settings.lora:
-        optional |= {"enable_lora": True, "max_lora_rank": lora_rank(Path(lora))}
+        optional |= {"enable_lora": True, "max_lora_rank": rank_for_vllm(Path(lora))}
     return {
         "model": str(policy),
         "dtype": settings.dtype,
@@ -91,22 +91,6 @@ class Reseed:
 
 
 RESEED = f"{Reseed.__module__}.{Reseed.__qualname__}"
-
-
-def lora_rank(adapter: Path) -> int:
-    """The smallest of RANKS that holds the adapter's rank.
-
-    Raises StageError when the folder holds no adapter, or its rank is above all of them.
-    """
-    import json
-
-    try:
-        rank = int(json.loads((adapter / "adapter_config.json").read_text())["r"])
-        return next(allowed for allowed in RANKS if allowed >= rank)
-    except StopIteration:
-        raise StageError(f"[engine] lora = {adapter}: its rank is above {RANKS[-1]}") from None
-    except (OSError, ValueError, KeyError) as error:
-        raise StageError(f"[engine] lora = {adapter} holds no LoRA adapter ({error})") from error
 
 
 class _Vllm:
