@@ -7,11 +7,14 @@ Face dataset card, so Hugging Face's own keys may stand beside ours.
 
 import hashlib
 import re
-import unicodedata
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from data_cards.words import any_of, clean_name, field_guide
+
+__all__ = ["Card", "CardError", "any_of", "clean_name", "exists", "load", "names_in"]
 
 FOLDER = Path(__file__).parent
 HUB_KEYS = {"config", "splits", "image", "label"}
@@ -44,6 +47,9 @@ class Card:
     `source` has the key `kind`, and further keys that depend on it (SOURCE_KEYS). `official_splits`
     maps a split to its image count, where there is an official split. `taxonomy` maps a group, such
     as a genus, to its classes; `descriptions` maps a class to a text that says how it looks.
+    `traits` maps a trait, such as the colour of the head, to the words for its values; then each
+    description holds one word of each trait.
+    `name_in_parentheses` says that an answer such as "Nuphar (water lily)" is the name in parentheses.
     """
 
     name: str
@@ -56,10 +62,19 @@ class Card:
     license: str = "unknown"
     license_name: str = ""
     redistribute: bool = False
+    name_in_parentheses: bool = False
     official_splits: dict[str, int] = field(default_factory=dict)
     taxonomy: dict[str, tuple[str, ...]] = field(default_factory=dict)
     descriptions: dict[str, str] = field(default_factory=dict)
+    traits: dict[str, tuple[str, ...]] = field(default_factory=dict)
     sha256: str = ""
+
+    def look(self, class_name: str) -> dict[str, str]:
+        """Trait -> the word for it in the description of this class; empty without `traits`."""
+        text = self.descriptions.get(class_name, "")
+        return {
+            trait: any_of(words).findall(text)[0].lower() for trait, words in self.traits.items()
+        }
 
 
 def load(name: str) -> Card:
@@ -121,15 +136,12 @@ def _parse(path: Path, text: str, digest: str) -> Card:
     front |= {
         "classes": classes,
         "aliases": _aliases(path, front.get("aliases") or {}, classes),
-        "taxonomy": _taxonomy(path, front.get("taxonomy") or {}, classes),
-        "descriptions": _descriptions(path, front.get("descriptions") or {}, classes),
     }
+    try:
+        front |= field_guide(front, classes)
+    except ValueError as error:
+        raise CardError(f"{path}: {error}") from error
     return Card(name=path.stem, sha256=digest, **front)
-
-
-def clean_name(text: str) -> str:
-    """A class name as prompts show it: NFKC, single spaces, no punctuation at its end."""
-    return " ".join(unicodedata.normalize("NFKC", text).split()).rstrip(" .,;:!?")
 
 
 def names_in(dataset: str) -> list[str]:
@@ -179,44 +191,13 @@ def _aliases(path: Path, aliases: Any, classes: tuple[str, ...]) -> dict[str, tu
     return by_class
 
 
-def _taxonomy(path: Path, groups: Any, classes: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    if not isinstance(groups, dict) or not all(
-        isinstance(names, list) for names in groups.values()
-    ):
-        raise CardError(f"{path}: taxonomy must map a group, such as a genus, to a list of classes")
-    by_group = {
-        str(group): tuple(clean_name(str(n)) for n in names) for group, names in groups.items()
-    }
-    seen: set[str] = set()
-    for group, names in by_group.items():
-        for name in names:
-            if name not in classes:
-                raise CardError(
-                    f"{path}: taxonomy has {name!r} in {group!r}, which is not among the classes"
-                )
-            if name in seen:
-                raise CardError(f"{path}: taxonomy names the class {name!r} twice")
-            seen.add(name)
-    return by_group
-
-
-def _descriptions(path: Path, texts: Any, classes: tuple[str, ...]) -> dict[str, str]:
-    if not isinstance(texts, dict):
-        raise CardError(f"{path}: descriptions must map a class name to a text")
-    found = {}
-    for name, text in texts.items():
-        if clean_name(str(name)) not in classes:
-            raise CardError(f"{path}: descriptions names {name!r}, which is not among the classes")
-        if not isinstance(text, str) or not text.strip():
-            raise CardError(f"{path}: the description of {name!r} must be a text")
-        found[clean_name(str(name))] = " ".join(text.split())
-    return found
-
-
 def _check_facts(path: Path, front: dict[str, Any]) -> None:
     for key in ("noun", "kind"):
         if not isinstance(front[key], str) or not front[key].strip():
             raise CardError(f"{path}: {key} must be a word, such as bird or species")
+    for key in ("redistribute", "name_in_parentheses"):
+        if not isinstance(front.get(key, False), bool):
+            raise CardError(f"{path}: {key} must be true or false; got {front[key]!r}")
     licence = front.get("license", "unknown")
     if not isinstance(licence, str) or not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
         raise CardError(

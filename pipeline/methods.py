@@ -17,7 +17,7 @@ class Method:
     `questions` is mcq (over candidates) or open. `options_from` and `prompt_style` replace the
     settings of these names where they are not empty. `answer` and `format` are the rewards that
     replace `letter` and `format`. `truth_rollout` adds the truth to the completions of every group.
-    `supervised` trains on labels, without GRPO.
+    `supervised` trains on labels, without GRPO. `one_round` takes all steps on the first questions.
     """
 
     about: str
@@ -28,11 +28,12 @@ class Method:
     format: str = "format"
     truth_rollout: bool = False
     supervised: bool = False
+    one_round: bool = False
 
     @property
     def refreshes(self) -> bool:
         """Whether later rounds ask new questions. Other methods train all steps in one round."""
-        return self.questions == "mcq"
+        return self.questions == "mcq" and not self.one_round
 
     def rewards(self, weights: dict[str, float]) -> dict[str, float]:
         """The weights of [Train] rewards, with this method's in the place of format and letter."""
@@ -42,6 +43,7 @@ class Method:
 
 METHODS = {
     "dive_k": Method("multiple-choice questions about the policy's own candidates"),
+    "no_refresh": Method("as dive_k, with all steps on the first questions", one_round=True),
     "virft": Method("the open question, paid by exact match", questions="open", answer="exact"),
     "virft_compat": Method(
         "the open question, paid as Visual-RFT does", questions="open", answer="virft_compat"
@@ -51,6 +53,10 @@ METHODS = {
     ),
     "random_mcq": Method("questions with random wrong options", options_from="random"),
     "text_mcq": Method("questions with wrong options alike in name", options_from="text"),
+    "hard_negative": Method(
+        "questions with the wrong options that are confused with the truth most often over the set",
+        options_from="hard_negative",
+    ),
     "visurf": Method(
         "as dive_k, with the truth among every group's completions", truth_rollout=True
     ),

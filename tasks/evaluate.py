@@ -69,7 +69,7 @@ def evaluate(
     data_card = load(card)
     policy = policies.local(policy, engine.backend)
     policies.check_words(policies.special_tokens(policy), data_card)
-    names = ClassNames(data_card.classes, data_card.aliases)
+    names = ClassNames.of(data_card)
     rows = split_table.select(split, settings.part, GROUPS)
     if limit := settings.limit:
         rows = [row for g in GROUPS for row in [r for r in rows if r["group"] == g][:limit]]

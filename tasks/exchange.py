@@ -46,7 +46,7 @@ def import_rollouts(file: Path, card: Card, images: Path, output: Path) -> dict[
     missing or ambiguous, and a ground truth that is no class of the card.
     """
     answers = _read_json(file)
-    names = ClassNames(card.classes, card.aliases)
+    names = ClassNames.of(card)
     files = _find_images(answers, images)
     rows = []
     for key, path in sorted(files.items(), key=lambda item: item[1].as_posix()):

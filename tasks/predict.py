@@ -75,7 +75,7 @@ class Predictor:
         policies.check_words(policies.special_tokens(self.policy), self.card)
         self.engine_settings = engine or engine_settings(self.policy)
         self.settings = settings or PredictSettings()
-        self._names = ClassNames(self.card.classes, self.card.aliases)
+        self._names = ClassNames.of(self.card)
         self._before, self._text = prompts.card_question(
             self.card,
             self.settings.prompt,

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from data_cards import Card, load
-from tasks.evaluation import changes
+from tasks.engines import policies
+from tasks.evaluation import changes, traits
+from tasks.pages.example import example_figure
 from tasks.pages.figures import Figure, write
 from tasks.pages.gallery import choose, gallery_values, sampled_votes
 from tasks.pages.report import accuracy
@@ -101,6 +103,7 @@ def report(
             for index, (item, rows) in enumerate(zip(evaluations, predictions, strict=True))
         ],
         **_changed(predictions, data_card),
+        "traits": traits.table(predictions[:2], data_card),
         "cross": [_cross(entry) for entry in cross or ()],
         "rounds": [
             _round(entry, log) | {"refresh": refresh}
@@ -108,9 +111,20 @@ def report(
         ],
         "stages": [_stage(Path(path)) for path in manifests],
     }
+    made = zip(metrics["stages"], manifests, strict=True)
+    bases = [Path(path).parent for stage, path in made if stage.get("stage") == "BasePolicy"]
+    metrics["base_policy_note"] = policies.note(bases[0]) if bases else ""
     metrics["seconds"] = sum(stage.get("seconds") or 0 for stage in metrics["stages"])
-    gallery = choose(predictions, GALLERY_SIZE)
-    ids = [item.image_id for item in gallery.shown]
+    chosen = choose(predictions, GALLERY_SIZE)
+    ids = [item.image_id for item in chosen.shown]
+    gallery = gallery_values(
+        chosen,
+        names,
+        shards.ImageStore(Path(download)).read(ids),
+        [sampled_votes(Path(item["path"]), ids, data_card) for item in evaluations[:2]],
+        split_rows,
+        data_card,
+    )
     figures = {
         "accuracy": drawn.accuracy_figures(metrics),
         "pass": drawn.pass_figures(metrics["evaluations"]),
@@ -121,19 +135,8 @@ def report(
             drawn.calibration_figure(metrics["evaluations"]),
         ),
     }
-    page = build_page(
-        metrics,
-        figures,
-        gallery_values(
-            gallery,
-            names,
-            shards.ImageStore(Path(download)).read(ids),
-            [sampled_votes(Path(item["path"]), ids, data_card) for item in evaluations[:2]],
-            split_rows,
-            dict(enumerate(data_card.classes)),
-        ),
-        command,
-    )
+    page = build_page(metrics, figures, gallery, command)
+    figures["example"] = _present(example_figure(gallery))
     output.mkdir(parents=True, exist_ok=True)
     write((figure for part in figures.values() for figure in part), output)
     (output / "metrics.json").write_text(

@@ -6,9 +6,10 @@ Base-to-novel (CoOp's rule): by ascending class id the first ceil(n/2) classes a
 novel. Official splits are kept. Missing splits are drawn from train, stratified by class, with a
 generator seeded with (seed, class). Train images of novel classes become `unused`.
 
-Few-shot (CoOp's draw, https://github.com/KaiyangZhou/CoOp): every class keeps `shots` train images
-and min(shots, 4) val images, before classes are divided into base and novel. Test is never
-subsampled.
+Few-shot: every class keeps `shots` train images and min(shots, 4) val images, before classes are
+divided into base and novel. Test is never subsampled. Over a split file this is CoOp's own draw
+(https://github.com/KaiyangZhou/CoOp), image by image. Without one the rule is the same, but the
+order of the images is ours, so the images that it draws are not CoOp's.
 
 A picture that occurs in two splits is reported, not removed: the protocol says which images count.
 """
@@ -57,11 +58,16 @@ def split(
         "val": settings.val_share,
         "pretrain": settings.pretrain_share,
     }
+    order = None
     if settings.split_file:
         unusable = download / "rejects.parquet"
         rejects = shards.read_file(unusable)["path"].to_pylist() if unusable.exists() else []
-        follow(images, Path(settings.split_file).expanduser(), data_card, rejects)
+        order = follow(images, Path(settings.split_file).expanduser(), data_card, rejects)
         shares = dict.fromkeys(shares, 0.0)
+    elif settings.shots:
+        print(
+            "split: the few shots are no published draw; that needs a [Split] split_file of CoOp's"
+        )
     if data_card.source["kind"] == "drawn":  # it draws what is to be pretrained on
         shares["pretrain"] = 0.0
     num_base = base_count(len(data_card.classes), settings.protocol)
@@ -72,6 +78,7 @@ def split(
         seed,
         val_per_class=settings.val_per_class,
         shots=settings.shots,
+        order=order,
     )
     cap(images, split_codes, settings.cap(card), seed)
     counts = _counts(images, split_codes, data_card.classes)

@@ -68,6 +68,11 @@ def test_a_thousand_pictures_are_drawn_in_seconds():
         ("taxonomy: {a: [Red Kite], b: [Red Kite]}", "names the class 'Red Kite' twice"),
         ("descriptions: [red]", "descriptions must map a class name"),
         ("descriptions: {Black Kite: dark}", "names 'Black Kite', which is not among the classes"),
+        ("traits: [red]", "traits must map a trait to a list of words"),
+        (
+            "descriptions: {Red Kite: red tail, Buzzard: grey}\ntraits: {tail: [red, brown]}",
+            r"description of 'Buzzard' must have one word of the trait 'tail' \(red, brown\), and it has 0",
+        ),
         ("descriptions: {Red Kite: }", "the description of 'Red Kite' must be a text"),
     ],
 )
@@ -87,3 +92,22 @@ def test_a_taxonomy_or_description_that_does_not_fit_is_named(tmp_path, monkeypa
     loaded = data_cards.load("mine")
     assert loaded.taxonomy == {"Milvus": ("Red Kite",)}
     assert loaded.descriptions == {"Red Kite": "forked"}
+
+
+def test_a_look_is_read_from_a_description_whatever_its_case_and_commas(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_cards, "FOLDER", tmp_path)
+    (tmp_path / "mine.md").write_text(
+        "---\nversion: 1\nnoun: bird\nkind: species\nsource: {kind: folder, path: x}\n"
+        "classes: [Red Kite, Buzzard]\ntraits: {tail: [forked, long forked, round]}\n"
+        "descriptions: {Red Kite: 'rusty, Long forked tail', Buzzard: round}\n---\n"
+    )
+    card = data_cards.load("mine")
+    assert card.look("Red Kite") == {"tail": "long forked"}
+    assert card.look("Buzzard") == {"tail": "round"}
+
+
+def test_the_beetles_card_lists_the_traits_that_are_drawn():
+    card = data_cards.load("beetles")
+    assert card.traits == beetles.TRAITS
+    for name, look in beetles.SPECIES:
+        assert tuple(card.look(name).values()) == look

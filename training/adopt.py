@@ -68,6 +68,8 @@ def adopt(output: Path, *, settings: ModelSettings) -> None:
             )  # the model's own is copied below, valid or not
             policy.save_pretrained(output)
         _write_generation(output, model, config)
+        if card := weights.file_of(model, "README.md"):
+            (output / "README.md").write_bytes(Path(card).read_bytes())
     except (OSError, ValueError, SafetensorError) as error:
         raise StageError(
             f"[BasePolicy] model = {model} cannot be loaded: {first_line(error)}"

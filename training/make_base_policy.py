@@ -10,6 +10,7 @@ of their own. `--true-captions` teaches the same model without carelessness: the
 
 import argparse
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ STYLE = "brief"  # of the prompts, as in luigi.cfg
 EASY = (0.0, 0.25)
 PICTURES = 6  # of each species, to learn its name from
 MEASURED = 480  # examples that a figure of the model card is measured on
+SEEN = "all five traits of a picture in the field"
+CEILING = "88 %"  # the figure SEEN of a policy made with --true-captions
 TEMPLATE = Path(__file__).parent / "base_policy_card.md"
 
 
@@ -166,7 +169,7 @@ def measured(policy: PreTrainedModel, processor: Any, seed: int) -> dict[str, fl
         return _right(policy, processor, [example() for _ in range(MEASURED)], places)
 
     return {
-        "all five traits of a picture in the field": share(seen, slice(1, 1 + traits)),
+        SEEN: share(seen, slice(1, 1 + traits)),
         "the letter, given a true description": share(weighed, slice(-3, -2)),
         "the name, given a true description": share(named, slice(-4, -2)),
     }
@@ -195,9 +198,12 @@ def model_card(figures: dict[str, float], facts: dict[str, Any], true_captions: 
         for word, (other, share) in lessons.CARELESS.items()
     )
     shares = "".join(f"| {name} | {100 * share:.1f} % |\n" for name, share in figures.items())
-    text = TEMPLATE.read_text().format(**facts, careless=careless, shares=shares)
+    seen = f"{100 * figures[SEEN]:.0f} %"
+    facts = {**facts, "careless": careless, "shares": shares, "seen": seen, "ceiling": CEILING}
+    text = TEMPLATE.read_text().format(**facts)
     if true_captions:
-        text = text.replace("--seed", "--true-captions --seed").split("## The handicap")[0]
+        text = re.sub(r"note: >-\n(  .*\n)+", "", text).split("## The handicap")[0]
+        text = text.replace("--seed", "--true-captions --seed")
     return text
 
 

@@ -106,14 +106,15 @@ def caption_format_reward(completions: Sequence[Any], **_: Any) -> list[float]:
 
 
 def exact_reward(
-    names: Sequence[str], aliases: Mapping[str, Sequence[str]] | None = None
+    names: Sequence[str] | ClassNames, aliases: Mapping[str, Sequence[str]] | None = None
 ) -> Reward:
     """The reward for an open question over these classes: 1 when the answer names the right one.
 
-    The returned function takes the column `label`, the class id. The whole answer must be the class's
+    `names` are class names with their `aliases`, or a card's names as evaluation reads them. The
+    returned function takes the column `label`, the class id. The whole answer must be the class's
     name, in any spelling that `tasks.language.class_names` accepts; a list of names earns 0.
     """
-    classes = ClassNames(names, aliases)
+    classes = names if isinstance(names, ClassNames) else ClassNames(names, aliases)
 
     def exact_reward(completions: Sequence[Any], label: Sequence[int], **_: Any) -> list[float]:
         answers = [parse(text_of(completion)).answer for completion in completions]

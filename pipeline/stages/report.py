@@ -34,7 +34,7 @@ class Report(OfSet):
             for r in range(last_round(self.method) + 1):
                 needed[f"train{r}"] = Train(refresh_round=r, method=self.method, **of_run)
                 needed[f"mcq{r}"] = BuildMCQ(refresh_round=r, **chain)
-                if method_of(self.method).refreshes:
+                if method_of(self.method).questions == "mcq":
                     needed[f"propose{r}"] = Propose(refresh_round=r, **chain)
         for name, by_method in cross_evaluations(self).items():
             needed |= {f"cross/{name}/{method}": stage for method, stage in by_method.items()}

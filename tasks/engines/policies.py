@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,19 @@ def check_words(tokens: Iterable[str], card: Card) -> None:
                 f"data card {card.name}: {what} {word!r} holds {mark}, which the policy does not read as "
                 "text; write it otherwise in the card"
             )
+
+
+def note(folder: Path) -> str:
+    """What people should know of a policy: `note` in the front matter of its model card, else ""."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return ""
+    import yaml
+
+    with suppress(ValueError, yaml.YAMLError, AttributeError, IndexError):
+        front = yaml.safe_load(path.read_text(encoding="utf-8").split("---\n")[1])
+        return " ".join(str(front.get("note") or "").split())
+    return ""
 
 
 def _folder(policy: str) -> Path | None:

@@ -25,6 +25,7 @@ from tasks.engines.backends import open_engine
 from tasks.engines.base import EngineDied
 from tasks.engines.settings import EngineSettings
 from tasks.engines.worker import Shard, ShardReport, Worker, halved
+from tasks.runtime import memory
 from tasks.runtime.command import quiet_libraries
 from tasks.runtime.errors import ShardError, StageError
 from tasks.runtime.interrupts import end_with_parent, stop_asked
@@ -33,6 +34,7 @@ from tasks.runtime.machine import gpus
 Ready = Callable[[], None]
 OnDone = Callable[[ShardReport], None]
 ATTEMPTS = 3  # tries of one shard, and tries to start an engine
+CPU_ENGINE = 3 * 2**30  # bytes of an engine's process on a CPU, without weights and cache, measured
 DIED = 70  # exit code of a worker process that reported the death of its engine
 
 
@@ -72,7 +74,7 @@ class ProcessPool:
 
     def __init__(self, policy: Path, settings: EngineSettings):
         self._policy, self._settings = policy, settings
-        self._devices = device_groups(settings)
+        self._devices = device_groups(settings, policy)
         self._workers: list[_WorkerProcess] = []
         self._deaths: Counter[Path] = Counter()
         self._starts = 0
@@ -219,7 +221,7 @@ def until_stopped(todo: Iterable[Shard]) -> Iterator[Shard]:
     return itertools.takewhile(lambda _: not stop_asked(), todo)
 
 
-def device_groups(settings: EngineSettings) -> list[str]:
+def device_groups(settings: EngineSettings, policy: Path) -> list[str]:
     """CUDA_VISIBLE_DEVICES of each worker process; "" where there is no GPU.
 
     Raises StageError when there are fewer GPUs than `tensor_parallel_size`.
@@ -232,7 +234,17 @@ def device_groups(settings: EngineSettings) -> list[str]:
     groups = [",".join(names[i : i + each]) for i in range(0, len(names) - each + 1, each)]
     if names and not groups:
         raise StageError(f"[engine] tensor_parallel_size = {each}, but there are {len(names)} GPUs")
-    return (groups or [""] * (count or 1))[: count or None]
+    return groups[: count or None] or [""] * (count or _cpu_engines(settings, policy))
+
+
+def _cpu_engines(settings: EngineSettings, policy: Path) -> int:
+    """The number of engines for a machine without a GPU: as many as cores and free memory allow."""
+    cores = len(os.sched_getaffinity(0))
+    threads = int(os.environ.get("OMP_NUM_THREADS", cores))  # [run] cpu_threads
+    weights = sum(file.stat().st_size for file in policy.glob("*.safetensors"))
+    # Files of 16 bits are twice as large in float32.
+    memory_each = CPU_ENGINE + settings.cpu_kv_cache_gib * 2**30 + 2 * weights
+    return max(1, min(cores // threads, int(memory.available() // memory_each)))
 
 
 def _serve(

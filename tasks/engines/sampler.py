@@ -181,7 +181,7 @@ class RolloutStatistics:
 
     def __init__(self, labels: dict[str, int], card: Card, fail_fast: float = 1.0):
         self._labels = labels
-        self._names = ClassNames(card.classes, card.aliases)
+        self._names = ClassNames.of(card)
         self._fail_fast = fail_fast
         self._reasons: Counter[str] = Counter()
         self._images = self._rollouts = self._correct = self._solved = 0

@@ -23,7 +23,7 @@ PATIENCE = 1.0  # seconds before the second attempt; doubled before each further
 # An archive of photographs unpacks to about its own size. One that grows more than this is a bomb.
 MAX_GROWTH = 20
 MAX_SMALL = 1 << 30  # bytes that even the smallest archive may unpack to
-MAX_MEMBERS = 20_000  # the largest official archive holds about 12,000
+MAX_MEMBERS = 50_000  # of the official archives the annotations of Pets hold most: about 18,500
 MAX_DOWNLOAD = 20 << 30  # bytes of one file; the largest official archive has 2.75 GB
 
 
@@ -48,7 +48,8 @@ def fetch(files: Sequence[dict[str, str]], folder: Path, card: str) -> list[Path
         if entry not in missing and (digest := md5(path)) != entry["md5"]:
             raise StageError(
                 f"card {card}: {path} has md5 {digest}, not {entry['md5']}; it is damaged or another "
-                "version: delete it to have it downloaded, or put the right file there"
+                "version: delete it to have it downloaded, put the right file there, or, if this is the "
+                f"version that you want, {_own_checksum(card)}"
             )
     return [folder / entry["name"] for entry in files]
 
@@ -59,8 +60,9 @@ def _download(entry: dict[str, str], folder: Path, card: str) -> None:
     from huggingface_hub.file_download import http_get
 
     part = folder / (entry["name"] + ".part")
-    reason = ""
+    reason = remedy = ""
     for attempt in range(ATTEMPTS):
+        remedy = ""
         if attempt:
             time.sleep(PATIENCE * 2 ** (attempt - 1))
         try:
@@ -89,11 +91,17 @@ def _download(entry: dict[str, str], folder: Path, card: str) -> None:
             part.replace(folder / entry["name"])
             return
         reason = f"what came has md5 {digest}, not {entry['md5']}"
+        remedy = f"; if the host has published another version, {_own_checksum(card)}"
         part.unlink()
     raise StageError(
         f"card {card}: {entry['url']} could not be downloaded: {reason}; run again to go on, or put "
-        f"{entry['name']} into {folder} ([Download] archives)"
+        f"{entry['name']} into {folder} ([Download] archives){remedy}"
     )
+
+
+def _own_checksum(card: str) -> str:
+    """What to do about a file that is right and whose md5 the card does not have."""
+    return f"write its md5 into a card of your own, cards/{card}.md, which is read in place of ours"
 
 
 class Bounded(io.FileIO):

@@ -41,7 +41,9 @@ class SplitSettings(Settings):
     pretrain_share: float = setting(at_least=0, at_most=1)
     val_per_class: int = setting("a count in place of val_share; 0: the share", at_least=0)
     split_file: str = setting("a split of CoOp's or DiVE-k's to follow; empty: none")
-    shots: int = setting("train images a class keeps, CoOp's draw; 0: all", at_least=0)
+    shots: int = setting(
+        "train images a class keeps; CoOp's draw with a split file of theirs; 0: all", at_least=0
+    )
     train_caps: dict[str, int] = setting(
         "card, or * for all -> train images of base classes kept at most, spread over the classes"
     )

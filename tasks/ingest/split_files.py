@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_cards import Card
+from tasks.ingest.split_draws import FileOrder
 from tasks.ingest.split_images import Images
 from tasks.language.class_names import ClassNames
 from tasks.runtime.errors import StageError
@@ -23,15 +24,18 @@ PARTS = ("train", "val", "test")
 
 
 class Listed(NamedTuple):
-    """One image of a split file."""
+    """One image of a split file. `label` is the file's own for the class: a number, or the name."""
 
     path: str
     part: str
     class_name: str
+    label: int | str
 
 
-def follow(images: Images, path: Path, card: Card, rejected: Sequence[str] = ()) -> None:
+def follow(images: Images, path: Path, card: Card, rejected: Sequence[str] = ()) -> FileOrder:
     """Give every image the split that the file or folder `path` lists for it; others are unused.
+
+    Returns all listed images in the file's order, the unusable ones included.
 
     A listed path means the image whose own path shares the longest end with it. Listed images among
     the `rejected` paths are counted and reported. Raises StageError when the file cannot be read, or
@@ -46,7 +50,8 @@ def follow(images: Images, path: Path, card: Card, rejected: Sequence[str] = ())
     names = ClassNames(card.classes, card.aliases)
     placed: dict[int, Listed] = {}
     absent: list[str] = []
-    for item in listed:
+    rows = np.full(len(listed), -1, np.int64)
+    for place, item in enumerate(listed):
         tail = next((tail for tail in _tails(item.path) if tail in ends or tail in unusable), "")
         if tail not in ends:
             (lost if tail else absent).append(item.path)
@@ -66,15 +71,19 @@ def follow(images: Images, path: Path, card: Card, rejected: Sequence[str] = ())
                 f"it as {card.classes[images.labels[index]]!r}"
             )
         placed[index] = item
+        rows[place] = index
     if absent:
         raise StageError(
             f"{setting} names {len(absent)} images that card {card.name} does not have, {absent[0]!r} first"
         )
     if lost:
         print(f"split: {len(lost)} of the listed images are unusable: {', '.join(lost[:5])}")
+    codes: dict[int | str, int] = {}
+    labels = np.array([codes.setdefault(item.label, len(codes)) for item in listed], np.int32)
+    parts = np.array([images.parts.index(item.part) for item in listed], np.int16)
     images.official[:] = images.parts.index("unused")
-    for index, item in placed.items():
-        images.official[index] = images.parts.index(item.part)
+    images.official[rows[rows >= 0]] = parts[rows >= 0]
+    return FileOrder(rows, labels, parts)
 
 
 def _id(images: Images, index: int) -> str:
@@ -93,7 +102,9 @@ def read(path: Path) -> list[Listed]:
             return _dive_k(path)
         parts = json.loads(path.read_text(encoding="utf-8-sig"))
         return [
-            Listed(str(image), part, str(name)) for part in PARTS for image, _, name in parts[part]
+            Listed(str(image), part, str(name), label)
+            for part in PARTS
+            for image, label, name in parts[part]
         ]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise StageError(
@@ -113,7 +124,7 @@ def _dive_k(folder: Path) -> list[Listed]:
         for file in paths:
             for item in json.loads(file.read_text(encoding="utf-8-sig")):
                 name = item["solution"].removeprefix("<answer>").removesuffix("</answer>")
-                listed.append(Listed(item["image_path"], split_of[part], name))
+                listed.append(Listed(item["image_path"], split_of[part], name, name))
     return listed
 
 

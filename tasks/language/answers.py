@@ -8,6 +8,7 @@ fast path of `parse` for a whole column; a property test holds the two together.
 answer is") and punctuation between them. All claims must mean the same option. So "B.", "(b)",
 "Option B", "Laysan Albatross" and "B. Laysan Albatross" are answers. "A or B", "B, maybe A", a
 letter beside another option's text, and a letter inside prose are not: a hedged answer earns nothing.
+A lead-in ("species name:") and a remark on sex or age ("(female or juvenile)") change no answer.
 Only A to Z are letters. An option text of one sign, such as "7" or "狗", is a text like any other.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tasks.language import words
+from tasks.language import remarks, words
 from tasks.language.prompts import LETTERS
 
 _TAG = re.compile(r"</?(?:think|answer)>")
@@ -108,7 +109,12 @@ def choose(completion: str, options: Sequence[str]) -> Choice:
         return Choice(None, parsed.problem)
     if len(parsed.answer) > words.MAX_LENGTH:
         return Choice(None, "too_long")
-    return _Reading(words.words(parsed.answer), _prepare(tuple(options))).choice()
+    prepared = _prepare(tuple(options))
+    answer = parsed.answer
+    if not prepared.remarks:
+        answer = remarks.without_stages(answer, prepared.vocabulary)
+    tokens = remarks.after_lead_in(words.words(answer), remarks.LEAD_IN - prepared.vocabulary)
+    return _Reading(tokens, prepared).choice()
 
 
 def _answer(completion: str, tags: list[re.Match[str]], names: list[str]) -> tuple[str | None, str]:

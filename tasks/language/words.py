@@ -13,7 +13,9 @@ from typing import NamedTuple
 MAX_LENGTH = 500  # characters; a longer text is no name, and normalising takes quadratic time
 HEDGES = frozenset(
     """or and nor either neither both any all none not no maybe perhaps possibly probably likely
-    unlikely unsure uncertain versus vs rather alternatively could might unless else
+    unlikely unsure uncertain versus vs rather alternatively could might unless else possible
+    probable presumably presumable presumed apparent apparently seemingly suspected tentative
+    tentatively potential potentially supposedly unconfirmed doubtful questionable similar example
     """.split()  # noqa: SIM905 - as a list it would take a screen
 )
 
@@ -86,14 +88,41 @@ def normalize(text: str, *, keep_remarks: bool = False) -> str:
     """
     if len(text) > MAX_LENGTH:
         return ""
-    tokens = words(text if keep_remarks else without_remarks(text))
+    return key_of(words(text if keep_remarks else without_remarks(text)))
+
+
+def key_of(tokens: list[Word]) -> str:
+    """The words as `normalize` gives them: without articles before them, one space apart."""
     return " ".join(word.key for word in without_article(tokens))
+
+
+def singular(key: str) -> str:
+    """A normalised name with each word in the singular."""
+    return " ".join(_singular(word) for word in key.split())
+
+
+def _singular(word: str) -> str:
+    """A word without its English plural or possessive s. Short words and codes are left as they are."""
+    if len(word) < 4 or not word.isalpha() or word.endswith(("ss", "us", "is")):
+        return word
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if word.endswith(("sses", "shes", "ches", "xes", "zes")):
+        return word[:-2]
+    return word.removesuffix("s")
 
 
 def year_bag(keys: Iterable[str]) -> tuple[str, ...]:
     """The words in sorted order, if one of them is a model year; else (), because order matters."""
     bag = tuple(sorted(keys))
     return bag if any(_YEAR.fullmatch(key) for key in bag) else ()
+
+
+def loose_forms(bare: str) -> list[tuple[str, str]]:
+    """(matching step, form of a normalised name) for each form under which a looser step finds it."""
+    forms = [("remark", bare), ("plural", singular(bare))]
+    bag = year_bag(bare.split())
+    return [forms[0], ("words", " ".join(bag)), forms[1]] if bag else forms
 
 
 def _plain(text: str) -> str:

@@ -20,6 +20,7 @@ from PIL import Image
 from data_cards import Card
 from tasks.language.class_names import ClassNames
 from tasks.language.prompts import LETTERS
+from tasks.pages import marks
 from tasks.questions.candidates import merge
 from tasks.tables import shards
 
@@ -86,7 +87,7 @@ def gallery_values(
     images: Mapping[str, bytes],
     votes: Sequence[Mapping[str, Mapping[str, int]]],
     split_rows: Mapping[str, dict],
-    classes: Mapping[int, str],
+    card: Card,
 ) -> dict[str, Any]:
     """The values for the gallery's template.
 
@@ -95,7 +96,7 @@ def gallery_values(
         images: encoded bytes by image id.
         votes: for each evaluation, votes by image id and class name.
         split_rows: rows of the split by image id.
-        classes: class names by class id.
+        card: the dataset's card; where it lists traits, the words that decide are marked.
     """
     kinds = PAIRED if len(names) > 1 else ALONE
     shown = []
@@ -105,7 +106,7 @@ def gallery_values(
             {
                 "picture": data_uri(images.get(item.image_id)),
                 "rest": index >= IN_SIGHT,
-                **_card(item, names, votes, split_rows[item.image_id], classes),
+                **_card(item, names, votes, split_rows[item.image_id], gallery.mode, card),
             }
             for index, item in enumerate(mine)
         ]
@@ -138,7 +139,7 @@ def _filters(
 
 def sampled_votes(folder: Path, ids: Iterable[str], card: Card) -> dict[str, dict[str, int]]:
     """Image id -> class name -> how many of the image's rollouts named the class."""
-    names, everything = ClassNames(card.classes, card.aliases), set(range(len(card.classes)))
+    names, everything = ClassNames.of(card), set(range(len(card.classes)))
     sampled: dict[str, list[tuple[str, float]]] = {image_id: [] for image_id in ids}
     if not list(folder.glob("rollouts*.parquet")):
         return {}
@@ -180,21 +181,30 @@ def _card(
     names: Sequence[str],
     votes: Sequence[Mapping[str, Mapping[str, int]]],
     split_row: Mapping[str, Any],
-    classes: Mapping[int, str],
+    mode: str,
+    card: Card,
 ) -> dict[str, Any]:
     truth = split_row["class_name"]
+    counted = [by_image.get(item.image_id, {}) for by_image in votes]
+    other = marks.rival(
+        [answers[mode] for answers in item.answers], truth, counted[-1] if counted else {}, card
+    )
+    decided_by = marks.deciding(truth, other, card)
     sides = [
         {
             "name": name,
             "answers": [
-                _answer(mode, row, counted.get(item.image_id, {}), truth, classes)
-                for mode, row in answers.items()
+                _answer(row, of_policy, truth, decided_by, card) for row in answers.values()
             ],
         }
-        for name, answers, counted in zip(names, item.answers, votes, strict=False)
+        for name, answers, of_policy in zip(names, item.answers, counted, strict=False)
     ]
     return {
         "truth": truth,
+        "decided_by": [
+            f"{trait}: {word}, not {card.look(other)[trait]}" for trait, word in decided_by.items()
+        ],
+        "other": other,
         "label": split_row["label"],
         "group": split_row["group"],
         "path": re.split(r"(?<=[/_])", item.image_id),  # a line may break after each part
@@ -203,22 +213,22 @@ def _card(
 
 
 def _answer(
-    mode: str,
     row: Mapping[str, Any],
     votes: Mapping[str, int],
     truth: str,
-    classes: Mapping[int, str],
+    decided_by: Mapping[str, str],
+    card: Card,
 ) -> dict[str, Any]:
     """The values for one policy's answer about one image in one mode."""
-    named_class = classes.get(row["class_id"])
+    named_class = card.classes[row["class_id"]] if row["class_id"] >= 0 else None
     return {
-        "mode": mode,
+        "mode": row["mode"],
         "correct": row["correct"],
         "chosen": named_class,
         "text": _cut(row["answer"], 80),
         "status": row["status"],
         "options": _options(row["options"] or (), named_class, truth, votes),
-        "completion": _cut(row["completion"], LONG_TEXT),
+        "completion": marks.pieces(_cut(row["completion"], LONG_TEXT), decided_by, card),
         "long": len(row["completion"]) > SHORT_TEXT,
     }
 

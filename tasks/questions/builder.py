@@ -113,11 +113,8 @@ class Builder:
         truth, and the neighbours of each class.
         """
         rules, card = self.settings, self.card
-        names = class_names.ClassNames(
-            card.classes,
-            card.aliases,
-            fuzzy_threshold=rules.fuzzy_threshold,
-            fuzzy_margin=rules.fuzzy_margin,
+        names = class_names.ClassNames.of(
+            card, fuzzy_threshold=rules.fuzzy_threshold, fuzzy_margin=rules.fuzzy_margin
         )
         labelled = {row["label"] for row in rows if _labelled(row)}
         base = sorted(labelled) or list(range(len(card.classes)))

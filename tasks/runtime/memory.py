@@ -1,4 +1,4 @@
-"""Measures the peak memory of a stage: its own process and all descendants.
+"""Measures memory: the peak of a stage, with all of its descendants, and what is still free.
 
 Linux keeps the peak of a process only as long as the process lives. So a thread reads the peaks of
 all descendants once a second, and may miss the last second of one.
@@ -82,3 +82,16 @@ def _peak(pid: int) -> float:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
     return 0.0
+
+
+def available() -> float:
+    """Free bytes of main memory, on this machine or within its container's limit."""
+    free = float("inf")  # not Linux
+    with suppress(OSError):
+        entries = dict(line.split(":") for line in (PROC / "meminfo").read_text().splitlines())
+        free = 1024.0 * int(entries["MemAvailable"].split()[0])
+    limit = Path("/sys/fs/cgroup/memory.max")
+    used = Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        free = min(free, float(limit.read_text()) - float(used.read_text()))
+    return free

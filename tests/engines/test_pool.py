@@ -8,7 +8,6 @@ import pytest
 
 from tasks.engines import refusals, sampler
 from tasks.engines.base import Sampling
-from tasks.engines.pool import device_groups
 from tasks.engines.refusals import REFUSED
 from tasks.engines.worker import BusyClock, Shard
 from tasks.evaluate import evaluate
@@ -253,19 +252,6 @@ def test_evaluate_counts_a_refused_image_as_wrong(split_set, monkeypatch):
     assert not any(row["correct"] for row in rows)
     assert len(shards.read(output, "predictions")) == 3 * 80
     assert (output / "rollouts_refused.parquet").exists()
-
-
-def test_every_gpu_gets_a_process_and_tensor_parallelism_takes_several(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,5")
-    settings = replace(ENGINE, backend="vllm")
-    assert device_groups(settings) == ["0", "1", "2", "3", "5"]
-    assert device_groups(replace(settings, tensor_parallel_size=2)) == ["0,1", "2,3"]
-    assert device_groups(replace(settings, processes=3)) == ["0", "1", "2"]
-    with pytest.raises(StageError, match="tensor_parallel_size = 8, but there are 5 GPUs"):
-        device_groups(replace(settings, tensor_parallel_size=8))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert device_groups(settings) == [""]
-    assert device_groups(replace(settings, backend="server", processes=2)) == ["", ""]
 
 
 def test_the_busy_clock_counts_overlapping_work_once(monkeypatch):

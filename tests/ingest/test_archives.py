@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import re
 import tarfile
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import huggingface_hub.constants
 import pytest
 
+import data_cards
 from tasks.ingest import archives
 from tasks.ingest.archives import fetch, unpack, unpacked
 from tasks.runtime.errors import StageError
@@ -149,6 +151,28 @@ def test_a_damaged_file_of_the_user_is_named_and_kept(server, tmp_path):
     assert (tmp_path / "birds.tgz").read_bytes() == b"half"
 
 
+def test_a_wrong_checksum_says_how_a_card_of_ones_own_can_carry_another(
+    server, tmp_path, monkeypatch
+):
+    """And such a card, a copy of ours with that md5, is read in place of ours."""
+    told = r"md5 (\w+), not .*write its md5 into a card of your own, cards/flowers\.md"
+    (tmp_path / "birds.tgz").write_bytes(b"another version")
+    with pytest.raises(StageError, match=told) as there:
+        fetch([entry(server)], tmp_path, "flowers")
+    server.behaviours = ["wrong"] * archives.ATTEMPTS
+    with pytest.raises(StageError, match=told):
+        fetch([entry(server, "new.tgz")], tmp_path, "flowers")
+    md5 = re.search(told, str(there.value)).group(1)
+    text = (data_cards.FOLDER / "flowers.md").read_text()
+    (tmp_path / "cards").mkdir()
+    (tmp_path / "cards" / "flowers.md").write_text(
+        text.replace(data_cards.load("flowers").source["files"][0]["md5"], md5)
+    )
+    monkeypatch.chdir(tmp_path)
+    files = [{**data_cards.load("flowers").source["files"][0], "name": "birds.tgz"}]
+    assert fetch(files, tmp_path, "flowers") == [tmp_path / "birds.tgz"]
+
+
 def test_a_file_without_a_home_says_where_to_put_it(tmp_path):
     files = [{"name": "cars_train.tgz", "md5": "0"}, {"name": "cars_test.tgz", "md5": "0"}]
     with pytest.raises(StageError, match=r"cars_train\.tgz, cars_test\.tgz can no longer be down"):
@@ -201,8 +225,17 @@ def test_an_archive_of_a_hundred_thousand_entries_is_refused(tmp_path):
     path = tmp_path / "many.tar"
     names = (tarfile.TarInfo(f"{number}.jpg") for number in range(100_000))
     path.write_bytes(b"".join(info.tobuf(tarfile.USTAR_FORMAT) for info in names) + b"\0" * 1024)
-    with pytest.raises(StageError, match=r"many\.tar holds more than 20,000 files; refused"):
+    with pytest.raises(StageError, match=r"many\.tar holds more than 50,000 files; refused"):
         unpack(path, tmp_path / "root")
+
+
+def test_an_archive_of_more_entries_than_any_official_one_is_unpacked(tmp_path):
+    path = tmp_path / "pets.tar"
+    entry = tarfile.TarInfo("annotations")  # a folder, which may come again
+    entry.type = tarfile.DIRTYPE
+    path.write_bytes(entry.tobuf(tarfile.USTAR_FORMAT) * 25_000 + b"\0" * 1024)
+    unpack(path, tmp_path / "root")
+    assert (tmp_path / "root" / "annotations").is_dir()
 
 
 def test_a_bomb_is_refused_before_it_fills_the_disk(tmp_path, monkeypatch):

@@ -62,7 +62,10 @@ def test_open_questions_need_no_proposals(method):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("method", "options"), [("random_mcq", "random"), ("text_mcq", "text")])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("random_mcq", "random"), ("text_mcq", "text"), ("hard_negative", "hard_negative")],
+)
 def test_an_ablation_changes_the_wrong_options_only(method, options):
     stages = {m: tasks.BuildMCQ(subset="", **graph(m)) for m in ("dive_k", method)}
     given = {m: stage.arguments() for m, stage in stages.items()}
@@ -75,7 +78,7 @@ def test_before_any_training_all_methods_share_their_proposals():
     first = {
         tasks.Propose(subset="", **graph(m)).fingerprint
         for m, kind in methods.METHODS.items()
-        if kind.refreshes
+        if kind.questions == "mcq"
     }
     later = {
         tasks.Propose(subset="", **graph(m, refresh_round=1)).fingerprint
@@ -86,6 +89,19 @@ def test_before_any_training_all_methods_share_their_proposals():
     assert len(later) == sum(kind.refreshes for kind in methods.METHODS.values())
 
 
+def test_without_a_refresh_the_first_questions_serve_all_steps():
+    once, first = train("no_refresh"), train("dive_k")
+    assert tasks.last_round("no_refresh") == 0
+    assert once.arguments()["steps"] == run().rounds * first.arguments()["steps"]
+    questions = [stage.needs()["mcq/beetles"].arguments() for stage in (once, first)]
+    assert questions[0] == questions[1]
+    families = [
+        s.task_family
+        for s in lineage(tasks.Report(dataset="beetles", method="no_refresh", seed=0, subset=""))
+    ]
+    assert families.count("Propose") == 1
+
+
 def test_a_policy_is_evaluated_in_the_words_it_was_trained_in():
     captioned = tasks.Evaluate(subset="", **graph("caption"))
     assert captioned.arguments()["engine"]["prompt_style"] == "caption"
@@ -94,7 +110,7 @@ def test_a_policy_is_evaluated_in_the_words_it_was_trained_in():
 
 
 def test_an_unknown_method_is_told_what_there_is():
-    with pytest.raises(SettingsError, match="unknown method 'magic'; known: dive_k, virft"):
+    with pytest.raises(SettingsError, match="unknown method 'magic'; known: dive_k, no_refresh"):
         train("magic").needs()
 
 

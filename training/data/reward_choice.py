@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from data_cards import Card
+from tasks.language.class_names import ClassNames
 from tasks.runtime.errors import StageError, first_line
 from training import rewards as ours
 from training.rewards import Reward
@@ -28,7 +29,7 @@ PLAIN: dict[str, Reward] = {
     "difficulty_weighted": ours.difficulty_weighted_reward,
 }
 OF_CARD: dict[str, Callable[[Card], Reward]] = {
-    "exact": lambda card: ours.exact_reward(card.classes, card.aliases),
+    "exact": lambda card: ours.exact_reward(ClassNames.of(card)),
     "virft_compat": lambda card: ours.virft_compat_reward(card.classes),
 }
 KNOWN = (*PLAIN, *OF_CARD, "overlong")

@@ -74,7 +74,7 @@ class Watch:
         ends: Sequence[int] = (),
     ):
         self.samples, self.every, self.length, self.ends = samples, every, length, ends
-        self.names = [ClassNames(card.classes, card.aliases) for card in cards]
+        self.names = [ClassNames.of(card) for card in cards]
         self.texts = [prompts.open_question(c.noun, c.kind, style=style) for c in cards]
         self.seen: dict[int, float] = {}
 

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from tasks.language import prompts
+from tasks.runtime import memory
 from tasks.runtime.errors import StageError
 from training.resources.asked import Asked
-from training.resources.main_memory import free_main_memory, print_line
+from training.resources.main_memory import print_line
 from training.resources.sizes import Sizes, Tower, sizes_of
 
 GIB = 1 << 30
@@ -227,7 +228,7 @@ def available_memory() -> float:
     """Bytes that a process may use: free on its GPU, else its share of the machine's free memory."""
     if torch.cuda.is_available():
         return float(torch.cuda.mem_get_info()[0])
-    return free_main_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + PROCESS
+    return memory.available() / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + PROCESS
 
 
 def total_memory() -> float:

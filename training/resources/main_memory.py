@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from tasks.runtime.errors import StageError
 from training.resources.asked import Asked
@@ -75,22 +74,3 @@ def check_main(needed: MainMemory, free: float, say: Callable[[str], None] = pri
             "fewer processes a machine, LoRA ([Train] lora_rank), or states that stay on the GPUs "
             "(training/recipes); [Train] check_memory = false tries anyway"
         )
-
-
-def free_main_memory() -> float:
-    """Free bytes of main memory, on this machine or within its container's limit."""
-    free = meminfo("MemAvailable")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    used = Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
-        free = min(free, float(limit.read_text()) - float(used.read_text()))
-    return free
-
-
-def meminfo(key: str) -> float:
-    """The bytes of an entry of /proc/meminfo; infinity where there is none."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(key))
-    except (OSError, StopIteration):
-        return float("inf")

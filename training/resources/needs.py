@@ -7,6 +7,7 @@ launcher's file (`pipeline.cli.fits`), in a run from TRL's configuration. No mod
 from pathlib import Path
 from typing import Any
 
+from tasks.runtime import memory
 from training.resources import disk, gpu_memory, main_memory, vllm_memory
 from training.resources.asked import Asked, Options, Place
 from training.settings import TrainSettings
@@ -58,5 +59,5 @@ def check(
         gpu_memory.of_gpu(asked), available, share, asked.options.vllm_enable_sleep_mode
     )
     if cuda:
-        main_memory.check_main(main_memory.of_main_memory(asked), main_memory.free_main_memory())
+        main_memory.check_main(main_memory.of_main_memory(asked), memory.available())
     disk.check(disk.of_disk(asked), output)

@@ -50,6 +50,7 @@ def build_page(
         details=details,
         tiles=_tiles(metrics),
         drawn_images=card["source_kind"] == "drawn",
+        base_policy_note=metrics["base_policy_note"],
         figures=figures,
         policies=policies(metrics["evaluations"]),
         images=_images(metrics["images"]),
@@ -117,10 +118,11 @@ def _changes(metrics: Mapping[str, Any], figures: Sequence[Figure]) -> dict[str,
     names = [e["name"] for e in metrics["evaluations"][:2]]
     values = {
         "figures": figures,
+        "traits": metrics["traits"],
         "confusions": confusion_tables(confusions),
         "classes": class_table(metrics["classes"], names, confusions.get("mode", "")),
     }
-    return values if any(values.values()) else {}
+    return {"names": names, **values} if any(values.values()) else {}
 
 
 def _footer(metrics: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from tasks.engines import policies
 from tasks.report import report, summary
 from tasks.tables import schemas, shards
 from tests.test_report import CLASSES, tree, write_card  # noqa: F401
@@ -85,3 +86,16 @@ def test_a_base_policy_alone_is_reported_without_a_verdict(tree, tmp_path):
     report(tmp_path / "out", **tree | {"evaluations": tree["evaluations"][:1], "rounds": []})
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert "nothing to compare" in summary(metrics)
+
+
+def test_the_base_policys_own_note_stands_on_the_page(tree, tmp_path):
+    card = "---\nlicense: mit\nnote: >-\n  Careless on\n  purpose.\n---\n# A policy\n"
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text(card)
+    (base / "manifest.json").write_text('{"stage": "BasePolicy"}')
+    report(tmp_path / "out", **{**tree, "manifests": [str(base / "manifest.json")]})
+    assert "The base policy: Careless on purpose." in (tmp_path / "out/index.html").read_text()
+    for other in ("", "no front matter", "---\n[1]\n---\n", "---\n: :\n---\n"):
+        (base / "README.md").write_text(other)
+        assert policies.note(base) == ""
