@@ -57,7 +57,8 @@ class ServerEngine:
         known = (policy / "config.json").is_file()
         self.opening = PromptBuilder(policy).opening if known else ""
         self.counts: Counter[str] = Counter()
-        self._is_vllm = self._away = False
+        self._is_vllm = False
+        self._told: dict[str, float] = {}  # reason -> when it was told, of a monotonic clock
         self._model = settings.server_model or str(policy)
         self._loop_thread = EventLoopThread()
         self._key = os.environ.get("OPENAI_API_KEY", "")
@@ -165,24 +166,22 @@ class ServerEngine:
         since = time.monotonic()
         while True:
             try:
-                answer = await self._client.chat.completions.create(**asked)
-                self._away = False
-                return answer
+                return await self._client.chat.completions.create(**asked)
             except (openai.APIConnectionError, openai.InternalServerError) as error:
                 status = getattr(error, "status_code", None)
                 timed_out = isinstance(error, openai.APITimeoutError)
                 is_away = status in AWAY or (status is None and not timed_out)
                 if not is_away or time.monotonic() - since > PATIENCE:
                     raise
-                if not self._away:
-                    print(
-                        f"the server does not answer ({first_line(error, self._key)}); waiting up to "
-                        f"{PATIENCE / 60:.0f} minutes for it",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                self._away = True
+                self._tell_away(first_line(error, self._key))
                 await asyncio.sleep(PAUSE)
+
+    def _tell_away(self, reason: str) -> None:
+        """Print that the server is away, once a minute for all requests."""
+        if time.monotonic() - self._told.get(reason, -60.0) >= 60:
+            self._told[reason] = time.monotonic()
+            waits = f"waiting up to {PATIENCE / 60:.0f} minutes for it"
+            print(f"the server does not answer ({reason}); {waits}", file=sys.stderr, flush=True)
 
     def _constraint(self, choices: tuple[str, ...]) -> dict[str, Any]:
         """The fields that restrict an answer to `choices`: vLLM's own, elsewhere a JSON schema."""
