@@ -12,7 +12,7 @@ READY := .venv/.ready-$(DEVICE)
 # Options for every resolution of packages: the overrides and the pinned versions.
 RESOLVED = --override requirements/overrides.txt --constraint requirements/$(1).txt
 
-.PHONY: help setup card train test lint audit chaos clean
+.PHONY: help setup card train test pythons lint audit chaos clean
 
 train: $(READY)
 	@$(BIN)/python -c "import pipeline"  # refuses a luigi.cfg that Luigi cannot read
@@ -25,6 +25,9 @@ card: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+pythons: $(READY)
+	@$(BIN)/python -m tests.interpreters $(DEVICE) $(call RESOLVED,$(DEVICE))
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -55,13 +58,17 @@ $(READY): pyproject.toml requirements/$(DEVICE).txt requirements/overrides.txt
 	  echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install" \
 	    "$$($(PYTHON) -c 'import sys; print("python{}.{}-venv".format(*sys.version_info))')"; exit 1; }
 	@$(BIN)/python -m tasks.runtime.machine $(DEVICE)
+	@test -x $(BIN)/uv || echo "fetching uv, which installs the packages"
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@echo "installing into .venv ($(DEVICE)): about 6 GB, some minutes on a slow line; cut off, it goes on from there"
 	@# The CPU build of vLLM pins a torch without torchvision's operators. The overrides replace it by a
 	@# build that works with and without a GPU. Bytecode is compiled here, once: each stage is a process,
 	@# and with PYTHONDONTWRITEBYTECODE set each would compile everything again.
 	@quiet=--quiet; test ! -t 2 || quiet=; set -x; \
-	$(BIN)/uv pip install $$quiet --compile-bytecode --python .venv $(call RESOLVED,$(DEVICE)) --editable ".[$(DEVICE),test]"
+	$(BIN)/uv pip install $$quiet --compile-bytecode --python .venv $(call RESOLVED,$(DEVICE)) --editable ".[$(DEVICE),test]" || { \
+	  { set +x; } 2>/dev/null; echo "error: not all packages could be installed; what is downloaded is kept: run the same" \
+	    "make again, and it goes on from there"; exit 1; }
+	@echo "loading torch for the first time"
 	@$(BIN)/python -m tasks.runtime.machine torch
 	@rm -f .venv/.ready-*
 	@touch $@
@@ -72,6 +79,7 @@ clean:
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
+	@echo "make pythons the quick tests on each other Python (3.11 to 3.13) of this machine"
 	@echo "make lint    format, lint and types, and whether the pinned versions fit together"
 	@echo "make audit   known vulnerabilities of the pinned versions"
 	@echo "make chaos   faults done on purpose, and counted  [LONG=1] [FAULTS='kills flips']"

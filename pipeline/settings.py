@@ -9,6 +9,7 @@ read over luigi.cfg in order. A section `[Train:cub]` holds for the dataset cub 
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
 from configparser import InterpolationError
 from functools import lru_cache
@@ -166,6 +167,9 @@ def check_configuration() -> None:
             f"{_file(error.section, error.option)}: section [{error.section}] {error.option}: "
             f"{' '.join(str(error).split())}"
         ) from error
+    for name, written in contents.items():
+        for key, text in written.items():
+            _check_comment(name, key, text)
     known = known_keys()
     values: dict[str, dict[str, dict[str, Any]]] = {}  # section -> dataset, or "" -> key -> value
     for full_name in config.sections():
@@ -243,6 +247,16 @@ class run(Checked, luigi.Config):
     model_resources = parameter(
         dict, Rule("luigi resources that a stage with a model takes", significant=False)
     )
+
+
+def _check_comment(section: str, key: str, text: str) -> None:
+    """Refuse a comment behind a value, which would become a part of it. JSON may hold its signs inside."""
+    json = text.startswith(("{", "["))
+    if re.search(r"[\]}]\s+[#;][^\]}]*$" if json else r"(^|\s)[#;]", text):
+        raise SettingsError(
+            f"{_file(section, key)}: section [{section}] {key}: {text!r} holds a comment, which would be a "
+            "part of the value; write it on a line of its own"
+        )
 
 
 def _parsed(section: str, key: str, parameter: Any, text: str) -> Any:

@@ -175,10 +175,7 @@ def _outcomes(
 
 
 def _from_rollouts(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Near misses and the curve over answers an image, by row, as means over seeds.
-
-    Both read names by the set's card: they are empty where it is gone, or has other classes.
-    """
+    """Near misses and the curve over answers an image, by row; empty without a card of these classes."""
     curves: dict[str, list[list[dict[str, Any]]]] = defaultdict(list)
     near: dict[str, list[dict[str, Any]]] = defaultdict(list)
     nothing: dict[str, Any] = {"near_misses": {}, "budget_curves": {}}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_cards import Card, load
-from tasks.engines.policies import local
+from tasks.engines import policies
 from tasks.engines.sampler import RolloutStatistics, Sampler, throughput
 from tasks.engines.settings import EngineSettings
 from tasks.engines.worker import Query
@@ -71,6 +71,8 @@ def evaluate(
     """
     modes = settings.mode_names
     data_card = load(card)
+    policy = policies.local(policy, engine.backend)
+    policies.check_words(policies.special_tokens(policy), data_card)
     names = ClassNames.of(data_card)
     taxonomy = Taxonomy.of(data_card)
     rows = split_table.select_parts(split, settings.parts)
@@ -90,7 +92,7 @@ def evaluate(
     sampled = in_full or adapts
     val = tuning.val_rows(split, limit) if adapts else []
     enough = None
-    with Sampler(local(policy, engine.backend), engine, n, seed) as sampler:
+    with Sampler(policy, engine, n, seed) as sampler:
         if adapts:
             thresholds = tuning.tune(
                 output,

@@ -21,11 +21,10 @@ from data_cards import Card
 from tasks.engines import adapters, policies
 from tasks.engines.backends import open_engine
 from tasks.engines.base import Completion, Engine, Request
-from tasks.engines.refusals import Enough, generate_in_instalments
+from tasks.engines.refusals import Enough, check_prompt, generate_in_instalments
 from tasks.engines.sampler import sampling_of
 from tasks.engines.settings import EngineSettings
 from tasks.evaluation import adaptive
-from tasks.evaluation.inputs import Source, card_for, engine_settings, read_image
 from tasks.evaluation.modes import (
     Reading,
     choice_queries,
@@ -36,7 +35,7 @@ from tasks.evaluation.modes import (
     read_open,
     vote_share,
 )
-from tasks.evaluation.prediction import Prediction
+from tasks.evaluation.prediction import Prediction, Source, card_for, engine_settings, read_image
 from tasks.evaluation.settings import PredictSettings
 from tasks.ingest.pictures import Picture, Reject
 from tasks.language import answers, prompts
@@ -58,7 +57,7 @@ class Predictor:
     `policy` is a folder, an artifact, or a model of the hub. The possible answers are those of `card`
     (a name or a Card), or the names in `classes`, with `noun` and `kind` for the wording of the
     question, or else those of the card that the policy was trained on. `engine` defaults to
-    `tasks.evaluation.inputs.engine_settings`. Raises StageError when the policy or the card cannot
+    `tasks.evaluation.prediction.engine_settings`. Raises StageError when the policy or the card cannot
     be used.
     """
 
@@ -75,6 +74,7 @@ class Predictor:
     ):
         self.policy = policies.local(policy, engine.backend if engine else "")
         self.card = card_for(card, classes, noun, kind, self.policy)
+        policies.check_words(policies.special_tokens(self.policy), self.card)
         self.engine_settings = engine or engine_settings(self.policy)
         self.settings = settings or PredictSettings()
         self._adapts = (
@@ -135,8 +135,7 @@ class Predictor:
             policy = self._weights()
             with opening("predict", policy, self.engine_settings.backend):
                 self._engine = open_engine(policy, self.engine_settings)
-                if hasattr(self._engine, "check"):
-                    self._engine.check(self._requests(images)[min(images)])
+                check_prompt(self._engine, list(self._requests(images).values()))
         requests = self._requests(images)
         refused: dict[str, str] = {}
         once, adapts = self.settings.mode == "one_step", self._adapts

@@ -10,7 +10,7 @@ GPU. The figures beside the progress bar (unparsed share, Pass@1 and Pass@N) sho
 from pathlib import Path
 
 from data_cards import load
-from tasks.engines import refusals
+from tasks.engines import policies, refusals
 from tasks.engines.sampler import RolloutStatistics, Sampler, throughput
 from tasks.engines.settings import EngineSettings
 from tasks.engines.worker import Query
@@ -53,6 +53,7 @@ def propose(
     noise, and when the engine refuses more than `max_lost_share` of the images.
     """
     data_card = load(card)
+    policies.check_words(policies.special_tokens(policy), data_card)
     rows = split_table.select(split, "train", ("base",))[: settings.limit or None]
     names = [data_card.classes[label] for label in sorted({row["label"] for row in rows})]
     before, text = prompts.card_question(

@@ -17,6 +17,12 @@ def on_some_questions(completions, completion_ids, mcq_id, **columns):
     return [tell * sum(ids) / 100 for tell, ids in zip(tells, completion_ids, strict=True)]
 
 
+def now_and_then_infinite(completions, completion_ids, **columns):
+    """As by_length, but the first completion of each group of four earns infinitely much."""
+    paid = by_length(completions, completion_ids)
+    return [value if place % 4 else float("inf") for place, value in enumerate(paid)]
+
+
 def broken(completions, **columns):
     """Fails on what a policy wrote."""
     raise KeyError("colour")

@@ -24,6 +24,7 @@ case "$*" in
 "-m pip install"*) cp "$0" .venv/bin/uv; exit ;;
 -c*|"-m tasks.runtime.machine cuda") exec PYTHON "$@" ;;
 -V) echo Python 3.10.1; exit ;;
+"pip install"*) exit "${NO_NET:-0}" ;;
 "-m tasks.runtime.machine torch") exit "${BLIND:-0}" ;;
 esac
 """.replace('PYTHON "$@"', f'{sys.executable} "$@"')
@@ -100,6 +101,22 @@ def test_an_environment_that_was_cut_off_is_made_anew(make):
     half.chmod(0o755)
     assert make()[0] == 0
     assert half.read_text() != "#!/bin/sh\nexit 1\n"
+
+
+def test_an_installation_that_was_cut_off_goes_on_at_the_next_make(make):
+    code, said, called = make(NO_NET="2")
+    assert code != 0
+    assert "fetching uv" in said
+    assert "installing into .venv (cuda): about" in said
+    assert (
+        "error: not all packages could be installed; what is downloaded is kept: run the same"
+        in said
+    )
+    assert not (make.folder / ".venv" / ".ready-cuda").exists()
+    code, said, called = make()
+    assert code == 0
+    assert not any("-m venv" in line or "-m pip install" in line for line in called), "kept"
+    assert "loading torch for the first time" in said
 
 
 def test_a_gpu_that_torch_does_not_see_is_not_ready(make):

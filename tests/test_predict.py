@@ -15,7 +15,7 @@ from tasks.engines.settings import EngineSettings
 from tasks.evaluate import evaluate
 from tasks.evaluation import adaptive
 from tasks.evaluation.adaptive import Thresholds
-from tasks.evaluation.inputs import engine_settings
+from tasks.evaluation.prediction import engine_settings
 from tasks.evaluation.settings import PredictSettings
 from tasks.predict import Predictor, thought
 from tasks.runtime.errors import StageError

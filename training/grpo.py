@@ -18,6 +18,7 @@ TRL's GRPOTrainer does the reinforcement learning. This project adds:
     settings.py     the settings of [BasePolicy] and [Train], and a round's inputs
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,12 @@ def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
     session.finish(trainer, recorder, figures(recorder.log, config))
     if trainer.accelerator.is_main_process:
         print(f"train: first and last steps: {summary(recorder.log, rewards)}")
+        for name in uncounted(recorder.log, rewards):
+            print(
+                f"train: reward {name} has scored no completion of this round, so that nothing was "
+                "learned from it",
+                file=sys.stderr,
+            )
 
 
 def check_scaling(rewards: dict[str, float], config: Any) -> None:
@@ -115,13 +122,20 @@ def summary(log: list[dict[str, Any]], rewards: list[str]) -> str:
     """The last line: each mean reward over the first and last fifth, and the first and last val accuracy."""
     fifth = max(1, len(log) // 5)
     parts = [
-        f"{name} {_mean(log[:fifth], f'reward/{name}'):.3f} -> {_mean(log[-fifth:], f'reward/{name}'):.3f}"
+        f"{name} never scored"
+        if name in uncounted(log, rewards)
+        else f"{name} {_mean(log[:fifth], f'reward/{name}'):.3f} -> {_mean(log[-fifth:], f'reward/{name}'):.3f}"
         for name in rewards
     ]
     if seen := _values(log, "val_accuracy"):
         parts.append(f"open answers on val {seen[0]:.3f} -> {seen[-1]:.3f}")
     parts.append(f"{_mean(log, 'dead_group_share'):.0%} of the groups without a gradient")
     return ", ".join(parts)
+
+
+def uncounted(log: list[dict[str, Any]], rewards: list[str]) -> list[str]:
+    """The rewards that scored no completion in any step of the log."""
+    return [name for name in rewards if not _values(log, f"reward/{name}")]
 
 
 def _values(rows: list[dict[str, Any]], key: str) -> list[float]:

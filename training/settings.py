@@ -6,11 +6,56 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tasks.runtime.errors import StageError
-from tasks.runtime.settings import Settings, setting
+from tasks.runtime.settings import Rule, Settings, mistyped, setting
 
 PARTS = ("vision", "projector", "language")  # of a vision-language model (training.model.trainable)
 DTYPES = ("float32", "bfloat16", "float16")
 ORDERS = ("shuffled", "curriculum")
+# The largest size of a reward times its weight. TRL computes in float32 (at most 3.4e38), where the
+# squares of a million of these can still be summed.
+LARGEST_REWARD = 1e15
+# Options of TRL's GRPOConfig with bounds or choices, which TRL checks late or never. They are checked with
+# luigi.cfg, where TRL is not imported; training.loop.trl_settings checks the types of all options.
+_SHARE = Rule(at_least=0, at_most=1)
+_SIZE, _COUNT, _POSITIVE = Rule(at_least=0), Rule(at_least=1), Rule(above=0)
+TRL_RULES: dict[str, tuple[Any, Rule]] = {
+    "temperature": (float, _POSITIVE),
+    "top_p": (float, Rule(above=0, at_most=1)),
+    "top_k": (int, _SIZE),
+    "min_p": (float | None, _SHARE),
+    "repetition_penalty": (float, _POSITIVE),
+    "beta": (float, _SIZE),
+    "epsilon": (float, _SIZE),
+    "epsilon_high": (float | None, _SIZE),
+    "num_iterations": (int, _COUNT),
+    "steps_per_generation": (int | None, _COUNT),
+    "generation_batch_size": (int | None, _COUNT),
+    "top_entropy_quantile": (float, _SHARE),
+    "max_grad_norm": (float, _SIZE),
+    "warmup_steps": (float, _SIZE),
+    "weight_decay": (float, _SIZE),
+    "adam_beta1": (float, _SHARE),
+    "adam_beta2": (float, _SHARE),
+    "adam_epsilon": (float, _POSITIVE),
+    "vllm_gpu_memory_utilization": (float, Rule(above=0, at_most=1)),
+    "vllm_tensor_parallel_size": (int, _COUNT),
+    "vllm_max_model_length": (int | None, _COUNT),
+    "loss_type": (
+        str,
+        Rule(choices=("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")),
+    ),
+    "scale_rewards": (str, Rule(choices=("group", "batch", "none"))),
+    "importance_sampling_level": (str, Rule(choices=("token", "sequence"))),
+    "multi_objective_aggregation": (
+        str,
+        Rule(choices=("sum_then_normalize", "normalize_then_sum")),
+    ),
+    "vllm_mode": (str, Rule(choices=("colocate", "server"))),
+    "vllm_importance_sampling_mode": (
+        str,
+        Rule(choices=("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")),
+    ),
+}
 EMBEDDED = "embedded"  # [BasePolicy] model: the policy in training/base_policy
 
 
@@ -151,6 +196,18 @@ class TrainSettings(Settings):
         for name, weight in self.rewards.items():
             if isinstance(weight, bool) or not isinstance(weight, int | float):
                 raise StageError(f"[Train] rewards: the weight of {name!r} must be a number")
+            if not abs(weight) <= LARGEST_REWARD:
+                raise StageError(
+                    f"[Train] rewards: the weight of {name!r} must be a number of at most "
+                    f"{LARGEST_REWARD:g} in size; got {weight:g}"
+                )
+        for name, value in self.trl.items():
+            kind, rule = TRL_RULES.get(name, (Any, Rule()))
+            if name == "scale_rewards" and isinstance(value, bool):
+                continue  # of TRL's former versions, for group and none
+            problem = mistyped(value, kind) or (value is not None and rule.refusal(value))
+            if problem:
+                raise StageError(f"[Train] trl: {name} {problem}")
         if "none" in self.freeze and self.frozen:
             raise StageError(f"[Train] freeze must be none, or parts; got {self.freeze!r}")
         if self.frozen == PARTS:

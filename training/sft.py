@@ -24,12 +24,13 @@ from tasks.runtime.command import main
 from tasks.runtime.errors import StageError, first_line
 from tasks.runtime.machine import check_gpu, gpus
 from tasks.tables import shards
-from tasks.tables.pixels import Decoder
+from tasks.tables.pixels import Decoder, picture_size
 from training.data import sft_examples
+from training.data.refused import left_out
 from training.loop import sft_checkpoint
 from training.loop.supervised import train_supervised
 from training.model import tiny_policy
-from training.model.processors import sized_processor
+from training.model.processors import check, sized_processor
 from training.settings import EMBEDDED, BasePolicySettings
 
 
@@ -70,6 +71,7 @@ def base_policy(
             raise StageError(
                 f"[BasePolicy] model = {model} cannot be loaded: {first_line(error)}"
             ) from error
+    check(processor, cards)
     if settings.steps:
         if gpus():  # the first of them: one process teaches
             policy.to("cuda")
@@ -83,7 +85,13 @@ def base_policy(
                 "no image is set aside for pretraining; give [Split] a pretrain_share, or set "
                 "[BasePolicy] steps = 0"
             )
-        batches = _random_batches(rows, Decoder(processor), names, wording, seed, settings)
+        decode, refused = Decoder(processor), {}
+        for image_id, *_, data in rows:
+            if reason := decode.refusal(*picture_size(data)):
+                refused[image_id] = reason
+        left_out(refused, len(rows), "images", "base_policy")
+        rows = [row for row in rows if row[0] not in refused]
+        batches = _random_batches(rows, decode, names, wording, seed, settings)
         figures = train_supervised(
             policy,
             processor,
@@ -100,11 +108,11 @@ def base_policy(
 
 
 def pretrain_images(download: Path, split: Path) -> list[tuple[str, str, bytes]]:
-    """(card, class name, encoded image) of every image set aside for pretraining."""
+    """(image id, class name, encoded image) of every image set aside for pretraining."""
     rows = shards.read(split, "split", ["image_id", "class_name", "split"]).to_pylist()
     wanted = {row["image_id"]: row["class_name"] for row in rows if row["split"] == "pretrain"}
     return [
-        (row["image_id"].split("/", 1)[0], wanted[row["image_id"]], row["image"]["bytes"])
+        (row["image_id"], wanted[row["image_id"]], row["image"]["bytes"])
         for row in shards.iter_rows(download, "images", ["image_id", "image"])
         if row["image_id"] in wanted
     ]
@@ -126,7 +134,8 @@ def _random_batches(
     rng = random.Random(f"sft {seed}")
     batch: list[sft_examples.Example] = []
     while True:
-        for card, name, data in rng.sample(rows, len(rows)):
+        for image_id, name, data in rng.sample(rows, len(rows)):
+            card = image_id.split("/", 1)[0]
             batch.append(
                 sft_examples.random_example(
                     decode(data),

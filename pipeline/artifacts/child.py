@@ -7,6 +7,7 @@ training step or short stage; the second ends it at once.
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ LOG = "run.log"
 # A variable whose name ends so holds a secret.
 SECRET = ("TOKEN", "API_KEY", "SECRET", "PASSWORD", "ACCESS_KEY")
 LAST_LINES = 12  # kept for the error message
+BAR = re.compile(r"\[\d[\d:]*[<,]")  # tqdm's time, as in `train:  50%|##  | 1/2 [00:05<00:05, ...]`
+TRACEBACK = "Traceback (most recent call last):"
+RANK = re.compile(r"^\[rank\d+\]: ")  # before each line of a process that torchrun started
 POLL = 1.0  # seconds between two reads of the child's progress
 
 # Takes a status message, and the percentage done or None.
@@ -39,13 +43,15 @@ class Ended:
     """How a child ended.
 
     `code` is the exit code, negative for a signal. `memory` is the peak in MB of the child and its
-    descendants (`tasks.runtime.memory.Watch`). `stopped` means that Ctrl-C was pressed and the
+    descendants (`tasks.runtime.memory.Watch`). `exception` is the last one that it printed with a
+    traceback, type and text, or "". `stopped` means that Ctrl-C was pressed and the
     child ended well nevertheless.
     """
 
     code: int
     memory: float
     last_lines: tuple[str, ...]
+    exception: str
     stopped: bool
 
 
@@ -103,7 +109,7 @@ def run(
     if code != 0 or not memory:
         # Exact to the end, but of the child alone, and never below this process's own size.
         memory = max(memory, megabytes(usage.ru_maxrss))
-    return Ended(code, memory, tuple(log.last), bool(presses))
+    return Ended(code, memory, tuple(log.last), log.exceptions.last, bool(presses))
 
 
 def secrets(environment: Any) -> list[bytes]:
@@ -125,11 +131,39 @@ def progress(folder: Path) -> dict[str, Any]:
     return figures if isinstance(figures, dict) else {}
 
 
+class Exceptions:
+    """Finds the exceptions among a process's lines: the first line after a traceback's own lines."""
+
+    def __init__(self) -> None:
+        self.last = ""
+        self._inside = False
+
+    def read(self, line: str) -> None:
+        """Take the next line. torchrun's own exception, that a process of its failed, is left out."""
+        text = RANK.sub("", line)
+        if text.endswith(TRACEBACK):  # a bar may stand before it
+            self._inside = True
+        elif self._inside and text and not text.startswith((" ", "+")) and not BAR.search(text):
+            self._inside = False
+            if not text.startswith("torch.distributed.elastic."):
+                self.last = text
+
+
+def last_words(lines: Iterable[str]) -> str:
+    """The last of a process's lines that is no progress bar, but the exception after a traceback."""
+    exceptions, last = Exceptions(), ""
+    for line in lines:
+        exceptions.read(line)
+        last = last if BAR.search(line) or not line.strip() else line
+    return exceptions.last or last
+
+
 class _Log:
     """Copies the child's two streams to the terminal and, as whole lines, to one file."""
 
     def __init__(self, path: Path, hidden: list[bytes]):
         self.last: deque[str] = deque(maxlen=LAST_LINES)
+        self.exceptions = Exceptions()
         self._hidden = hidden
         self._lock = threading.Lock()
         self._file: IO[bytes] | None = None
@@ -158,6 +192,7 @@ class _Log:
         """Write one line to the log, and keep it among the last lines."""
         with self._lock, suppress(OSError, ValueError):
             self.last.append(text)
+            self.exceptions.read(text)
             if self._file is not None:
                 self._file.write(f"{text}\n".encode())
 

@@ -189,7 +189,7 @@ def _run_child(
 ) -> child.Ended:
     """Run the stage in a process of its own. Raises StageFailed when it does not end well."""
     if (partial / DONE_FILE).exists():  # an earlier run was cut off during commit
-        return child.Ended(0, _recorded_memory(partial), (), False)
+        return child.Ended(0, _recorded_memory(partial), (), "", False)
     (partial / ERROR_FILE).unlink(missing_ok=True)
     started = time.monotonic()
     try:
@@ -221,14 +221,16 @@ def _recorded_memory(partial: Path) -> float:
 
 
 def _sentence(partial: Path, ended: child.Ended) -> str:
-    """The error sentence that the child left; for a bug, the last lines of its log."""
+    """The error sentence that the child left; for a bug, the exception and the end of its log."""
     if sentence := _read(partial / ERROR_FILE).strip():
         return sentence
-    last = ended.last_lines[-1] if ended.last_lines else ""
-    if ended.code == 1 and re.match(r"[a-z_]+: ", last):
-        return last.partition(": ")[2]  # the disk was too full for the file
+    said = [line for line in ended.last_lines if not child.BAR.search(line)]
+    if ended.code == 1 and said and re.match(r"[a-z_]+: ", said[-1]):
+        return said[-1].partition(": ")[2]  # the disk was too full for the file
+    what = f"{ended.exception} " if ended.exception else ""
     lines = "\n    ".join(ended.last_lines[1:] if len(ended.last_lines) > 1 else ended.last_lines)
-    return f"it ended with exit code {ended.code}; the end of {partial / child.LOG}:\n    {lines}"
+    log = partial / child.LOG
+    return f"{what}(exit code {ended.code}; the log is {log}, and ends so):\n    {lines}"
 
 
 def _add_spent(partial: Path, seconds: float) -> None:

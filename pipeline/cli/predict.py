@@ -91,7 +91,7 @@ def opened(arguments: argparse.Namespace) -> "Predictor":
     that the policy was trained with.
     """
     from tasks.engines import policies
-    from tasks.evaluation.inputs import engine_settings
+    from tasks.evaluation.prediction import engine_settings
     from tasks.evaluation.settings import PredictSettings
     from tasks.predict import Predictor
 

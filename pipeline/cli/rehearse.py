@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import tasks
-from pipeline.artifacts import store
+from pipeline.artifacts import child, store
 from pipeline.cli import plan, run_sizes, status
 from pipeline.settings import SettingsError, run
 from tasks.engines import vllm
@@ -172,7 +172,7 @@ def first_minutes(train: Any, stages: list[Any], processes: int) -> Iterator[Poi
         )
         stats = Path(folder) / "output" / "stats.json"
         if ended.returncode or not stats.exists():
-            last = (ended.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            last = child.last_words(ended.stderr.splitlines()) or "it said nothing"
             yield Point("step", MEND, f"{MODULE} ended with {ended.returncode}: {last}")
             return
         for point in json.loads(stats.read_text(encoding="utf-8"))["points"]:

@@ -25,7 +25,7 @@ from luigi.task_register import Register
 
 import data_cards
 from pipeline import tasks
-from pipeline.artifacts import store
+from pipeline.artifacts import child, store
 from pipeline.cli.rehearse import MEND, READY, Point
 from pipeline.settings import overlays
 from pipeline.stage import Stage
@@ -141,7 +141,7 @@ def _stage(stage: Any) -> Point:
             log.seek(0)
             lines = log.read().decode("utf-8", "replace").strip().splitlines()
             errors = [match[0] for line in lines if (match := FAILED.search(line))]
-            return Point(what, MEND, (errors or lines or ["it said nothing"])[-1])
+            return Point(what, MEND, (errors or [child.last_words(lines) or "it said nothing"])[-1])
     resumed = ", stopped and resumed" if stopped else ""
     return Point(what, READY, f"{_usage(stage.folder, gpu)}{resumed}")
 

@@ -8,6 +8,7 @@ itself rounds differently, and vLLM applies none to a vision tower.
 
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from tasks.runtime.errors import StageError
 from tasks.tables import shards
 
 FILE = "adapted.json"
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's values of max_lora_rank
+# Words in the names of modules outside the language model, over the families of transformers.
+OUTSIDE = re.compile(r"visual|vision|image|projector|connector|merger|resampler")
 MERGED = "policy"  # the folder of merged weights, below a scratch folder
 GENERATION = "generation_config.json"
 
@@ -103,3 +107,27 @@ def merge(policy: Path, output: Path) -> None:
     AutoProcessor.from_pretrained(policy).save_pretrained(output)
     if (policy / GENERATION).is_file():
         shutil.copyfile(policy / GENERATION, output / GENERATION)
+
+
+def rank_for_vllm(adapter: Path) -> int:
+    """The smallest of RANKS that holds the adapter's rank.
+
+    Raises StageError when the folder holds no adapter, its rank is above all of them, or it adapts
+    more than the language model: vLLM leaves that part out in silence.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        rank = int(json.loads((adapter / "adapter_config.json").read_text())["r"])
+        with safe_open(adapter / "adapter_model.safetensors", "np") as weights:
+            outside = sorted(filter(OUTSIDE.search, weights.keys()))
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise StageError(f"[engine] lora = {adapter} holds no LoRA adapter ({error})") from error
+    if outside:
+        raise StageError(
+            f"[engine] lora = {adapter} adapts more than the language model ({outside[0]}), which vLLM "
+            "would leave out; merge it into the weights (PEFT's merge_and_unload) and ask those"
+        )
+    if rank > RANKS[-1]:
+        raise StageError(f"[engine] lora = {adapter}: its rank is above {RANKS[-1]}")
+    return next(allowed for allowed in RANKS if allowed >= rank)

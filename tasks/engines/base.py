@@ -89,10 +89,12 @@ class Engine(Protocol):
     An engine may also have:
     `slots`: how many shards it takes at once, from as many threads; 1 without it.
     `counts`: totals by name, such as prompt_tokens and cached_tokens.
-    `check(request)`: raises StageError when the prompt cannot be answered.
+    `check(request)`: raises StageError when the prompt cannot be answered, and ValueError when the
+    image is refused.
     `pictures`: False if it takes encoded bytes.
     `decode`: makes a picture of encoded bytes. Without it pictures come at full size; with it a
     request may come as `Request.without_bytes()`.
+    `opening`: a tag that the policy's chat template wrote and that belongs to each completion.
     `constrained`: True if its answers keep to `Request.choices`.
     `close()`: frees its memory and processes.
     """
@@ -210,6 +212,7 @@ class PromptBuilder:
                 f"placeholders ({self.placeholder}) into a prompt with one image; use a "
                 "vision-language chat model"
             )
+        self.opening = prompts.opening(self.processor)
 
     def __call__(self, request: Request) -> str:
         return self.render(request.text, request.before)

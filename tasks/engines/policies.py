@@ -7,10 +7,13 @@ A name is either a folder with a model that transformers loads, or `owner/name` 
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from data_cards import Card
+from tasks.language import prompts
 from tasks.runtime.errors import StageError, first_line
 from tasks.tables import manifest
 
@@ -95,6 +98,35 @@ def recipe(folder: Path) -> dict[str, Any]:
     """The recipe.json that a policy was trained with; empty for one that is no artifact."""
     path = folder / "recipe.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def special_tokens(policy: Path) -> set[str]:
+    """The special tokens in the files of a policy's tokenizer; empty where its folder is not here."""
+    tokens: list[dict[str, Any]] = []
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        if (policy / file).is_file():
+            values = json.loads((policy / file).read_text(encoding="utf-8"))
+            tokens += values.get("added_tokens") or []
+            tokens += (values.get("added_tokens_decoder") or {}).values()
+    return {token["content"] for token in tokens if token.get("special")}
+
+
+def check_words(tokens: Iterable[str], card: Card) -> None:
+    """Refuse a card whose words hold one of a policy's special `tokens`, or a tag of the answer format.
+
+    A tokenizer would read it as the mark itself: as the end of a turn, or as one more image.
+    """
+    marks = sorted({token for token in tokens if token.strip()} | set(prompts.TAGS))
+    for what, word in [
+        ("noun", card.noun),
+        ("kind", card.kind),
+        *(("class", c) for c in card.classes),
+    ]:
+        if mark := next((mark for mark in marks if mark in word), None):
+            raise StageError(
+                f"data card {card.name}: {what} {word!r} holds {mark}, which the policy does not read as "
+                "text; write it otherwise in the card"
+            )
 
 
 def note(folder: Path) -> str:

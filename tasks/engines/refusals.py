@@ -79,7 +79,7 @@ def generate_or_refuse(
                 f"the engine gave {sum(map(len, answers))} answers to {len(requests)} images asked for "
                 f"{sampling.n} each; a server must support n > 1"
             )
-        return answers
+        return [_opened(engine, *pair) for pair in zip(requests, answers, strict=True)]
     except (StageError, EngineDied, MemoryError):
         raise
     except Exception as error:
@@ -94,6 +94,39 @@ def generate_or_refuse(
                 engine, part, reseeded(sampling, number * half), refused
             )
         ]
+
+
+def _opened(engine: Engine, request: Request, answers: list[Completion]) -> list[Completion]:
+    """The completions with the engine's `opening`, which some servers have put back themselves.
+
+    An answer that is kept to given letters has none.
+    """
+    opening = getattr(engine, "opening", "")
+    if not opening or request.choices:
+        return answers
+    return [
+        each if each.text.startswith(opening) else replace(each, text=opening + each.text)
+        for each in answers
+    ]
+
+
+def check_prompt(engine: Engine, requests: Sequence[Request]) -> str:
+    """Have the engine check the first of the requests whose image it takes, if it can check.
+
+    Returns why it refuses the first image where it refuses them all, and else "". Raises StageError when
+    the prompt cannot be answered.
+    """
+    if not hasattr(engine, "check"):
+        return ""
+    reason = ""
+    for request in requests:
+        try:
+            engine.check(request)
+        except ValueError as error:
+            reason = reason or f"{request.key}: {first_line(error)}"
+        else:
+            return ""
+    return reason
 
 
 def reseeded(sampling: Sampling, number: int) -> Sampling:

@@ -5,6 +5,7 @@ is not on disk, and keeps it open between the tables of a stage. Figures beside 
 a bad prompt early.
 """
 
+import heapq
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from tasks.runtime.progress import progress
 from tasks.runtime.protocol import SCRATCH
 from tasks.runtime.waiting import opening
 from tasks.tables import shards
+
+PROBES = 8  # images that an engine is checked with, until it takes one
 
 
 class Sampler:
@@ -125,6 +128,8 @@ class Sampler:
                 if not all(part.path.exists() for part in todo):
                     stop_if_asked()
         refusals.gather(output, table, [part.path for part in parts])
+        if some := refusals.first(output, table, 3):
+            print(f"{desc}: the engine refuses images, as {table}_refused.parquet lists: {some}")
 
     def figures(self) -> dict[str, Any]:
         """Seconds in which engines generated, prompt tokens, and those that came from a cache."""
@@ -274,7 +279,7 @@ def throughput(stats: dict[str, Any], sampler: Sampler) -> dict[str, Any]:
 
 
 def _probe(todo: Sequence[Shard], download: Path) -> Shard:
-    """The longest text with the largest image: if this prompt fits, every prompt fits."""
+    """The longest text with the largest images: an engine is checked with the first that it takes."""
     queries = [query for shard in todo for query in shard.queries]
     longest = max(queries, key=lambda query: len(query.before) + len(query.text))
     sizes = shards.read(download, "images", ["image_id", "width", "height"])
@@ -287,7 +292,9 @@ def _probe(todo: Sequence[Shard], download: Path) -> Shard:
     )
     if lost := sorted({query.image_id for query in queries} - areas.keys()):
         raise StageError(f"{len(lost)} images are not in {download}, the first: {lost[0]}")
-    largest = max(queries, key=lambda query: areas[query.image_id])
+    largest = heapq.nlargest(
+        PROBES, dict.fromkeys(query.image_id for query in queries), key=areas.__getitem__
+    )
     first = todo[0]
-    probe = longest._replace(image_id=largest.image_id)
-    return Shard(first.number, first.path, download, (probe,), first.sampling)
+    probes = tuple(longest._replace(image_id=image_id) for image_id in largest)
+    return Shard(first.number, first.path, download, probes, first.sampling)

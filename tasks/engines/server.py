@@ -9,6 +9,8 @@ import asyncio
 import base64
 import json
 import os
+import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,6 +34,10 @@ from tasks.runtime.errors import StageError, first_line
 
 OPTION = "option"  # the JSON key of an answer that a schema restricts to the choices
 ATTEMPTS = 6  # tries of one request; the client waits between them with exponential backoff
+# A server that restarts, or a proxy before it, is away for minutes: seconds to wait for it, and between
+# two tries.
+PATIENCE, PAUSE = 300.0, 5.0
+AWAY = (502, 503, 504)  # a proxy's answers while the server behind it does not answer
 
 
 class ServerEngine:
@@ -49,8 +55,11 @@ class ServerEngine:
         from openai import AsyncOpenAI
 
         self._policy, self._settings = policy, settings
+        known = (policy / "config.json").is_file()
+        self.opening = PromptBuilder(policy).opening if known else ""
         self.counts: Counter[str] = Counter()
         self._is_vllm = False
+        self._told: dict[str, float] = {}  # reason -> when it was told, of a monotonic clock
         self._model = settings.server_model or str(policy)
         self._loop_thread = EventLoopThread()
         self._key = os.environ.get("OPENAI_API_KEY", "")
@@ -131,7 +140,7 @@ class ServerEngine:
         seed = {"seed": request_seed(sampling, request)} if seeded else {}
         async with self._free:
             try:
-                answer = await self._client.chat.completions.create(
+                answer = await self._patiently(
                     model=self._model,
                     messages=_messages(request),
                     n=sampling.n,
@@ -161,6 +170,30 @@ class ServerEngine:
             completions = [replace(each, text=_unwrapped(each.text)) for each in completions]
         return completions
 
+    async def _patiently(self, **asked: Any) -> Any:
+        """The server's answer, for which it may be away for PATIENCE seconds after the client's own tries."""
+        import openai
+
+        since = time.monotonic()
+        while True:
+            try:
+                return await self._client.chat.completions.create(**asked)
+            except (openai.APIConnectionError, openai.InternalServerError) as error:
+                status = getattr(error, "status_code", None)
+                timed_out = isinstance(error, openai.APITimeoutError)
+                is_away = status in AWAY or (status is None and not timed_out)
+                if not is_away or time.monotonic() - since > PATIENCE:
+                    raise
+                self._tell_away(first_line(error, self._key))
+                await asyncio.sleep(PAUSE)
+
+    def _tell_away(self, reason: str) -> None:
+        """Print that the server is away, once a minute for all requests."""
+        if time.monotonic() - self._told.get(reason, -60.0) >= 60:
+            self._told[reason] = time.monotonic()
+            waits = f"waiting up to {PATIENCE / 60:.0f} minutes for it"
+            print(f"the server does not answer ({reason}); {waits}", file=sys.stderr, flush=True)
+
     def _constraint(self, choices: tuple[str, ...]) -> dict[str, Any]:
         """The fields that restrict an answer to `choices`: vLLM's own, elsewhere a JSON schema."""
         if self._is_vllm:
@@ -185,6 +218,8 @@ class ServerEngine:
         try:
             self.generate([request], sampling)
         except ValueError as error:
+            if (self._policy / "config.json").is_file():
+                PromptBuilder(self._policy).tokens(request)  # raises ValueError for the image alone
             raise StageError(
                 f"the server refuses the longest prompt ({request.key}): {error}"
             ) from error

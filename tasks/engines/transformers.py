@@ -29,7 +29,7 @@ class TransformersEngine:
 
         self._torch = torch
         self.prompt_builder = PromptBuilder(policy, settings.max_model_len, settings.max_pixels)
-        self.decode = self.prompt_builder.decode
+        self.decode, self.opening = self.prompt_builder.decode, self.prompt_builder.opening
         self._settings = settings
         self.counts: Counter[str] = Counter()
         self._processor = self.prompt_builder.processor

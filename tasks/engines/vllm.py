@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tasks.engines.adapters import rank_for_vllm
 from tasks.engines.base import (
     Completion,
     EngineDied,
@@ -32,7 +33,6 @@ from tasks.runtime.machine import gpus
 DEAD = ("EngineDeadError", "OutOfMemoryError")
 # A prompt has one image. Without the limit vLLM would also reserve and profile memory for videos.
 ONE_IMAGE = {"limit_mm_per_prompt": {"image": 1, "video": 0}}
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's values of max_lora_rank
 
 
 def on_gpu() -> bool:
@@ -58,7 +58,7 @@ def options(policy: Path, settings: EngineSettings, *, on_gpu: bool) -> dict[str
         "mm_processor_kwargs": {"max_pixels": pixels} if (pixels := settings.max_pixels) else None,
     }
     if lora := settings.lora:
-        optional |= {"enable_lora": True, "max_lora_rank": lora_rank(Path(lora))}
+        optional |= {"enable_lora": True, "max_lora_rank": rank_for_vllm(Path(lora))}
     return {
         "model": str(policy),
         "dtype": settings.dtype,
@@ -93,22 +93,6 @@ class Reseed:
 RESEED = f"{Reseed.__module__}.{Reseed.__qualname__}"
 
 
-def lora_rank(adapter: Path) -> int:
-    """The smallest of RANKS that holds the adapter's rank.
-
-    Raises StageError when the folder holds no adapter, or its rank is above all of them.
-    """
-    import json
-
-    try:
-        rank = int(json.loads((adapter / "adapter_config.json").read_text())["r"])
-        return next(allowed for allowed in RANKS if allowed >= rank)
-    except StopIteration:
-        raise StageError(f"[engine] lora = {adapter}: its rank is above {RANKS[-1]}") from None
-    except (OSError, ValueError, KeyError) as error:
-        raise StageError(f"[engine] lora = {adapter} holds no LoRA adapter ({error})") from error
-
-
 class _Vllm:
     """The base class of both vLLM engines: prompts, sampling parameters, adapter, counts, check."""
 
@@ -116,7 +100,7 @@ class _Vllm:
 
     def __init__(self, policy: Path, settings: EngineSettings):
         self.prompt_builder = PromptBuilder(policy, settings.max_model_len, settings.max_pixels)
-        self.decode = self.prompt_builder.decode
+        self.decode, self.opening = self.prompt_builder.decode, self.prompt_builder.opening
         self.settings = settings
         self.counts: Counter[str] = Counter()
         self._adapter: Any = None

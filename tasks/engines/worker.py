@@ -103,15 +103,19 @@ class Worker:
         return getattr(self.engine, "slots", 1)
 
     def check(self, shard: Shard) -> None:
-        """Check the shard's first request. Raises StageError when the engine cannot answer it."""
+        """Check the shard's first request whose image the engine takes.
+
+        Raises StageError when the engine cannot answer it, or refuses all images.
+        """
         if shard.queries[0].choices and not getattr(self.engine, "constrained", False):
             raise StageError(
                 f"the engine {type(self.engine).__name__} cannot keep answers to given letters; leave "
                 "constrained out of [Evaluate] modes, or use backend vllm, server or transformers"
             )
-        check = getattr(self.engine, "check", None)
-        if check:
-            check(self._requests(shard)[0])
+        if reason := refusals.check_prompt(self.engine, self._requests(shard)):
+            raise StageError(
+                f"the engine refuses the {len(shard.queries)} largest images: {reason}"
+            )
 
     def work(self, source: Iterable[Shard], report: Callable[[ShardReport], None]) -> None:
         """Answer and write every shard of `source`, and call `report` for each one on disk.

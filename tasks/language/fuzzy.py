@@ -5,6 +5,7 @@ characters that need not be inserted or deleted to turn one name into the other.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from tasks.language.words import normalize
 
@@ -65,15 +66,19 @@ def text_neighbours(names: Sequence[str], class_id: int, among: Sequence[int]) -
 
     The order of words is ignored. Equally similar classes stand by ascending id.
     """
-    from rapidfuzz import fuzz
+    import numpy as np
+    from rapidfuzz import fuzz, process
 
-    own = normalize(names[class_id])
-    scores = {
-        other: fuzz.token_sort_ratio(own, normalize(names[other]))
-        for other in among
-        if other != class_id
-    }
-    return sorted(scores, key=lambda other: (-scores[other], other))
+    keys = _sorted_words(tuple(names))
+    others = np.array([other for other in among if other != class_id], int)
+    compared = [keys[other] for other in others]
+    scores = process.cdist([keys[class_id]], compared, scorer=fuzz.ratio, dtype=np.float64)[0]
+    return [int(other) for other in others[np.lexsort((others, -scores))]]
+
+
+@lru_cache(maxsize=4)  # with thousands of classes, to normalise all for each one takes an hour
+def _sorted_words(names: tuple[str, ...]) -> list[str]:
+    return [" ".join(sorted(normalize(name).split())) for name in names]
 
 
 def _numbers(key: str) -> list[str]:

@@ -17,7 +17,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_cards import Card
+from tasks.runtime.errors import StageError, first_line
 
+THINK = "<think>"
+TAGS = (THINK, "</think>", "<answer>", "</answer>", "<caption>", "</caption>")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 STYLES = ("brief", "paper", "stepwise", "caption")
 PROMPTS = ("open", "closed_list")  # the open question, without and with the names it may be
@@ -141,13 +144,31 @@ def rendered(processor: Any, messages: list[dict]) -> str:
     """A chat as the text that its processor takes, up to the place where the answer begins.
 
     Some chat templates write the BOS token that their tokenizer adds as well (Gemma, Llama). It is
-    removed here, or the policy would be asked with two of them and trained with one.
+    removed here, or the policy would be asked with two of them and trained with one. Raises StageError
+    where the template itself raises an error.
     """
-    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    from jinja2 import TemplateError
+
+    try:
+        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise StageError(
+            f"the policy's chat template refuses the question: {first_line(error)}; use a model that "
+            "takes one user turn with an image, or change its chat_template.jinja"
+        ) from error
     tokenizer = processor.tokenizer
     if tokenizer.bos_token and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
         text = text.removeprefix(tokenizer.bos_token)
     return text
+
+
+def opening(processor: Any) -> str:
+    """The <think> with which a chat template ends a prompt, or "" where it ends otherwise.
+
+    Such a tag belongs to the completion, which goes on after it. So it is put back before a completion is
+    read, and left out where a completion is appended to a prompt.
+    """
+    return THINK if rendered(processor, chat("?")).rstrip().endswith(THINK) else ""
 
 
 def completion(thought: str, answer: str) -> str:

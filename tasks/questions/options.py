@@ -17,6 +17,8 @@ import numpy as np
 from tasks.language.fuzzy import text_neighbours
 from tasks.questions.votes import Candidate, Merged
 
+REMEMBERED = 1000  # classes whose neighbours are kept: each list is as long as the list of classes
+
 
 class Option(NamedTuple):
     """One option of a question; `source` is one of `tasks.tables.schemas.SOURCES`.
@@ -46,6 +48,8 @@ class Neighbours:
         """All base classes but `truth`, nearest first; `kind` is confusion or text."""
         key = (kind, truth)
         if key not in self._found:
+            if len(self._found) >= REMEMBERED:
+                self._found.clear()
             counts = self.confused.get(truth, Counter())
             self._found[key] = (
                 text_neighbours(self._names, truth, self._base)

@@ -27,7 +27,7 @@ from tasks.runtime.protocol import (
     STOPPED,
     remove_scratch,
 )
-from tasks.runtime.settings import Settings, converted, rules
+from tasks.runtime.settings import Settings, converted, mistyped, rules
 from tasks.tables.durable import sync_tree, write_text
 
 
@@ -65,8 +65,10 @@ def main(function: Callable[..., None], short: bool = False) -> None:
         print(f"{name}: stopped; the same command goes on from here", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(STOPPED)  # without waiting for running threads
-    except USER_ERRORS as error:
-        message = sentence(error)
+    except BaseException as error:
+        if Bar.shown is not None:  # or it would be drawn once more, after the error
+            Bar.shown.close()
+        message = sentence(error) if isinstance(error, USER_ERRORS) else None
         if message is None:
             raise
         with suppress(OSError, NameError):  # on a full disk the message below has to do
@@ -87,11 +89,13 @@ def load_arguments(function: Callable[..., None], path: Path) -> dict[str, Any]:
     """The keyword arguments in a JSON file. Raises StageError for an unknown or missing key."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # of JSON, or of UTF-8
         raise StageError(f"cannot read the configuration {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise StageError(f"{path} must hold an object, key -> value, as an artifact's recipe.json")
     try:
         return bind(function, values)
-    except KeyError as error:
+    except (KeyError, StageError) as error:
         raise StageError(f"{path}: {error.args[0]}") from error
 
 
@@ -116,7 +120,7 @@ def bind(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]
         if flat:
             bound[name] = flat.of(values)
         elif name in values:
-            bound[name] = _typed(values[name], kind)
+            bound[name] = _typed(name, values[name], kind)
     if unknown := sorted(set(values) - set(known)):
         raise KeyError(f"unknown key {unknown[0]!r}; known: {', '.join(known)}")
     return bound
@@ -127,11 +131,14 @@ def settings_kind(kind: Any) -> type[Settings] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Settings) else None
 
 
-def _typed(value: Any, kind: Any) -> Any:
+def _typed(name: str, value: Any, kind: Any) -> Any:
     settings = settings_kind(kind)
     if settings and isinstance(value, dict):
         return settings(**bind(settings, value))
-    return converted(value, kind)
+    typed = converted(value, kind)
+    if problem := kind and mistyped(typed, kind):
+        raise StageError(f"key {name!r} {problem}")
+    return typed
 
 
 def quiet_libraries() -> None:

@@ -10,6 +10,9 @@ artifact's recipe.json holds them under the same names, and the stage's function
 """
 
 import dataclasses
+import enum
+import math
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -19,7 +22,16 @@ from typing import Any, ClassVar, Self
 from tasks.runtime.errors import StageError
 
 KEY = "setting"
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    Path: "a path",
+    list: "a list",
+    dict: "an object",
+    types.NoneType: "null",
+}
 
 
 @dataclass(frozen=True)
@@ -119,15 +131,52 @@ def rules(kind: type[Settings]) -> dict[str, tuple[Any, Rule]]:
 
 
 def mistyped(value: Any, kind: Any) -> str | None:
-    """Why a value does not have its setting's type; None where it has."""
-    expected = typing.get_origin(kind) or kind
-    if not isinstance(expected, type):  # a union, of a path and None
+    """Why a value does not have the type of its setting or argument; None where it has."""
+    kinds = typing.get_args(kind) if _is_union(kind) else (kind,)
+    words = [word for each in kinds if _is_enum(each) for word in _enum_values(each)]
+    if words and isinstance(value, str):
+        return None if value in words else f"must be {_one_of(words)}; got {value!r}"
+    if any(_fits(value, each) for each in kinds):
         return None
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    fits = whole if expected is int else isinstance(value, expected)
-    return (
-        None if fits else f"must be {WORDS.get(expected, f'a {expected.__name__}')}; got {value!r}"
-    )
+    if float in kinds and isinstance(value, float):
+        return f"must be a finite number; got {value!r}"
+    allowed = " or ".join(dict.fromkeys(map(_word, kinds)))
+    return f"must be {allowed}; got {value!r}"
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin = typing.get_origin(kind) or kind
+    if origin in (int, float) and isinstance(value, bool):
+        return False
+    if origin is float:
+        return isinstance(value, int | float) and math.isfinite(value)
+    if origin is list and isinstance(value, list):
+        return all(_fits(item, each) for item in value for each in typing.get_args(kind))
+    if origin is typing.Literal:
+        return value in typing.get_args(kind)
+    # Any other annotation than a class, such as Any (a class itself since Python 3.11), allows all.
+    return origin is Any or not isinstance(origin, type) or isinstance(value, origin)
+
+
+def _word(kind: Any) -> str:
+    origin = typing.get_origin(kind) or kind
+    if origin is typing.Literal:
+        return _one_of([repr(value) for value in typing.get_args(kind)])
+    if origin is list and typing.get_args(kind):
+        return f"a list, each item {_word(typing.get_args(kind)[0])}"
+    return WORDS.get(origin, f"a {getattr(origin, '__name__', origin)}")
+
+
+def _is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (typing.Union, types.UnionType)
+
+
+def _is_enum(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, enum.Enum)
+
+
+def _enum_values(kind: Any) -> list[str]:
+    return [member.value for member in kind]
 
 
 def converted(value: Any, kind: Any) -> Any:
@@ -137,7 +186,7 @@ def converted(value: Any, kind: Any) -> Any:
     if kind in (Path, Path | None) and isinstance(value, str):
         return Path(value)
     if kind == list[Path] and isinstance(value, list):
-        return [Path(item) for item in value]
+        return [Path(item) if isinstance(item, str) else item for item in value]
     return value
 
 

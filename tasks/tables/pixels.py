@@ -16,10 +16,15 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from tasks.runtime.errors import first_line
+
 # libjpeg can divide a JPEG's sides by 2, 4 or 8 while it decodes. It may do so down to GAP times the
 # final sides. On grainy photographs that changes a value by 0.3 to 0.5 of 255 levels on average, and
 # takes a third of the time. Without it, as with a PNG, a few values of 1,000 differ by one level.
 GAP = 2
+# Sides in pixels, and a ratio of the longer to the shorter, from which a processor is tried with a blank
+# picture. Qwen's refuse a ratio above 200; others fail on sides that become smaller than a patch.
+NARROW, ELONGATED = 32, 50
 QWEN = {"height", "width", "factor", "min_pixels", "max_pixels"}
 IDEFICS = {"image", "resolution_max_side"}
 
@@ -41,11 +46,18 @@ class Decoder:
 
     def __init__(self, processor: Any = None):
         own = getattr(processor, "image_processor", None)
+        self._processor = own
         self._rule = None if own is None else rule_of(own)
+        self._refusals: dict[tuple[int, int], str | None] = {}
 
     def __call__(self, data: bytes) -> Image.Image:
-        """The RGB picture that encoded bytes hold, no larger than the policy can use."""
+        """The RGB picture that encoded bytes hold, no larger than the policy can use.
+
+        Raises ValueError where the policy's processor refuses pictures of this size.
+        """
         with Image.open(io.BytesIO(data)) as image:
+            if reason := self.refusal(*image.size):
+                raise ValueError(reason)
             size = self.size(*image.size)
             if self._rule is None or size == image.size:
                 return image.convert("RGB")
@@ -54,12 +66,27 @@ class Decoder:
             rgb = image if image.mode == "RGB" else image.convert("RGB")
             return rgb.resize(size, self._rule.resample, box=smaller[1] if smaller else None)
 
+    def refusal(self, width: int, height: int) -> str | None:
+        """Why the policy's processor refuses pictures of this size; None where it takes them."""
+        short, long = sorted((width, height))
+        if self._processor is None or (short >= NARROW and long <= ELONGATED * short):
+            return None
+        if (width, height) not in self._refusals:
+            reason = None
+            try:
+                self._processor(images=[Image.new("RGB", self.size(width, height))])
+            except Exception as error:  # each processor has its own
+                ratio = f"{width} x {height} pixels, {long / short:.0f} to 1"
+                reason = f"the policy's image processor refuses {ratio}: {first_line(error)}"
+            self._refusals[width, height] = reason
+        return self._refusals[width, height]
+
     def size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) to which a picture of this size is decoded."""
         rule, whole = self._rule, (width, height)
         if rule is None or not rule.too_large(height, width):
             return whole
-        with suppress(ValueError):  # too narrow for the processor, which will refuse it itself
+        with suppress(ValueError):  # too narrow for the processor: see `refusal`
             final = rule.resized(height, width)
             if rule.resized(*final) == final:
                 return final[1], final[0]
@@ -70,6 +97,12 @@ class Decoder:
             if rule.resized(*part) == final:
                 return part[1], part[0]
         return whole
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of the picture that encoded bytes hold, from their header alone."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.size
 
 
 def rule_of(own: Any) -> Rule | None:

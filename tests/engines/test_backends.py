@@ -248,6 +248,19 @@ def test_an_adapter_on_top_of_the_policy_answers_like_the_merged_weights(tiny, r
     assert greedy(tiny, "adapter", lora=str(tiny.root / "adapter")) == expected
 
 
+def test_an_adapter_on_the_vision_tower_which_vllm_leaves_out_is_refused(tiny):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(tiny.policy)
+    config = LoraConfig(r=8, target_modules=r".*visual.*qkv", init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(tiny.root / "seeing")
+    with pytest.raises(
+        StageError, match=r"adapts more than the language model \(.*visual.*vLLM would leave"
+    ):
+        greedy(tiny, "seeing", lora=str(tiny.root / "seeing"))
+
+
 def test_a_server_that_sees_images_in_another_size_is_found_out(tiny, server, tmp_path):
     other = tmp_path / "policy"
     shutil.copytree(tiny.policy, other)

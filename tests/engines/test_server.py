@@ -1,10 +1,13 @@
 """The server backend against a server that fails in every way it can."""
 
 import itertools
+import socket
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from tasks.engines.base import EngineDied, Request, Sampling
 from tasks.engines.refusals import REFUSED, generate_or_refuse
@@ -135,6 +138,33 @@ def test_what_passes_is_tried_again(server, policy):
     assert len(server.asked) == 4
 
 
+def test_a_server_that_is_away_for_a_while_is_waited_for(server, policy, monkeypatch, capsys):
+    monkeypatch.setattr("tasks.engines.server.PAUSE", 0.01)
+    engine = opened(server, policy)
+    server.statuses = [502] * 20  # of a proxy before it; the client itself tries six times
+    assert len(engine.generate(requests(2), SAMPLING)) == 2
+    assert len(server.asked) == 22
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    there, engine._client = engine._client, engine._client.copy(base_url=nobody)
+    back = threading.Timer(0.3, lambda: setattr(engine, "_client", there))
+    back.start()
+    assert len(engine.generate(requests(2), SAMPLING)) == 2
+    said = capsys.readouterr().err
+    assert said.count("the server does not answer (Error code: 502") == 1
+    assert said.count("the server does not answer (Connection error") == 1
+
+
+def test_but_not_for_ever(server, policy, monkeypatch):
+    monkeypatch.setattr("tasks.engines.server.PAUSE", 0.01)
+    monkeypatch.setattr("tasks.engines.server.PATIENCE", 0.2)
+    engine = opened(server, policy)
+    server.statuses = [503] * 999
+    with pytest.raises(EngineDied, match=r"the server gave up: .*503"):
+        engine.generate(requests(1), SAMPLING)
+
+
 @pytest.mark.parametrize(
     ("status", "error", "told"),
     [
@@ -162,6 +192,27 @@ def test_an_image_too_large_for_the_server_is_refused_and_the_others_answered(se
     assert list(refused) == ["set/3"]
     assert "status 413" in refused["set/3"]
     assert [row[0].finish_reason for row in answers] == ["stop"] * 3 + [REFUSED] + ["stop"]
+
+
+def test_the_image_that_the_check_is_refused_for_is_told_from_a_prompt_that_is_too_long(
+    server, policy
+):
+    from training.model import tiny_policy
+
+    tiny_policy.processor().save_pretrained(policy)
+    tiny_policy.config().save_pretrained(policy)
+    engine = opened(server, policy)
+    for picture, kind, says in (
+        (
+            Image.new("RGB", (3000, 10)),
+            ValueError,
+            "absolute aspect ratio must be smaller than 200",
+        ),
+        (Image.new("RGB", (84, 84)), StageError, "the server refuses the longest prompt .set/0.: "),
+    ):
+        server.statuses = [400]
+        with pytest.raises(kind, match=says):
+            engine.check(Request("set/0", encoded(picture), "question"))
 
 
 def test_a_server_of_another_policy_is_found_out(server, policy):

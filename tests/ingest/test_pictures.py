@@ -11,7 +11,7 @@ from PIL import Image
 
 import data_cards
 from tasks.download import download
-from tasks.evaluation.inputs import read_image
+from tasks.evaluation.prediction import read_image
 from tasks.ingest import pictures
 from tasks.ingest.pictures import Reject, difference_hash, normalise_image
 from tasks.tables import shards

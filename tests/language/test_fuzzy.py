@@ -3,8 +3,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rapidfuzz import fuzz
 
+from data_cards import load
 from tasks.language.class_names import ClassNames, Match
+from tasks.language.fuzzy import text_neighbours
+from tasks.language.words import normalize
 from tests.language.test_class_names import AIRCRAFT, ALIASES, BIRDS, SETTLED
 
 SPARROWS = ("Seaside Sparrow", "Henslow Sparrow", "Painted Bunting", "Indigo Bunting", "Blue Jay")
@@ -81,3 +85,27 @@ def test_spellings_of_a_name_that_is_no_class_share_a_key():
     assert names.open_key("Fish-Crow") == names.open_key("the fish crows.") == "fish crow"
     assert names.open_key("Tesla Model S 2012") == names.open_key("2012 Tesla Model S")
     assert names.open_key("Black-and-white Warbler") == "black and white warbler"
+
+
+@pytest.mark.parametrize("among", [range(0, 200, 2), range(200)])
+def test_neighbours_are_those_of_rapidfuzz_in_any_order_of_words(among):
+    names = load("cub").classes
+    for class_id in range(0, 200, 7):
+        scores = {
+            other: fuzz.token_sort_ratio(normalize(names[class_id]), normalize(names[other]))
+            for other in among
+            if other != class_id
+        }
+        nearest = sorted(scores, key=lambda other: (-scores[other], other))
+        assert text_neighbours(names, class_id, among) == nearest
+
+
+def test_the_names_are_normalised_once_for_all_classes(monkeypatch):
+    normalised = []
+    monkeypatch.setattr(
+        "tasks.language.fuzzy.normalize", lambda text: normalised.append(text) or normalize(text)
+    )
+    names = [f"kind {number % 37} of {number}" for number in range(500)]
+    for class_id in range(100):
+        assert len(text_neighbours(names, class_id, range(500))) == 499
+    assert len(normalised) == 500

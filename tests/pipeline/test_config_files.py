@@ -1,6 +1,7 @@
 """luigi.cfg and its overlays in another encoding or with a fault: one sentence with file, section and key."""
 
 import configparser
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,43 @@ def test_a_fault_of_a_recipe_names_its_file_section_and_key(
         check_configuration()
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("BasePolicy", "max_pixels", "401408 # 512 merged"),  # a whole number
+        ("Train", "learning_rate", "1e-5 ; small"),  # a number
+        ("Train", "carry_over", "true # one run"),  # true or false
+        ("Train", "order", "shuffled # or curriculum"),  # a choice
+        ("Train", "freeze", "vision # not the rest"),  # some of several words
+        ("BasePolicy", "model", "Qwen/Qwen2.5-VL-3B-Instruct # a hub id"),  # texts
+        ("run", "artifacts", "artifacts\t# a folder"),
+        ("Split", "split_file", "# none"),
+        ("Evaluate", "datasets", "cub pets # two"),
+        ("Train", "trl", '{"beta": 0.1} # the paper'),  # JSON
+        ("Compare", "seeds", "[0, 1, 2] ; three"),
+        ("run", "dataset", "cub # birds"),  # of the graph
+        ("Train:cub", "steps", "5 # fewer"),  # of one dataset
+        ("core", "log_level", "INFO # or DEBUG"),  # Luigi's own
+        ("resources", "gpu", "2 # of them"),
+    ],
+)
+def test_a_comment_behind_a_value_is_refused_by_file_section_and_key(
+    config, tmp_path, monkeypatch, section, key, value
+):
+    path = write(tmp_path, f"[{section}]\n{key} = {value}\n".encode(), monkeypatch)
+    shown = re.escape(repr(value))
+    says = rf"^error: {path}: section \[{section}\] {key}: {shown} holds a comment, which would be"
+    with pytest.raises(SettingsError, match=says):
+        check_configuration()
+
+
+def test_signs_of_comments_inside_a_value_are_a_part_of_it(config, tmp_path, monkeypatch):
+    text = '[run]\nartifacts = birds#2;new\n[Train]\ntrl = {"run_name": "a # b", "use_cpu": true}\n'
+    write(tmp_path, text.encode(), monkeypatch)
+    check_configuration()
+    assert config.get("run", "artifacts") == "birds#2;new"
+
+
 def test_a_fault_of_luigi_cfg_beside_a_sound_recipe_names_luigi_cfg(config, tmp_path, monkeypatch):
     write(tmp_path, TEXT.encode(), monkeypatch)
     config.set("Train", "num_generations", "many")
@@ -96,6 +134,17 @@ def test_a_recipe_gives_what_the_plain_parser_gives():
         plain.read(path, encoding="utf-8")
         read_into(ours, path)
         assert plain == ours
+
+
+@pytest.mark.process
+def test_a_bare_luigi_ends_before_our_code_and_shows_the_mark(tmp_path):
+    (tmp_path / "luigi.cfg").write_bytes(TEXT.encode("utf-8-sig"))
+    command = [sys.executable, "-m", "luigi", "--module", "pipeline.tasks", "Split"]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "MissingSectionHeaderError" in done.stderr
+    assert r"'\ufeff# a recipe\n'" in done.stderr, "as docs/operations.md quotes it"
 
 
 @pytest.mark.process

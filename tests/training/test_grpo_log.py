@@ -45,6 +45,53 @@ def test_a_reward_that_fails_is_told_once_and_counts_nothing(frozen, tmp_path, c
         assert row["reward"] == pytest.approx(row["reward/tests.paid:by_length"], abs=1e-6)
 
 
+def test_values_that_cannot_be_summed_take_no_gradient_from_the_others(frozen, tmp_path, capsys):
+    given = arguments(frozen, rewards={"tests.paid:now_and_then_infinite": 1.0}, steps=2)
+    folder = trained(tmp_path / "out", given)
+    assert capsys.readouterr().err.count("gave inf, which cannot be summed") == 1
+    for row in shards.read(folder, "train_log").to_pylist():
+        assert row["grad_norm"] > 0
+        assert np.isfinite(row["reward/tests.paid:now_and_then_infinite"])
+
+
+def test_a_reward_that_never_scored_is_told_at_the_end_and_no_gradient_is_claimed(
+    frozen, tmp_path, capsys
+):
+    given = arguments(frozen, rewards={"tests.paid:broken": 1.0}, steps=2)
+    folder = trained(tmp_path / "out", given)
+    shown = capsys.readouterr()
+    assert "tests.paid:broken has scored no completion of this round" in shown.err
+    assert "tests.paid:broken never scored, 100% of the groups without a gradient" in shown.out
+    for row in shards.read(folder, "train_log").to_pylist():
+        assert row["dead_group_share"] == 1.0
+        assert row["reward/tests.paid:broken"] is None
+
+
+@pytest.mark.parametrize(
+    ("way", "rewards", "equal"),
+    [
+        ("sum_then_normalize", [[1, 0], [0, 1], [1, 0], [1, 1]], [True, False]),
+        ("normalize_then_sum", [[1, 0], [0, 1], [1, 0], [1, 0]], [False, True]),
+        # What no function scored is left out, and so is a group with one completion that is scored.
+        ("sum_then_normalize", [[None, None], [1, 0], [None, 1], [1, 0]], [True, True]),
+        ("sum_then_normalize", [[None, None]] * 4, [True, True]),
+        ("normalize_then_sum", [[None, 1], [1, 1], [None, 1], [None, 2]], [True, False]),
+    ],
+)
+def test_a_group_has_no_gradient_where_its_scored_completions_earn_alike(way, rewards, equal):
+    from types import SimpleNamespace
+
+    import torch
+
+    from training.loop.sampling import equal_groups
+
+    trainer = SimpleNamespace(
+        reward_weights=torch.ones(2), multi_objective_aggregation=way, num_generations=2
+    )
+    values = [[float("nan") if v is None else float(v) for v in row] for row in rewards]
+    assert equal_groups(trainer, torch.tensor(values)).tolist() == equal
+
+
 def test_groups_without_a_gradient_are_replaced_by_further_questions(frozen, tmp_path):
     asked, before = {}, 1.0
     for attempts in (0, 3):

@@ -18,7 +18,7 @@ from data_cards import Card
 from tasks.language import prompts
 from tasks.language.prompts import LETTERS
 from tasks.tables import shards
-from tasks.tables.pixels import Decoder
+from tasks.tables.pixels import Decoder, picture_size
 from tasks.tables.seeding import row_generator
 
 # Dynamic sampling's questions use epochs from here on, which no run reaches by itself.
@@ -41,7 +41,8 @@ class Questions:
     `style` is the prompt style of multiple-choice questions; None means open questions, which are
     shown as they were frozen. `limit` keeps so many questions, of each set in proportion to its number
     of questions; 0 keeps all. Images are memory-mapped from a copy in the folder `cache`, and `decode`
-    decodes them.
+    decodes them. `sizes` are the (width, height) of each question's image. Questions about images that the
+    policy's processor refuses are left out; `refused` has the reasons by image id.
     """
 
     def __init__(
@@ -59,10 +60,18 @@ class Questions:
         whole = concatenate_datasets(
             [Dataset.from_parquet(str(f), cache_dir=str(cache) if cache else None) for f in files]
         )
-        sizes = [shards.count_rows(folder, "mcq") for folder in mcq]
-        if limit and limit < sum(sizes):
-            whole = whole.select(sample(list(whole["image_id"]), sizes, limit, seed))
-        self.encoded = whole.select_columns("image").cast_column("image", Image(decode=False))
+        of_sets = [shards.count_rows(folder, "mcq") for folder in mcq]
+        if limit and limit < sum(of_sets):
+            whole = whole.select(sample(list(whole["image_id"]), of_sets, limit, seed))
+        bytes_of = whole.select_columns("image").cast_column("image", Image(decode=False))
+        sizes = [picture_size(row["image"]["bytes"]) for row in bytes_of]
+        reasons = {n: why for n, size in enumerate(sizes) if (why := decode.refusal(*size))}
+        self.refused = {whole["image_id"][number]: why for number, why in reasons.items()}
+        if reasons:
+            taken = [number for number in range(len(sizes)) if number not in reasons]
+            whole, bytes_of = whole.select(taken), bytes_of.select(taken)
+            sizes = [sizes[number] for number in taken]
+        self.encoded, self.sizes = bytes_of, sizes
         self.frozen = whole.remove_columns("image")
         self.decode = decode
         self._pictures: dict[

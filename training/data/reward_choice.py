@@ -7,6 +7,7 @@ from the working directory or an installed package. The names are checked before
 import functools
 import importlib
 import inspect
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from tasks.language.class_names import ClassNames
 from tasks.runtime.errors import StageError, first_line
 from training import rewards as ours
 from training.rewards import Reward
+from training.settings import LARGEST_REWARD
 
 OVERLONG_SHARE = 0.2  # the overlong reward falls to -1 over this last share of the longest length
 
@@ -42,8 +44,8 @@ def choose_rewards(
     Raises StageError for a name that is neither KNOWN nor a function of completions and columns.
     """
     return [
-        named(name, _find(name, cards, max_completion_length), ids=index == 0)
-        for index, name in enumerate(weights)
+        named(name, _find(name, weight, cards, max_completion_length), ids=index == 0)
+        for index, (name, weight) in enumerate(weights.items())
     ]
 
 
@@ -61,7 +63,7 @@ def named(name: str, reward: Reward, ids: bool) -> Reward:
     return rewarded
 
 
-def _find(name: str, cards: Sequence[Card], longest: int) -> Reward:
+def _find(name: str, weight: float, cards: Sequence[Card], longest: int) -> Reward:
     if name in PLAIN:
         return PLAIN[name]
     if name in OF_CARD:
@@ -69,7 +71,7 @@ def _find(name: str, cards: Sequence[Card], longest: int) -> Reward:
     if name == "overlong":
         return ours.overlong_reward(longest, max(1, round(OVERLONG_SHARE * longest)))
     if ":" in name:
-        return _guarded(name, _import(name))
+        return _guarded(name, _import(name), LARGEST_REWARD / max(1.0, abs(weight)))
     raise StageError(
         f"[Train] rewards: unknown {name!r}; known: {', '.join(KNOWN)}, or module:function"
     )
@@ -119,29 +121,48 @@ def _import(name: str) -> Callable[..., Any]:
     return reward
 
 
-def _guarded(name: str, function: Callable[..., Any]) -> Reward:
-    """A user's function, guarded: if it fails, its completions get None and a line is printed once."""
+def _guarded(name: str, function: Callable[..., Any], largest: float) -> Reward:
+    """A user's function, guarded: what fails is None for TRL, which leaves it out, and is printed once.
+
+    A call that raises fails for all its completions. A value that is not finite, or larger than
+    `largest`, fails for its own completion: one of them would make the whole group's gradient zero.
+    """
     warned = False
 
     @functools.wraps(function)
     def reward(completions: Sequence[Any], **columns: Any) -> list[Any]:
         nonlocal warned
         try:
-            paid = list(function(completions, **columns))
-            paid = [None if value is None else float(value) for value in paid]
+            returned = list(function(completions, **columns))
+            paid = [None if value is None else _float(value) for value in returned]
             if len(paid) != len(completions):
                 raise ValueError(f"{len(paid)} rewards for {len(completions)} completions")
-            return paid
+            wrong = [value for value in paid if value is not None and not abs(value) <= largest]
+            paid = [
+                value if value is not None and abs(value) <= largest else None for value in paid
+            ]
+            what = f"gave {wrong[0]:g}, which cannot be summed" if wrong else ""
         except Exception as error:
+            paid, wrong = [None] * len(completions), list(completions)
+            what = f"failed ({type(error).__name__}: {first_line(error)})"
+        if wrong:
             if not warned:
                 print(
-                    f"train: reward {name} failed and counts nothing for these completions "
-                    f"({type(error).__name__}: {first_line(error)})",
+                    f"train: reward {name} {what}; such completions get none of it, and this is "
+                    "not told again",
                     file=sys.stderr,
                 )
             warned = True
             if "log_metric" in columns:
-                columns["log_metric"](f"{name}/failed", 1.0)
-            return [None] * len(completions)
+                columns["log_metric"](f"{name}/failed", len(wrong) / len(completions))
+        return paid
 
     return reward
+
+
+def _float(value: Any) -> float:
+    """The value as a float; infinite where it is too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf

@@ -5,13 +5,13 @@ questions with one image uses a hundredth of that.
 """
 
 from collections.abc import Iterable, Iterator
-from io import BytesIO
 from typing import Any
 
 from PIL import Image
 
 from tasks.language import prompts
 from tasks.runtime.errors import StageError
+from tasks.tables.pixels import picture_size
 from training.data.dataset import Questions
 from training.loop.validation import Sample, Watch
 from training.resources.gpu_memory import longest_prompt
@@ -54,8 +54,8 @@ def longest_row(
     texts = list({*_texts(questions), *(watch.texts if watch else [])})
     lengths = [len(ids) for ids in processor.tokenizer(texts)["input_ids"]]
     text = texts[lengths.index(max(lengths))]
-    places: dict[Size, int | Sample] = {_size(sample.image): sample for sample in samples}
-    places |= _sizes(questions)
+    places: dict[Size, int | Sample] = {picture_size(sample.image): sample for sample in samples}
+    places |= {size: number for number, size in enumerate(questions.sizes)}
     rows = [
         {"prompt": [{"role": "user", "content": text}], "image": _image(questions, places[size])}
         for size in _largest(places, processor)
@@ -73,16 +73,6 @@ def _texts(questions: Questions) -> Iterator[str]:
             if questions.style is None
             else prompts.mcq_question(card.noun, card.kind, row["options"], style=questions.style)
         )
-
-
-def _sizes(questions: Questions) -> dict[Size, int]:
-    """Each (width, height) among the images -> the number of a question with such an image."""
-    return {_size(row["image"]["bytes"]): number for number, row in enumerate(questions.encoded)}
-
-
-def _size(encoded: bytes) -> Size:
-    with Image.open(BytesIO(encoded)) as image:  # reads only the header
-        return image.size
 
 
 def _largest(sizes: Iterable[Size], processor: Any) -> set[Size]:

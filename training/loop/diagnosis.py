@@ -1,5 +1,6 @@
 """Warns about a run that goes wrong, in plain sentences, from its log alone."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +16,16 @@ def warnings(log: Sequence[dict[str, Any]]) -> dict[str, str]:
 
     `log` has one row a step with the columns of `train_log`. Missing values are ignored.
     """
-    if len(log) < WINDOW:
-        return {}
-    recent = log[-WINDOW:]
     problems = {}
+    for key in ("loss", "grad_norm"):
+        if not all(map(math.isfinite, _values(log[-1:], key))):
+            problems["not finite"] = (
+                f"{key} is {log[-1][key]}, and such a step ruins the weights: train this round again with "
+                "a lower learning rate"
+            )
+    if len(log) < WINDOW:
+        return problems
+    recent = log[-WINDOW:]
     formats = _values(recent, "reward/format") or _values(recent, "reward/caption_format")
     if formats and max(formats) == 0:
         problems["format"] = (

@@ -53,13 +53,20 @@ class KnownFields(Trainer):
 
 
 class Timed(Trainer):
-    """Logs the seconds of generating and rewarding, tokens a second, and zero-variance groups."""
+    """Logs the seconds of generating and rewarding, tokens a second, and zero-variance groups.
 
-    def _generate(self, prompts: list) -> tuple:
+    It also puts the chat template's <think> back before the completions (`prompts.opening`), so that
+    rewards and logs read the whole.
+    """
+
+    def _generate(self, chats: list) -> tuple:
         doing("generating")
         started = time.perf_counter()
-        result = super()._generate(prompts)
+        result = super()._generate(chats)
         spent = time.perf_counter() - started
+        opening = prompts.opening(self.processing_class)
+        for messages in result[3]:
+            messages[-1]["content"] = opening + messages[-1]["content"]
         doing("checking")  # the old policy and the reference model score the completions
         tokens = sum(len(ids) for ids in result[1])
         self._spent("generation", spent)
@@ -86,10 +93,20 @@ class Timed(Trainer):
 
 
 def equal_groups(trainer: Trainer, rewards: torch.Tensor) -> torch.Tensor:
-    """Which groups have zero variance: (groups,) of bool, from rewards (completions, functions)."""
-    total = (rewards * trainer.reward_weights.to(rewards.device)).nansum(1)
-    grouped = total.view(-1, trainer.num_generations)
-    return (grouped.max(1).values - grouped.min(1).values) < 1e-6
+    """Which groups have zero variance: (groups,) of bool, from rewards (completions, functions).
+
+    A completion that no function scored is left out, as TRL does. So a group with fewer than two
+    scored completions has zero variance.
+    """
+    weighted = rewards * trainer.reward_weights.to(rewards.device)
+    if trainer.multi_objective_aggregation == "sum_then_normalize":
+        unscored = rewards.isnan().all(1)
+        weighted = weighted.nansum(1).masked_fill(unscored, torch.nan).unsqueeze(1)
+    grouped = weighted.view(-1, trainer.num_generations, weighted.size(1))
+    missing = grouped.isnan()
+    largest = grouped.masked_fill(missing, -torch.inf).amax(1)
+    smallest = grouped.masked_fill(missing, torch.inf).amin(1)
+    return (largest - smallest < 1e-6).all(1)
 
 
 class TruthRollout(Trainer):
@@ -121,6 +138,7 @@ class TruthRollout(Trainer):
     def _truth(self, row: Row) -> list[int]:
         name = row["options"][LETTERS.index(row["answer_letter"])]
         text = prompts.completion(thought(name), name)
+        text = text.removeprefix(prompts.opening(self.processing_class))
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*ids[: self.max_completion_length - 1], self.eos_token_ids[0]]
 

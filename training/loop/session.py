@@ -23,8 +23,9 @@ from tasks.runtime.errors import StageError
 from tasks.runtime.interrupts import shard_by_shard, stop_if_asked
 from tasks.runtime.protocol import save_stats
 from tasks.tables import manifest, schemas, shards
-from tasks.tables.pixels import Decoder
+from tasks.tables.pixels import Decoder, picture_size
 from training.data.dataset import Place, Questions, Then
+from training.data.refused import left_out
 from training.loop import checkpoints, policy_folder, training_state
 from training.loop.log import Finished, Recorder
 from training.loop.validation import Watch, val_sample
@@ -60,10 +61,14 @@ class Session:
         self.total = round.rounds * steps if carry_over else steps
         self.origin = round.base if carry_over else round.policy
         self.processor = processors.load_processor(self.origin)
+        processors.check(self.processor, self.cards)
 
     def questions(self, style: str | None) -> Questions:
-        """The frozen questions: multiple-choice in the prompt style `style`, or open with None."""
-        return Questions(
+        """The frozen questions: multiple-choice in the prompt style `style`, or open with None.
+
+        Raises StageError where the policy's processor refuses the images of too many.
+        """
+        questions = Questions(
             self.round.mcq,
             self.cards,
             style,
@@ -72,6 +77,9 @@ class Session:
             cache=self.output / CACHE,
             decode=Decoder(self.processor),
         )
+        total = len(questions.image_ids) + len(questions.refused)
+        left_out(questions.refused, total, "questions", "train")
+        return questions
 
     def rows(self, questions: Questions, then: Then | None = None) -> Dataset:
         """The training rows of this round and, with `carry_over`, of all rounds, in order.
@@ -191,7 +199,13 @@ class Session:
         if not every:
             return None
         round = self.round
-        sample = val_sample(round.download, round.split, self.settings.watch_images, round.seed)
+        drawn = val_sample(round.download, round.split, self.settings.watch_images, round.seed)
+        decode, refused = Decoder(self.processor), {}
+        for each in drawn:
+            if reason := decode.refusal(*picture_size(each.image)):
+                refused[each.image_id] = reason
+        left_out(refused, len(drawn), "val images", "train", most=1)
+        sample = [each for each in drawn if each.image_id not in refused]
         ends = processors.end_tokens(self.origin)
         return Watch(sample, self.cards, round.prompt_style, every, longest, ends)
 

@@ -93,8 +93,11 @@ def collate(processor: Any, batch: list[sft_examples.Example]) -> Any:
     prompt_texts = [
         prompts.rendered(processor, prompts.chat(example.question)) for example in batch
     ]
-    stop = processor.tokenizer.eos_token
-    ends = [example.completion + ("" if example.unfinished else stop) for example in batch]
+    stop, opening = processor.tokenizer.eos_token, prompts.opening(processor)
+    ends = [
+        example.completion.removeprefix(opening) + ("" if example.unfinished else stop)
+        for example in batch
+    ]
     inputs = processor(
         text=[prompt + end for prompt, end in zip(prompt_texts, ends, strict=True)],
         images=[[example.image] for example in batch],
@@ -103,7 +106,9 @@ def collate(processor: Any, batch: list[sft_examples.Example]) -> Any:
     )
     labels = torch.full_like(inputs["input_ids"], -100)
     for row, (end, example) in enumerate(zip(ends, batch, strict=True)):
-        learned = _num_tokens(processor, end) - _num_tokens(processor, example.given)
+        learned = _num_tokens(processor, end) - _num_tokens(
+            processor, example.given.removeprefix(opening)
+        )
         labels[row, -learned:] = inputs["input_ids"][row, -learned:]
     inputs["labels"] = labels
     return inputs

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,9 +16,10 @@ from trl import GRPOConfig, SFTConfig
 
 from tasks.runtime.errors import StageError
 from tasks.runtime.machine import check_gpu, gpus
+from tasks.runtime.settings import Rule, mistyped
 from training.loop import checkpoints
 from training.model import sharding
-from training.settings import TrainSettings
+from training.settings import TRL_RULES, TrainSettings
 
 OURS = {
     "output_dir",
@@ -52,6 +54,7 @@ def grpo_config(
     be divided among processes, and checkpoints inside the uses of a generation batch.
     """
     _check_device(settings.trl)
+    _check_options(GRPOConfig, settings.trl)
     batch = settings.questions_per_step * settings.num_generations
     options = dict(settings.trl)
     if options.get("use_vllm") and not vllm_takes_weights():
@@ -97,6 +100,7 @@ def sft_config(output: Path, settings: TrainSettings, *, total_steps: int, seed:
     known = set(SFTConfig.__dataclass_fields__)
     grpo = set(GRPOConfig.__dataclass_fields__)
     options = {key: v for key, v in settings.trl.items() if key in known or key not in grpo}
+    _check_options(SFTConfig, options)
     examples = settings.questions_per_step
     each = max(1, examples // _world_size())
     most = min(settings.micro_batch_size, each)
@@ -143,12 +147,9 @@ def _build(
     fixed: dict[str, Any],
     defaults: dict[str, Any],
 ) -> Any:
-    if clash := sorted(set(options) & OURS):
-        raise StageError(f"[Train] trl: {clash[0]!r} is set by another key of [Train]")
-    if unknown := sorted(set(options) - {field.name for field in dataclasses.fields(kind)}):
-        raise StageError(f"[Train] trl: TRL's {kind.__name__} has no option {unknown[0]!r}")
     quiet = {
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would log a loss of 0 where the loss is not finite
         "remove_unused_columns": False,
         "disable_tqdm": True,
         **sharding.reduced_each_time(),
@@ -166,6 +167,25 @@ def _build(
         )
         config._n_gpu = 1
     return config
+
+
+def _check_options(kind: type[TrainingArguments], options: dict[str, Any]) -> None:
+    """Refuse options that are ours or unknown, and values that are not of their fields' types."""
+    if clash := sorted(set(options) & OURS):
+        raise StageError(f"[Train] trl: {clash[0]!r} is set by another key of [Train]")
+    if unknown := sorted(set(options) - {field.name for field in dataclasses.fields(kind)}):
+        raise StageError(f"[Train] trl: TRL's {kind.__name__} has no option {unknown[0]!r}")
+    kinds = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        choices = tuple(field.metadata.get("choices") or ())
+        if field.name not in options or field.name in TRL_RULES:
+            continue  # not set, or checked with the settings
+        value = options[field.name]
+        problem = mistyped(value, kinds[field.name])
+        if choices and value is not None:
+            problem = problem or Rule(choices=choices).refusal(value)
+        if problem:
+            raise StageError(f"[Train] trl: {field.name} {problem}")
 
 
 def _check_device(trl: dict[str, Any]) -> None:

@@ -1,11 +1,14 @@
 """Loads a policy's processor for training, and the tokens that end its answers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
 
 from tasks.engines import base
+from tasks.engines.policies import check_words
+from tasks.language import prompts
 
 
 def load_processor(policy: Path | str, **options: Any) -> Any:
@@ -16,6 +19,14 @@ def load_processor(policy: Path | str, **options: Any) -> Any:
     processor = base.load_processor(policy, **options)
     processor.tokenizer.padding_side = "left"
     return processor
+
+
+def check(processor: Any, cards: Sequence[Any]) -> None:
+    """Raise StageError where its chat template cannot ask a question, or reads a card's word as a mark."""
+    prompts.rendered(processor, prompts.chat("?"))
+    added = processor.tokenizer.added_tokens_decoder.values()
+    for card in cards:
+        check_words([token.content for token in added if token.special], card)
 
 
 def sized_processor(model: str, min_pixels: int, max_pixels: int) -> Any:

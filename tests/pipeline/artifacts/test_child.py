@@ -49,7 +49,8 @@ def test_what_a_stage_says_is_in_its_log_as_a_terminal_shows_it(stage, capfd):
 
 
 def test_a_bug_is_reported_with_the_last_lines_and_the_log(stage):
-    with pytest.raises(store.StageFailed, match=r"(?s)exit code 1; the end of .*run\.log.*oops"):
+    says = r"(?s)^Some failed: ValueError: oops \(exit code 1; the log is \S*run\.log, and .*before"
+    with pytest.raises(store.StageFailed, match=says):
         stage("print('before')\nraise ValueError('oops')")
     assert "oops" in (stage.folder / "abc.partial" / "run.log").read_text()
 

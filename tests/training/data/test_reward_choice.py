@@ -1,6 +1,8 @@
 """Rewards by name: what can be set, what is refused before a model is loaded, what a failure costs."""
 
+import numpy as np
 import pytest
+import torch
 
 import data_cards
 from tasks.runtime.errors import StageError
@@ -62,6 +64,9 @@ def test_what_cannot_be_a_reward_is_refused_in_a_sentence(card, weights, why):
         ({}, "rewards is empty"),
         ({"letter": "much"}, "the weight of 'letter' must be a number"),
         ({"letter": True}, "the weight of 'letter' must be a number"),
+        ({"letter": float("nan")}, "the weight of 'letter' must be a number of at most 1e\\+15"),
+        ({"letter": float("-inf")}, "at most 1e\\+15 in size; got -inf"),
+        ({"letter": 10**39}, "at most 1e\\+15 in size; got 1e\\+39"),
     ],
 )
 def test_weights_that_are_none_are_refused_with_the_settings(weights, why):
@@ -86,6 +91,43 @@ def test_one_that_fails_costs_its_part_only_and_says_so_once(card, capsys):
         assert reward(["x", "y"], **told) == [None, None]
     assert metrics == [("tests.paid:broken/failed", 1.0)] * 3
     assert capsys.readouterr().err.count("KeyError") == 1
+
+
+@pytest.mark.parametrize(
+    ("returned", "paid", "failed", "says"),
+    [
+        ([1.0, float("inf")], [1.0, None], 0.5, "gave inf, which cannot be summed"),
+        ([float("nan"), 2], [None, 2.0], 0.5, "gave nan"),
+        ([-1e30, 10**400], [None, None], 1.0, "gave -1e+30"),
+        ([np.float32(0.5), np.bool_(True)], [0.5, 1.0], 0, ""),
+        (np.array([3, np.inf]), [3.0, None], 0.5, "gave inf"),
+        (torch.tensor([0.25, float("nan")]), [0.25, None], 0.5, "gave nan"),
+        ([True, None], [1.0, None], 0, ""),
+        ([1e16, 1.0], [None, 1.0], 0.5, "gave 1e+16"),
+        (["good", 1.0], [None, None], 1.0, "failed (ValueError"),
+        (0.5, [None, None], 1.0, "failed (TypeError"),
+        ([1.0], [None, None], 1.0, "1 rewards for 2 completions"),
+    ],
+)
+def test_a_value_that_cannot_be_summed_fails_for_its_own_completion(
+    card, monkeypatch, capsys, returned, paid, failed, says
+):
+    monkeypatch.setattr("tests.paid.equal", lambda completions, **columns: returned)
+    (reward,) = choose_rewards({"tests.paid:equal": 1.0}, [card], 32)
+    metrics = []
+    for _ in range(2):
+        told = {"log_metric": lambda *given: metrics.append(given), "mcq_id": ["a", "b"]}
+        assert reward(["x", "y"], **told) == paid
+    said = capsys.readouterr().err
+    assert said.count("\n") == bool(says)
+    assert says in said
+    assert metrics == [("tests.paid:equal/failed", failed)] * 2 * bool(failed)
+
+
+def test_a_large_weight_leaves_less_room_for_a_reward(card, monkeypatch, capsys):
+    monkeypatch.setattr("tests.paid.equal", lambda completions, **c: [1e12, 1e3])
+    (reward,) = choose_rewards({"tests.paid:equal": 1e9}, [card], 32)
+    assert reward(["x", "y"], mcq_id=["a", "b"]) == [None, 1e3]
 
 
 def test_each_answer_is_judged_by_its_own_cards_names(few_beetles, monkeypatch, tmp_path):

@@ -48,7 +48,7 @@ def frozen(options: int = 4) -> Questions:
     whole = Dataset.from_list(rows, features=features)
     made.encoded = whole.select_columns("image").cast_column("image", Image(decode=False))
     made.frozen, made.decode = whole.remove_columns("image"), Decoder()
-    made._pictures = {}
+    made._pictures, made.sizes = {}, SIZES
     made.cards, made.style, made.seed = {"beetles": CARD}, "brief", 0
     return made
 
@@ -87,7 +87,7 @@ def test_no_prompt_of_the_run_is_longer(processor, told, monkeypatch):
 def test_watched_images_count_as_well(processor):
     questions = frozen()
     questions.frozen = questions.frozen.select([0])
-    questions.encoded = questions.encoded.select([0])
+    questions.encoded, questions.sizes = questions.encoded.select([0]), SIZES[:1]
     small = longest_row(questions, None, processor)[1]
     watch = Watch([Sample("x", 0, 0, encoded((252, 84)))], [CARD], "brief", 1, 10)
     assert longest_row(questions, watch, processor)[1] == small + 27 - 9

@@ -24,6 +24,14 @@ def test_nothing_is_said_too_early():
     assert warnings(rows(WINDOW - 1, **{"reward/format": 0.0}, reward=0.0)) == {}
 
 
+@pytest.mark.parametrize("key", ["loss", "grad_norm"])
+def test_a_step_that_ruins_the_weights_is_told_at_once(key):
+    assert warnings(rows(2, **{key: 0.5})) == {}
+    found = warnings(rows(2, **{key: lambda x: float("nan") if x else 0.5}))
+    assert list(found) == ["not finite"]
+    assert f"{key} is nan" in found["not finite"]
+
+
 @pytest.mark.parametrize(
     ("kind", "columns", "says"),
     [
