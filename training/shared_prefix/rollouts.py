@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
-from tasks.engines.shared_prompts.generation import NotShared, SharedPrompts
+from tasks.engines.shared_prompts.cache import NotShared
+from tasks.engines.shared_prompts.generation import SharedPrompts
 from training.shared_prefix.forward import base_of
 from training.shared_prefix.packing import Counters
 from training.shared_prefix.prompts_once import PromptsOnce
@@ -35,9 +36,14 @@ class RolloutsOnce(GRPOTrainer):
         self.counters = Counters()
         self._prompts: PromptsOnce | None = None  # of the training batch that is being generated
         self._tokenized: PromptsOnce | None = None  # of the prompts that come next
-        self.generation = SharedPrompts(
+        self._shared = SharedPrompts(
             base_of(self.model), lambda line: print(f"train: {line}", flush=True), check_first_batch
         )
+
+    @property
+    def shared_prompts(self) -> SharedPrompts | None:
+        """Generates with the trained model; None where its weights are sharded."""
+        return None if self.is_fsdp_enabled or self.is_deepspeed_enabled else self._shared
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         once = self._prompts
@@ -57,21 +63,18 @@ class RolloutsOnce(GRPOTrainer):
         once, generate = self._tokenized, super()._generate_single_turn
         if self.use_vllm or once is None:
             return generate(prompt_ids, images, fields, *arguments, **named)
-        if not self._sharded and not self.use_transformers_continuous_batching:
+        shared = self.shared_prompts
+        if shared and not shared.why_not and not self.use_transformers_continuous_batching:
             first = [prompt_ids[rows[0]] for rows in once.rows.values()]
             try:
-                with self._one_prompt_a_group(once.group_of):
+                with self._one_prompt_a_group(shared, once.group_of):
                     return generate(first, None, once.by_group(), *arguments, **named)
             except NotShared:  # which has been printed
                 pass
         return generate(prompt_ids, images, once.by_row(), *arguments, **named)
 
-    @property
-    def _sharded(self) -> bool:
-        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
-
     @contextmanager
-    def _one_prompt_a_group(self, group_of: Sequence[int]) -> Iterator[None]:
+    def _one_prompt_a_group(self, shared: SharedPrompts, group_of: Sequence[int]) -> Iterator[None]:
         """Within this, the model's `generate` takes one prompt a group, and returns a row for each row.
 
         Rows are without dropout, as are those of vLLM. Raises NotShared.
@@ -79,9 +82,9 @@ class RolloutsOnce(GRPOTrainer):
         base, training = base_of(self.model), self.model.training
 
         def generate(generation_config: Any, **inputs: Any) -> torch.Tensor:
-            made = self.generation.generate(inputs, group_of, generation_config=generation_config)
+            made = shared.generate(inputs, group_of, generation_config=generation_config)
             if made is None:
-                raise NotShared(self.generation.why_not)
+                raise NotShared(shared.why_not)
             return made.sequences
 
         base.generate = generate

@@ -96,7 +96,7 @@ class SharedPrompts:
         import torch
 
         assert generated.logprobs is not None
-        first = [row for row, prompt in enumerate(prompts) if prompt not in prompts[:row]]
+        first = [row for row in range(len(prompts)) if not row or prompts[row] != prompts[row - 1]]
         width = inputs["input_ids"].size(1)
         tokens = generated.sequences[first, width : width + CHECKED]
         ours = generated.logprobs[first, : tokens.size(1)]

@@ -1,14 +1,17 @@
 """Rollouts in the trainer: TRL's tokens where nothing is random, each prompt computed once a group."""
 
+import io
 from collections import Counter
 
 import pytest
 import torch
 from trl.data_utils import prepare_multimodal_messages
 
+import data_cards
 from tasks.engines.shared_prompts import cache
 from tests.prefix_models import GROUP, questions, trainer
 from tests.training.shared_prefix.test_trainer import lora, policy, wake  # noqa: F401
+from training.loop.validation import Sample, Watch
 from training.shared_prefix.forward import base_of
 
 pytestmark = pytest.mark.model
@@ -75,7 +78,7 @@ def test_adapters_and_gradient_checkpointing_and_no_dropout(policy, tmp_path):
         wake(one)
         base_of(one.model).gradient_checkpointing_enable({"use_reentrant": False})
     assert rollouts(ours)[0] == rollouts(stock)[0]
-    assert not ours.generation.why_not
+    assert not ours.shared_prompts.why_not
     assert base_of(ours.model).is_gradient_checkpointing
 
 
@@ -97,3 +100,29 @@ def test_sharded_weights_generate_by_trl(policy, tmp_path, monkeypatch):
     assert rollouts(ours)[0] == rollouts(stock)[0]
     ours.is_fsdp_enabled = False
     assert rollouts(ours)[0] != rollouts(stock)[0]
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_val_images_are_answered_greedily_from_shared_prompts(
+    policy, tmp_path, tuning, monkeypatch
+):
+    """Also below adapters, whose model has options of its own that sample."""
+    given = {"peft_config": lora()} if tuning == "lora" else {}
+    one = trainer(policy, tmp_path, **given)
+    samples = []
+    for number, row in enumerate(questions(3)):
+        made = io.BytesIO()
+        row["image"].save(made, "PNG")
+        samples.append(Sample(str(number), 0, 0, made.getvalue()))
+    watch = Watch(samples, [data_cards.load("beetles")], "brief", every=1, length=8)
+    base = base_of(one.model)
+    assert base.generation_config.do_sample
+    one.model.train()
+    shared = watch._by_model(one, samples)
+    assert one.shared_prompts._unchecked is False
+    assert one.model.training
+    assert base.generation_config.do_sample
+    assert shared == watch._by_model(one, samples)
+    monkeypatch.setattr(type(one), "shared_prompts", None)
+    assert shared == watch._by_model(one, samples)
+    assert len(set(shared)) > 1
