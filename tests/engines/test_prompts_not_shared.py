@@ -15,12 +15,19 @@ from tests.engines.test_shared_prompts import PROMPTS, options, policy  # noqa: 
         ({"use_cache": False}, "use_cache"),
         ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences"),
         ({"guidance_scale": 1.5}, "guidance_scale"),
-        ({"cache_implementation": "static"}, "cache_implementation"),
+        ({"cache_implementation": "static"}, "its cache is made of StaticLayer"),
         ({"prefill_chunk_size": 4}, "prefill_chunk_size"),
     ],
 )
 def test_other_ways_to_generate_are_left_to_transformers(policy, changed, why):
     refused(policy, options(**changed), why)
+
+
+def test_a_static_cache_of_the_models_own_options_is_none_that_was_asked_for(policy, monkeypatch):
+    """Gemma 3 is published with one."""
+    monkeypatch.setattr(policy.model.generation_config, "cache_implementation", "static")
+    theirs = policy.model.generate(**policy.inputs, generation_config=options())
+    assert torch.equal(policy.shared(options()).sequences, theirs[PROMPTS])
 
 
 def refused(policy, config, why):

@@ -81,8 +81,7 @@ class Policy:
 def options(**changed):
     given = {"max_new_tokens": 24, "do_sample": False, "top_k": 0}
     given |= {"eos_token_id": 2, "pad_token_id": 0}
-    # Images of their own are none of the tokens that a policy may say.
-    given["suppress_tokens"] = [3, 4, 5, 6]
+    given["suppress_tokens"] = [3, 4, 5, 6]  # those of an image
     return GenerationConfig(**{**given, **changed})
 
 
@@ -93,18 +92,19 @@ def policy(tmp_path_factory):
 
 def same_as_generate(policy):
     """Greedy tokens are equal, also where rows end at several places and leave the batch."""
-    longest = policy.model.generate(
-        **policy.inputs, generation_config=options(no_repeat_ngram_size=1)
-    )
+    images = generation.image_tokens(policy.model).tolist()  # which a policy must not say
+    given = {"no_repeat_ngram_size": 1, "suppress_tokens": images}
+    longest = policy.model.generate(**policy.inputs, generation_config=options(**given))
     tokens = longest[:, policy.width :]
     ends = [2, int(tokens[0, 3]), int(tokens[2, 9])]
     for eos in (2, ends):
-        config = options(no_repeat_ngram_size=1, eos_token_id=eos)
+        config = options(**given, eos_token_id=eos)
         theirs = policy.model.generate(**policy.inputs, generation_config=config)
         assert torch.equal(policy.shared(config).sequences, theirs[PROMPTS])
     assert (theirs[:, policy.width :] == 0).any()
     torch.manual_seed(0)
-    made = policy.shared(options(do_sample=True, eos_token_id=ends, temperature=1.5))
+    given = {"do_sample": True, "temperature": 1.5, "suppress_tokens": images}
+    made = policy.shared(options(**given, eos_token_id=ends))
     drawn = made.sequences[:, policy.width :, None]
     assert len(set(map(tuple, drawn[..., 0].tolist()))) == len(PROMPTS)
     theirs = policy.plain(made.sequences).log_softmax(-1).gather(-1, drawn)[..., 0]

@@ -37,7 +37,10 @@ class RolloutsOnce(GRPOTrainer):
         self._prompts: PromptsOnce | None = None  # of the training batch that is being generated
         self._tokenized: PromptsOnce | None = None  # of the prompts that come next
         self._shared = SharedPrompts(
-            base_of(self.model), lambda line: print(f"train: {line}", flush=True), check_first_batch
+            base_of(self.model),
+            lambda line: print(f"train: {line}", flush=True),
+            check=check_first_batch,
+            mixed=self.accelerator.mixed_precision != "no",
         )
 
     @property

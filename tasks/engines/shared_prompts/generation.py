@@ -10,6 +10,7 @@ and criteria for stopping come from `generate`, so all its options mean the same
 checks a model's first batch. Where a model or an option needs transformers' loop, it says so.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,12 +45,15 @@ class Generated:
 class SharedPrompts:
     """Generates with `model` by shared prompts, unless `why_not` says why it needs its own loop.
 
-    With `check` the first batch's log-probabilities are compared with those of a plain forward pass.
+    With `check` the first batch's log-probabilities are compared with those of a plain forward pass,
+    exactly so if all is computed in float32: `mixed` says that weights in float32 are rounded for it.
     """
 
-    def __init__(self, model: Any, say: Callable[[str], Any], check: bool = True):
+    def __init__(
+        self, model: Any, say: Callable[[str], Any], *, check: bool = True, mixed: bool = False
+    ):
         self.model, self._generate, self.why_not = model, model.generate, ""
-        self._say, self._unchecked = say, check
+        self._say, self._unchecked, self._mixed = say, check, mixed
 
     def generate(
         self,
@@ -67,7 +71,7 @@ class SharedPrompts:
 
         if self.why_not:
             return None
-        options |= {"custom_generate": decode, "prompts": prompts}
+        options = {**with_dynamic_cache(options), "custom_generate": decode, "prompts": prompts}
         if not self._unchecked:
             return self._generate(**inputs, **options, logprobs=logprobs)  # type: ignore[no-any-return]
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -109,13 +113,18 @@ class SharedPrompts:
                 new = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
                 added = new.get(name, torch.zeros_like(tokens))
                 whole[name] = torch.cat([inputs[name], added], 1)
+        last = tokens.size(1) + 1
+        if self.model._supports_logits_to_keep():
+            whole["logits_to_keep"] = last
         with torch.no_grad():
             logits = self.model(**whole, use_cache=False, return_dict=True).logits
-        theirs = logits[:, width - 1 : -1].float().log_softmax(-1)
+        theirs = logits[:, -last:-1].float().log_softmax(-1)
         theirs = theirs.gather(-1, tokens[..., None])[..., 0]
         apart = (ours - theirs).abs()[compared]
         mean = float(apart.sum()) / max(1, len(apart))
-        if not mean <= (EXACT if logits.dtype == torch.float32 else ROUGH):
+        exact = not self._mixed and torch.get_float32_matmul_precision() == "highest"
+        exact = exact and all(p.dtype == torch.float32 for p in self.model.parameters())
+        if not mean <= (EXACT if exact else ROUGH):
             raise NotShared(f"log-probabilities differ by {mean:.1e} nats a token")
 
 
@@ -184,6 +193,18 @@ def decode(
             logits = outputs.logits[:, -1].float()
 
 
+def with_dynamic_cache(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of `generate` with a dynamic cache, unless they name another kind themselves.
+
+    A model's own options may name a static cache, as those of Gemma 3 do, which changes no token.
+    """
+    config = copy.copy(options.get("generation_config"))
+    if config is None:
+        return {"cache_implementation": "dynamic", **options}
+    config.cache_implementation = config.cache_implementation or "dynamic"
+    return {**options, "generation_config": config}
+
+
 def check_options(config: Any) -> None:
     """Raise NotShared for options that `decode` does not know."""
     from transformers.generation import GenerationMode
@@ -195,7 +216,6 @@ def check_options(config: Any) -> None:
     for name in (
         "guidance_scale",
         "prefill_chunk_size",
-        "cache_implementation",
         "watermarking_config",
     ):
         if getattr(config, name, None) is not None:

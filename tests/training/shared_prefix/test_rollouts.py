@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 from trl.data_utils import prepare_multimodal_messages
 
 import data_cards
@@ -126,3 +127,14 @@ def test_val_images_are_answered_greedily_from_shared_prompts(
     monkeypatch.setattr(type(one), "shared_prompts", None)
     assert shared == watch._by_model(one, samples)
     assert len(set(shared)) > 1
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_rounding_to_16_bits_is_no_fault(policy, tmp_path, mixed):
+    """Of the weights, or of float32 weights in mixed precision."""
+    dtype = torch.float32 if mixed else torch.bfloat16
+    model = AutoModelForImageTextToText.from_pretrained(policy, dtype=dtype)
+    one = trainer(policy, tmp_path, model=model, bf16=True, max_steps=1)
+    one.train()
+    assert not one.shared_prompts._unchecked
+    assert not one.shared_prompts.why_not
