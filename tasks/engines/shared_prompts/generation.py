@@ -149,7 +149,8 @@ def decode(
     cache = share(outputs.past_key_values, branches, inputs["attention_mask"])
     inputs = model._update_model_kwargs_for_generation(outputs, inputs)
     inputs = {
-        name: value
+        # Of a mask all is needed, of the others the last token's, which the next one's continue.
+        name: value[..., -1:] if name in PER_TOKEN[1:] and value is not None else value
         for name, value in inputs.items()
         if name in PER_TOKEN or not isinstance(value, torch.Tensor)
     }
