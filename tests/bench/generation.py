@@ -1,12 +1,13 @@
-"""Generating a group's completions: from one copy of the prompt, against `generate` as TRL calls it.
+"""Generating groups of completions from one copy of each prompt, against `generate` as TRL calls it.
 
     python -m tests.bench.generation --json FILE
-    python -m tests.bench.generation --shapes small --prompts 700 --lengths 200 --groups 8
+    python -m tests.bench.generation --shapes small --prompts 700 --lengths 200 --groups 8 --questions 4
 
 Random Qwen2.5-VLs of 7.8 and 55 million parameters. A prompt of 700 tokens has 512 of an image, one of
 64 has 32. All completions have the full length; with `ragged` they end at random places, half of it on
-average. Both sample with TRL's options, on one thread, and take turns in one process. Medians
-of CPU seconds; before them what goes through the model, counted by hooks.
+average. A training step generates for several questions at a time: `questions`. Both sample with TRL's
+options, on one thread, and take turns in one process. Medians of CPU seconds; before them what goes
+through the model, counted by hooks.
 """
 
 import argparse
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--prompts", nargs="+", type=int, choices=GRIDS, default=list(GRIDS))
     parser.add_argument("--lengths", nargs="+", type=int, default=[200, 32])
     parser.add_argument("--groups", nargs="+", type=int, default=[8, 20])
+    parser.add_argument("--questions", type=int, default=1, help="groups in a batch")
     parser.add_argument("--ragged", action="store_true", help="completions of several lengths")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each contender")
     given = parser.parse_args()
@@ -67,7 +69,7 @@ def compare(
     model: Any, shape: str, prompt: int, length: int, group: int, given: argparse.Namespace
 ) -> list[Figure]:
     """Counts, seconds and their ratio for one group."""
-    runs = contenders(model, prompt, length, group, given.ragged)
+    runs = contenders(model, prompt, length, group, given)
     seen = {name: counted(model, run) for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(given.repeats):
@@ -78,6 +80,7 @@ def compare(
     medians = {name: statistics.median(spent) for name, spent in seconds.items()}
     ratios = [a / b for a, b in zip(seconds["trl"], seconds["shared"], strict=True)]
     title = f"{NAMES[shape]}, P = {prompt}, C = {length}{', ragged' if given.ragged else ''}, G = {group}"
+    title += f", {given.questions} groups" if given.questions > 1 else ""
     goal = GOALS.get((shape, prompt, length, group), "-")
     return [
         figure(f"{title}: TRL over shared", medians["trl"] / medians["shared"], goal, "x"),
@@ -95,7 +98,7 @@ def compare(
 
 
 def contenders(
-    model: Any, prompt: int, length: int, group: int, ragged: bool
+    model: Any, prompt: int, length: int, group: int, given: argparse.Namespace
 ) -> dict[str, Callable[[], Any]]:
     """`generate` on a copy of the prompt for each completion, as TRL calls it, and on one copy."""
     draw = torch.Generator().manual_seed(prompt)
@@ -111,16 +114,18 @@ def contenders(
         "pixel_values": torch.randn(int(grid.prod()), 3 * 2 * 14 * 14, generator=draw),
         "image_grid_thw": grid,
     }
-    copies = {name: value.repeat(group, 1) for name, value in inputs.items()}
+    many = given.questions
+    copies = {name: value.repeat(many * group, 1) for name, value in inputs.items()}
+    inputs = {name: value.repeat(many, 1) for name, value in inputs.items()}
     # Of random weights every token is about as likely: with these ends, half the length on average.
     vocabulary = model.config.get_text_config().vocab_size
-    ends = list(range(FIRST, vocabulary, max(1, length * 5 // 8))) if ragged else [0]
+    ends = list(range(FIRST, vocabulary, max(1, length * 5 // 8))) if given.ragged else [0]
     config = GenerationConfig(
         max_new_tokens=length, do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
         eos_token_id=ends, pad_token_id=0, suppress_tokens=[IMAGE, 0], disable_compile=True,
     )  # fmt: skip
     shared = SharedPrompts(model, print, check=False)  # the check takes a pass of its own
-    prompts = [0] * group
+    prompts = [question for question in range(many) for _ in range(group)]
     return {
         "trl": lambda: model.generate(**copies, generation_config=config),
         "shared": lambda: shared.generate(dict(inputs), prompts, generation_config=config),
