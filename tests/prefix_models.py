@@ -90,6 +90,7 @@ def trainer(
     tokens: int = 0,
     check: bool = True,
     model: Any = None,
+    drawn: "Drawn | None" = None,
     **config: Any,
 ) -> GRPOTrainer:
     """A trainer of either kind on the same questions, four completions of up to ten tokens each."""
@@ -116,7 +117,7 @@ def trainer(
         "gradient_checkpointing": False,
         "lr_scheduler_type": "constant",
     }
-    return make_trainer(
+    made = make_trainer(
         model=model,
         shared_prefix=shared,
         tokens_per_micro_batch=tokens,
@@ -127,6 +128,40 @@ def trainer(
         reward_funcs=reward,
         peft_config=peft_config,
     )
+    if drawn is not None:
+        drawn.into(made)
+    return made
+
+
+class Drawn:
+    """What the first trainer generates that is given this; every other one takes it over.
+
+    Ours and TRL's draw other random numbers. With equal completions they must train alike.
+    """
+
+    def __init__(self) -> None:
+        self.turns: list[tuple[Any, torch.Tensor]] | None = None
+
+    def into(self, one: GRPOTrainer) -> None:
+        generate = one._generate_single_turn
+        if self.turns is None:
+            self.turns = turns = []
+
+            def record(*args: Any, **kwargs: Any) -> Any:
+                result = generate(*args, **kwargs)
+                turns.append((result, torch.get_rng_state()))
+                return result
+
+            one._generate_single_turn = record
+            return
+        turns_left = iter(self.turns)
+
+        def replay(*_: Any, **__: Any) -> Any:
+            result, state = next(turns_left)
+            torch.set_rng_state(state)  # TRL shuffles rows after generating
+            return result
+
+        one._generate_single_turn = replay
 
 
 def weights(trainer: GRPOTrainer) -> dict[str, torch.Tensor]:
@@ -200,6 +235,7 @@ def main() -> None:
     triedstock TRL's, after the largest batch.
     """
     policy, output, kinds = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    drawn = Drawn()
     for kind in kinds:
         idle = "sharded" in kinds
         given: dict[str, Any] = {"reward": none_for_the_first if idle else one_alive}
@@ -210,7 +246,9 @@ def main() -> None:
         if kind == "sharded":
             with mock.patch.dict(os.environ, {"ACCELERATE_USE_FSDP": "true"}):
                 given |= reduced_each_time()
-        one = trainer(policy, output / kind, shared="stock" not in kind, tokens=80, **given)
+        kept = None if idle else drawn
+        shared = "stock" not in kind
+        one = trainer(policy, output / kind, shared=shared, tokens=80, drawn=kept, **given)
         if idle:  # completions of equal length, since each process takes its own time to sample
             for name in ("_generate_single_turn", "_drawn"):
                 setattr(one, name, MethodType(getattr(Fixed, name), one))

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "tasks": "data_cards, every room of tasks",
     "training/model": "tasks/{runtime, language, engines}, training",
     "training/data": "data_cards, tasks/{runtime, tables, language}, training",
-    "training/shared_prefix": "tasks/runtime, training/model",
+    "training/shared_prefix": "tasks/{runtime, engines}, training/model",
     "training/resources": "tasks/{runtime, language}, training, training/{model, shared_prefix}",
     "training/loop": "data_cards, tasks/{runtime, tables, language, engines}, "
     "training, training/{model, data, shared_prefix, resources}",

@@ -1,6 +1,7 @@
-"""The transformers engine: batched `generate`, slow, but for every architecture.
+"""The transformers engine: slower than vLLM, but for every architecture.
 
-It runs the model code that training runs, so it is the cross-check for the other backends.
+It runs the model code that training runs, so it is the cross-check for the other backends. An image
+and its prompt go through the model once for all samples, where the architecture allows it.
 """
 
 from collections import Counter
@@ -11,14 +12,16 @@ from typing import Any
 
 from tasks.engines.base import Completion, EngineDied, PromptBuilder, Request, Sampling
 from tasks.engines.settings import EngineSettings
+from tasks.engines.shared_prompts.cache import NotShared
+from tasks.engines.shared_prompts.generation import SharedPrompts
 from tasks.runtime.errors import StageError
 
 BATCH = 32  # images in a batch, where memory allows
-LOGITS = 2 << 30  # bytes of logits that a batch may keep, for the log-probabilities
+MEMORY = 2 << 30  # bytes that a batch's samples may take, beside weights and prompts
 
 
 class TransformersEngine:
-    """Batched `generate`, BATCH images at a time."""
+    """Samples of BATCH images at a time, by shared prompts or by `generate`."""
 
     slots = 1
     constrained = True
@@ -40,6 +43,7 @@ class TransformersEngine:
             policy, dtype=dtype, use_safetensors=True
         )
         self._model.to(device).eval()
+        self._shared = SharedPrompts(self._model, lambda line: print(line, flush=True))
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """Completions in the order of the requests."""
@@ -51,14 +55,16 @@ class TransformersEngine:
             ]
         self._torch.manual_seed(sampling.seed)
         answers: list[list[Completion]] = []
-        vocabulary = self._model.get_output_embeddings().weight.shape[0]
-        room = max(1, LOGITS // (8 * vocabulary * sampling.max_new_tokens))  # sequences
-        size = max(1, min(BATCH, room // sampling.n))
-        at_once = [min(room, sampling.n - done) for done in range(0, sampling.n, room)]
         try:
-            for start in range(0, len(requests), size):
-                part = requests[start : start + size]
-                rounds = [self._batch(part, replace(sampling, n=n)) for n in at_once]
+            while len(answers) < len(requests):
+                room = max(1, MEMORY // self._bytes(sampling.max_new_tokens))
+                size = max(1, min(BATCH, room // sampling.n))
+                part = requests[len(answers) : len(answers) + size]
+                at_once = [min(room, sampling.n - done) for done in range(0, sampling.n, room)]
+                try:
+                    rounds = [self._batch(part, replace(sampling, n=n)) for n in at_once]
+                except NotShared:  # before anything is sampled: again, where less fits at once
+                    continue
                 answers += [[c for row in rows for c in row] for rows in zip(*rounds, strict=True)]
         except self._torch.OutOfMemoryError as error:
             raise EngineDied(f"out of memory: {error}") from error
@@ -107,38 +113,56 @@ class TransformersEngine:
             )
         return tokens[0]
 
+    def _bytes(self, longest: int) -> int:
+        """Bytes that a sample of up to `longest` tokens takes: its keys and values, and logits."""
+        text = self._model.config.get_text_config()
+        vocabulary: int = self._model.get_output_embeddings().weight.shape[0]
+        if self._shared.why_not:  # `generate` keeps the logits of every token, for `logprobs`
+            return 8 * vocabulary * longest
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        keys: int = 2 * text.num_hidden_layers * heads * size * self._model.dtype.itemsize
+        return keys * longest + 24 * vocabulary
+
     def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        """Samples of each request. Raises NotShared when prompts turn out not to be shareable."""
         inputs = self._inputs(requests)
-        greedy = sampling.temperature == 0
-        choice = (
-            {"do_sample": False}
-            if greedy
-            else {
-                "do_sample": True,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": 0,
-            }
-        )
-        output = self._model.generate(
-            **inputs,
-            **choice,
-            num_return_sequences=sampling.n,
-            repetition_penalty=sampling.repetition_penalty,
-            max_new_tokens=sampling.max_new_tokens,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-        tokens = output.sequences[:, inputs["input_ids"].shape[1] :].cpu()
-        logits = self._torch.stack(output.logits, 1).float().cpu()
-        logprobs = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+        options: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature > 0:
+            options = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0}
+            options["top_p"] = sampling.top_p
+        options["repetition_penalty"] = sampling.repetition_penalty
+        options["max_new_tokens"] = sampling.max_new_tokens
+        if self._shared.why_not:
+            sequences, logprobs = self._by_generate(inputs, sampling.n, options)
+        else:
+            prompts = [row for row in range(len(requests)) for _ in range(sampling.n)]
+            made = self._shared.generate(dict(inputs), prompts, logprobs=True, **options)
+            if made is None:
+                self.counts["prompt_tokens"] -= int(inputs["attention_mask"].sum())
+                raise NotShared(self._shared.why_not)
+            sequences, logprobs = made.sequences, made.logprobs
+        tokens = sequences[:, inputs["input_ids"].shape[1] :].tolist()
         ends = self._model.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends])
         flat = [
-            self._completion(row.tolist(), values.tolist(), ends)
-            for row, values in zip(tokens, logprobs, strict=True)
+            self._completion(row, values, ends)
+            for row, values in zip(tokens, logprobs.tolist(), strict=True)
         ]
         return [flat[i : i + sampling.n] for i in range(0, len(flat), sampling.n)]
+
+    def _by_generate(self, inputs: Any, n: int, options: dict[str, Any]) -> tuple[Any, Any]:
+        """Token ids (rows, prompt and tokens) and log-probabilities (rows, tokens)."""
+        output = self._model.generate(
+            **inputs,
+            **options,
+            num_return_sequences=n,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        tokens = output.sequences[:, inputs["input_ids"].shape[1] :, None]
+        logits = self._torch.stack(output.logits, 1).float()
+        return output.sequences, logits.log_softmax(-1).gather(-1, tokens)[..., 0]
 
     def _completion(self, ids: list[int], logprobs: list[float], ends: set[int]) -> Completion:
         length = next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))

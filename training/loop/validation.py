@@ -23,6 +23,7 @@ from tasks.language.class_names import ClassNames
 from tasks.tables import shards
 from tasks.tables.pixels import Decoder
 from tasks.tables.seeding import row_generator
+from training.shared_prefix.forward import base_of
 
 BATCH, VLLM_BATCH = 32, 64  # images generated for at a time: by the model, by vLLM
 
@@ -158,12 +159,13 @@ class Watch:
             ),
         ):
             # Replaced, since `generate` takes every option that is not passed from the model's own.
-            own, model.generation_config = model.generation_config, self._greedy(trainer)
+            base = base_of(model)
+            own, base.generation_config = base.generation_config, self._greedy(trainer)
             training, _ = model.training, model.eval()
             for start in range(0, len(samples), BATCH):
                 texts += self._answers(trainer, model, samples[start : start + BATCH])
             model.train(training)
-            model.generation_config = own
+            base.generation_config = own
         torch.set_rng_state(generators)
         return texts
 
@@ -186,7 +188,9 @@ class Watch:
         images = [[decode(sample.image)] for sample in part]
         inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
         inputs = inputs.to(model.device)
+        shared = getattr(trainer, "shared_prompts", None)
+        made = shared and shared.generate(dict(inputs), range(len(part)))
         with torch.no_grad():
-            output = model.generate(**inputs)
+            output = made.sequences if made else model.generate(**inputs)
         ends = output[:, inputs["input_ids"].shape[1] :]
         return processor.batch_decode(ends, skip_special_tokens=True)

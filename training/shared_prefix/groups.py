@@ -5,7 +5,6 @@ processor once a group, splits a batch into slots (the rows of one turn of the l
 micro-batches, and leaves out groups that need no forward pass.
 """
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,14 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from trl import GRPOTrainer
 
 from tasks.runtime.errors import StageError
 from training.shared_prefix import packing
 from training.shared_prefix.forward import Rows, sharing
 from training.shared_prefix.images_once import PIXELS, take
-from training.shared_prefix.packing import Counters
 from training.shared_prefix.prompts_once import PromptsOnce
+from training.shared_prefix.rollouts import RolloutsOnce
 
 Batch = dict[str, Any]
 # Every input, beside tokens and masks, that TRL may pass from a batch to the model.
@@ -54,22 +52,19 @@ class Scope:
     unneeded: bool = False  # the next call asks for old log-probabilities that nobody reads
 
 
-class GroupTrainer(GRPOTrainer):
+class GroupTrainer(RolloutsOnce):
     """GRPOTrainer whose micro-batches are made of whole groups, with a bound on their tokens.
 
     Raises StageError where the model or TRL's settings do not allow it.
     """
 
-    processing_class: Any
     _buffered_inputs: list[Batch] | None
     _metrics: dict[str, defaultdict[str, list[float]]]
 
     def __init__(self, *args: Any, tokens_per_micro_batch: int = 0, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.tokens_per_micro_batch = tokens_per_micro_batch
-        self.counters = Counters()
         self._scope: Scope | None = None
-        self._prompts: PromptsOnce | None = None
         self.falls_back = False  # whether TRL's own pass is used, since the parity check failed
         self.way, why = sharing(self.model)
         if self.way == "none":
@@ -134,17 +129,6 @@ class GroupTrainer(GRPOTrainer):
                     "shared_prefix = false"
                 )
         return groups
-
-    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
-        once = self._prompts
-        if once is None:  # not for a training batch
-            pairs = itertools.pairwise(prompts)
-            runs = list(itertools.accumulate((a is not b for a, b in pairs), initial=0))
-            once = PromptsOnce(self.processing_class, runs, per_group=False)
-        ids, images, fields = once.tokenize(prompts, super()._tokenize_prompts)
-        self.counters.image_processor_calls += once.calls
-        self.counters.unique_images += once.unique_images
-        return ids, images, {} if self.use_vllm else fields
 
     # Splitting into slots and micro-batches of whole groups.
 

@@ -25,9 +25,9 @@ class PromptsOnce:
 
     def __init__(self, processor: Any, groups: Sequence[int], per_group: bool):
         self._processor = processor
-        self._rows = members(groups)
-        order = {group: index for index, group in enumerate(self._rows)}
-        self._group_of = [order[group] for group in groups]
+        self.rows = members(groups)
+        order = {group: index for index, group in enumerate(self.rows)}
+        self.group_of = [order[group] for group in groups]
         self._per_group = per_group
         self._fields: list[dict[str, Any]] = []
         self.calls = 0  # of the image processor
@@ -39,29 +39,37 @@ class PromptsOnce:
     @property
     def image_processor(self) -> Any:
         """The processor's own image processor, which already knows each image's number of tiles."""
-        tiles = [len(self._fields[group].get("pixel_values", ())) for group in self._group_of]
+        tiles = [len(self._fields[group].get("pixel_values", ())) for group in self.group_of]
         return TilesKnown(self._processor.image_processor, tiles)
 
     def tokenize(
         self, prompts: Sequence[Any], tokenize: Callable[[list[Any]], tuple[list, Any, dict]]
-    ) -> tuple[list[list[int]], list[Any] | None, dict[str, Any]]:
-        """Call `tokenize` (TRL's `_tokenize_prompts`) on one prompt a group; its answer for all rows."""
+    ) -> tuple[list[list[int]], list[Any] | None]:
+        """Call `tokenize` (TRL's `_tokenize_prompts`) on one prompt a group; tokens and images of all rows."""
         with remembered(self._processor) as memory:
             before = memory.calls, len(memory.seen)
-            answers = [tokenize([prompts[rows[0]]]) for rows in self._rows.values()]
+            answers = [tokenize([prompts[rows[0]]]) for rows in self.rows.values()]
             self.calls = memory.calls - before[0]
             self.unique_images = len(memory.seen) - before[1]
         self._fields = [fields for _, _, fields in answers]
-        ids = [answers[group][0][0] for group in self._group_of]
+        ids = [answers[group][0][0] for group in self.group_of]
         has_images = any(images for _, images, _ in answers)
-        images = [answers[g][1][0] if answers[g][1] else None for g in self._group_of]
-        return ids, images if has_images else None, self._merged(self._group_of)
+        images = [answers[g][1][0] if answers[g][1] else None for g in self.group_of]
+        return ids, images if has_images else None
+
+    def by_row(self) -> dict[str, Any]:
+        """The processor's further fields, such as pixel values, of all rows."""
+        return self._merged(self.group_of)
+
+    def by_group(self) -> dict[str, Any]:
+        """The same, once a group."""
+        return self._merged(range(len(self._fields)))
 
     def __call__(self, **_: Any) -> dict[str, Any]:
         """The model's inputs as tensors; per-token fields are padded on the left."""
-        merged = self._merged(self._group_of)
+        merged = self.by_row()
         if self._per_group:
-            once = self._merged(range(len(self._fields)))
+            once = self.by_group()
             merged |= {key: once[key] for key in PIXELS if key in once}
         return {key: _tensor(value) for key, value in merged.items()}
 

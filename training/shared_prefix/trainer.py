@@ -92,7 +92,12 @@ class SharedPrefixTrainer(GroupTrainer):
         check_first_batch: bool = True,
         **kwargs: Any,
     ):
-        super().__init__(*args, tokens_per_micro_batch=tokens_per_micro_batch, **kwargs)
+        super().__init__(
+            *args,
+            tokens_per_micro_batch=tokens_per_micro_batch,
+            check_first_batch=check_first_batch,
+            **kwargs,
+        )
         self._unchecked = check_first_batch
         self.encoders: dict[int, ImagesOnce] = {}
         for model in (self.model, self.ref_model):

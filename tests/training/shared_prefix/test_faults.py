@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText
 from tasks.runtime.errors import StageError
 from tests import prefix_models
 from tests.prefix_models import (
+    Drawn,
     apart,
     trainer,
     weights,
@@ -61,6 +62,7 @@ def test_a_fault_of_the_shared_pass_is_told_and_training_goes_on_with_trls(
 ):
     fault(monkeypatch)
     given = {"bf16": bf16, "tokens": 60, "max_steps": 2, "num_iterations": 2, "beta": 0.3}
+    given["drawn"] = Drawn()
     ours = trainer(policy, tmp_path / "wrong", **given)
     ours.train()
     assert "warning: shared and separate forward passes disagree" in capsys.readouterr().out

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests import prefix_models
-from tests.prefix_models import apart, some_dead, told, trainer, weights
+from tests.prefix_models import Drawn, apart, some_dead, told, trainer, weights
 from training.shared_prefix import images_once
 from training.shared_prefix.forward import sharing
 
@@ -38,7 +38,7 @@ def qwen3_vl(policy):
 
 @pytest.mark.model
 def test_another_architecture_shares_its_images(policy, tmp_path, capsys):
-    given = {"reward": some_dead, "max_steps": 3}
+    given = {"reward": some_dead, "max_steps": 3, "drawn": Drawn()}
     ours = trainer(policy, tmp_path / "ours", model=qwen3_vl(policy), tokens=200, **given)
     assert "images are encoded once a group" in capsys.readouterr().out
     ours.train()

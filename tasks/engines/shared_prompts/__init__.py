@@ -1,0 +1,1 @@
+"""Generates completions with transformers models, each prompt going through the model once."""
