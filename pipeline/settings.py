@@ -107,7 +107,7 @@ def of_dataset(family: str, params: Any, kwargs: dict[str, Any]) -> dict[str, An
     options = vars(line.known_args) if line else {}
     is_run = options.get("root_task") == family
     dataset = "+".join(_sorted(str(kwargs.get("dataset", ""))))
-    values = {}
+    values: dict[str, Any] = {}
     for name in dict.fromkeys((dataset, kwargs.get("on") or kwargs.get("subset") or dataset)):
         section = f"{family}:{name}"
         values |= {

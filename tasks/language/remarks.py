@@ -29,6 +29,16 @@ _STAGES = frozenset(
 )
 _BESIDE_STAGES = frozenset({"or", "and", "in", "with", "a", "an", "the", "non", "bird", "full"})
 RANKS = frozenset({"sp", "spp", "ssp", "subsp", "species", "genus"})
+# The scientific names that all breeds of cats or of dogs share: they tell nothing about the class.
+SHARED_NAMES = frozenset(
+    {
+        "felis catus",
+        "felis silvestris catus",
+        "felis domesticus",
+        "canis familiaris",
+        "canis lupus familiaris",
+    }
+)
 # What ends a part of an answer. Spaces, hyphens inside a word, marks of emphasis and colons do not.
 _ENDS_PART = re.compile(r"[^\s\w:*\"“”«»'‘’\-‐-―−]|\n|\s[-‐-―−]+\s")
 # How the two words of a scientific name end, such as Ailuroedus melanotis, Larus argentatus.
@@ -105,11 +115,14 @@ def without_stages(text: str, names: frozenset[str]) -> str:
 
 
 def looks_scientific(tokens: Sequence[Word]) -> bool:
-    """Whether two words look like a scientific name. Models often misspell those that a card lists."""
-    if len(tokens) != 2:
+    """Whether two words, or three with a subspecies, look like a scientific name.
+
+    Models often misspell those that a card lists.
+    """
+    if len(tokens) not in (2, 3):
         return False
-    genus, species = tokens[0].key, tokens[1].key
-    ends = _SPECIES_ENDS.fullmatch(species) or species == genus  # Buteo buteo
+    genus, *others = (token.key for token in tokens)
+    ends = all(_SPECIES_ENDS.fullmatch(name) or name == genus for name in others)  # Buteo buteo
     return bool(_GENUS_ENDS.fullmatch(genus) and ends)
 
 
