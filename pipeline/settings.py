@@ -99,13 +99,12 @@ def of_dataset(family: str, params: Any, kwargs: dict[str, Any]) -> dict[str, An
     """The values that sections such as [Train:cub] set for a task with these parameters.
 
     The section of the dataset is read first, and over it that of the set that the task works on: one
-    set of a mix, or the set in `on`. The names in a mix are sorted. The command line takes precedence
-    (`--Train-steps 5`, or `--steps 5` for the task that is run).
+    set of a mix, or the set in `on`. The names in a mix are sorted. The command line (`--Train-steps 5`)
+    takes precedence.
     """
     config = configuration.get_config()
     line = CmdlineParser.get_instance()
     options = vars(line.known_args) if line else {}
-    is_run = options.get("root_task") == family
     dataset = "+".join(_sorted(str(kwargs.get("dataset", ""))))
     values: dict[str, Any] = {}
     for name in dict.fromkeys((dataset, kwargs.get("on") or kwargs.get("subset") or dataset)):
@@ -115,7 +114,6 @@ def of_dataset(family: str, params: Any, kwargs: dict[str, Any]) -> dict[str, An
             for key, parameter in params
             if config.has_option(section, key)
             if options.get(f"{family}_{key}") is None
-            if not (is_run and options.get(key))
         }
     return values
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import luigi
+from luigi.cmdline_parser import CmdlineParser
 
 import data_cards
 from pipeline.artifacts import source_code, store
@@ -67,10 +68,16 @@ class Stage(Checked, luigi.Task):
         return []
 
     def for_set(self, **changed: str) -> "Stage":
-        """The same stage for one set of a mix, with that set's settings: `changed` names the set."""
-        graph = {**self.param_kwargs, **changed}
-        own = of_dataset(self.task_family, self.get_params(), graph)
-        return self.clone(**own, **changed)
+        """The same stage for one set of a mix, with that set's settings: `changed` names the set.
+
+        What the command line gives the stage that is run (`--part val`) holds for every set.
+        """
+        line = CmdlineParser.get_instance()
+        options = vars(line.known_args) if line else {}
+        is_run = options.get("root_task") == self.task_family
+        own = of_dataset(self.task_family, self.get_params(), {**self.param_kwargs, **changed})
+        kept = {name: value for name, value in own.items() if not (is_run and options.get(name))}
+        return self.clone(**kept, **changed)
 
     def requires(self) -> list["Stage"]:
         return self.parts() or list(self.needed.values())

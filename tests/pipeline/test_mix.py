@@ -125,6 +125,18 @@ def test_the_command_line_goes_before_the_section_of_a_set_of_a_mix(
         assert _parts_and_limits(parser.get_task_obj().parts()) == [("test", 9), ("test", 9)]
 
 
+def test_an_option_of_the_stage_that_is_run_leaves_earlier_rounds_their_section(
+    config, monkeypatch, tmp_path
+):
+    (tmp_path / "own.cfg").write_text("[Train:beetles]\nsteps = 9\n")
+    monkeypatch.setenv("RECIPE", str(tmp_path / "own.cfg"))
+    Register.clear_instance_cache()
+    line = ["Train", "--dataset", "beetles", "--refresh-round", "1", "--steps", "7"]
+    with CmdlineParser.global_instance(line) as parser:
+        last = parser.get_task_obj()
+        assert (last.settings.steps, last.policy().settings.steps) == (7, 9)
+
+
 def test_a_section_of_a_mix_is_refused_where_a_stage_works_on_one_set(
     config, monkeypatch, tmp_path
 ):
