@@ -278,9 +278,7 @@ class ClassNames:
 
     def _adds_nothing(self, part: list[Word]) -> bool:
         """Whether what follows a name tells its sex or age, or is or looks like a scientific name."""
-        shared = key_of(part) in remarks.SHARED_NAMES
-        looks = self._scientific and remarks.looks_scientific(part)
-        return shared or looks or remarks.tells_stage(part)
+        return remarks.tells_nothing(part) or (self._scientific and remarks.looks_scientific(part))
 
     def _doubts(self, remark: list[Word], class_id: int) -> bool:
         """Whether a remark hedges, or names another class than `class_id`."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tasks.language.words import REMARK, Word, hangs_on, words
+from tasks.language.words import REMARK, Word, hangs_on, key_of, words
 
 # A lead-in of such words ends in a colon: "species name:", "make and model:", "the bird is:".
 LEAD_IN = frozenset(
@@ -30,7 +30,7 @@ _STAGES = frozenset(
 _BESIDE_STAGES = frozenset({"or", "and", "in", "with", "a", "an", "the", "non", "bird", "full"})
 RANKS = frozenset({"sp", "spp", "ssp", "subsp", "species", "genus"})
 # The scientific names that all breeds of cats or of dogs share: they tell nothing about the class.
-SHARED_NAMES = frozenset(
+_SHARED = frozenset(
     {
         "felis catus",
         "felis silvestris catus",
@@ -112,6 +112,11 @@ def without_stages(text: str, names: frozenset[str]) -> str:
         return " " if tells_stage(tokens) and stages.isdisjoint(names) else remark[0]
 
     return REMARK.sub(shown, text)
+
+
+def tells_nothing(tokens: Sequence[Word]) -> bool:
+    """Whether the words tell only sex, age or plumage, or a name that all breeds share: "Felis catus"."""
+    return tells_stage(tokens) or key_of(list(tokens)) in _SHARED
 
 
 def looks_scientific(tokens: Sequence[Word]) -> bool:
