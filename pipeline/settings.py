@@ -4,7 +4,8 @@ Luigi itself ignores an unknown section, only warns of an unknown key, and names
 without its section. Here every setting must stand in the configuration.
 
 Two features go beyond Luigi. The environment variable `RECIPE=a.cfg,b.cfg` names overlays, which are
-read over luigi.cfg in order. A section `[Train:cub]` holds for the dataset cub alone.
+read over luigi.cfg in order. A section `[Train:cub]` holds for the dataset cub alone, and
+`[Evaluate:cub]` also where cub is one set of a mix.
 """
 
 import difflib
@@ -55,7 +56,8 @@ RENAMED = {("engine", "server_seeds"): "seeds = request, or engine in place of f
 GRAPH = ("dataset", "subset", "method", "refresh_round", "seed")
 # Parameters of a single stage, for the command line only: in luigi.cfg they would hold for all.
 OPERANDS = ("on", "policy")
-
+# Stages that work on one set, also for a mix, and so have no settings of a mix.
+OF_ONE_SET = ("Download", "Split")
 
 S = TypeVar("S", bound=Settings)
 
@@ -94,21 +96,26 @@ class Checked(luigi.Task):
 
 
 def of_dataset(family: str, params: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The values that a section such as [Train:cub] sets for a task of that dataset.
+    """The values that sections such as [Train:cub] set for a task with these parameters.
 
-    The names in a mix are sorted. The command line (`--Train-steps 5`) takes precedence.
+    The section of the dataset is read first, and over it that of the set that the task works on: one
+    set of a mix, or the set in `on`. The names in a mix are sorted. The command line (`--Train-steps 5`)
+    takes precedence.
     """
     config = configuration.get_config()
-    section = f"{family}:{'+'.join(_sorted(str(kwargs.get('dataset', ''))))}"
-    if not config.has_section(section):
-        return {}
     line = CmdlineParser.get_instance()
     options = vars(line.known_args) if line else {}
-    return {
-        name: parameter.parse(config.get(section, name))
-        for name, parameter in params
-        if config.has_option(section, name) and options.get(f"{family}_{name}") is None
-    }
+    dataset = "+".join(_sorted(str(kwargs.get("dataset", ""))))
+    values: dict[str, Any] = {}
+    for name in dict.fromkeys((dataset, kwargs.get("on") or kwargs.get("subset") or dataset)):
+        section = f"{family}:{name}"
+        values |= {
+            key: parameter.parse(config.get(section, key))
+            for key, parameter in params
+            if config.has_option(section, key)
+            if options.get(f"{family}_{key}") is None
+        }
+    return values
 
 
 def read_overlays() -> None:
@@ -185,6 +192,12 @@ def check_configuration() -> None:
                 f"{_file(full_name)}: section [{full_name}]: {section} has no settings by dataset"
                 if "dataset" not in known[section]
                 else f"{_file(full_name)}: section [{full_name}]: write [{section}:{'+'.join(_sorted(dataset))}]"
+            )
+        if "+" in dataset and section in OF_ONE_SET:
+            each = " and ".join(f"[{section}:{name}]" for name in dataset.split("+"))
+            raise SettingsError(
+                f"{_file(full_name)}: section [{full_name}]: {section} works on one set at a time; "
+                f"write {each}"
             )
         for key in config[full_name]:
             name = key.replace("-", "_")

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import luigi
+from luigi.cmdline_parser import CmdlineParser
 
 import data_cards
 from pipeline.artifacts import source_code, store
 from pipeline.artifacts.child import LOG
 from pipeline.parameters import is_unset
-from pipeline.settings import Checked, SettingsError, run
+from pipeline.settings import Checked, SettingsError, of_dataset, run
 from tasks.runtime.settings import plain
 
 # In the manifest, but not in the fingerprint: their effect shows in the inputs or extra_identity.
@@ -65,6 +66,18 @@ class Stage(Checked, luigi.Task):
     def parts(self) -> list["Stage"]:
         """The same stage for each set of a mix, where a stage handles one set; else empty."""
         return []
+
+    def for_set(self, **changed: str) -> "Stage":
+        """The same stage for one set of a mix, with that set's settings: `changed` names the set.
+
+        What the command line gives the stage that is run (`--part val`) holds for every set.
+        """
+        line = CmdlineParser.get_instance()
+        options = vars(line.known_args) if line else {}
+        is_run = options.get("root_task") == self.task_family
+        own = of_dataset(self.task_family, self.get_params(), {**self.param_kwargs, **changed})
+        kept = {name: value for name, value in own.items() if not (is_run and options.get(name))}
+        return self.clone(**kept, **changed)
 
     def requires(self) -> list["Stage"]:
         return self.parts() or list(self.needed.values())
@@ -220,7 +233,7 @@ class OfSet(Stage):
 
     def parts(self) -> list[Stage]:
         mixed = len(self.names) > 1 and not self.subset
-        return [self.clone(subset=name) for name in self.names] if mixed else []
+        return [self.for_set(subset=name) for name in self.names] if mixed else []
 
 
 class _OneSentence(logging.Filter):

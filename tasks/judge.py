@@ -3,10 +3,11 @@
     python -m tasks.judge recipe.json
 
 The result by the card's names and aliases stays; the judge adds a second column. It is asked about
-the answers that match no class name, as the published evaluation does about all answers, or about the
-sampled ones as well. Any OpenAI-compatible endpoint can be asked, once for each distinct pair of names. A verdict is stored
-under (prompt version, model, question, truth, answer), and verdicts of other evaluations below the
-same artifact root are reused. A pair without a verdict is counted separately, never as wrong.
+the answers that match no class name, about all answers, as the published evaluation asks, or about the
+sampled ones as well. Any OpenAI-compatible endpoint can be asked, once for each distinct pair of
+names. A verdict is stored under (prompt version, model, question, truth, answer), and verdicts of
+other evaluations below the same artifact root are reused. A pair without a verdict is counted
+separately, never as wrong.
 """
 
 import asyncio
@@ -51,8 +52,8 @@ def judge(
 
     `judgements` has a row for every prediction of a free-text mode and, with `answers` samples, for
     every rollout, as mode `rollouts`. `verdicts` has one for every pair that was asked about in this
-    run. Raises StageError when the endpoint refuses the request, or when
-    more than `max_failed_share` of the pairs have no verdict. The next run asks about those alone.
+    run. Raises StageError when the endpoint refuses the request, or when more than `max_failed_share`
+    of the pairs have no verdict. The next run asks about those alone.
     """
     data_card = load(card)
     columns = ["image_id", "label", "group", "mode", "answer", "class_id", "correct"]

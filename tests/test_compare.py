@@ -214,7 +214,7 @@ def test_all_tables_say_what_the_json_says(runs, tmp_path):
     assert "mean of harmonic means" in text
     assert "harmonic mean of means" in text
     tex = latex(found)
-    assert tex.count(r"\begin{table}") == tex.count(r"\end{table}") == 4
+    assert tex.count(r"\begin{table}") == tex.count(r"\end{table}") == 5
     for row in re.findall(r"^(?!\\|%)(.+) \\\\$", tex, re.M):
         assert not re.search(r"(?<!\\)[%_#]", row)
     assert "unequal budget" in summary(found)

@@ -60,9 +60,9 @@ def plan(dataset: str, method: str, seed: int, estimates: Estimates) -> dict[str
     """
     root = tasks.TrainDiVE(dataset=dataset, method=method, seed=seed)
     stages = status.graph(root)
-    evaluate = next(s for s in stages if isinstance(s, tasks.Evaluate))
+    parts = {s.set_name: s.settings.part for s in stages if isinstance(s, tasks.Evaluate)}
     splits = [stage for stage in stages if isinstance(stage, tasks.Split)]
-    counts = {stage.dataset: images_of(stage, evaluate.settings.part) for stage in splits}
+    counts = {stage.dataset: images_of(stage, parts[stage.dataset]) for stage in splits}
     count, how = token_counter(stages, estimates.tokenizer, estimates.chars_per_token)
     lengths = {name: prompt_lengths(name, stages, count) for name in counts}
     pictures = {name: image_lengths(name, stages) for name in counts}

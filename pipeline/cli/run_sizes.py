@@ -154,8 +154,7 @@ def prompt_lengths(
     number = base_count(len(card.classes), tasks.Split(dataset=name, seed=0).protocol)
     groups = {"base": list(card.classes[:number]), "novel": list(card.classes[number:])}
     engine = tasks.engine().settings
-    propose = next((s for s in stages if isinstance(s, tasks.Propose)), None)
-    evaluate = next(s for s in stages if isinstance(s, tasks.Evaluate))
+    propose, evaluate = (_of_set(kind, name, stages) for kind in (tasks.Propose, tasks.Evaluate))
 
     def asked(prompt: str, names: list[str], one_step: bool) -> int:
         style, position = engine.prompt_style, engine.list_position
@@ -191,8 +190,7 @@ def image_lengths(name: str, stages: Sequence[Stage]) -> dict[str, tuple[int, fl
 def longest_question(name: str, stages: Sequence[Stage]) -> str:
     """A multiple-choice question of the set with the longest class names as options."""
     card = data_cards.load(name)
-    propose = next((s for s in stages if isinstance(s, tasks.Propose)), None)
-    evaluate = next(s for s in stages if isinstance(s, tasks.Evaluate))
+    propose, evaluate = (_of_set(kind, name, stages) for kind in (tasks.Propose, tasks.Evaluate))
     options = propose and tasks.BuildMCQ(**_of(propose)).settings.num_options
     longest = sorted(card.classes, key=len)[-(options or evaluate.settings.num_options) :]
     style = tasks.engine().settings.prompt_style
@@ -212,6 +210,12 @@ def averaged(lengths: dict[str, int], images: dict[str, tuple[int, float]]) -> d
 def base_of(stages: Sequence[Stage]) -> Any:
     """The BasePolicy of a graph."""
     return next(s for s in stages if isinstance(s, tasks.BasePolicy))
+
+
+def _of_set(kind: type[Stage], name: str, stages: Sequence[Stage]) -> Any:
+    """The stage of this kind that works on a set, or else the first; None without any."""
+    of_kind = [stage for stage in stages if isinstance(stage, kind)]
+    return next((s for s in of_kind if s.set_name == name), next(iter(of_kind), None))
 
 
 def _of(stage: Any) -> dict[str, Any]:

@@ -38,7 +38,7 @@ FAILED = re.compile(r"\w+ (failed: |was killed by ).*")  # the error sentence of
 
 
 def overlay(dataset: str, uses: int, watched: bool) -> str:
-    """The overlay of a trial. It sets the dataset's own sections, which override all others.
+    """The overlay of a trial. It sets the sections of the dataset and of its sets, which override all others.
 
     `uses` is the number of optimiser steps on a batch of completions: a checkpoint can only be
     written after the last of them. `watched` is whether the run validates during training.
@@ -46,13 +46,19 @@ def overlay(dataset: str, uses: int, watched: bool) -> str:
     whole = "+".join(sorted(dataset.split("+")))
     lost = "max_lost_share = 1\n"
     unparsed = "max_unparsed_share = 1\nfail_fast_unparsed_share = 1\n"
-    sections = {f"Split:{name}": _caps(name) for name in dataset.split("+")} | {
-        f"Propose:{whole}": lost + unparsed,
-        f"BuildMCQ:{whole}": lost,
-        f"Train:{whole}": f"steps = {2 * uses}\nepochs = 0\nsave_steps = {uses}\nreport_to =\npush_to_hub =\n"
-        f"watch_every = {2 * uses if watched else 0}\nwatch_images = {IMAGES}\n",
-        f"Evaluate:{whole}": f"limit = {IMAGES // 2}\n",
+    of_each = {
+        "Propose": lost + unparsed,
+        "BuildMCQ": lost,
+        "Evaluate": f"limit = {IMAGES // 2}\n",
     }
+    names = dataset.split("+")
+    sections = {f"Split:{name}": _caps(name) for name in names} | {
+        f"{stage}:{name}": keys for stage, keys in of_each.items() for name in names
+    }
+    sections[f"Train:{whole}"] = (
+        f"steps = {2 * uses}\nepochs = 0\nsave_steps = {uses}\nreport_to =\npush_to_hub =\n"
+        f"watch_every = {2 * uses if watched else 0}\nwatch_images = {IMAGES}\n"
+    )
     return "".join(f"[{section}]\n{keys}" for section, keys in sections.items())
 
 

@@ -180,7 +180,7 @@ def data(stage: Any, name: str) -> dict[str, Stage]:
 
 def of_each_set(stage: Stage) -> list[Stage]:
     """The same stage for each set of a mix; empty when its dataset is no mix."""
-    return [stage.clone(dataset=name) for name in stage.names] if len(stage.names) > 1 else []
+    return [stage.for_set(dataset=name) for name in stage.names] if len(stage.names) > 1 else []
 
 
 def paths(stage: Stage) -> dict[str, str]:

@@ -15,6 +15,7 @@ PROTOCOL = (
     "novel classes), where a language model judged the names. Which of the two modes, one step or two "
     "steps, the figures are of is not known here."
 )
+GROUPS = ("base", "novel", "harmonic_mean")  # the keys of a row's figures, in %
 Row = dict[str, Any]  # `of` what, the row's `name`, figures in % by group, and a `note`
 
 MEAN = "mean over aircraft, cars, cub, flowers and pets"

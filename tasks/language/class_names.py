@@ -40,7 +40,7 @@ from tasks.language.words import (
     year_bag,
 )
 
-VERSION = 2  # of the matching rules; raise it when any text would match differently
+VERSION = 3  # of the matching rules; raise it when any text would match differently
 
 
 @dataclass(frozen=True)
@@ -277,8 +277,8 @@ class ClassNames:
         return self._adds_nothing(part) and not self._doubts(part, class_id)
 
     def _adds_nothing(self, part: list[Word]) -> bool:
-        """Whether what follows a name tells its sex or age, or looks like its scientific name."""
-        return remarks.tells_stage(part) or (self._scientific and remarks.looks_scientific(part))
+        """Whether what follows a name tells its sex or age, or is or looks like a scientific name."""
+        return remarks.tells_nothing(part) or (self._scientific and remarks.looks_scientific(part))
 
     def _doubts(self, remark: list[Word], class_id: int) -> bool:
         """Whether a remark hedges, or names another class than `class_id`."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tasks.language.words import REMARK, Word, hangs_on, words
+from tasks.language.words import REMARK, Word, hangs_on, key_of, words
 
 # A lead-in of such words ends in a colon: "species name:", "make and model:", "the bird is:".
 LEAD_IN = frozenset(
@@ -29,6 +29,16 @@ _STAGES = frozenset(
 )
 _BESIDE_STAGES = frozenset({"or", "and", "in", "with", "a", "an", "the", "non", "bird", "full"})
 RANKS = frozenset({"sp", "spp", "ssp", "subsp", "species", "genus"})
+# The scientific names that all breeds of cats or of dogs share: they tell nothing about the class.
+_SHARED = frozenset(
+    {
+        "felis catus",
+        "felis silvestris catus",
+        "felis domesticus",
+        "canis familiaris",
+        "canis lupus familiaris",
+    }
+)
 # What ends a part of an answer. Spaces, hyphens inside a word, marks of emphasis and colons do not.
 _ENDS_PART = re.compile(r"[^\s\w:*\"“”«»'‘’\-‐-―−]|\n|\s[-‐-―−]+\s")
 # How the two words of a scientific name end, such as Ailuroedus melanotis, Larus argentatus.
@@ -104,12 +114,20 @@ def without_stages(text: str, names: frozenset[str]) -> str:
     return REMARK.sub(shown, text)
 
 
+def tells_nothing(tokens: Sequence[Word]) -> bool:
+    """Whether the words tell only sex, age or plumage, or a name that all breeds share: "Felis catus"."""
+    return tells_stage(tokens) or key_of(list(tokens)) in _SHARED
+
+
 def looks_scientific(tokens: Sequence[Word]) -> bool:
-    """Whether two words look like a scientific name. Models often misspell those that a card lists."""
-    if len(tokens) != 2:
+    """Whether two words, or three with a subspecies, look like a scientific name.
+
+    Models often misspell those that a card lists.
+    """
+    if len(tokens) not in (2, 3):
         return False
-    genus, species = tokens[0].key, tokens[1].key
-    ends = _SPECIES_ENDS.fullmatch(species) or species == genus  # Buteo buteo
+    genus, *others = (token.key for token in tokens)
+    ends = all(_SPECIES_ENDS.fullmatch(name) or name == genus for name in others)  # Buteo buteo
     return bool(_GENUS_ENDS.fullmatch(genus) and ends)
 
 

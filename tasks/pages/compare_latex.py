@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tasks.evaluation import published
+from tasks.pages.compare_sections import published_rows
 from tasks.pages.compare_tables import OVER, budget_rows, counts_text, keys_of, row_label, set_label
 from tasks.pages.text import percent, title_of
 
@@ -24,17 +26,16 @@ def latex(comparison: Mapping[str, Any]) -> str:
     if comparison["over_datasets"]:
         caption = f"Over {len(comparison['sets'])} datasets, each counting the same."
         parts.append(_tabular(comparison, comparison["over_datasets"], OVER, caption))
-    rows = budget_rows(comparison)
-    head, body = rows[0], rows[1:]
-    lines = [" & ".join(map(_tex, row)) + r" \\" for row in body]
-    parts.append(
-        _floating(
-            "l" * 2 + "r" * (len(head) - 2),
-            [" & ".join(map(_tex, head)) + r" \\"],
-            lines,
-            "Budgets.",
+    grids = [(budget_rows(comparison), "Budgets.")]
+    if comparison.get("published"):
+        caption = f"Published. {published.PROTOCOL} Source: {published.SOURCE}."
+        grids.insert(0, (published_rows(comparison), caption))
+    for (head, *body), caption in grids:
+        columns = "".join(
+            "r" if _all_figures(column) else "l" for column in zip(*body, strict=True)
         )
-    )
+        lines = [" & ".join(map(_tex, row)) + r" \\" for row in body]
+        parts.append(_floating(columns, [" & ".join(map(_tex, head)) + r" \\"], lines, caption))
     return "\n\n".join(parts) + "\n"
 
 
@@ -67,6 +68,11 @@ def _tabular(
         lines.append(" & ".join(cells) + r" \\")
     heads = [" & ".join(head) + r" \\", " & ".join(names) + r" \\"]
     return _floating("l" + "r" * (len(names) - 1), heads, lines, caption)
+
+
+def _all_figures(column: Sequence[str]) -> bool:
+    """Whether the cells of a column that are not empty hold figures, which are set to the right."""
+    return all(cell[:1].isdigit() for cell in column if cell)
 
 
 def _floating(columns: str, heads: Sequence[str], lines: Sequence[str], caption: str) -> str:

@@ -53,7 +53,7 @@ def _span(ends: Mapping[str, float]) -> str:
 
 def published_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
     """The published figures that stand beside the comparison's: a heading, then one row each."""
-    keys = ("base", "novel", "harmonic_mean")
+    keys = published.GROUPS
     rows = [["of", "", *map(label, keys), "note"]]
     for row in comparison["published"]:
         cells = [published.text(row[key]) if key in row else "" for key in keys]

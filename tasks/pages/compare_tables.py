@@ -88,7 +88,10 @@ def markdown(comparison: Mapping[str, Any]) -> str:
 
 
 def csv_table(comparison: Mapping[str, Any]) -> str:
-    """One line for each figure: set, mode, row, group and seed (`mean` for the mean over seeds)."""
+    """One line for each figure: set, mode, row, group and seed (`mean` for the mean over seeds).
+
+    Published figures have the mode `published`.
+    """
     buffer = io.StringIO()
     columns = [
         *("set", "trained_on", "mode", "row", "figure", "seed", "value", "low", "high", "spread"),
@@ -125,6 +128,11 @@ def csv_table(comparison: Mapping[str, Any]) -> str:
                         if change:
                             own["difference"] = change["by_seed"][index]
                         writer.writerow(keys | own)
+    for row in comparison.get("published", []):
+        keys = {"set": row["of"], "mode": "published", "row": row["name"]}
+        for key in (key for key in published.GROUPS if key in row):
+            value = round(row[key] / 100, 6)
+            writer.writerow(keys | {"figure": key, "value": value})
     return buffer.getvalue()
 
 

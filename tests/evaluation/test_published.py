@@ -1,5 +1,7 @@
 """The published figures: one place holds them, and every page says the same."""
 
+import csv
+import io
 import re
 from pathlib import Path
 
@@ -7,8 +9,9 @@ import pytest
 
 from tasks.compare import tabulate
 from tasks.evaluation import published
+from tasks.pages.compare_latex import latex
 from tasks.pages.compare_page import compare_page
-from tasks.pages.compare_tables import markdown, summary
+from tasks.pages.compare_tables import csv_table, markdown, summary
 from tasks.tables import schemas, shards
 from tests.conftest import ROOT
 from tests.test_compare import CLASSES, made, runs  # noqa: F401  a fixture
@@ -43,13 +46,29 @@ def test_they_stand_beside_ours_in_every_form(runs, tmp_path):
     contents = tabulate(runs)  # of toy and pets
     assert contents["published"] == published.figures_for(contents["sets"])
     assert published.SOURCE in summary(contents)
-    for text in (summary(contents), markdown(contents), compare_page(contents)):
+    for text in (summary(contents), markdown(contents), compare_page(contents), latex(contents)):
         assert "91.6" in text
         assert "79.8" in text
         assert "DiVE-k" in text
         assert published.MEAN in text
+    lines = [
+        row for row in csv.DictReader(io.StringIO(csv_table(contents))) if row["row"] == "dive_k"
+    ]
+    values = {
+        (row["set"], row["figure"]): row["value"] for row in lines if row["mode"] == "published"
+    }
+    assert values == {
+        ("pets", "harmonic_mean"): "0.916", (published.MEAN, "base"): "0.808",
+        (published.MEAN, "novel"): "0.788", (published.MEAN, "harmonic_mean"): "0.798",
+    }  # fmt: skip
     alone = tabulate(made(tmp_path / "alone", "toy"))
-    for text in (summary(alone), markdown(alone), compare_page(alone)):
+    for text in (
+        summary(alone),
+        markdown(alone),
+        compare_page(alone),
+        latex(alone),
+        csv_table(alone),
+    ):
         assert "ublished" not in text
         assert "79.8" not in text
 

@@ -1,6 +1,7 @@
 """A mix of sets in the graph: one policy, each set's own images, questions and evaluation."""
 
 import pytest
+from luigi.cmdline_parser import CmdlineParser
 from luigi.task_register import Register
 
 from pipeline import tasks
@@ -84,3 +85,63 @@ def test_a_cap_for_a_card_that_is_not_there_is_named(config):
     config.set("Split", "train_caps", '{"beatles": 50}')
     with pytest.raises(SettingsError, match="train_caps: there is no data card 'beatles'"):
         _ = tasks.Split(dataset="beetles").fingerprint
+
+
+OWN = "[Split:pets]\nval_per_class = 3\n[Evaluate:pets]\npart = val\n[Evaluate:beetles+pets]\nlimit = 9\n"
+
+
+def _parts_and_limits(stages: list[Stage]) -> list[tuple[str, int]]:
+    return [(stage.settings.part, stage.settings.limit) for stage in stages]
+
+
+def test_a_set_of_a_mix_has_the_settings_of_its_own_section(config, monkeypatch, tmp_path):
+    (tmp_path / "own.cfg").write_text(OWN)
+    monkeypatch.setenv("RECIPE", str(tmp_path / "own.cfg"))
+    Register.clear_instance_cache()
+    of_mix = {"dataset": "pets+beetles", "method": "dive_k", "refresh_round": 0, "seed": 0}
+    parts = tasks.Evaluate(subset="", **of_mix).parts()
+    assert _parts_and_limits(parts) == [("test", 9), ("val", 9)]
+    found = stages_of_a_mix()
+    again = [tasks.Evaluate(subset=name, **of_mix) for name in ("beetles", "pets")]
+    assert [s.fingerprint for s in parts] == [s.fingerprint for s in again]
+    in_graph = [found[f"Evaluate/{name}/1"] for name in ("beetles", "pets")]
+    assert _parts_and_limits(in_graph) == [("test", 9), ("val", 9)]
+    elsewhere = tasks.Evaluate(**(of_mix | {"dataset": "beetles"}), on="pets")
+    assert elsewhere.settings.part == "val"
+    splits = tasks.Split(dataset="pets+beetles", seed=0).parts()
+    assert [s.folder for s in splits] == [found[f"Split/{n}/"].folder for n in ("beetles", "pets")]
+    assert [s.settings.val_per_class for s in splits] == [0, 3]
+
+
+@pytest.mark.parametrize("option", [["--part", "test"], ["--Evaluate-part", "test"]])
+def test_the_command_line_goes_before_the_section_of_a_set_of_a_mix(
+    config, monkeypatch, tmp_path, option
+):
+    (tmp_path / "own.cfg").write_text(OWN)
+    monkeypatch.setenv("RECIPE", str(tmp_path / "own.cfg"))
+    Register.clear_instance_cache()
+    line = ["Evaluate", "--dataset", "beetles+pets", *option]
+    with CmdlineParser.global_instance(line) as parser:
+        assert _parts_and_limits(parser.get_task_obj().parts()) == [("test", 9), ("test", 9)]
+
+
+def test_an_option_of_the_stage_that_is_run_leaves_earlier_rounds_their_section(
+    config, monkeypatch, tmp_path
+):
+    (tmp_path / "own.cfg").write_text("[Train:beetles]\nsteps = 9\n")
+    monkeypatch.setenv("RECIPE", str(tmp_path / "own.cfg"))
+    Register.clear_instance_cache()
+    line = ["Train", "--dataset", "beetles", "--refresh-round", "1", "--steps", "7"]
+    with CmdlineParser.global_instance(line) as parser:
+        last = parser.get_task_obj()
+        assert (last.settings.steps, last.policy().settings.steps) == (7, 9)
+
+
+def test_a_section_of_a_mix_is_refused_where_a_stage_works_on_one_set(
+    config, monkeypatch, tmp_path
+):
+    (tmp_path / "own.cfg").write_text("[Split:beetles+pets]\nshots = 4\n")
+    monkeypatch.setenv("RECIPE", str(tmp_path / "own.cfg"))
+    Register.clear_instance_cache()
+    with pytest.raises(SettingsError, match=r"write \[Split:beetles\] and \[Split:pets\]"):
+        tasks.Split(dataset="pets", seed=0)

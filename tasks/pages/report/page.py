@@ -98,6 +98,9 @@ def _images(images: Mapping[str, Any]) -> str:
     )
     if set(images["in_split"]) == {"val"}:
         return f"{counts} (validation images, not test images)"
+    if len(images["in_split"]) > 1:
+        of_parts = (f"{n:,} of the {part} images" for part, n in images["in_split"].items())
+        return f"{counts} ({' and '.join(of_parts)} of the split)"
     left_out = images["test_images_in_all"] - images["in_split"].get("test", 0)
     if left_out > 0:
         return f"{counts} ({left_out:,} test images of the split were not evaluated)"

@@ -68,6 +68,14 @@ def test_validation_images_are_not_called_test_images(tree, tmp_path):
     assert text.startswith("toy: 10 base and 10 novel val images;")
     assert "validation images" in (tmp_path / "out/index.html").read_text(encoding="utf-8")
 
+    for row in rows:
+        row["split"] = "val" if row["group"] == "base" else "test"
+    shards.write(Path(tree["split"]) / "split.parquet", rows, schemas.split(CLASSES))
+    report(tmp_path / "both", **tree)
+    page = (tmp_path / "both/index.html").read_text(encoding="utf-8")
+    assert "(10 of the val images and 10 of the test images of the split)" in page
+    assert "were not evaluated" not in page
+
 
 def test_the_summary_holds_the_numbers_and_needs_metrics_alone(tree, tmp_path):
     report(tmp_path / "out", **tree)

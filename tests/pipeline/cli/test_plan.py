@@ -127,8 +127,10 @@ def test_the_papers_recipes_hold_what_is_known_of_it(recipe, name):
         }
         note = next(one["notes"][0] for one in found["work"] if one["stage"].startswith("Train"))
         assert f"published: {published.EPOCHS[dataset]} epochs" in note
-    mix = train("+".join(sorted(PUBLISHED))).settings
-    assert (mix.steps, mix.max_questions) == (400, 2400)
+    mix = "+".join(sorted(PUBLISHED))
+    assert (train(mix).settings.steps, train(mix).settings.max_questions) == (400, 2400)
+    found = plan.plan(mix, "dive_k", 0, plan.Estimates())["images"]
+    assert {n: (of["train"], of["evaluated"]) for n, of in found.items()} == PUBLISHED
     assert "unknown" in (RECIPES / name).read_text().lower()
 
 

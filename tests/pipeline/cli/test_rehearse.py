@@ -88,6 +88,14 @@ def test_a_trials_settings_go_before_a_recipes_own_for_a_dataset(recipe):
     assert settings.known_keys()  # and no key of it is unknown
 
 
+def test_a_trials_settings_go_before_those_of_a_set_of_a_mix(recipe):
+    recipe("[Evaluate:pets]\nlimit = 100\n", overlay("pets+beetles", 1, False))
+    mix = {"dataset": "beetles+pets", "refresh_round": 0}
+    assert [stage.limit for stage in tasks.Evaluate(**mix).parts()] == [5, 5]
+    assert [stage.max_lost_share for stage in tasks.Propose(**mix).parts()] == [1, 1]
+    assert tasks.Train(**mix).settings.steps == 2
+
+
 def test_a_limit_of_no_images_is_no_other_evaluation(recipe):
     recipe()
     whole = tasks.Evaluate(dataset="beetles", refresh_round=0)
