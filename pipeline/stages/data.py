@@ -207,8 +207,8 @@ def tell_of_trained_novel_classes(protocols: tuple[tuple[str, str], ...]) -> Non
         novel = spellings.get((tested, "novel"), {})
         if shared := sorted({own for key, own in novel.items() if key and key in base}):
             LOGGER.warning(
-                "mix %s: %d novel classes of %s are base classes of %s (%s), so training sees them and the "
-                "novel accuracy of %s is not of new classes alone",
+                "mix %s: training sees %d of the novel classes of %s, as base classes of %s (%s), so the novel "
+                "accuracy of %s is not of new classes alone",
                 "+".join(names),
                 len(shared),
                 tested,

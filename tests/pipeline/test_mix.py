@@ -104,10 +104,10 @@ def test_a_class_that_one_set_trains_and_another_holds_out_is_told_once(
     trained_on("two+one").requires()
     trained_on("one+two").requires()
     assert [record.getMessage() for record in caplog.records] == [
-        "mix one+two: 2 novel classes of two are base classes of one (MILVUS one, the kite), so training sees them "
-        "and the novel accuracy of two is not of new classes alone",
-        "mix one+two: 1 novel classes of one are base classes of two (Jay), so training sees them "
-        "and the novel accuracy of one is not of new classes alone",
+        "mix one+two: training sees 2 of the novel classes of two, as base classes of one (MILVUS one, the kite), "
+        "so the novel accuracy of two is not of new classes alone",
+        "mix one+two: training sees 1 of the novel classes of one, as base classes of two (Jay), "
+        "so the novel accuracy of one is not of new classes alone",
     ]
 
 
