@@ -6,6 +6,7 @@
 A parameter refuses a wrong word or a number out of bounds when it reads it, before any stage runs.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,7 +72,19 @@ class YesNo(_Ruled, luigi.BoolParameter):
 
 
 class Object(_Ruled, luigi.DictParameter):
-    """A JSON object."""
+    """A JSON object, in which no key stands twice: of two values JSON would take the last."""
+
+    def parse(self, text: str) -> Any:
+        value = super().parse(text)
+        if text:
+            json.loads(text, object_pairs_hook=self._distinct)
+        return value
+
+    def _distinct(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for number, (key, _) in enumerate(pairs):
+            if any(key == other for other, _ in pairs[:number]):
+                raise ValueError(f"{self._attribute_name} has the key {key!r} twice; delete one")
+        return dict(pairs)
 
 
 class Sequence(_Ruled, luigi.ListParameter):

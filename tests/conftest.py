@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar, get_type_hints
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import data_cards
 from pipeline.parameters import parameter
@@ -22,6 +23,10 @@ from tasks.tables import schemas, shards
 # A model as small as the tests' is slower on several threads, and test files run side by side. Read
 # when torch is imported, here and in every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long one example takes says nothing where test files run side by side.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 S = TypeVar("S", bound=Settings)
 ROOT = Path(__file__).parent.parent

@@ -3,8 +3,8 @@
     python -m tests.interpreters cpu --override requirements/overrides.txt --constraint requirements/cpu.txt
 
 `make pythons` runs it, with the very arguments that the Makefile installs with. Each interpreter gets an
-environment of its own in `.venv/pythons`, made of the same pinned versions. uv's cache holds what the first
-environment downloaded, except the wheels that are built for one Python.
+environment of its own in `.venv/pythons`, made anew of the same pinned versions, and deleted when its tests
+pass. uv's cache holds what the first environment downloaded, except the wheels that are built for one Python.
 """
 
 import os
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.pins import PYTHONS
 
+LIMIT = 900  # seconds for an installation, and for the tests
 FOLDER = Path(".venv") / "pythons"
 QUICK = (
     "-q",
@@ -46,14 +47,18 @@ def check(version: str, interpreter: str, build: str, arguments: list[str]) -> b
     """Make the environment of one version, and run the quick tests in it; whether they pass."""
     environment = FOLDER / version
     uv = str(Path(sys.executable).with_name("uv"))
+    if not Path(uv).exists():
+        print(f"error: {uv} is missing, which installs the packages; run: make", file=sys.stderr)
+        return False
     needed = ["--editable", f".[{build},test]"]
     print(f"Python {version}: installing the pinned packages into {environment}", flush=True)
     started = time.monotonic()
+    shutil.rmtree(environment, ignore_errors=True)  # it may be half-made, or of other pins
     for command in (
-        [uv, "venv", "--quiet", "--allow-existing", "--python", interpreter, str(environment)],
+        [uv, "venv", "--quiet", "--python", interpreter, str(environment)],
         [uv, "pip", "install", "--quiet", "--python", str(environment), *arguments, *needed],
     ):
-        if subprocess.run(command).returncode:
+        if _ended(command):
             print(f"error: Python {version}: its environment cannot be made", file=sys.stderr)
             return False
     installed = time.monotonic()
@@ -61,14 +66,32 @@ def check(version: str, interpreter: str, build: str, arguments: list[str]) -> b
         f"Python {version}: installed in {installed - started:.0f} s; the quick tests", flush=True
     )
     python = str(environment / "bin" / "python")
-    paths = {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([python, "-m", "pytest", *QUICK], env={**os.environ, **paths})
-    outcome = "failed" if done.returncode else "passed"
-    print(
-        f"Python {version}: the quick tests {outcome} in {time.monotonic() - installed:.0f} s",
-        flush=True,
-    )
-    return not done.returncode
+    # Each process that a test starts would compile all packages again where bytecode is not kept.
+    kept = {
+        "PYTHONDONTWRITEBYTECODE": "",
+        "PYTHONPYCACHEPREFIX": str(environment.resolve() / "bytecode"),
+    }
+    variables = {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", **kept}
+    failed = _ended([python, "-m", "pytest", *QUICK], variables)
+    seconds = f"{time.monotonic() - installed:.0f} s"
+    if failed:
+        print(
+            f"Python {version}: the quick tests {failed} in {seconds}; {environment} is kept",
+            flush=True,
+        )
+        return False
+    print(f"Python {version}: the quick tests passed in {seconds}", flush=True)
+    shutil.rmtree(environment)
+    return True
+
+
+def _ended(command: list[str], variables: dict[str, str] | None = None) -> str:
+    """Run a command for LIMIT seconds at most; "" where it ends well, or else how it does not."""
+    try:
+        done = subprocess.run(command, env={**os.environ, **(variables or {})}, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        return "came to no end"
+    return "failed" if done.returncode else ""
 
 
 def main(build: str, *arguments: str) -> int:

@@ -109,7 +109,7 @@ def run(
     if code != 0 or not memory:
         # Exact to the end, but of the child alone, and never below this process's own size.
         memory = max(memory, megabytes(usage.ru_maxrss))
-    return Ended(code, memory, tuple(log.last), log.exceptions.last, bool(presses))
+    return Ended(code, memory, tuple(log.last), log.exception, bool(presses))
 
 
 def secrets(environment: Any) -> list[bytes]:
@@ -163,7 +163,8 @@ class _Log:
 
     def __init__(self, path: Path, hidden: list[bytes]):
         self.last: deque[str] = deque(maxlen=LAST_LINES)
-        self.exceptions = Exceptions()
+        # One a stream: a line of stdout between those of a traceback is no exception.
+        self._exceptions = {stream: Exceptions() for stream in (1, 2)}
         self._hidden = hidden
         self._lock = threading.Lock()
         self._file: IO[bytes] | None = None
@@ -179,20 +180,25 @@ class _Log:
                 os.write(terminal, waiting)
             *lines, line = (line + waiting).split(b"\n")
             for each in lines:
-                self.line(_shown(each))
+                self.line(_shown(each), terminal)
             line = line[line.rfind(b"\r", 0, -1) + 1 :][-(1 << 20) :]
             waiting = rest
         with suppress(OSError):
             os.write(terminal, waiting)
         if shown := _shown(line + waiting):
-            self.line(shown)
+            self.line(shown, terminal)
         stream.close()
 
-    def line(self, text: str) -> None:
-        """Write one line to the log, and keep it among the last lines."""
+    @property
+    def exception(self) -> str:
+        """The last exception on stderr, or else on stdout; "" where there is none."""
+        return self._exceptions[2].last or self._exceptions[1].last
+
+    def line(self, text: str, stream: int = 1) -> None:
+        """Write one line of a stream to the log, and keep it among the last lines."""
         with self._lock, suppress(OSError, ValueError):
             self.last.append(text)
-            self.exceptions.read(text)
+            self._exceptions[stream].read(text)
             if self._file is not None:
                 self._file.write(f"{text}\n".encode())
 

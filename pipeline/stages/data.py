@@ -2,7 +2,8 @@
 
 import hashlib
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import luigi
 import data_cards
 from pipeline.parameters import parameters
 from pipeline.settings import SettingsError
-from pipeline.stage import Stage
+from pipeline.stage import LOGGER, Stage
 from pipeline.stages.engine import engine
 from tasks.ingest.settings import DownloadSettings, SplitSettings
+from tasks.language.words import normalize
 from tasks.runtime.settings import rules
 from training.settings import EMBEDDED, BasePolicySettings, ModelSettings
 
@@ -181,6 +183,39 @@ def data(stage: Any, name: str) -> dict[str, Stage]:
 def of_each_set(stage: Stage) -> list[Stage]:
     """The same stage for each set of a mix; empty when its dataset is no mix."""
     return [stage.for_set(dataset=name) for name in stage.names] if len(stage.names) > 1 else []
+
+
+@lru_cache(maxsize=16)  # every stage that is made may ask; it is told once
+def tell_of_trained_novel_classes(protocols: tuple[tuple[str, str], ...]) -> None:
+    """Warn of each pair of a mix's sets where a class is base in one set and novel in the other.
+
+    Training sees images of it from the first set, so the second's novel accuracy is not of new classes.
+    `protocols` holds each set's name with the protocol that divides its classes.
+    """
+    from tasks.tables.split_table import base_count  # it imports pyarrow
+
+    spellings: dict[tuple[str, str], dict[str, str]] = {}  # (set, group) -> normalised -> class
+    for name, protocol in protocols:
+        card = data_cards.load(name)
+        num_base = base_count(len(card.classes), protocol)
+        for label, own in enumerate(card.classes):
+            group = spellings.setdefault((name, "base" if label < num_base else "novel"), {})
+            group |= {normalize(text): own for text in (own, *card.aliases.get(own, ()))}
+    names = [name for name, _ in protocols]
+    for trained, tested in permutations(names, 2):
+        base = spellings[trained, "base"]
+        novel = spellings.get((tested, "novel"), {})
+        if shared := sorted({own for key, own in novel.items() if key and key in base}):
+            LOGGER.warning(
+                "mix %s: training sees %d of the novel classes of %s, as base classes of %s (%s), so the novel "
+                "accuracy of %s is not of new classes alone",
+                "+".join(names),
+                len(shared),
+                tested,
+                trained,
+                ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else ""),
+                tested,
+            )
 
 
 def paths(stage: Stage) -> dict[str, str]:

@@ -13,7 +13,13 @@ from pipeline.methods import method_of, num_rounds
 from pipeline.parameters import parameter, parameters
 from pipeline.settings import SettingsError, run
 from pipeline.stage import OfSet, Stage
-from pipeline.stages.data import BasePolicy, data, paths, snake
+from pipeline.stages.data import (
+    BasePolicy,
+    data,
+    paths,
+    snake,
+    tell_of_trained_novel_classes,
+)
 from pipeline.stages.engine import engine
 from tasks.engines.settings import EngineSettings
 from tasks.questions.settings import BuildMCQSettings, ProposeSettings
@@ -204,6 +210,15 @@ class Train(Round):
     def rounds(self) -> int:
         """The number of rounds in which its method trains."""
         return num_rounds(self.method, run().rounds)
+
+    def requires(self):
+        """The inputs; Luigi asks for them before any stage runs, so here both cards of a mix are known."""
+        if len(self.names) > 1:
+            splits = [data(self, name)["split"] for name in self.names]
+            tell_of_trained_novel_classes(
+                tuple((split.dataset, split.settings.protocol) for split in splits)
+            )
+        return super().requires()
 
     def needs(self):
         needed: dict[str, Stage] = {

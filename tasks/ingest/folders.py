@@ -18,7 +18,7 @@ from tasks.runtime.errors import StageError
 
 SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 # Further names of the same splits. Case, separators and a word such as "set" at the end are ignored.
-_SPLIT_NAMES = SPLITS | {"training": "train", "valid": "val", "testing": "test"}
+_SPLIT_NAMES = SPLITS | {"training": "train", "valid": "val", "dev": "val", "testing": "test"}
 _SPLIT_ENDS = ("set", "sets", "data", "images", "imgs", "split")
 # What such a file holds must be a photograph, or the file is rejected. The bytes of any other file
 # decide whether it is one.
@@ -30,6 +30,7 @@ _SUFFIXES = frozenset(
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
 NO_PHOTOGRAPH = "no photographs"
 OUTSIDE = "photographs outside the class folders"
+BROKEN = "links beside the class folders that lead nowhere"
 LINKED = "links to folders, which are not followed"
 _ESCAPED = re.compile(r"\\x[0-9a-f]{2}")
 SHOWN = 5  # names of files left out that a line shows
@@ -58,7 +59,10 @@ def class_folders(root: Path) -> list[tuple[str, Path]]:
         _refuse_groups(root, tops)
         return [("", path) for path in tops]
     if stray := [path.name for path in tops if path not in splits]:
-        raise StageError(f"{root}: {stray[0]} stands beside train/ and test/; move it away")
+        raise StageError(
+            f"{root}: {stray[0]} stands beside {splits[0].name}/; move it away, or name it train/, val/ or "
+            "test/ if it is a split"
+        )
     classes = {top: _require_utf8(root, _folders(top)) for top in tops}
     return [(split_named(top.name) or "", path) for top in tops for path in classes[top]]
 
@@ -75,15 +79,15 @@ def photographs(root: Path, folder: Path, left_out: LeftOut) -> Iterator[Path]:
 
 
 def outside(root: Path, tops: list[tuple[str, Path]]) -> LeftOut:
-    """The photographs that stand beside the class folders `tops`, or beside the split folders."""
+    """The photographs and broken links beside the class folders `tops`, or beside the split folders."""
     beside = sorted({root, *(path.parent for _, path in tops)})
-    files = (path for top in beside for path in sorted(top.iterdir()))
-    lost = [
-        relative(path, root)
-        for path in files
-        if path.name[0] != "." and path.is_file() and is_photograph(path)
-    ]
-    return {OUTSIDE: lost} if lost else {}
+    left_out: LeftOut = {}
+    for path in (path for top in beside for path in sorted(top.iterdir()) if path.name[0] != "."):
+        if path.is_symlink() and not path.exists():  # perhaps a class folder on another disk
+            left_out.setdefault(BROKEN, []).append(relative(path, root))
+        elif path.is_file() and is_photograph(path):
+            left_out.setdefault(OUTSIDE, []).append(relative(path, root))
+    return left_out
 
 
 def described(left_out: LeftOut) -> list[str]:

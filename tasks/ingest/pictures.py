@@ -20,6 +20,9 @@ MAX_PIXELS = 89_000_000  # as many as Pillow opens without a warning
 LARGE = 12_000_000
 _one_large = threading.Lock()
 
+# Floating-point grey is taken as shares of white up to here, and as levels of 0 to 255 above.
+LOWEST_LEVELS = 16
+
 # Levels by which a cell must be brighter than its right neighbour; less is noise of the encoding.
 CONTRAST = 2
 
@@ -136,6 +139,7 @@ def _read(image: Image.Image, data: bytes, crop_bottom: int) -> tuple[bytes, Ima
         with Image.open(io.BytesIO(data)) as chunks:
             chunks.verify()
     image.load()
+    _refuse_negative(image)
     upright = image.getexif().get(0x0112, 1) == 1
     plain = image.format in ("JPEG", "PNG") and getattr(image, "n_frames", 1) == 1
     as_is = image.mode == "RGB" and upright and plain and "transparency" not in image.info
@@ -156,6 +160,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Raises Reject for numbers that no brightness follows from: below 0, or not finite.
     """
+    _refuse_negative(image)
     if image.mode.startswith("I") or image.mode == "F":
         return _scaled(image.convert("I") if image.mode.startswith("I;16") else image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -165,19 +170,26 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _refuse_negative(image: Image.Image) -> None:
+    """Raise Reject for a TIFF of more than 8 bits in which 0 is white, which Pillow does not turn round."""
+    if image.mode[0] in "IF" and getattr(image, "tag_v2", {}).get(0x0106) == 0:
+        raise Reject("a grey TIFF in which 0 is white; save it with 8 bits a channel")
+
+
 def _scaled(image: Image.Image) -> Image.Image:
     """Grey of 16 or 32 bits as RGB. Pillow's own conversion would clip all above 255 to white.
 
     Up to 255 values are levels as they are; floating-point ones up to 1 are shares of white. Where
-    values are higher, the highest is white.
+    values are higher, the highest is white: also in floating-point ones up to LOWEST_LEVELS, which
+    are shares with lights above white, and would be black as levels.
     """
     values = np.asarray(image)
     if not np.isfinite(values).all():
         raise Reject("grey values that are not finite")
     if (lowest := values.min()) < 0:
         raise Reject(f"grey values from {lowest:g}, of which none is black; save it with 8 bits")
-    highest = values.max()
+    highest = float(values.max())
     scale = 255 / highest if highest > 255 else 1
-    if image.mode == "F" and highest <= 1:
-        scale = 255
+    if image.mode == "F" and highest <= LOWEST_LEVELS:
+        scale = 255 / max(highest, 1)
     return image.convert("F").point(lambda value: value * scale).convert("L").convert("RGB")

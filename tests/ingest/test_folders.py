@@ -54,6 +54,7 @@ def found(root: Path) -> list[tuple[str, str]]:
         ("Training Set", "Test-Set"),
         ("trainset", "valid"),
         ("train_images", "Validation"),
+        ("train", "dev"),
     ],
 )
 def test_split_folders_are_splits_in_any_usual_name_and_case(photos, tmp_path, train, test):
@@ -61,7 +62,7 @@ def test_split_folders_are_splits_in_any_usual_name_and_case(photos, tmp_path, t
         f"{part}/{c}/{i}.jpg" for part in (train, test) for c in ("kite", "crow") for i in "12"
     ]
     root = photos(*names)
-    other = "val" if "val" in test.lower() else "test"
+    other = "val" if test.lower()[:3] in ("val", "dev") else "test"
     assert {split for split, _ in found(root)} == {"train", other}
     stats = ingested(tmp_path, root)
     assert stats["official_splits"] == {"train": 4, other: 4}
@@ -100,8 +101,8 @@ def test_class_folders_with_subfolders_of_their_own_stay_classes(photos):
 def test_a_class_called_train_is_a_class_and_a_stray_folder_is_named(photos):
     root = photos("bus/1.jpg", "car/1.jpg", "train/1.jpg")
     assert found(root) == [("", "bus"), ("", "car"), ("", "train")]
-    root = photos("Test/bus/1.jpg", "train/bus/1.jpg")
-    with pytest.raises(StageError, match="bus stands beside train/ and test/"):
+    root = photos("Test/bus/1.jpg", "train/bus/1.jpg")  # beside the classes of before
+    with pytest.raises(StageError, match=r"bus stands beside Test/; move it away, or"):
         folders.class_folders(root)
 
 
@@ -142,9 +143,11 @@ def test_photographs_outside_class_folders_and_linked_folders_are_named(photos, 
     root = photos("Train/kite/1.jpg", "Train/crow/1.jpg", "Train/lost.jpg", "loose.png")
     (tmp_path / "elsewhere").mkdir()
     (root / "Train" / "kite" / "more").symlink_to(tmp_path / "elsewhere")
+    (root / "Train" / "gull").symlink_to(tmp_path / "on_another_disk")
     stats = ingested(tmp_path, root)
-    assert stats["left_out"] == {folders.OUTSIDE: 2, folders.LINKED: 1}
+    assert stats["left_out"] == {folders.OUTSIDE: 2, folders.LINKED: 1, folders.BROKEN: 1}
     printed = capsys.readouterr().out
+    assert "links beside the class folders that lead nowhere: 1 (Train/gull)" in printed
     assert "photographs outside the class folders: 2 (loose.png, Train/lost.jpg)" in printed
     assert "links to folders, which are not followed: 1 (Train/kite/more)" in printed
     assert (

@@ -222,11 +222,14 @@ def test_twelve_kinds_of_bad_file_a_hundred_of_each_are_all_rejected_and_named(
     assert all("good" in image_id for image_id in kept)
 
 
-def tiff(values: np.ndarray, order: str, form: int) -> bytes:
-    """An uncompressed grey TIFF: byte order < or >, sample format 1 unsigned, 2 signed, 3 float."""
+def tiff(values: np.ndarray, order: str, form: int, black: int = 1) -> bytes:
+    """An uncompressed grey TIFF: byte order < or >, sample format 1 unsigned, 2 signed, 3 float.
+
+    `black` is 1 where 0 is black, and 0 where 0 is white.
+    """
     rows, columns = values.shape
     data = values.astype(values.dtype.newbyteorder(order)).tobytes()
-    tags = [(256, columns), (257, rows), (258, 8 * values.itemsize), (259, 1), (262, 1)]
+    tags = [(256, columns), (257, rows), (258, 8 * values.itemsize), (259, 1), (262, black)]
     tags += [(273, 8 + 2 + 10 * 12 + 4), (277, 1), (278, rows), (279, len(data)), (339, form)]
     packed = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags)
     mark = b"II*\0" if order == "<" else b"MM\0*"
@@ -241,6 +244,8 @@ RAMP = np.linspace(0, 1, 1200).reshape(30, 40)
     ("kind", "form", "highest"),
     [
         ("f4", 3, 1),
+        ("f4", 3, 1.2),
+        ("f4", 3, 12),
         ("f4", 3, 255),
         ("f4", 3, 65535),
         ("u2", 1, 60000),
@@ -270,6 +275,18 @@ def test_grey_of_any_depth_and_byte_order_keeps_its_range(order, kind, form, hig
 def test_grey_without_a_known_black_and_white_is_rejected(order, values, form, reason):
     with pytest.raises(Reject, match=reason):
         normalise_image(tiff(values, order, form))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_grey_in_which_zero_is_white_is_never_a_negative(order):
+    levels = normalise_image(tiff((RAMP * 255).astype("u1"), order, 1, black=0))
+    assert opened(levels.data).getpixel((0, 0)) == (255, 255, 255)
+    for values, form in (((RAMP * 60000).astype("u2"), 1), (RAMP.astype("f4"), 3)):
+        data = tiff(values, order, form, black=0)
+        with pytest.raises(Reject, match=r"0 is white|pixels Pillow cannot read"):
+            normalise_image(data)
+    with Image.open(io.BytesIO(tiff((RAMP * 9).astype("f4"), order, 3, black=0))) as image:
+        assert isinstance(read_image(image), Reject)
 
 
 def test_an_opened_picture_to_predict_is_read_as_download_reads_its_file():

@@ -61,8 +61,8 @@ def test_a_table_of_paths_is_a_source_and_a_missing_file_a_reject(table, tmp_pat
         ([{"file": "a.jpg", "class": "Buzzard"}], "no column 'path'; it has file, class"),
         ([{"path": "a.jpg", "class": "Osprey"}], "row 1: no class 'Osprey' in card mine"),
         (
-            [{"path": "a.jpg", "class": "Buzzard", "split": "dev"}],
-            "row 1: split 'dev' is none of train, val, validation, test",
+            [{"path": "a.jpg", "class": "Buzzard", "split": "holdout"}],
+            "row 1: split 'holdout' is none of train, val, validation, test",
         ),
         ([{"path": "a.jpg", "class": "Buzzard"}] * 2, r"row 2: a\.jpg comes twice"),
     ],

@@ -7,6 +7,7 @@ from luigi.task_register import Register
 from pipeline import tasks
 from pipeline.settings import SettingsError
 from pipeline.stage import Stage
+from pipeline.stages.data import tell_of_trained_novel_classes
 from tests.pipeline.test_stage import config  # noqa: F401
 
 
@@ -79,6 +80,50 @@ def test_a_cap_of_one_set_leaves_the_others_as_they_are(config):
 def test_a_mix_that_cannot_be_is_named(config, dataset, subset, told):
     with pytest.raises(SettingsError, match=told):
         _ = tasks.Evaluate(dataset=dataset, subset=subset).fingerprint
+
+
+def write_cards(folder, **classes):
+    """Cards of these classes, in the order in which the first half is base."""
+    (folder / "cards").mkdir()
+    for name, own in classes.items():
+        (folder / "cards" / f"{name}.md").write_text(
+            "---\nversion: 1\nnoun: bird\nkind: species\nsource: {kind: folder, path: photos}\n"
+            f"classes: [{own}]\naliases: {{{own.partition(',')[0]}: [Milvus {name}]}}\n---\n"
+        )
+
+
+def trained_on(dataset: str) -> tasks.Train:
+    return tasks.Train(dataset=dataset, method="dive_k", refresh_round=0, seed=0)
+
+
+def test_a_class_that_one_set_trains_and_another_holds_out_is_told_once(
+    config, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    write_cards(tmp_path, one="Kite, Crow, Jay, Owl", two="Jay, Wren, MILVUS one, the kite")
+    tell_of_trained_novel_classes.cache_clear()
+    trained_on("two+one").requires()
+    trained_on("one+two").requires()
+    assert [record.getMessage() for record in caplog.records] == [
+        "mix one+two: training sees 2 of the novel classes of two, as base classes of one (MILVUS one, the kite), "
+        "so the novel accuracy of two is not of new classes alone",
+        "mix one+two: training sees 1 of the novel classes of one, as base classes of two (Jay), "
+        "so the novel accuracy of one is not of new classes alone",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "protocol"), [("one+three", "base_to_novel"), ("two+one", "all"), ("one", "all")]
+)
+def test_a_mix_whose_novel_classes_are_new_is_not_warned_of(
+    config, tmp_path, monkeypatch, caplog, dataset, protocol
+):
+    monkeypatch.chdir(tmp_path)
+    write_cards(tmp_path, one="Kite, Owl", two="Owl, Kite", three="Kite, Jay")
+    config.set("Split", "protocol", protocol)
+    tell_of_trained_novel_classes.cache_clear()
+    trained_on(dataset).requires()
+    assert not caplog.records
 
 
 def test_a_cap_for_a_card_that_is_not_there_is_named(config):

@@ -63,6 +63,21 @@ def test_a_number_out_of_bounds_is_refused_with_the_bound(config, section, key, 
     assert said.endswith(f"got {value!r}")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "twice"),
+    [
+        ("trl", '{"beta": "0.05", "use_cpu": true, "beta": 0.05}', "beta"),
+        ("trl", '{"lr_scheduler_kwargs": {"rate": 1, "rate": 2}}', "rate"),
+        ("rewards", '{"format": 1, "exact": 1, "format": 2}', "format"),
+    ],
+)
+def test_a_key_that_stands_twice_in_an_object_is_refused(config, key, value, twice):
+    config.set("Train", key, value)
+    says = rf"luigi.cfg: section \[Train\] {key} has the key '{twice}' twice; delete one"
+    with pytest.raises(SettingsError, match=says):
+        check_configuration()
+
+
 def test_every_number_has_a_bound_and_every_parameter_a_rule():
     for section, keys in known_keys().items():
         for key, parameter in keys.items():

@@ -60,6 +60,16 @@ def test_a_bar_that_is_drawn_after_the_error_is_not_the_error(stage, bar):
     assert str(caught.value).startswith("Some failed: ValueError: oops (exit code 1")
 
 
+def test_a_line_of_stdout_between_those_of_a_traceback_is_not_the_error(tmp_path):
+    log = child._Log(tmp_path / "run.log", [])
+    log.line("Traceback (most recent call last):", 2)
+    log.line("before", 1)  # its stream is read by a thread of its own, which may come late
+    log.line("ValueError: oops", 2)
+    log.close()
+    assert log.exception == "ValueError: oops"
+    assert list(log.last)[1] == "before"
+
+
 def test_the_exception_is_found_among_the_lines_of_several_processes():
     lines = [
         "loading",
