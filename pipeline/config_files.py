@@ -5,9 +5,11 @@ pipeline` checks the file first, and this module does not import Luigi.
 """
 
 import configparser
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 
 class SettingsError(SystemExit):
@@ -32,6 +34,51 @@ def read_into(config: configparser.RawConfigParser, path: Path) -> None:
         config.read_string(re.sub(r"\r\n?", "\n", text), str(path))
     except configparser.Error as error:
         raise SettingsError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def read_overlay(config: configparser.RawConfigParser, path: Path) -> list[tuple[str, str]]:
+    """Read an overlay over what `config` holds; returns the (section, key) of every value it sets.
+
+    A key such as `trl.beta` sets one entry of the JSON object `trl`, and leaves its other entries. In a
+    section such as `[Train:cub]` these are those of `[Train]`, where it has none of its own. Raises
+    SettingsError as `read_into`, and for an entry of a value that is no object.
+    """
+    overlay = configparser.RawConfigParser()  # alone, to know which keys it sets
+    for each in (overlay, config):
+        read_into(each, path)
+    keys = [
+        (section, *key.partition(".")) for section in overlay.sections() for key in overlay[section]
+    ]
+    for section, name, dot, entry in keys:
+        if dot:
+            config.remove_option(section, f"{name}.{entry}")
+            value = _json(overlay[section][f"{name}.{entry}"])
+            entries = _entries(config, path, section, name) | {entry: value}
+            config.set(section, name, json.dumps(entries))
+    return [(section, name) for section, name, *_ in keys]
+
+
+def _entries(
+    config: configparser.RawConfigParser, path: Path, section: str, name: str
+) -> dict[str, Any]:
+    """The entries of an object as they are so far."""
+    place = next(
+        (p for p in (section, section.partition(":")[0]) if config.has_option(p, name)), ""
+    )
+    entries = _json(config.get(place, name, raw=True)) if place else None
+    if not isinstance(entries, dict):
+        raise SettingsError(
+            f"{path}: section [{section}]: {name} has no entries; write {name} = ..."
+        )
+    return entries
+
+
+def _json(text: str) -> Any:
+    """The text as JSON, or as it is: a word needs no quotation marks."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def require_readable() -> None:

@@ -24,7 +24,7 @@ from luigi.parameter import MissingParameterException
 from luigi.task_register import Register
 
 from pipeline.config_files import SettingsError as SettingsError  # also used from here
-from pipeline.config_files import read_into
+from pipeline.config_files import read_overlay
 from pipeline.parameters import parameter, settings_of
 from tasks.runtime.errors import StageError
 from tasks.runtime.settings import Rule, Settings, rules
@@ -131,12 +131,7 @@ def read_overlays() -> None:
     for path in wanted:
         if not Path(path).is_file():
             raise SettingsError(f"RECIPE: there is no file {path!r}")
-        overlay = configuration.LuigiConfigParser()  # alone, to know which keys it sets
-        for each in (overlay, config):
-            read_into(each, Path(path))
-        config.origins |= {
-            (name, key): path for name in overlay.sections() for key in overlay[name]
-        }
+        config.origins |= dict.fromkeys(read_overlay(config, Path(path)), path)
     config.overlays_read = wanted
 
 

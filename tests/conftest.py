@@ -32,9 +32,12 @@ S = TypeVar("S", bound=Settings)
 ROOT = Path(__file__).parent.parent
 
 
+LOSSES = ("dapo", "dr_grpo", "gspo", "cispo")  # recipes of a loss alone
+
+
 def recipe_files(path: Path) -> list[Path]:
     """A recipe, and before it the one that it is meant to be read over."""
-    below = {"paper_few_shot": "paper_7b"}
+    below = {"paper_few_shot": "paper_7b", **dict.fromkeys(LOSSES, "one_gpu_lora")}
     return [path.with_stem(below[path.stem]), path] if path.stem in below else [path]
 
 

@@ -1,6 +1,7 @@
 """luigi.cfg and its overlays in another encoding or with a fault: one sentence with file, section and key."""
 
 import configparser
+import json
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config_files import SettingsError, read_into, require_readable
+from pipeline.config_files import SettingsError, read_into, read_overlay, require_readable
 from pipeline.settings import check_configuration, read_overlays
 from tests.conftest import ROOT
 from tests.pipeline.test_stage import config  # noqa: F401
@@ -163,3 +164,27 @@ def test_the_commands_refuse_it_before_luigi_is_imported(tmp_path):
         assert done.stderr.startswith(
             "error: luigi.cfg: section [run] artifacts (line 5) is not UTF"
         )
+
+
+def test_a_key_with_a_dot_sets_one_entry_of_an_object(tmp_path):
+    base = configparser.RawConfigParser()
+    base.read_string('[Train]\nsteps = 5\ntrl = {"beta": 0.05, "use_cpu": true}\n')
+    overlay = tmp_path / "loss.cfg"
+    overlay.write_text(
+        "[Train]\ntrl.beta = 0.0\ntrl.loss_type = gspo\n[Train:cub]\ntrl.epsilon = 3e-4\n"
+    )
+    keys = read_overlay(base, overlay)
+    assert json.loads(base["Train"]["trl"]) == {
+        "beta": 0.0, "use_cpu": True, "loss_type": "gspo"
+    }  # fmt: skip
+    of_cub = json.loads(base["Train:cub"]["trl"])
+    assert of_cub == {"beta": 0.0, "use_cpu": True, "loss_type": "gspo", "epsilon": 3e-4}
+    assert set(keys) == {("Train", "trl"), ("Train:cub", "trl")}
+    assert base.options("Train") == ["steps", "trl"]
+    for line in ("steps.x = 1", "rewards.overlong = 1"):
+        overlay.write_text(f"[Train]\n{line}\n")
+        name = line.partition(".")[0]
+        with pytest.raises(
+            SystemExit, match=rf"loss.cfg: section \[Train\]: {name} has no entries"
+        ):
+            read_overlay(base, overlay)

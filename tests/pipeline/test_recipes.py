@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from pipeline.config_files import read_overlay
 from pipeline.parameters import parameter, plain
 from tasks.runtime.settings import rules
 from tests.conftest import ROOT, recipe_files
@@ -24,7 +25,8 @@ def test_a_recipe_sets_only_what_there_is(recipe):
     known = known_keys()
     for section in read.sections():
         for key in read[section]:
-            assert key in known[section.split(":")[0]], f"[{section}] {key}"
+            name = key.partition(".")[0]
+            assert name in known[section.split(":")[0]], f"[{section}] {key}"
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -37,7 +39,9 @@ def test_trl_takes_a_recipes_options_and_its_checkpoints_fall_on_boundaries(
     from training.resources.needs import Place
 
     read = configparser.RawConfigParser()
-    read.read([ROOT / "luigi.cfg", *recipe_files(recipe)])
+    read.read(ROOT / "luigi.cfg")
+    for path in recipe_files(recipe):
+        read_overlay(read, path)
     train = read["Train"]
     processes = Place.of_launcher(train["launcher"], ROOT).processes
     monkeypatch.setattr(trl_settings, "_world_size", lambda: processes)
