@@ -15,6 +15,7 @@ from trl import GRPOConfig
 from tasks.engines.base import PromptBuilder, Request
 from tests import families
 from tests.conftest import ROOT
+from tests.prefix_models import Drawn
 from tests.test_families import ADAPTED as FAMILIES
 from tests.test_families import SHAPES
 from training.loop.sampling import with_ours
@@ -84,16 +85,19 @@ def test_with_shared_images_and_without_a_step_is_the_same(family, tmp_path, mon
     policy = getattr(families, family)(tmp_path / "policy", ["beetle"])
     kind = type(load_processor(policy).image_processor)
     process = Mock(side_effect=kind.preprocess)
+    drawn = Drawn()
     with monkeypatch.context() as patch:
         patch.setattr(kind, "preprocess", lambda *given, **named: process(*given, **named))
-        ours, norm = one_step(policy, tmp_path / "ours", shared=True)
+        ours, norm = one_step(policy, tmp_path / "ours", drawn, shared=True)
     assert process.call_count == len(SHAPES)
-    assert one_step(policy, tmp_path / "stock", shared=False)[1] == pytest.approx(norm, rel=1e-4)
+    assert one_step(policy, tmp_path / "stock", drawn, shared=False)[1] == pytest.approx(
+        norm, rel=1e-4
+    )
     assert norm > 0
     assert ours.counters.vision_patches == 2 * ROWS[family]  # the reference's pass, and the loss's
 
 
-def one_step(policy, output, *, shared: bool):
+def one_step(policy, output, drawn, *, shared: bool):
     """The trainer after a step on an image of each shape, and the norm of its gradient."""
     processor = load_processor(policy)
     trainer = make_trainer(
@@ -127,6 +131,7 @@ def one_step(policy, output, *, shared: bool):
             model_init_kwargs={"dtype": "float32"},  # of the reference
         ),
     )
+    drawn.into(trainer)
     trainer.train()
     return trainer, trainer.state.log_history[0]["grad_norm"]
 

@@ -137,7 +137,10 @@ def spent(partial: Path) -> float:
 
 def manifest_of(folder: Path) -> Manifest:
     """The manifest of a committed artifact. Raises StageFailed when it cannot be read."""
-    return Manifest.of(read_manifest(folder))
+    try:
+        return Manifest.of(read_manifest(folder))
+    except StageError as error:
+        raise StageFailed(f"{folder}: {error}") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -113,8 +114,12 @@ def bind(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]
         flat = settings_kind(kind) if name not in values else None
         own = list(rules(flat)) if flat else [name]
         known += own
+        # A setting that a later version added has a default, so that older recipes can still be run.
+        spared = {f.name for f in fields(flat) if f.default is not MISSING} if flat else set()
         if missing := [
-            key for key in own if key not in values and parameter.default is parameter.empty
+            key
+            for key in own
+            if key not in values and key not in spared and parameter.default is parameter.empty
         ]:
             raise KeyError(f"key {missing[0]!r} is missing")
         if flat:

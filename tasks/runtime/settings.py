@@ -84,7 +84,8 @@ def setting(
     unset: Any = None,
     default: Any = dataclasses.MISSING,
 ) -> Any:
-    """A field of a stage's settings, with the rule for its value."""
+    """A field of a stage's settings, with the rule for its value. Its default is `unset`, if that is set."""
+    default = unset if default is dataclasses.MISSING and unset is not None else default
     rule = Rule(help, tuple(choices), several, at_least, at_most, above, significant, unset)
     return dataclasses.field(default=default, metadata={KEY: rule})
 

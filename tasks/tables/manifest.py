@@ -55,9 +55,18 @@ class Manifest:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """A manifest from its JSON values. Keys that have no field here are left out."""
+        """A manifest from its JSON values. Keys that have no field here are left out.
+
+        Raises StageError where the list of files is none.
+        """
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        files = {name: File(**facts) for name, facts in known.get("files", {}).items()}
+        try:
+            files = {name: File(**facts) for name, facts in known.get("files", {}).items()}
+        except (TypeError, AttributeError) as error:
+            raise StageError(
+                f"the manifest of {known.get('stage', 'an artifact')} is damaged: {error}; delete the "
+                "artifact's folder, and a run makes it again"
+            ) from error
         return cls(**known | {"files": files})
 
     @property

@@ -84,18 +84,18 @@ def test_the_card_says_that_merged_weights_are_not_those_that_were_quantised(ada
 
 
 def test_a_policy_stops_where_its_base_does(adapted, frozen, tmp_path, monkeypatch):
-    from training.shared_prefix import groups
+    from trl import GRPOTrainer
 
     root, given = adapted
     told = json.loads((root / "base" / "generation_config.json").read_text())
     ends = []
-    update = groups.GRPOTrainer.__init__
+    update = GRPOTrainer.__init__
 
     def noted(self, *arguments, **named):
         update(self, *arguments, **named)
         ends.append(self.generation_config.eos_token_id)
 
-    monkeypatch.setattr(groups.GRPOTrainer, "__init__", noted)
+    monkeypatch.setattr(GRPOTrainer, "__init__", noted)
     full = trained(tmp_path / "full", {**given, "lora_rank": 0, "lora_targets": ""})
     assert ends == [told["eos_token_id"]], "completions of training end where the policy's do"
     for policy in (full, root / "train"):

@@ -72,6 +72,19 @@ def test_a_recipe_that_is_no_object_is_a_sentence(tmp_path, text):
         load_arguments(grpo, path)
 
 
+def test_a_recipe_from_before_a_setting_there_was_is_taken_without_it(recipe):
+    path = recipe()
+    values = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({k: v for k, v in values.items() if k not in ("epochs", "max_questions")})
+    )
+    settings = load_arguments(grpo, path)["settings"]
+    assert (settings.epochs, settings.max_questions) == (0, 0)
+    path.write_text(json.dumps({k: v for k, v in values.items() if k != "learning_rate"}))
+    with pytest.raises(StageError, match="key 'learning_rate' is missing"):
+        load_arguments(grpo, path)
+
+
 @pytest.mark.parametrize(
     ("trl", "says"),
     [

@@ -42,3 +42,12 @@ def test_what_cannot_be_read_ends_in_one_sentence(tmp_path, text, sentence):
         write(tmp_path, text)
     with pytest.raises(StageError, match=sentence):
         manifest.read(tmp_path)
+
+
+def test_a_manifest_whose_list_of_files_was_damaged_is_a_sentence():
+    with pytest.raises(StageError, match="the manifest of Split is damaged: .*byter.*; delete the"):
+        manifest.Manifest.of(
+            {"stage": "Split", "files": {"split.parquet": {"byter": 3, "sha256": ""}}}
+        )
+    with pytest.raises(StageError, match="is damaged"):
+        manifest.Manifest.of({"files": [1]})
