@@ -45,7 +45,9 @@ def test_what_cannot_be_read_ends_in_one_sentence(tmp_path, text, sentence):
 
 
 def test_a_manifest_whose_list_of_files_was_damaged_is_a_sentence():
-    with pytest.raises(StageError, match=r"the manifest of Split is damaged: .*byter.*; delete the"):
+    with pytest.raises(
+        StageError, match=r"the manifest of Split is damaged: .*byter.*; delete the"
+    ):
         manifest.Manifest.of(
             {"stage": "Split", "files": {"split.parquet": {"byter": 3, "sha256": ""}}}
         )
