@@ -18,11 +18,16 @@ from tests.pipeline.test_stage import config  # noqa: F401 - a fixture
 OPERATIONAL = [name for name, (_, rule) in rules(EngineSettings).items() if not rule.significant]
 
 
-def test_what_cannot_change_a_result_has_the_default_of_luigi_cfg_and_nothing_else_has_one():
+def test_what_cannot_change_a_result_or_may_be_unset_has_the_default_of_luigi_cfg():
+    """Nothing else has a default, so that no recipe leaves open what decides on its results."""
     defaults = {f.name: f.default for f in fields(EngineSettings) if f.default is not MISSING}
-    assert list(defaults) == OPERATIONAL
+    unset = {
+        n: rule.unset for n, (_, rule) in rules(EngineSettings).items() if rule.unset is not None
+    }
+    assert set(defaults) == {*OPERATIONAL, *unset}
     written = settings_of(EngineSettings).values()
-    assert defaults == {name: written[name] for name in OPERATIONAL}
+    assert defaults == {name: written[name] for name in defaults}
+    assert unset == {name: written[name] for name in unset}
 
 
 @pytest.mark.parametrize("name", ["backend", "ray_address", "temperature"])
