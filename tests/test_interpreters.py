@@ -90,3 +90,16 @@ def test_an_interpreter_is_one_that_answers_with_its_version(place):
     assert interpreters.find("3.98") == ""
     behind = place("pyenv/versions/3.98.1/bin/python", "3.98")
     assert interpreters.find("3.98") == str(behind)
+
+
+def test_a_version_for_which_no_time_is_left_is_named(place, capfd, tmp_path, monkeypatch):
+    (tmp_path / "bin" / "uv").symlink_to(place("bin/python3.98", "3.98"))
+    place("bin/python3.99", "3.99")
+    monkeypatch.setenv("SECONDS_LEFT", "239")
+    assert interpreters.main("cpu") == 0
+    said = capfd.readouterr().out
+    assert "Python 3.98: found, but its tests take longer than the 239 s that are left" in said
+    assert "passed" not in said
+    monkeypatch.setenv("SECONDS_LEFT", "241")
+    assert interpreters.main("cpu") == 0
+    assert capfd.readouterr().out.count("the quick tests passed") == 2
