@@ -46,7 +46,8 @@ class Card:
     `classes` are the names by class id; `aliases` maps a class name to further spellings of it.
     `source` has the key `kind`, and further keys that depend on it (SOURCE_KEYS). `official_splits`
     maps a split to its image count, where there is an official split. `taxonomy` maps a group, such
-    as a genus, to its classes, each group before the groups within it; `descriptions` maps a class to a text that says how it looks.
+    as a genus, to its classes, each group before the groups within it; `descriptions` maps a class to
+    a text that says how it looks.
     `traits` maps a trait, such as the colour of the head, to the words for its values; then each
     description holds one word of each trait.
     `name_in_parentheses` says that an answer such as "Nuphar (water lily)" is the name in parentheses.

@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tasks.runtime.settings import json_or_text
+
 
 class SettingsError(SystemExit):
     """The settings cannot be used. Ends the process with the sentence and exit code 1."""
@@ -52,7 +54,7 @@ def read_overlay(config: configparser.RawConfigParser, path: Path) -> list[tuple
     for section, name, dot, entry in keys:
         if dot:
             config.remove_option(section, f"{name}.{entry}")
-            value = _json(overlay[section][f"{name}.{entry}"])
+            value = json_or_text(overlay[section][f"{name}.{entry}"])
             entries = _entries(config, path, section, name) | {entry: value}
             config.set(section, name, json.dumps(entries))
     return [(section, name) for section, name, *_ in keys]
@@ -65,20 +67,12 @@ def _entries(
     place = next(
         (p for p in (section, section.partition(":")[0]) if config.has_option(p, name)), ""
     )
-    entries = _json(config.get(place, name, raw=True)) if place else None
+    entries = json_or_text(config.get(place, name, raw=True)) if place else None
     if not isinstance(entries, dict):
         raise SettingsError(
             f"{path}: section [{section}]: {name} has no entries; write {name} = ..."
         )
     return entries
-
-
-def _json(text: str) -> Any:
-    """The text as JSON, or as it is: a word needs no quotation marks."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def require_readable() -> None:

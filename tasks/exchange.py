@@ -25,6 +25,7 @@ from tasks.language import prompts
 from tasks.language.class_names import ClassNames
 from tasks.questions.exchange_formats import FORMATS, NEEDS, export_questions, require_empty
 from tasks.runtime.errors import ShardError, StageError
+from tasks.runtime.settings import json_or_text
 from tasks.tables import schemas, shards
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -102,7 +103,7 @@ def configuration(card: Card, output: Path, settings: Path) -> Row:
     config = ConfigParser(interpolation=None)
     if not config.read(settings) or not config.has_section("BuildMCQ"):
         raise StageError(f"{settings} has no [BuildMCQ] section; run this in the project's folder")
-    own = {key: _value(text) for key, text in config["BuildMCQ"].items()}
+    own = {key: json_or_text(text) for key, text in config["BuildMCQ"].items()}
     return {
         "output": str(output / "build_mcq"),
         "card": card.name,
@@ -178,13 +179,6 @@ def _picture(image_id: str, path: Path, label: int) -> Row:
     except (OSError, Reject) as error:
         raise StageError(f"{path} cannot be read as an image: {error}") from error
     return image_row(image_id, image_id, label, "train", picture)
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def main() -> None:

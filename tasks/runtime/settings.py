@@ -11,6 +11,7 @@ artifact's recipe.json holds them under the same names, and the stage's function
 
 import dataclasses
 import enum
+import json
 import math
 import types
 import typing
@@ -120,6 +121,14 @@ class Settings:
     def values(self) -> dict[str, Any]:
         """Name -> JSON value."""
         return {name: plain(getattr(self, name)) for name in rules(type(self))}
+
+
+def json_or_text(text: str) -> Any:
+    """The text read as JSON, or as it is where it is none: a word needs no quotation marks."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def rules(kind: type[Settings]) -> dict[str, tuple[Any, Rule]]:
