@@ -6,7 +6,7 @@ the rewards. All methods see the same training images and take the same number o
 
 from dataclasses import dataclass
 
-from pipeline.settings import SettingsError
+from pipeline.config_files import SettingsError
 from tasks.runtime.protocol import ZERO_SHOT
 
 

@@ -5,7 +5,7 @@ without its section. Here every setting must stand in the configuration.
 
 Two features go beyond Luigi. The environment variable `RECIPE=a.cfg,b.cfg` names overlays, which are
 read over luigi.cfg in order. A section `[Train:cub]` holds for the dataset cub alone, and
-`[Evaluate:cub]` also where cub is one set of a mix.
+`[Evaluate:cub]` also where cub is one set of a mix. `[Train:virft]` holds for one method alone.
 """
 
 import difflib
@@ -23,8 +23,10 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.parameter import MissingParameterException
 from luigi.task_register import Register
 
+import data_cards
 from pipeline.config_files import SettingsError as SettingsError  # also used from here
 from pipeline.config_files import read_overlay
+from pipeline.methods import NAMES as METHODS
 from pipeline.parameters import parameter, settings_of
 from tasks.runtime.errors import StageError
 from tasks.runtime.settings import Rule, Settings, rules
@@ -76,7 +78,7 @@ class Checked(luigi.Task):
                 kwargs = {**kwargs, name: dict(params)[name].parse(config.get("run", name))}
         try:
             if not args:
-                kwargs = {**of_dataset(family, params, kwargs), **kwargs}
+                kwargs = {**own_settings(family, params, kwargs), **kwargs}
             return super().get_param_values(params, args, kwargs)
         except MissingParameterException as error:
             missing = [n for n, p in params if n not in kwargs and not p.has_task_value(family, n)]
@@ -95,19 +97,20 @@ class Checked(luigi.Task):
             raise SettingsError(f"luigi.cfg: {error}") from error
 
 
-def of_dataset(family: str, params: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The values that sections such as [Train:cub] set for a task with these parameters.
+def own_settings(family: str, params: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The values that sections such as [Train:cub] and [Train:virft] set for a task.
 
     The section of the dataset is read first, and over it that of the set that the task works on: one
-    set of a mix, or the set in `on`. The names in a mix are sorted. The command line (`--Train-steps 5`)
-    takes precedence.
+    set of a mix, or the set in `on`. That of the method comes last. The names in a mix are sorted.
+    The command line (`--Train-steps 5`) takes precedence.
     """
     config = configuration.get_config()
     line = CmdlineParser.get_instance()
     options = vars(line.known_args) if line else {}
     dataset = "+".join(_sorted(str(kwargs.get("dataset", ""))))
     values: dict[str, Any] = {}
-    for name in dict.fromkeys((dataset, kwargs.get("on") or kwargs.get("subset") or dataset)):
+    of_set = kwargs.get("on") or kwargs.get("subset") or dataset
+    for name in dict.fromkeys((dataset, of_set, kwargs.get("method", ""))):
         section = f"{family}:{name}"
         values |= {
             key: parameter.parse(config.get(section, key))
@@ -182,18 +185,8 @@ def check_configuration() -> None:
             raise SettingsError(
                 f"{_file(full_name)}: unknown section [{section}]{_nearest(section, [*known, *LUIGI_SECTIONS])}"
             )
-        if dataset and ("dataset" not in known[section] or "+".join(_sorted(dataset)) != dataset):
-            raise SettingsError(
-                f"{_file(full_name)}: section [{full_name}]: {section} has no settings by dataset"
-                if "dataset" not in known[section]
-                else f"{_file(full_name)}: section [{full_name}]: write [{section}:{'+'.join(_sorted(dataset))}]"
-            )
-        if "+" in dataset and section in OF_ONE_SET:
-            each = " and ".join(f"[{section}:{name}]" for name in dataset.split("+"))
-            raise SettingsError(
-                f"{_file(full_name)}: section [{full_name}]: {section} works on one set at a time; "
-                f"write {each}"
-            )
+        if dataset and (fault := _scope_fault(section, dataset, known[section])):
+            raise SettingsError(f"{_file(full_name)}: section [{full_name}]: {fault}")
         for key in config[full_name]:
             name = key.replace("-", "_")
             if name not in known[section]:
@@ -216,6 +209,21 @@ def check_configuration() -> None:
             except StageError as error:
                 raise SettingsError(f"luigi.cfg: {error}") from error
     config.contents_checked = contents
+
+
+def _scope_fault(section: str, scope: str, keys: Iterable[str]) -> str:
+    """What is wrong with a section `[section:scope]`, whose scope is a dataset or a method; or empty."""
+    if scope in METHODS:
+        return "" if "method" in keys else f"{section} is the same for all methods"
+    if "dataset" not in keys:
+        return f"{section} has no settings by dataset"
+    if "+".join(_sorted(scope)) != scope:
+        return f"write [{section}:{'+'.join(_sorted(scope))}]"
+    if "+" in scope and section in OF_ONE_SET:
+        each = " and ".join(f"[{section}:{name}]" for name in scope.split("+"))
+        return f"{section} works on one set at a time; write {each}"
+    missing = [name for name in scope.split("+") if not data_cards.exists(name)]
+    return f"no data card and no method is named {missing[0]!r}" if missing else ""
 
 
 def known_keys() -> dict[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ import data_cards
 from pipeline.artifacts import source_code, store
 from pipeline.artifacts.child import LOG
 from pipeline.parameters import is_unset
-from pipeline.settings import Checked, SettingsError, of_dataset, run
+from pipeline.settings import Checked, SettingsError, own_settings, run
 from tasks.runtime.settings import plain
 
 # In the manifest, but not in the fingerprint: their effect shows in the inputs or extra_identity.
@@ -75,7 +75,7 @@ class Stage(Checked, luigi.Task):
         line = CmdlineParser.get_instance()
         options = vars(line.known_args) if line else {}
         is_run = options.get("root_task") == self.task_family
-        own = of_dataset(self.task_family, self.get_params(), {**self.param_kwargs, **changed})
+        own = own_settings(self.task_family, self.get_params(), {**self.param_kwargs, **changed})
         kept = {name: value for name, value in own.items() if not (is_run and options.get(name))}
         return self.clone(**kept, **changed)
 

@@ -15,6 +15,7 @@ from pipeline import settings, tasks
 from pipeline.__main__ import main as command
 from pipeline.cli import plan
 from pipeline.settings import SettingsError
+from pipeline.stage import lineage
 from tasks.evaluation import published
 from tests.conftest import ROOT
 from tests.pipeline.test_stage import config  # noqa: F401  the default luigi.cfg, to be changed
@@ -41,8 +42,8 @@ def recipe(config, monkeypatch, tmp_path):
     return read
 
 
-def train(dataset: str) -> luigi.Task:
-    return tasks.Train(dataset=dataset, method="dive_k", refresh_round=0, seed=0)
+def train(dataset: str, method: str = "dive_k") -> luigi.Task:
+    return tasks.Train(dataset=dataset, method=method, refresh_round=0, seed=0)
 
 
 def test_recipes_are_read_over_luigi_cfg_in_order(recipe):
@@ -60,6 +61,16 @@ def test_a_section_of_a_dataset_holds_for_it_alone(recipe):
     assert train("cub").fingerprint != train("cub").clone(steps=20).fingerprint
 
 
+def test_a_section_of_a_method_holds_for_it_alone_and_over_that_of_a_dataset(recipe):
+    recipe("[Train:virft]\nsteps = 7\n[Train:cub]\nsteps = 9\nlearning_rate = 0.5\n")
+    of_virft = train("cub", "virft")
+    assert of_virft.settings.steps == 7 * settings.run().rounds  # all its rounds in one
+    assert of_virft.settings.learning_rate == 0.5
+    assert train("cub").settings.steps == 9
+    evaluated = tasks.Evaluate(dataset="cub", subset="", method="virft", refresh_round=1, seed=0)
+    assert of_virft.fingerprint in {stage.fingerprint for stage in lineage(evaluated)}
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -67,6 +78,8 @@ def test_a_section_of_a_dataset_holds_for_it_alone(recipe):
         ("[Tain:cub]\nsteps = 7\n", "unknown section [Tain]; did you mean Train?"),
         ("[engine:cub]\ndtype = auto\n", "section [engine:cub]: engine has no settings by dataset"),
         ("[Train:cub+beetles]\nsteps = 7\n", "write [Train:beetles+cub]"),
+        ("[Train:cbu]\nsteps = 7\n", "[Train:cbu]: no data card and no method is named 'cbu'"),
+        ("[Split:virft]\nshots = 4\n", "[Split:virft]: Split is the same for all methods"),
     ],
 )
 def test_a_misspelt_section_of_a_dataset_is_refused(recipe, text, told):
