@@ -98,8 +98,8 @@ def main() -> None:
 
 
 def above_start(points: Sequence[Point]) -> list[tuple[float, float]]:
-    """Rows and seconds above those of the first point, where these are more than LEAST."""
-    few, start, _ = points[0]
+    """Rows and seconds above those of the start, where these are more than LEAST."""
+    few, start = points[0][0], min(took for _, took, _ in points)  # no run is quicker than a start
     return [(rows - few, took - start) for rows, took, _ in points[1:] if took - start > LEAST]
 
 
@@ -240,11 +240,13 @@ def drawing(curves: dict[str, list[Point]]) -> str:
                 for style, name in enumerate(names)
             ]
             title = f"{('Stages', 'Commands')[column]}: {what}"
-            chart = line_chart(f"growth{row}{column}", title, "", lines, x_label="rows, power of ten",
+            chart = line_chart(f"growth{row}{column}", title, "", lines, x_label="rows, power of ten", x_ticks=(3, 4, 5, 6)[: int(lines[0].points[-1][0]) - 2],
                                y_range=((-1, 3), (1, 4))[row])  # fmt: skip
             legend = [(line.name, line.style) for line in lines]
             drawn = Figure(f"{row}{column}", title, "As powers of ten.", chart, (), (), legend)
-            own = standalone(drawn).replace("<svg ", f'<svg x="{column * 370}" y="{row * 310}" ', 1)
+            own = str(standalone(drawn)).replace(
+                "<svg ", f'<svg x="{column * 370}" y="{row * 310}" ', 1
+            )
             parts.append(own)
     inner = "".join(parts)
     return (

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +171,8 @@ def propose_on_ray() -> None:
     from tasks.engines import ray_pool, sampler
 
     class Workers(ray_pool.RayWorker):
-        def __init__(self, policy: Path, settings: Any, todo: Sequence[Any], probe: Any):
-            super().__init__(policy, settings, list(todo), probe)
+        def __init__(self, policy: Path, settings: Any, probe: Any):
+            super().__init__(policy, settings, probe)
             self._worker = ray_pool.Worker(synthetic.LatentEngine)
 
     ray_pool.RayWorker = Workers  # type: ignore[misc]
