@@ -10,8 +10,8 @@ working folder of BuildMCQ with as many shards. All are written by the project's
 
 Time is processor time in seconds, the least of the repeats. The exponent is the slope of its logarithm
 over that of the rows, with its standard error. Both are counted from the same command on 500 rows, so
-that the start of a process does not pass for flat growth, and points within a tenth of a second of it
-are left out. Memory is the process' own peak, start included.
+that the start of a process does not pass for flat growth, and points within 0.2 s of it are
+left out. Memory is the process' own peak, start included.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from tests.bench import results, synthetic
 from tests.conftest import ROOT, settings_of
 
 STAGES = ("Download", "Split", "BuildMCQ", "Report", "verify", "verify --quick", "status")
-ROLLOUTS, SHARD_ROWS, START, LEAST = 20, 100, 500, 0.1
+ROLLOUTS, SHARD_ROWS, START, LEAST = 20, 100, 500, 0.2
 # Runs a module as a command, and notes its processor time, its children's too, and its own peak.
 NOTED = """
 import atexit, json, os, resource, runpy, sys
