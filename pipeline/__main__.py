@@ -7,7 +7,8 @@ python -m pipeline results            the last report's figures, and where every
 python -m pipeline inspect build_mcq  counts, columns and sample rows of a stage's current artifact,
                                       of all or of those that fit --where; with --page as a page with
                                       images, for build_mcq a page of questions to filter
-python -m pipeline verify             every checksum, row count and reference between artifacts
+python -m pipeline verify             every checksum, row count and reference between artifacts;
+                                      --quick: names and sizes of the files alone
 python -m pipeline diff A B           two artifacts of a stage: settings, counts, files that differ
 python -m pipeline invalidate propose delete a stage's current artifact, so that it is made again
 python -m pipeline gc                 what nothing current refers to, and working folders that no run
@@ -78,7 +79,12 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("--method", help="default: that of luigi.cfg")
     status.add_argument("--seed", type=int, help="default: that of luigi.cfg")
     status.add_argument("--refresh-round", type=int, help="of a stage with rounds")
-    plan = command("plan", "what a run will take", "plan --recipe training/recipes/paper_7b.cfg")
+    plan = command(
+        "plan",
+        "what a run will take",
+        "plan --recipe training/recipes/paper_7b.cfg",
+        "plan --images 1000000 --scale 8 64 512 --gpus 8 --tokens-per-second 8000",
+    )
     plan.add_argument("--method", help="default: that of luigi.cfg")
     plan.add_argument("--seed", type=int, help="default: that of luigi.cfg")
     plan.add_argument(
@@ -100,6 +106,38 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--tokenizer", default="", help="a folder with one")
     plan.add_argument("--gpus", type=int, default=0, help="of the machine; default: the recipe's")
     plan.add_argument("--gpu-gb", type=float, default=0, help="memory of each; the same")
+    plan.add_argument("--images", type=_count, default=0, help="of each set, assumed")
+    plan.add_argument(
+        "--image-kb", type=float, default=0, help="kB of one; default: as Download has"
+    )
+    plan.add_argument(
+        "--scale",
+        type=int,
+        nargs="+",
+        default=(),
+        metavar="GPUS",
+        help="hours on so many GPUs each",
+    )
+    plan.add_argument(
+        "--engine-start",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help="of each stage; 0: not counted",
+    )
+    plan.add_argument(
+        "--all-reduce-gb",
+        type=float,
+        default=0,
+        metavar="GB",
+        help="10^9 bytes a second and GPU of an all-reduce; 0: not counted",
+    )
+    plan.add_argument(
+        "--download-rate",
+        type=float,
+        default=0,
+        help="images a second that Download checks; default: as measured on two cores",
+    )
     rehearse = command(
         "rehearse",
         "try what a run would meet first: settings, lengths, memory, launcher, and one step at the "
@@ -138,9 +176,14 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument(
         "--page", type=Path, metavar="FILE", help="write the rows as a page, with thumbnails"
     )
-    verify = command("verify", "checksums, counts and references", "verify", "verify propose")
+    verify = command(
+        "verify", "checksums, counts and references", "verify", "verify propose", "verify --quick"
+    )
     verify.add_argument(
         "stage", nargs="?", default="all", help="a stage's folder name; default: all"
+    )
+    verify.add_argument(
+        "--quick", action="store_true", help="compare names and sizes of files alone; read none"
     )
     invalidate = command(
         "invalidate", "delete current artifacts", "invalidate propose --downstream"
@@ -170,6 +213,12 @@ def parser() -> argparse.ArgumentParser:
     predict.add_arguments(answer)
     parser.set_defaults(known=[*commands.choices])
     return parser
+
+
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
 
 
 def main() -> None:

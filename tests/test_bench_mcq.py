@@ -3,7 +3,7 @@
 from tasks.language.class_names import ClassNames
 from tests.bench.build_mcq import losses
 from tests.bench.official_rules import official_rules
-from tests.bench.rollouts import write_rollouts
+from tests.bench.synthetic import write_rollouts
 
 BIRDS = ClassNames(["Black-footed Albatross", "Laysan Albatross", "Crow", "Gull"])
 

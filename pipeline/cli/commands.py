@@ -116,7 +116,7 @@ def verify_artifacts(root: Path, folder: Path, arguments: Any) -> int:
         if arguments.stage == "all"
         else [path.resolve() for path in current(folder, arguments.stage)]
     )
-    problems = verify.check(root, folders)
+    problems = verify.check(root, folders, arguments.quick)
     if arguments.json:
         print(json.dumps({"artifacts": len(folders), "problems": problems}, indent=1))
     else:

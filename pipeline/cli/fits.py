@@ -188,10 +188,16 @@ def _train(asked: Any, machine: Machine | None) -> str:
     return "; ".join([*parts, f"{room / GIB:.2f} GiB are there for a process"])
 
 
-def disk(stages: Sequence[Stage], prompt: tuple[int, int], work: Sequence[Any]) -> dict[str, Any]:
+def disk(
+    stages: Sequence[Stage],
+    prompt: tuple[int, int],
+    work: Sequence[Any],
+    pictures: dict[str, float | None],
+) -> dict[str, Any]:
     """The GB that the stages of a run write, by stage: 0 for a finished stage, None where unknown.
 
-    `work` is that of the plan. Train counts the files that remain of earlier rounds, and the peak of
+    `work` is that of the plan; `pictures` are the GB of images in Download and BuildMCQ, by task id.
+    Train counts the files that remain of earlier rounds, and the peak of
     the last one.
     """
     from tasks.runtime.errors import StageError
@@ -215,8 +221,9 @@ def disk(stages: Sequence[Stage], prompt: tuple[int, int], work: Sequence[Any]) 
             elif isinstance(stage, tasks.BasePolicy):
                 bytes_of = 4 if stage.settings.dtype == "float32" else 2
                 size = sizes_of(model_of(stage)).count * bytes_of / GB
-            elif isinstance(stage, tasks.Download):
-                sizes[name] = None
+            elif stage.task_id in pictures:
+                known, before = pictures[stage.task_id], sizes.get(name, 0.0)
+                sizes[name] = None if known is None or before is None else before + known
                 continue
             elif isinstance(stage, tasks.Propose | tasks.Evaluate):
                 size = sum(gb for of, gb in texts.items() if of.startswith(f"{name} "))

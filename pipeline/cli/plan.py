@@ -5,10 +5,13 @@
 The graph and the prompts are the real ones, but no weights are read and no stage runs. Where Split
 has run, images are counted, and else estimated from the card. With a tokenizer on this machine,
 prompts are counted in tokens, and else in characters. The output names its estimates.
+With --scale it shows how the hours fall with more GPUs (`training/resources/scaling.py`), from the
+rates that you measured on --gpus of them.
 """
 
 import contextlib
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline import tasks
@@ -18,16 +21,23 @@ from pipeline.cli.run_sizes import (
     base_of,
     image_lengths,
     images_of,
+    pictures_gb,
     prompt_lengths,
+    shards_of,
     token_counter,
 )
-from pipeline.settings import overlays, run
+from pipeline.settings import SettingsError, overlays, run
 from tasks.evaluation import published
+from training.resources import scaling
 
 
 @dataclass
 class Work:
-    """The work of one stage: requests with an image, completions, tokens read and written, hours."""
+    """The work of one stage: requests with an image, completions, tokens read and written, hours.
+
+    It goes to the GPUs in `passes`, each of so many `units`: shards, or in training the completions of
+    a step.
+    """
 
     stage: str
     images: int
@@ -35,6 +45,8 @@ class Work:
     tokens_in: int
     tokens_out: int
     steps: int = 0
+    units: int = 1
+    passes: int = 1
     hours: float | None = None
     done: bool = False
     notes: list[str] = field(default_factory=list)
@@ -42,7 +54,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Estimates:
-    """The options of the command line. Without rates there are no hours; 0 GPUs: the overlay's."""
+    """The options of the command line. Without rates there are no hours; 0 GPUs: the overlay's.
+
+    Both rates are those of all `gpus` together. `scale` has the numbers of GPUs to compare,
+    `engine_start` is in seconds, and `all_reduce_gb` in 10^9 bytes a second and GPU.
+    """
 
     tokens_per_second: float = 0
     update_tokens_per_second: float = 0
@@ -51,6 +67,12 @@ class Estimates:
     tokenizer: str = ""
     gpus: int = 0
     gpu_gb: float = 0
+    images: int = 0
+    image_kb: float = 0
+    scale: Sequence[int] = ()
+    engine_start: float = 0
+    all_reduce_gb: float = 0
+    download_rate: float = 0
 
 
 def plan(dataset: str, method: str, seed: int, estimates: Estimates) -> dict[str, Any]:
@@ -62,7 +84,9 @@ def plan(dataset: str, method: str, seed: int, estimates: Estimates) -> dict[str
     stages = status.graph(root)
     parts = {s.set_name: s.settings.part for s in stages if isinstance(s, tasks.Evaluate)}
     splits = [stage for stage in stages if isinstance(stage, tasks.Split)]
-    counts = {stage.dataset: images_of(stage, parts[stage.dataset]) for stage in splits}
+    counts = {
+        stage.dataset: images_of(stage, parts[stage.dataset], estimates.images) for stage in splits
+    }
     count, how = token_counter(stages, estimates.tokenizer, estimates.chars_per_token)
     lengths = {name: prompt_lengths(name, stages, count) for name in counts}
     pictures = {name: image_lengths(name, stages) for name in counts}
@@ -86,6 +110,7 @@ def plan(dataset: str, method: str, seed: int, estimates: Estimates) -> dict[str
     longest = max(lengths.values(), key=lambda each: each["question"])
     prompt = longest["question"], longest["image"]
     machine = fits.machine_of(overlays(), estimates.gpus, estimates.gpu_gb)
+    gb = pictures_gb(stages, counts, estimates.image_kb)
     limits = [t for name in counts for t in _too_long(name, lengths[name])]
     return {
         "dataset": dataset,
@@ -104,7 +129,9 @@ def plan(dataset: str, method: str, seed: int, estimates: Estimates) -> dict[str
         "memory": fits.memory(train, prompt),
         "machine": asdict(machine) if machine else None,
         "fits": [asdict(one) for one in fits.fits(stages, train, prompt, machine)],
-        "disk": fits.disk(stages, prompt, work),
+        "disk": fits.disk(stages, prompt, work, gb),
+        "shards": shards_of(stages, counts),
+        "scale": _scaled(work, counts, train, prompt, estimates),
         "warnings": limits,
     }
 
@@ -136,21 +163,25 @@ def lines(summary: dict[str, Any]) -> list[str]:
         f"  counted by {summary['tokens_counted_by']}",
         f"  answers of {summary['answer_tokens']:,} tokens are assumed, unless --answer-tokens says otherwise",
         "",
-        f"{'stage':28}{'images':>9}{'completions':>13}{'tokens in':>13}{'tokens out':>13}{'hours':>8}",
+        f"{'stage':28}{'images':>9}{'completions':>13}{'tokens in':>16}{'tokens out':>16}{'hours':>9}",
     ]
     for one in summary["work"]:
         hours = "" if one["hours"] is None else f"{one['hours']:.2f}"
         done = "  done" if one["done"] else ""
         rows.append(
-            f"{one['stage']:28}{one['images']:>9,}{one['completions']:>13,}{one['tokens_in']:>13,}"
-            f"{one['tokens_out']:>13,}{hours:>8}{done}"
+            f"{one['stage']:28}{one['images']:>9,}{one['completions']:>13,}{one['tokens_in']:>16,}"
+            f"{one['tokens_out']:>16,}{hours:>9}{done}"
         )
         rows += [f"  {line}" for line in one["notes"]]
     if summary["hours"] is None:
         rows.append("for hours give --tokens-per-second, what the engine writes in all")
     else:
         rows.append(f"{summary['hours']:.1f} hours in all, without loading, Download and Split")
+    numbers = ", ".join(f"{name} {count:,}" for name, count in summary["shards"].items())
+    rows.append(f"shards, each a file of Parquet: {numbers}")
     rows += fits.lines(summary)
+    if summary["scale"]:
+        rows += scaling.lines(summary["scale"])
     return [*rows, *(f"warning: {line}" for line in summary["warnings"])]
 
 
@@ -159,7 +190,9 @@ def _propose(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
     images = min(images, settings.limit) if settings.limit else images
     completions = images * settings.num_rollouts
     read = images * lengths[stage.set_name]["propose"]
-    return Work(_name(stage), images, completions, read, completions * answer)
+    work = Work(_name(stage), images, completions, read, completions * answer)
+    work.units = max(1, -(-images // settings.shard_size))
+    return work
 
 
 def _train(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
@@ -172,7 +205,8 @@ def _train(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
     longest = max(lengths[name]["question"] for name in stage.names)
     answer = min(answer, settings.max_completion_length)
     work = Work(_name(stage), questions, completions, completions * longest, completions * answer)
-    work.steps = steps
+    work.steps = work.passes = steps
+    work.units = each * settings.num_generations
     note = f"{steps:,} steps of {each} questions: {questions / pool:.2f} epochs"
     note += f" of {pool:,} images, more of the questions that are kept"
     if (epochs := published.EPOCHS.get(stage.dataset)) is not None:
@@ -194,9 +228,46 @@ def _evaluate(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
     work = Work(
         _name(stage), images * (opened + questions), completions, read, completions * answer
     )
+    work.units, work.passes = max(1, -(-images // stage.settings.shard_size)), len(modes)
     if "adaptive" in modes:
         work.notes.append("adaptive: with all samples, without the val images of its thresholds")
     return work
+
+
+def _scaled(
+    work: Sequence[Work], counts: dict, train: Any, prompt: tuple, estimates: Estimates
+) -> list[dict[str, Any]]:
+    """The hours on each number of GPUs in `estimates.scale`, all stages counted as not done."""
+    if not estimates.scale:
+        return []
+    machine = fits.machine_of(overlays(), estimates.gpus, estimates.gpu_gb)
+    gpus = estimates.gpus or (machine.gpus if machine else 0)
+    if not (estimates.tokens_per_second and gpus):
+        raise SettingsError(
+            "--scale needs a rate and the GPUs that it was measured on: --tokens-per-second and --gpus"
+        )
+    rates = scaling.Rates(
+        estimates.tokens_per_second / gpus,
+        estimates.update_tokens_per_second / gpus,
+        estimates.engine_start,
+        estimates.all_reduce_gb * fits.GB,
+        tasks.engine().settings.tensor_parallel_size,
+    )
+    rate = estimates.download_rate or scaling.DOWNLOADED
+    shares = [
+        scaling.Share(f"Download {name}", alone=each["all"] / rate) for name, each in counts.items()
+    ]
+    for one in work:
+        share = scaling.Share(one.stage, one.tokens_out, units=one.units, passes=one.passes)
+        if one.steps:
+            sent = fits.asked_of(train, prompt).trained * 4.0 if rates.reduced else 0.0  # float32
+            both = float(one.tokens_in + one.tokens_out)
+            share = replace(share, updated=both, gradients=sent, trains=True)
+        shares.append(share)
+        if one.stage.startswith("Propose"):
+            name = one.stage.replace("Propose", "BuildMCQ")
+            shares.append(scaling.Share(name, alone=one.completions / scaling.BUILT))
+    return scaling.table(shares, estimates.scale, rates)
 
 
 def _hours(work: Work, estimates: Estimates, trains: bool) -> float | None:

@@ -12,6 +12,7 @@ import data_cards
 from pipeline import tasks
 from pipeline.settings import SettingsError
 from pipeline.stage import Stage
+from tasks.download import IMAGES_PER_SHARD
 from tasks.evaluation.settings import parts_of
 from tasks.ingest.split_draws import MAX_VAL_SHOTS
 from tasks.language import prompts
@@ -45,22 +46,27 @@ def image_tokens(download: Stage, min_pixels: int, max_pixels: int) -> tuple[int
     return most, float(most)
 
 
-def images_of(stage: Stage, part: str = "test") -> dict[str, Any]:
-    """The number of train images, of evaluated images by group, and whether it is an estimate.
+def images_of(stage: Stage, part: str = "test", total: int = 0) -> dict[str, Any]:
+    """The number of all images, of train images, of evaluated ones by group, and how it is known.
 
-    `part` is that of [Evaluate].
+    `part` is that of [Evaluate]. `total` above 0 is assumed as the number of all images, without
+    official splits.
     """
     parts = parts_of(part)
     with contextlib.suppress(OSError):
-        if stage.folder.is_dir():
+        if stage.folder.is_dir() and not total:
             rows = shards.read(stage.folder, "split", ["group", "split"]).to_pylist()
             counts = Counter((row["group"], row["split"]) for row in rows)
             asked = {group: counts[group, parts[group]] for group in GROUPS}
-            return {"train": counts["base", "train"], "evaluated": asked, "how": "counted"}
+            train = counts["base", "train"]
+            return {"all": len(rows), "train": train, "evaluated": asked, "how": "counted"}
     card, settings = stage.card, stage.significant()
     classes = len(card.classes)
     base = base_count(classes, settings["protocol"])
-    sizes, how = _estimated(stage, settings, base / classes)
+    sizes, how = _estimated(stage, settings, base / classes, total)
+    drawn = sum(card.source.get("images_per_class", {}).values()) * classes
+    listed = total or drawn or sum(card.official_splits.values())
+    everything = listed or sum(sum(of_group.values()) for of_group in sizes.values())
     if shots := settings["shots"]:
         few = {"train": shots, "val": min(shots, MAX_VAL_SHOTS)}
         number = {"base": base, "novel": classes - base}
@@ -70,26 +76,71 @@ def images_of(stage: Stage, part: str = "test") -> dict[str, Any]:
         }
     train = sizes["base"]["train"]
     train = min(train, settings["max_train_images"] or train)
-    return {"train": train, "evaluated": {g: sizes[g][parts[g]] for g in GROUPS}, "how": how}
+    evaluated = {g: sizes[g][parts[g]] for g in GROUPS}
+    return {"all": everything, "train": train, "evaluated": evaluated, "how": how}
+
+
+def shards_of(stages: Sequence[Stage], counts: dict) -> dict[str, int]:
+    """Task family -> the number of shards that all of its stages write, at most."""
+    numbers: Counter[str] = Counter()
+    for stage in stages:
+        passes = 1
+        if isinstance(stage, tasks.Download):
+            images, size = counts[stage.dataset]["all"], IMAGES_PER_SHARD
+        elif isinstance(stage, tasks.Evaluate):
+            images = sum(counts[stage.set_name]["evaluated"].values())
+            size, passes = stage.settings.shard_size, len(stage.settings.mode_names)
+        elif isinstance(stage, tasks.Propose | tasks.BuildMCQ):
+            images, size = counts[stage.set_name]["train"], stage.settings.shard_size
+        else:
+            continue
+        numbers[stage.task_family] += passes * -(-images // size)
+    return dict(numbers)
+
+
+def pictures_gb(stages: Sequence[Stage], counts: dict, image_kb: float) -> dict[str, float | None]:
+    """Task id of Download and of each BuildMCQ -> the GB of its images; None where not known.
+
+    BuildMCQ repeats the image of each question. `image_kb` is an image's size in 10^3 bytes; 0: as in
+    Download's artifact.
+    """
+    gb: dict[str, float | None] = {}
+    for stage in stages:
+        if not isinstance(stage, tasks.Download | tasks.BuildMCQ):
+            continue
+        name = getattr(stage, "set_name", stage.dataset)
+        each = image_kb * 1e3
+        download = tasks.Download(dataset=name)
+        with contextlib.suppress(OSError):
+            if not each and download.folder.is_dir():
+                files = shards.paths(download.folder, "images")
+                each = sum(file.stat().st_size for file in files) / sum(map(shards.num_rows, files))
+        count = counts[name]["all" if isinstance(stage, tasks.Download) else "train"]
+        gb[stage.task_id] = count * each / 1e9 if each else None
+    return gb
 
 
 def _estimated(
-    stage: Stage, settings: dict[str, Any], share: float
+    stage: Stage, settings: dict[str, Any], share: float, total: int
 ) -> tuple[dict[str, dict[str, int]], str]:
     """Group -> split -> images before few-shot draws and caps, and how they are known.
 
     `share` is that of the base classes.
     """
     card, names = stage.card, ("train", "val", "test")
-    drawn = card.source["kind"] == "drawn"
-    if settings["split_file"] and stage.dataset in COOP:
+    drawn = card.source["kind"] == "drawn" and not total
+    official = {} if total else card.official_splits
+    if total:
+        sizes = {"train": total, "val": 0, "test": 0}
+        how = f"of {total:,} that --images assumes"
+    elif settings["split_file"] and stage.dataset in COOP:
         of_base, of_novel = (dict(zip(names, part, strict=True)) for part in COOP[stage.dataset])
         if share == 1:
             of_base = {part: count + of_novel[part] for part, count in of_base.items()}
             of_novel = dict.fromkeys(names, 0)
         return {"base": of_base, "novel": of_novel}, "estimated from the size of CoOp's split"
-    if card.official_splits:
-        sizes = {part: card.official_splits.get(part, 0) for part in names}
+    elif official:
+        sizes = {part: official.get(part, 0) for part in names}
         how = "estimated from the card's official split"
     elif drawn:
         each = card.source["images_per_class"]
@@ -100,11 +151,11 @@ def _estimated(
             f"the card {stage.dataset} does not say how many images there are; run "
             f"luigi --module pipeline.tasks Split --dataset {stage.dataset} first"
         )
-    if not (settings["split_file"] or drawn):
+    if total or not (settings["split_file"] or drawn):
         if not sizes["test"]:
             sizes["test"] = round(sizes["train"] * settings["test_share"])
             sizes["train"] -= sizes["test"]
-        if "val" not in card.official_splits:
+        if "val" not in official:
             per_class = settings["val_per_class"] * len(card.classes)
             sizes["val"] = per_class or round(sizes["train"] * settings["val_share"])
             sizes["train"] -= sizes["val"]

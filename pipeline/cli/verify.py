@@ -2,27 +2,27 @@
 
 Every file is compared with its sha256 in the manifest, and the manifest with its own. Every table's
 columns are compared with this version's schema, its rows are counted, and its image ids are looked
-up in the artifacts it was made from. Page checksums are verified while reading.
+up in the artifacts it was made from. Page checksums are verified while reading. A quick check compares
+the manifest with its own sha256, and the names and sizes of the files with it; it reads no file.
 """
 
+import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from pipeline.artifacts import store
 from pipeline.cli.status import artifacts
 from tasks.language.prompts import LETTERS
-from tasks.tables import schemas, shards
 from tasks.tables.durable import sha256_file
-from tasks.tables.manifest import Manifest
+from tasks.tables.manifest import File, Manifest
 
 MEND = "delete the folder, and a run makes it again: python -m pipeline invalidate"
 
 
-def problems(folder: Path, others: dict[str, Path]) -> Iterator[str]:
+def problems(folder: Path, others: dict[str, Path], quick: bool = False) -> Iterator[str]:
     """Each problem of an artifact, in one sentence; `others` are all artifacts by fingerprint."""
     path = folder / store.MANIFEST
     try:
@@ -35,55 +35,86 @@ def problems(folder: Path, others: dict[str, Path]) -> Iterator[str]:
         yield f"{path} is not what was written (its own digest differs); {MEND}"
         return
     damaged = False
-    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    for name in sorted(present - manifest.files.keys() - {store.MANIFEST}):
+    sizes = _sizes(folder)
+    for name in sorted(sizes.keys() - manifest.files.keys() - {store.MANIFEST}):
         yield f"{folder / name} is not in the manifest; remove it"
     for name, file in manifest.files.items():
-        path = folder / name
-        if not path.exists():
+        if name not in sizes:
             damaged = True
-            yield f"{path} is missing; {MEND}"
-        elif sha256_file(path) != file.sha256:
+            yield f"{folder / name} is missing; {MEND}"
+        elif sizes[name] != file.bytes:
             damaged = True
-            yield f"{path} is not what was written (sha256 differs); {MEND}"
-        elif file.rows is not None and pq.read_metadata(path).num_rows != file.rows:
-            yield f"{path} has other than {file.rows} rows"
-        elif file.rows is not None and (strange := columns_apart(path, manifest.stage)):
+            yield (
+                f"{folder / name} is not what was written ({sizes[name]:,} bytes, not "
+                f"{file.bytes:,}); {MEND}"
+            )
+        elif not quick and (problem := _unlike(folder / name, file, manifest.stage)):
             damaged = True
-            yield f"{path} was written by another version: {strange}; {MEND}"
-    if not damaged:
+            yield problem
+    if not damaged and not quick:
         yield from _references(folder, manifest, others)
 
 
-SCHEMAS: dict[str, Callable[..., Any]] = {
-    "images": schemas.images,
-    "rejects": schemas.rejects,
-    "split": schemas.split,
-    "duplicates": schemas.duplicates,
-    "rollouts": schemas.rollouts,
-    "candidates": schemas.candidates,
-    "mcq": schemas.mcq,
-    "predictions": schemas.predictions,
-    "train_log": schemas.train_log,
-    "completions": schemas.completions,
-    "retired": schemas.refused,
-    "verdicts": schemas.verdicts,
-    "judgements": schemas.judgements,
+def _sizes(folder: Path) -> dict[str, int]:
+    """Path below the folder -> size in bytes, of every file."""
+    sizes = {}
+    for place, _, names in os.walk(folder):
+        below = Path(place).relative_to(folder).as_posix()
+        for name in names:
+            with suppress(FileNotFoundError):  # a link to nothing
+                size = os.stat(f"{place}/{name}").st_size
+                sizes[name if below == "." else f"{below}/{name}"] = size
+    return sizes
+
+
+def _unlike(path: Path, file: File, stage: str) -> str:
+    """How a file's content differs from what its manifest and this version's schema say, or ""."""
+    import pyarrow.parquet as pq  # slow to import, and a quick check does without
+
+    if sha256_file(path) != file.sha256:
+        return f"{path} is not what was written (sha256 differs); {MEND}"
+    if file.rows is None:
+        return ""
+    if pq.read_metadata(path).num_rows != file.rows:
+        return f"{path} has other than {file.rows} rows"
+    strange = columns_apart(path, stage)
+    return f"{path} was written by another version: {strange}; {MEND}" if strange else ""
+
+
+# The tables of all stages, by the name of their schema where it is another.
+SCHEMAS = {
+    "images": "",
+    "rejects": "",
+    "split": "",
+    "duplicates": "",
+    "rollouts": "",
+    "candidates": "",
+    "mcq": "",
+    "predictions": "",
+    "train_log": "",
+    "completions": "",
+    "retired": "refused",
+    "verdicts": "",
+    "judgements": "",
 }
 REFUSED = "_refused"  # suffix of any table that lists the images which an engine refused
 
 
 def schema_of(table: str, stage: str) -> Callable[..., Any] | None:
     """The schema of a stage's table; None for an unknown one. Evaluate names rollouts by mode."""
+    from tasks.tables import schemas  # slow to import, and a quick check does without
+
     if table.endswith(REFUSED):
         return schemas.refused
     if stage == "Evaluate" and table != "predictions":
         return schemas.rollouts
-    return SCHEMAS.get(table)
+    return getattr(schemas, SCHEMAS[table] or table) if table in SCHEMAS else None
 
 
 def columns_apart(path: Path, stage: str) -> str:
     """How a table's columns differ from this version's schema; "" where they are equal."""
+    import pyarrow.parquet as pq
+
     schema = schema_of(path.stem.rstrip("0123456789").rstrip("-"), stage)
     if schema is None:
         return ""
@@ -127,6 +158,8 @@ def _unknown(folder: Path, table: str, other: Path | None, name: str) -> Iterato
     """A problem if `table` has image ids that the table `name` of the artifact `other` has not."""
     if other is None:
         return
+    from tasks.tables import shards
+
     known = set(shards.read(other, name, ["image_id"])["image_id"].to_pylist())
     ids = set(shards.read(folder, table, ["image_id"])["image_id"].unique().to_pylist())
     if strange := sorted(ids - known):
@@ -137,6 +170,8 @@ def _letters(folder: Path, split: Path, manifest: Manifest) -> Iterator[str]:
     """A problem if an answer letter is not that of the image's class, where labels are the truth."""
     if manifest.settings.get("answer_from", "label") != "label":
         return
+    from tasks.tables import shards
+
     labels = dict(
         zip(*shards.read(split, "split", ["image_id", "label"]).to_pydict().values(), strict=True)
     )
@@ -148,7 +183,7 @@ def _letters(folder: Path, split: Path, manifest: Manifest) -> Iterator[str]:
             return
 
 
-def check(root: Path, folders: list[Path]) -> list[str]:
+def check(root: Path, folders: list[Path], quick: bool = False) -> list[str]:
     """The problems of some artifacts below `root`."""
     others = {folder.name: folder for folder in artifacts(root)}
-    return [problem for folder in folders for problem in problems(folder, others)]
+    return [problem for folder in folders for problem in problems(folder, others, quick)]

@@ -57,11 +57,12 @@ class RayPool:
         each = self._settings.tensor_parallel_size
         gpus = int(ray.cluster_resources().get("GPU", 0)) // each
         resources = {"num_gpus": each} if gpus else {}
-        items = [{"number": number} for number in range(len(todo))]
+        # A worker is sent its shards one by one, so that it need not hold those of the whole set.
+        items = [{"shard": shard} for shard in todo]
         data = ray.data.from_items(items, override_num_blocks=len(items))
         results = data.map_batches(
             RayWorker,
-            fn_constructor_args=(self._policy, self._settings, list(todo), probe),
+            fn_constructor_args=(self._policy, self._settings, probe),
             batch_size=1,
             concurrency=min(len(todo), self._settings.processes or max(1, gpus)),
             num_cpus=CPU_SHARE,
@@ -93,13 +94,13 @@ class RayPool:
 class RayWorker:
     """A worker in a Ray actor, which Ray calls with one shard at a time."""
 
-    def __init__(self, policy: Path, settings: EngineSettings, todo: list[Shard], probe: Shard):
+    def __init__(self, policy: Path, settings: EngineSettings, probe: Shard):
         self._worker = Worker(lambda: open_engine(policy, settings))
-        self._todo, self._probe, self._checked = todo, probe, False
+        self._probe, self._checked = probe, False
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Answer the shard whose place in the list is the batch's only number."""
-        shard = self._todo[int(batch["number"][0])]
+        """Answer the batch's only shard."""
+        shard: Shard = batch["shard"][0]
         reports: list[ShardReport] = []
         error = ""
         try:

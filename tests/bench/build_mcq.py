@@ -3,7 +3,7 @@
     python -m tests.bench.build_mcq --json FILE
     python -m tests.bench.build_mcq --images 5000        # a tenth, for a quick look
 
-Rollouts are synthetic (`tests.bench.rollouts`): 200 bird-like classes, 20 answers an image, some
+Rollouts are synthetic (`tests.bench.synthetic`): 200 bird-like classes, 20 answers an image, some
 misspelt, unreadable or no class. Timed is everything from Parquet shards to finished questions in
 memory, images stood for by their ids, on one thread; each run has a process of its own, so that
 its peak memory is its own. Medians of three runs, interleaved; a tenfold run is done once.
@@ -34,7 +34,7 @@ from tasks.questions.votes import Vocabulary
 from tasks.tables import schemas, shards
 from tests.bench import results
 from tests.bench.official_rules import Losses, official_rules, spread
-from tests.bench.rollouts import BASE, card, rows_of, write_rollouts
+from tests.bench.synthetic import BASE, card, rows_of, write_rollouts
 
 ROLLOUTS, REPEATS, SEED, SHARD = 20, 3, 0, 500
 RULES = BuildMCQSettings(

@@ -1,1 +1,1 @@
-"""Estimates the GPU memory, main memory and disk of a training, and tries its largest batch."""
+"""Estimates the memory, disk and hours of a training, and tries its largest batch."""

@@ -102,6 +102,29 @@ def test_missing_and_added_files_are_named(root, monkeypatch, capsys):
     assert "stats.json is missing" in found[1]
 
 
+def test_a_quick_check_compares_names_and_sizes_and_reads_no_table(root, monkeypatch, capsys):
+    assert run(monkeypatch, "verify", "--quick") == 0
+    assert "4 artifacts, 0 problems" in capsys.readouterr().out
+    folder = root / "few/round0/propose/p1"
+    shard = writable(folder / "rollouts-00000.parquet")
+    data = shard.read_bytes()
+    shard.write_bytes(bytes(len(data)))
+    monkeypatch.setattr(verify, "_unlike", None)
+    assert run(monkeypatch, "verify", "--quick") == 0, "of the right size"
+    shard.write_bytes(data[:-1])
+    writable(folder / "stats.json").unlink()
+    (folder / "more").mkdir()
+    (folder / "more" / "note.txt").write_text("mine")
+    capsys.readouterr()
+    assert run(monkeypatch, "verify", "propose", "--quick", "--json") == 1
+    found = json.loads(capsys.readouterr().out)["problems"]
+    assert len(found) == 3
+    assert "more/note.txt is not in the manifest" in found[0]
+    sizes = f"{len(data) - 1:,} bytes, not {len(data):,}"
+    assert f"rollouts-00000.parquet is not what was written ({sizes})" in " ".join(found)
+    assert "stats.json is missing" in " ".join(found)
+
+
 def test_questions_that_do_not_fit_their_inputs_are_found(root, rollouts):
     place, inputs = (
         "few/dive_k/round0/build_mcq",

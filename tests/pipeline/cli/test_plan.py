@@ -19,6 +19,7 @@ from pipeline.stage import lineage
 from tasks.evaluation import published
 from tests.conftest import ROOT
 from tests.pipeline.test_stage import config  # noqa: F401  the default luigi.cfg, to be changed
+from training.resources import scaling
 
 RECIPES = ROOT / "training" / "recipes"
 PAPER = ("paper_7b.cfg", "paper_3b.cfg")
@@ -212,6 +213,70 @@ def test_a_plan_counts_what_the_settings_say(recipe):
     assert again["hours"] - found["hours"] == pytest.approx(2 * more / 1000 / 3600)
 
 
+def test_assumed_images_are_split_as_the_settings_say(recipe):
+    recipe("[Split]\npretrain_share = 0\n[Propose]\nshard_size = 100\n")
+    found = plan.plan("beetles", "dive_k", 0, plan.Estimates(images=100_000, image_kb=50))
+    counts = found["images"]["beetles"]
+    # A fifth is test and a tenth of the rest val; half of the classes are base.
+    assert (counts["all"], counts["train"]) == (100_000, 36_000)
+    assert counts["evaluated"] == {"base": 10_000, "novel": 10_000}
+    assert "that --images assumes" in counts["how"]
+    shards = found["shards"]
+    assert (shards["Download"], shards["Propose"], shards["BuildMCQ"]) == (100, 2 * 360, 2 * 72)
+    assert found["disk"]["gb"]["Download"] == pytest.approx(5)
+    assert found["disk"]["gb"]["BuildMCQ"] == pytest.approx(2 * 36_000 * 50e3 / 1e9)
+
+
+def test_a_card_without_a_size_is_planned_for_assumed_images(recipe, tmp_path):
+    (tmp_path / "cards").mkdir()
+    (tmp_path / "cards" / "mine.md").write_text(
+        "---\nversion: 1\nnoun: bird\nkind: species\nsource: {kind: folder, path: photos}\n"
+        "classes: [kite, buzzard]\n---\n"
+    )
+    recipe("")
+    with pytest.raises(SettingsError, match="does not say how many images"):
+        plan.plan("mine", "dive_k", 0, plan.Estimates())
+    assert (
+        plan.plan("mine", "dive_k", 0, plan.Estimates(images=1000))["images"]["mine"]["all"] == 1000
+    )
+
+
+def test_what_does_not_scale_is_named_in_hours(recipe):
+    recipe("[run]\nrounds = 1\n[Propose]\nshard_size = 100\n[Split]\npretrain_share = 0\n")
+    estimates = plan.Estimates(
+        tokens_per_second=800, gpus=8, answer_tokens=10, images=100_000, scale=(1, 8, 512),
+        engine_start=36, download_rate=1000,
+    )  # fmt: skip
+    found = plan.plan("beetles", "dive_k", 0, estimates)
+    one, eight, many = found["scale"]
+    assert [row["gpus"] for row in found["scale"]] == [1, 8, 512]
+    for row in found["scale"]:
+        assert sum(row["stages"].values()) == pytest.approx(sum(row["causes"].values()))
+        assert row["causes"]["one machine"] >= 100 / 3600
+    # 100 tokens a second and GPU; 360 shards of 100 images, 20 answers and 10 tokens each.
+    propose, shard = "Propose dive_k 0", 100 * 20 * 10 / 100 / 3600
+    assert one["stages"][propose] == pytest.approx(360 * shard + 0.01)
+    assert eight["stages"][propose] == pytest.approx(45 * shard + 0.01)
+    assert many["stages"][propose] == pytest.approx(shard + 0.01), "152 engines have no shard"
+    # 192 completions a step: no more than so many GPUs have one.
+    train = "Train dive_k 0"
+    assert many["stages"][train] == pytest.approx(0.01 + 20 * 10 / 100 / 3600)
+    assert "100 shards a pass for 512 engines" in many["first"]
+
+
+def test_a_scale_without_rates_is_refused(recipe):
+    recipe("")
+    with pytest.raises(SettingsError, match="--tokens-per-second and --gpus"):
+        plan.plan("beetles", "dive_k", 0, plan.Estimates(scale=(8,), tokens_per_second=10))
+
+
+def test_the_ring_of_an_all_reduce_costs_its_bytes_twice_almost():
+    share = scaling.Share("Train", 0, 0, units=64, passes=10, gradients=3e9, trains=True)
+    rates = scaling.Rates(1.0, reduced=1e9)
+    costs = [scaling.seconds(share, gpus, rates)["all-reduce"] for gpus in (1, 2, 64, 512)]
+    assert costs == pytest.approx([0, 30, 10 * 2 * 63 / 64 * 3, 10 * 2 * 63 / 64 * 3])
+
+
 def test_prompts_that_cannot_fit_are_told(recipe):
     recipe("paper_7b.cfg", "[engine]\nmax_model_len = 1500\n")
     found = plan.plan("cub", "dive_k", 0, plan.Estimates())
@@ -243,3 +308,13 @@ def test_the_plan_as_a_command(recipe, monkeypatch, capsys, tmp_path):
     assert "Train fits: " in told
     assert "checkpoints of 99.5" in told
     assert "400 steps of 6 questions: 1.00 epochs of 2,397 images" in told
+    Register.clear_instance_cache()
+    asked = ["--tokens-per-second", "5000", "--images", "1000000", "--scale", "8", "512"]
+    monkeypatch.setattr(sys, "argv", [*line, *asked])
+    command()
+    told = capsys.readouterr().out
+    assert re.search(r"^GPUs +8 +512$", told, re.MULTILINE)
+    assert "breaks first on 512: " in told
+    monkeypatch.setattr(sys, "argv", [*line, "--scale", "0"])
+    with pytest.raises(SystemExit):
+        command()
