@@ -73,7 +73,7 @@ def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
             reward_funcs=reward_functions,
             peft_config=adapters,
         )
-    trainer.further = questions.further
+    trainer.further, trainer.style = questions.further, round.prompt_style
 
     def before() -> None:
         if config.use_vllm:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from data_cards import Card
-from tasks.language.answers import choose, parse
+from tasks.language.answers import choose, in_form, parse
 from tasks.language.class_names import ClassNames
 from tasks.language.prompts import LETTERS
 from tasks.language.taxonomy import Taxonomy
@@ -48,7 +48,7 @@ def format_reward(completions: Sequence[Any], **_: Any) -> list[float]:
     If the chat template ends the prompt with <think>, completions lack that tag. It must be put back
     before this reward is called.
     """
-    return [float(parse(text_of(completion)).well_formed) for completion in completions]
+    return [float(in_form(text_of(completion), "brief")) for completion in completions]
 
 
 def letter_reward(
@@ -105,7 +105,15 @@ def caption_format_reward(completions: Sequence[Any], **_: Any) -> list[float]:
     Describing the image before reasoning about it is Visionary-R1's remedy for answers that skip
     the image (arXiv 2505.14677); `[engine] prompt_style = caption` asks for it.
     """
-    return [float(_captioned(text_of(completion))) for completion in completions]
+    return [float(in_form(text_of(completion), "caption")) for completion in completions]
+
+
+def direct_format_reward(completions: Sequence[Any], **_: Any) -> list[float]:
+    """1 for one non-empty answer block, and nothing else but white space: no thought, no other text.
+
+    CLS-RL trains so without thinking (arXiv 2503.16188); `[engine] prompt_style = direct` asks for it.
+    """
+    return [float(in_form(text_of(completion), "direct")) for completion in completions]
 
 
 def exact_reward(
@@ -185,13 +193,6 @@ def virft_compat_reward(names: Sequence[str]) -> Reward:
         return rewards
 
     return virft_compat_reward
-
-
-def _captioned(text: str) -> bool:
-    opened, _, rest = text.partition("<caption>")
-    caption, closed, rest = rest.partition("</caption>")
-    clean = not opened.strip() and closed and caption.strip() and "caption>" not in rest
-    return bool(clean) and parse(rest).well_formed
 
 
 def _content(content: Any) -> str:

@@ -193,7 +193,7 @@ class Train(Round):
             raise SettingsError(f"luigi.cfg: {error}") from error
         times = 1 if method.refreshes else run().rounds
         steps, epochs = settings.steps * times, settings.epochs * times
-        rewards = method.rewards(settings.rewards)
+        rewards = method.rewards(settings.rewards, self.engine().prompt_style)
         return replace(settings, steps=steps, epochs=epochs, rewards=rewards)
 
     def significant(self):

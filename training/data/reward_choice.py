@@ -25,6 +25,7 @@ OVERLONG_SHARE = 0.2  # the overlong reward falls to -1 over this last share of 
 PLAIN: dict[str, Reward] = {
     "format": ours.format_reward,
     "caption_format": ours.caption_format_reward,
+    "direct_format": ours.direct_format_reward,
     "letter": ours.letter_reward,
     "difficulty_weighted": ours.difficulty_weighted_reward,
 }

@@ -110,13 +110,14 @@ def equal_groups(trainer: Trainer, rewards: torch.Tensor) -> torch.Tensor:
 
 
 class TruthRollout(Trainer):
-    """Replaces the last completion of every group by the right answer, in the policy's format.
+    """Replaces the last completion of every group by the right answer, in the form of prompt style `style`.
 
     This joins supervision and reinforcement in one stage, after ViSurf (arXiv 2510.10606). A group
     without a right rollout still has one to learn from. Where all rollouts are right, the added one
     has no advantage.
     """
 
+    style: str = "brief"
     _asked: list[Row] | None = None  # the rows that are being completed; None outside of training
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
@@ -137,7 +138,7 @@ class TruthRollout(Trainer):
 
     def _truth(self, row: Row) -> list[int]:
         name = row["options"][LETTERS.index(row["answer_letter"])]
-        text = prompts.completion(thought(name), name)
+        text = prompts.completion(thought(name), name, self.style)
         text = text.removeprefix(prompts.opening(self.processing_class))
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*ids[: self.max_completion_length - 1], self.eos_token_ids[0]]

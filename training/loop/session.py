@@ -61,7 +61,7 @@ class Session:
         self.total = round.rounds * steps if carry_over else steps
         self.origin = round.base if carry_over else round.policy
         self.processor = processors.load_processor(self.origin)
-        processors.check(self.processor, self.cards)
+        processors.check(self.processor, self.cards, round.prompt_style)
 
     def questions(self, style: str | None) -> Questions:
         """The frozen questions: multiple-choice in the prompt style `style`, or open with None.
