@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pipeline.settings import SettingsError
 from tasks.runtime.protocol import ZERO_SHOT
 
-
 # Prompt style -> the reward for the form that it asks for; of other styles it is format.
 FORMATS = {"caption": "caption_format", "direct": "direct_format"}
 

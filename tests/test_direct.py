@@ -184,7 +184,7 @@ def test_completions_that_become_answers_alone_are_no_trouble_where_that_is_paid
 
 @pytest.mark.model
 @pytest.mark.parametrize("shared", [True, False])
-def test_training_asks_pays_and_tells_the_truth_without_a_thought(frozen, tmp_path, shared):  # noqa: F811
+def test_training_asks_pays_and_tells_the_truth_without_a_thought(frozen, tmp_path, shared):
     rewards = {"letter": 1.0, "direct_format": 1.0}
     given = arguments(frozen, prompt_style="direct", truth_rollout=True, steps=2, rewards=rewards)
     folder = trained(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from data_cards import Card
-from tasks.language.answers import choose, in_form, parse
+from tasks.language.answers import choose, in_form, parse, reasoning
 from tasks.language.class_names import ClassNames
 from tasks.language.prompts import LETTERS
 from tasks.language.taxonomy import Taxonomy
@@ -97,6 +97,43 @@ def overlong_reward(longest: int, buffer: int) -> Reward:
         return [min(0.0, left / buffer - 1) if left < buffer else 0.0 for left in room]
 
     return overlong_reward
+
+
+def think_length_reward(
+    card: Card, count_tokens: Callable[[str], int], target: int, limit: int
+) -> Reward:
+    """The reward that pays a right answer for a short thought, and a wrong answer nothing.
+
+    1 for a thought of up to `target` tokens, then falling evenly to 0 at `limit` tokens. ReFine-RFT
+    also rewards the length of the thought, beside format and accuracy (arXiv 2601.06993). The thought is
+    the think block or, without one, all text before the answer. `count_tokens` counts the policy's tokens in
+    it, since `max_completion_length` and the log count tokens, too. The right answer is the one that
+    `letter` pays for or, to an open question, `exact`. The returned function takes the columns
+    `options`, `answer_letter` and `label`, the class id.
+    """
+    classes = ClassNames.of(card)
+
+    def think_length_reward(
+        completions: Sequence[Any],
+        options: Sequence[Sequence[str]],
+        answer_letter: Sequence[str],
+        label: Sequence[int],
+        **_: Any,
+    ) -> list[float]:
+        paid = []
+        for completion, texts, letter, truth in zip(
+            completions, options, answer_letter, label, strict=True
+        ):
+            text = text_of(completion)
+            if len(texts) > 1:
+                right = choose(text, texts).index == LETTERS.index(letter)
+            else:
+                right = classes.match(parse(text).answer or "").class_id == truth
+            over = max(0, count_tokens(reasoning(text)) - target) if right else 0
+            paid.append(max(0.0, 1 - over / (limit - target)) if right else 0.0)
+        return paid
+
+    return think_length_reward
 
 
 def caption_format_reward(completions: Sequence[Any], **_: Any) -> list[float]:

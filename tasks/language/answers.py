@@ -120,6 +120,14 @@ def in_form(completion: str, style: str) -> bool:
     return parse(completion).well_formed
 
 
+def reasoning(completion: str) -> str:
+    """The reasoning in a completion: its think block, or else the text before the answer."""
+    text = parse(completion).thought
+    if text is None:
+        text = completion.partition("<answer>")[0].replace("<think>", "").replace("</think>", "")
+    return text.strip()
+
+
 def choose(completion: str, options: Sequence[str]) -> Choice:
     """Which of `options`, lettered from A, the completion's answer names. The module text has the rules."""
     parsed = parse(completion)
