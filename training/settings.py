@@ -217,6 +217,13 @@ class TrainSettings(Settings):
             problem = mistyped(value, kind) or (value is not None and rule.refusal(value))
             if problem:
                 raise StageError(f"[Train] trl: {name} {problem}")
+        apart = self.trl.get("multi_objective_aggregation") == "normalize_then_sum"
+        if apart and self.trl.get("scale_rewards") not in (None, "group", True):
+            raise StageError(
+                f"[Train] trl: scale_rewards = {self.trl['scale_rewards']} does not go with "
+                "multi_objective_aggregation = normalize_then_sum, with which TRL scales each reward by "
+                "group and their sum by batch; leave one of them out"
+            )
         if "none" in self.freeze and self.frozen:
             raise StageError(f"[Train] freeze must be none, or parts; got {self.freeze!r}")
         if self.frozen == PARTS:

@@ -108,6 +108,13 @@ def test_every_number_has_a_bound_and_every_parameter_a_rule():
         ("Train", {"rewards": "{}"}, r"\[Train\] rewards is empty"),
         (
             "Train",
+            {
+                "trl": '{"multi_objective_aggregation": "normalize_then_sum", "scale_rewards": "none"}'
+            },
+            r"scale_rewards = none does not go with multi_objective_aggregation",
+        ),
+        (
+            "Train",
             {"think_limit": "32"},
             r"\[Train\] think_limit must be above think_target; got 32",
         ),
