@@ -56,7 +56,7 @@ def thoughts(
     def lengths(table: str) -> dict[str, list[int]]:
         """Image id -> the length of each thought; empty where nothing was asked."""
         by_image: dict[str, list[int]] = defaultdict(list)
-        for path in shards.paths(folder, table):
+        for path in sorted(folder.glob(f"{table}-[0-9]*.parquet")):
             rows = shards.read_file(path, ["image_id", "completion"]).to_pydict()
             texts = [reasoning(text) for text in rows["completion"]]
             if file.is_file():
