@@ -40,9 +40,16 @@ class Method:
     def rewards(self, weights: dict[str, float], style: str) -> dict[str, float]:
         """The weights of [Train] rewards, with this method's in the place of letter.
 
-        The reward of the form that the prompt style asks for is in the place of format.
+        The reward of the form that the prompt style asks for is in the place of format. Raises
+        SettingsError where the one that takes a place has a weight of its own.
         """
         names = {"letter": self.answer, "format": FORMATS.get(style, "format")}
+        for name, own in names.items():
+            if name != own and name in weights and own in weights:
+                raise SettingsError(
+                    f"[Train] rewards has both {name} and {own}, which takes the place of {name} with this "
+                    f"method or prompt style; leave {own} out"
+                )
         return {names.get(name, name): weight for name, weight in weights.items()}
 
 

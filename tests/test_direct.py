@@ -156,6 +156,9 @@ def test_verl_pays_for_the_form_that_an_exported_question_asks_for(rollouts, tmp
         export_questions(mcq, "verl", out)
         row = next(iter(shards.iter_rows(out, "train")))
         letter, extra = row["reward_model"]["ground_truth"], row["extra_info"]
+        asked = row["prompt"][0]["content"]
+        assert "the letter of one option between <answer>" in asked
+        assert ("<think>" in asked) == thinks
         alone = f"<answer>{letter}</answer>"
         assert compute_score("few", alone, letter, extra) == 2 - thinks
         assert compute_score("few", f"<think>?</think>{alone}", letter, extra) == 1 + thinks
