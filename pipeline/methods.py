@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from pipeline.config_files import SettingsError
 from tasks.runtime.protocol import ZERO_SHOT
 
+# Prompt style -> the reward for the form that it asks for; of other styles it is format.
+FORMATS = {"caption": "caption_format", "direct": "direct_format"}
+
 
 @dataclass(frozen=True)
 class Method:
     """The settings that a method overrides.
 
     `questions` is mcq (over candidates) or open. `options_from` and `prompt_style` replace the
-    settings of these names where they are not empty. `answer` and `format` are the rewards that
-    replace `letter` and `format`. `truth_rollout` adds the truth to the completions of every group.
+    settings of these names where they are not empty. `answer` is the reward that replaces `letter`.
+    `truth_rollout` adds the truth to the completions of every group.
     `supervised` trains on labels, without GRPO. `one_round` takes all steps on the first questions.
     """
 
@@ -25,7 +28,6 @@ class Method:
     options_from: str = ""
     prompt_style: str = ""
     answer: str = "letter"
-    format: str = "format"
     truth_rollout: bool = False
     supervised: bool = False
     one_round: bool = False
@@ -35,9 +37,19 @@ class Method:
         """Whether later rounds ask new questions. Other methods train all steps in one round."""
         return self.questions == "mcq" and not self.one_round
 
-    def rewards(self, weights: dict[str, float]) -> dict[str, float]:
-        """The weights of [Train] rewards, with this method's in the place of format and letter."""
-        names = {"letter": self.answer, "format": self.format}
+    def rewards(self, weights: dict[str, float], style: str) -> dict[str, float]:
+        """The weights of [Train] rewards, with this method's in the place of letter.
+
+        The reward of the form that the prompt style asks for is in the place of format. Raises
+        SettingsError where the one that takes a place has a weight of its own.
+        """
+        names = {"letter": self.answer, "format": FORMATS.get(style, "format")}
+        for name, own in names.items():
+            if name != own and name in weights and own in weights:
+                raise SettingsError(
+                    f"[Train] rewards has both {name} and {own}, which takes the place of {name} with this "
+                    f"method or prompt style; leave {own} out"
+                )
         return {names.get(name, name): weight for name, weight in weights.items()}
 
 
@@ -63,8 +75,8 @@ METHODS = {
     "caption": Method(
         "as dive_k, describing the image before reasoning about it",
         prompt_style="caption",
-        format="caption_format",
     ),
+    "direct": Method("as dive_k, answering without a thought", prompt_style="direct"),
 }
 NAMES = (*METHODS, ZERO_SHOT)
 

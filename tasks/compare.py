@@ -22,7 +22,7 @@ import data_cards
 from tasks.evaluation import comparison, published
 from tasks.evaluation.budget_curve import budget_curve, mean_curve
 from tasks.evaluation.comparison import Figure
-from tasks.evaluation.cost import budgets, unequal
+from tasks.evaluation.cost import budgets, mean_thoughts, unequal
 from tasks.evaluation.metrics import holm
 from tasks.evaluation.near_misses import mean_near_misses, near_misses
 from tasks.pages.compare_latex import latex
@@ -175,10 +175,11 @@ def _outcomes(
 
 
 def _from_rollouts(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Near misses and the curve over answers an image, by row; empty without a card of these classes."""
+    """Lengths of thoughts by row and, with a card of these classes, near misses and budget curves."""
     curves: dict[str, list[list[dict[str, Any]]]] = defaultdict(list)
     near: dict[str, list[dict[str, Any]]] = defaultdict(list)
     nothing: dict[str, Any] = {"near_misses": {}, "budget_curves": {}}
+    nothing["thoughts"] = mean_thoughts(runs, row_name)
     if not data_cards.exists(runs[0]["set"]):
         return nothing
     card = data_cards.load(runs[0]["set"])
@@ -190,11 +191,9 @@ def _from_rollouts(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rows = [{**row, "group": groups[row["image_id"]]} for row in table.to_pylist()]
         near[row_name(run)].append(near_misses(rows, card))
         curves[row_name(run)].append(budget_curve(Path(run["evaluate"]), rows, card))
-    means = {name: mean_near_misses(by_seed) for name, by_seed in near.items()}
-    points = {name: mean_curve(by_seed) for name, by_seed in curves.items()}
-    return {
-        "near_misses": {name: by_mode for name, by_mode in means.items() if by_mode},
-        "budget_curves": {name: curve for name, curve in points.items() if curve},
+    return nothing | {
+        "near_misses": {n: mean for n, seeds in near.items() if (mean := mean_near_misses(seeds))},
+        "budget_curves": {n: curve for n, seeds in curves.items() if (curve := mean_curve(seeds))},
     }
 
 

@@ -19,7 +19,7 @@ from tasks.engines import policies
 from tasks.engines.sampler import RolloutStatistics, Sampler, throughput
 from tasks.engines.settings import EngineSettings
 from tasks.engines.worker import Query
-from tasks.evaluation import adaptive, tuning
+from tasks.evaluation import adaptive, cost, tuning
 from tasks.evaluation.metrics import pass_at_k
 from tasks.evaluation.modes import (
     OF_QUESTIONS,
@@ -188,9 +188,9 @@ def evaluate(
         _write_pass_at_k(output, rows, in_all)
     if adapts:
         adaptive.write(output, decisions, options["adaptive"])
-    save_stats(
-        output, throughput(statistics.values() if sampled else {"images": len(rows)}, sampler)
-    )
+    stats: dict[str, Any] = statistics.values() if sampled else {"images": len(rows)}
+    stats["thoughts"] = cost.thoughts(output, policy, [*labels], modes)
+    save_stats(output, throughput(stats, sampler))
     for group in GROUPS:
         accuracies = [
             f"{mode} {np.mean([p['correct'] for p in predictions if p['mode'] == mode and p['group'] == group]):.3f}"

@@ -215,7 +215,7 @@ class Predictor:
         return self._prediction(
             name,
             reading,
-            reasoning=thought(completion.text),
+            reasoning=answers.reasoning(completion.text),
             other_answers=others,
             cut=int(completion.finish_reason == "length"),
             error=error,
@@ -240,7 +240,9 @@ class Predictor:
         return self._prediction(
             name,
             reading,
-            reasoning=thought(choice.text) if choice else self._best_thought(sampled, reading),
+            reasoning=answers.reasoning(choice.text)
+            if choice
+            else self._best_thought(sampled, reading),
             confidence=vote_share(votes, reading.class_id),
             candidates=[(self.card.classes[c.class_id], c.votes) for c in votes.candidates],
             num_rollouts=votes.num_rollouts,
@@ -260,7 +262,7 @@ class Predictor:
             and read_open(each.text, self._names).class_id == reading.class_id
         ]
         best = max(agreeing, key=lambda each: each.mean_logprob, default=None)
-        return thought(best.text) if best else ""
+        return answers.reasoning(best.text) if best else ""
 
     def _prediction(self, name: str, reading: Reading, **facts: Any) -> Prediction:
         return Prediction(
@@ -273,14 +275,6 @@ class Predictor:
             completion=reading.completion,
             **facts,
         )
-
-
-def thought(completion: str) -> str:
-    """The reasoning in a completion: its think block, or else the text before the answer."""
-    text = answers.parse(completion).thought
-    if text is None:
-        text = completion.partition("<answer>")[0].replace("<think>", "").replace("</think>", "")
-    return text.strip()
 
 
 def _name(image: Source, number: int) -> str:

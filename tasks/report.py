@@ -91,6 +91,7 @@ def report(
             | {"pass_at_k": _json(Path(item["path"]) / "pass_at_k.json")}
             | {"budget_curve": budget_curve(Path(item["path"]), rows, data_card)}
             | {"near_misses": near_misses(rows, data_card)}
+            | {"thoughts": _json(Path(item["path"]) / "stats.json").get("thoughts", {})}
             | _judged(item["name"], judged or [], split_rows)
             | {"letters": changes.letters(rows)}
             | {"calibration": changes.calibration(rows)}

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from data_cards import load
-from tasks.language.answers import choose, parse
+from tasks.language.answers import choose, in_form, parse
 from tasks.language.class_names import ClassNames
 from tasks.language.prompts import LETTERS
 
@@ -24,18 +24,20 @@ def compute_score(
 ) -> float:
     """The reward of one completion, from 0 to 2, as verl's reward manager asks for it.
 
-    `data_source` is the card's name, `ground_truth` the letter, or the name where the question is open,
-    and `extra_info` has the question's `options` in the order of their letters.
+    `data_source` is the card's name, `ground_truth` the letter, or the name where the question is open.
+    `extra_info` has the question's `options` in the order of their letters, and the `prompt_style` whose
+    form is paid for.
     """
-    parsed = parse(solution_str)
-    options = [str(option) for option in (extra_info or {})["options"]]
+    extra = extra_info or {}
+    options = [str(option) for option in extra["options"]]
     if len(options) > 1:
         right = choose(solution_str, options).index == LETTERS.index(ground_truth)
     else:
         names = _names(data_source)
         truth = names.match(ground_truth).class_id
-        right = parsed.answer is not None and names.match(parsed.answer).class_id == truth
-    return float(parsed.well_formed) + float(right)
+        answer = parse(solution_str).answer
+        right = answer is not None and names.match(answer).class_id == truth
+    return float(in_form(solution_str, extra.get("prompt_style") or "brief")) + float(right)
 
 
 @lru_cache

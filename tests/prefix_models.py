@@ -91,6 +91,7 @@ def trainer(
     check: bool = True,
     model: Any = None,
     drawn: "Drawn | None" = None,
+    mixed: Any = None,
     **config: Any,
 ) -> GRPOTrainer:
     """A trainer of either kind on the same questions, four completions of up to ten tokens each."""
@@ -127,6 +128,7 @@ def trainer(
         train_dataset=Dataset.from_list(questions(rows)),
         reward_funcs=reward,
         peft_config=peft_config,
+        mixed=mixed,
     )
     if drawn is not None:
         drawn.into(made)

@@ -17,7 +17,8 @@ from tasks.evaluation import adaptive
 from tasks.evaluation.adaptive import Thresholds
 from tasks.evaluation.prediction import engine_settings
 from tasks.evaluation.settings import PredictSettings
-from tasks.predict import Predictor, thought
+from tasks.language.answers import reasoning
+from tasks.predict import Predictor
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
 from tests.conftest import ENGINE, evaluate_arguments, run_stage
@@ -249,9 +250,9 @@ def test_a_policy_of_this_pipeline_says_itself_what_it_was_trained_on(policy, fe
 
 
 def test_a_thought_is_shown_even_when_its_tags_are_broken():
-    assert thought("<think> a\nb </think><answer>c</answer>") == "a\nb"
-    assert thought("long ears</think><answer>c</answer>") == "long ears"
-    assert thought("no tags") == "no tags"
+    assert reasoning("<think> a\nb </think><answer>c</answer>") == "a\nb"
+    assert reasoning("long ears</think><answer>c</answer>") == "long ears"
+    assert reasoning("no tags") == "no tags"
 
 
 def test_a_card_can_be_given_as_it_is(policy, few_beetles):

@@ -45,9 +45,7 @@ def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
     session = Session(output, round, settings)
     settings = session.settings
     rewards = list(settings.rewards)
-    reward_functions = choose_rewards(
-        settings.rewards, session.cards, settings.max_completion_length
-    )
+    reward_functions = choose_rewards(settings, session.cards, session.count_tokens)
     config = grpo_config(output, settings, total_steps=session.total, seed=round.seed)
     check_scaling(settings.rewards, config)
     if round.ask == "open" and settings.order == "curriculum":
@@ -73,7 +71,7 @@ def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
             reward_funcs=reward_functions,
             peft_config=adapters,
         )
-    trainer.further = questions.further
+    trainer.further, trainer.style = questions.further, round.prompt_style
 
     def before() -> None:
         if config.use_vllm:

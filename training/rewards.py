@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from data_cards import Card
-from tasks.language.answers import choose, parse
+from tasks.language.answers import choose, in_form, parse, reasoning
 from tasks.language.class_names import ClassNames
 from tasks.language.prompts import LETTERS
 from tasks.language.taxonomy import Taxonomy
@@ -48,7 +48,7 @@ def format_reward(completions: Sequence[Any], **_: Any) -> list[float]:
     If the chat template ends the prompt with <think>, completions lack that tag. It must be put back
     before this reward is called.
     """
-    return [float(parse(text_of(completion)).well_formed) for completion in completions]
+    return [float(in_form(text_of(completion), "brief")) for completion in completions]
 
 
 def letter_reward(
@@ -99,13 +99,58 @@ def overlong_reward(longest: int, buffer: int) -> Reward:
     return overlong_reward
 
 
+def think_length_reward(
+    card: Card, count_tokens: Callable[[str], int], target: int, limit: int
+) -> Reward:
+    """The reward that pays a right answer for a short thought, and a wrong answer nothing.
+
+    1 for a thought of up to `target` tokens, then falling evenly to 0 at `limit` tokens. ReFine-RFT
+    also rewards the length of the thought, beside format and accuracy (arXiv 2601.06993). The thought is
+    the think block or, without one, all text before the answer. `count_tokens` counts the policy's tokens in
+    it, since `max_completion_length` and the log count tokens, too. The right answer is the one that
+    `letter` pays for or, to an open question, `exact`. The returned function takes the columns
+    `options`, `answer_letter` and `label`, the class id.
+    """
+    classes = ClassNames.of(card)
+
+    def think_length_reward(
+        completions: Sequence[Any],
+        options: Sequence[Sequence[str]],
+        answer_letter: Sequence[str],
+        label: Sequence[int],
+        **_: Any,
+    ) -> list[float]:
+        paid = []
+        for completion, texts, letter, truth in zip(
+            completions, options, answer_letter, label, strict=True
+        ):
+            text = text_of(completion)
+            if len(texts) > 1:
+                right = choose(text, texts).index == LETTERS.index(letter)
+            else:
+                right = classes.match(parse(text).answer or "").class_id == truth
+            over = max(0, count_tokens(reasoning(text)) - target) if right else 0
+            paid.append(max(0.0, 1 - over / (limit - target)) if right else 0.0)
+        return paid
+
+    return think_length_reward
+
+
 def caption_format_reward(completions: Sequence[Any], **_: Any) -> list[float]:
     """1 for a non-empty caption block, followed by text that `format_reward` accepts.
 
     Describing the image before reasoning about it is Visionary-R1's remedy for answers that skip
     the image (arXiv 2505.14677); `[engine] prompt_style = caption` asks for it.
     """
-    return [float(_captioned(text_of(completion))) for completion in completions]
+    return [float(in_form(text_of(completion), "caption")) for completion in completions]
+
+
+def direct_format_reward(completions: Sequence[Any], **_: Any) -> list[float]:
+    """1 for one non-empty answer block, and nothing else but white space: no thought, no other text.
+
+    CLS-RL trains so without thinking (arXiv 2503.16188); `[engine] prompt_style = direct` asks for it.
+    """
+    return [float(in_form(text_of(completion), "direct")) for completion in completions]
 
 
 def exact_reward(
@@ -185,13 +230,6 @@ def virft_compat_reward(names: Sequence[str]) -> Reward:
         return rewards
 
     return virft_compat_reward
-
-
-def _captioned(text: str) -> bool:
-    opened, _, rest = text.partition("<caption>")
-    caption, closed, rest = rest.partition("</caption>")
-    clean = not opened.strip() and closed and caption.strip() and "caption>" not in rest
-    return bool(clean) and parse(rest).well_formed
 
 
 def _content(content: Any) -> str:

@@ -107,6 +107,10 @@ class TrainSettings(Settings):
     max_completion_length: int = setting("tokens", at_least=1)
     learning_rate: float = setting(above=0)
     rewards: dict[str, float] = setting("reward name or module:function -> weight")
+    think_target: int = setting(
+        "tokens of thought up to which the reward think_length pays in full", at_least=0, default=32
+    )
+    think_limit: int = setting("tokens of thought at which it pays 0", at_least=1, default=64)
     order: str = setting("of questions; curriculum: each epoch from easy to hard", choices=ORDERS)
     dynamic_sampling: int = setting(
         "how often groups without a gradient are replaced by further questions; 0: never",
@@ -201,6 +205,11 @@ class TrainSettings(Settings):
                     f"[Train] rewards: the weight of {name!r} must be a number of at most "
                     f"{LARGEST_REWARD:g} in size; got {weight:g}"
                 )
+        if self.think_limit <= self.think_target:
+            raise StageError(
+                f"[Train] think_limit must be above think_target; got {self.think_limit} and "
+                f"{self.think_target}"
+            )
         for name, value in self.trl.items():
             kind, rule = TRL_RULES.get(name, (Any, Rule()))
             if name == "scale_rewards" and isinstance(value, bool):
@@ -208,6 +217,13 @@ class TrainSettings(Settings):
             problem = mistyped(value, kind) or (value is not None and rule.refusal(value))
             if problem:
                 raise StageError(f"[Train] trl: {name} {problem}")
+        apart = self.trl.get("multi_objective_aggregation") == "normalize_then_sum"
+        if apart and self.trl.get("scale_rewards") not in (None, "group", True):
+            raise StageError(
+                f"[Train] trl: scale_rewards = {self.trl['scale_rewards']} does not go with "
+                "multi_objective_aggregation = normalize_then_sum, with which TRL scales each reward by "
+                "group and their sum by batch; leave one of them out"
+            )
         if "none" in self.freeze and self.frozen:
             raise StageError(f"[Train] freeze must be none, or parts; got {self.freeze!r}")
         if self.frozen == PARTS:

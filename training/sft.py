@@ -71,7 +71,7 @@ def base_policy(
             raise StageError(
                 f"[BasePolicy] model = {model} cannot be loaded: {first_line(error)}"
             ) from error
-    check(processor, cards)
+    check(processor, cards, prompt_style)
     if settings.steps:
         if gpus():  # the first of them: one process teaches
             policy.to("cuda")

@@ -8,6 +8,7 @@ question where GRPO samples `num_generations`, so the budgets are equal in steps
 not in tokens.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def sft_baseline(output: Path, *, round: Round, settings: TrainSettings) -> None
     settings = session.settings
     config = sft_config(output, settings, total_steps=session.total, seed=round.seed)
     questions = session.questions(None)
-    rows = session.rows(questions, then=example)
+    rows = session.rows(questions, then=partial(example, style=round.prompt_style))
     largest, _ = longest_row(questions, None, session.processor)
     model, adapters = session.model(config, largest)
     trainer = Supervised(
@@ -59,10 +60,13 @@ def sft_baseline(output: Path, *, round: Round, settings: TrainSettings) -> None
         print(f"train: loss {log[0]['loss']:.3f} -> {log[-1]['loss']:.3f} in {len(log)} steps")
 
 
-def example(row: dict[str, Any]) -> dict[str, Any]:
-    """A question's row as a supervised example: a thought that names the truth, and the truth as answer."""
+def example(row: dict[str, Any], style: str = "brief") -> dict[str, Any]:
+    """A question's row as a supervised example: a thought that names the truth, and the truth as answer.
+
+    The completion has the form that the prompt style asks for.
+    """
     name = row["options"][LETTERS.index(row["answer_letter"])]
-    completion = prompts.completion(thought(name), name)
+    completion = prompts.completion(thought(name), name, style)
     return {
         "prompt": row["prompt"],
         "completion": [{"role": "assistant", "content": completion}],

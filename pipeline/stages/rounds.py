@@ -193,12 +193,14 @@ class Train(Round):
             raise SettingsError(f"luigi.cfg: {error}") from error
         times = 1 if method.refreshes else run().rounds
         steps, epochs = settings.steps * times, settings.epochs * times
-        rewards = method.rewards(settings.rewards)
+        rewards = method.rewards(settings.rewards, self.engine().prompt_style)
         return replace(settings, steps=steps, epochs=epochs, rewards=rewards)
 
     def significant(self):
-        """The settings, with the number of rounds where the schedule or the order depends on it."""
+        """The settings that are used, and the number of rounds where schedule or order depend on it."""
         settings, significant = self.settings, super().significant()
+        if "think_length" not in settings.rewards:
+            del significant["think_target"], significant["think_limit"]
         significant |= {"steps": settings.steps, "rewards": settings.rewards}
         if settings.epochs:
             significant["epochs"] = settings.epochs

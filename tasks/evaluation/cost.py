@@ -1,10 +1,13 @@
-"""Computes the budgets of compared policies from manifests: rollouts, steps, completions, seconds."""
+"""Computes what policies cost: their budgets, from manifests, and the length of their thoughts."""
 
+import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.tables import manifest
+from tasks.language.answers import reasoning
+from tasks.tables import manifest, shards
 from tasks.tables.manifest import Manifest
 
 SUPERVISED = ("sft",)  # methods that sample no completions, since they learn from labels
@@ -30,6 +33,88 @@ def budgets(
         }
         for trained_on, by_row in spent.items()
     }
+
+
+def thoughts(
+    folder: Path, policy: Path, images: Sequence[str], modes: Sequence[str]
+) -> dict[str, Any]:
+    """The mean length of a policy's thoughts by mode, from the completions of an evaluation's `folder`.
+
+    `answer` is the mean over the answers that a mode asks for (its samples, for majority), and `image` that
+    over the `images`, of all answers that the mode takes for one: also of the samples behind a question.
+    A thought is counted in the policy's tokens, or in words where its folder has no tokenizer.json; `unit`
+    says which. A bare letter (constrained) has no thought.
+    """
+    file = policy / "tokenizer.json"
+    if file.is_file():
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+
+    def lengths(table: str) -> dict[str, list[int]]:
+        """Image id -> the length of each thought; empty where nothing was asked."""
+        by_image: dict[str, list[int]] = defaultdict(list)
+        for path in sorted(folder.glob(f"{table}-[0-9]*.parquet")):
+            rows = shards.read_file(path, ["image_id", "completion"]).to_pydict()
+            texts = [reasoning(text) for text in rows["completion"]]
+            if file.is_file():
+                coded = tokenizer.encode_batch(texts, add_special_tokens=False)
+                counts = [len(each.ids) for each in coded]
+            else:
+                counts = [len(text.split()) for text in texts]
+            for image, count in zip(rows["image_id"], counts, strict=True):
+                by_image[image].append(count)
+        return by_image
+
+    sampled, taken = lengths("rollouts"), {}
+    if "adaptive" in modes:
+        counted = shards.read_file(folder / "adaptive_counts.parquet").to_pylist()
+        taken = {row["image_id"]: row["num_rollouts"] for row in counted}
+    means = {}
+    for mode in modes:
+        asked = sampled if mode == "majority" else {} if mode == "constrained" else lengths(mode)
+        answers = [count for counts in asked.values() for count in counts]
+        total = sum(answers)
+        if mode not in ("one_step", "majority"):
+            first = taken if mode == "adaptive" else {}
+            total += sum(sum(counts[: first.get(image)]) for image, counts in sampled.items())
+        mean = sum(answers) / len(answers) if answers else 0.0
+        means[mode] = {"answer": mean, "image": total / max(1, len(images))}
+    return {"unit": "tokens" if file.is_file() else "words", "modes": means}
+
+
+def mean_thoughts(
+    runs: Sequence[Mapping[str, Any]], row_name: Callable[[Mapping[str, Any]], str]
+) -> dict[str, dict[str, Any]]:
+    """What `thoughts` found for each row, as means over seeds, from their `evaluate` folders.
+
+    Without the modes that some seeds lack, and without rows of which an evaluation has nothing, as an
+    earlier version's, or whose units differ.
+    """
+    by_row: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        path = Path(run["evaluate"]) / "stats.json"
+        stats = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        by_row[row_name(run)].append(stats.get("thoughts") or {})
+    means = {}
+    for name, seeds in by_row.items():
+        units = {each.get("unit") for each in seeds}
+        if len(units) > 1 or None in units:
+            continue
+        shared = [mode for mode in seeds[0]["modes"] if all(mode in s["modes"] for s in seeds)]
+        means[name] = {
+            "unit": units.pop(),
+            "modes": {
+                mode: {
+                    key: sum(each["modes"][mode][key] for each in seeds) / len(seeds)
+                    for key in ("answer", "image")
+                }
+                for mode in shared
+            },
+        }
+    return means
 
 
 def _spent(run: Mapping[str, Any]) -> dict[str, int]:

@@ -102,6 +102,32 @@ def parse(completion: str) -> Parsed:
     return Parsed(thought, answer, well_formed, problem)
 
 
+def in_form(completion: str, style: str) -> bool:
+    """Whether a completion has the form that a prompt style asks for, white space around its blocks aside.
+
+    One non-empty answer block alone (`direct`); a non-empty caption block, then what `well_formed`
+    accepts (`caption`); with any other style what `well_formed` accepts.
+    """
+    if style == "direct":
+        text = completion.strip()
+        alone = text.startswith("<answer>") and text.endswith("</answer>")
+        return alone and parse(text).answer is not None
+    if style == "caption":
+        opened, _, rest = completion.partition("<caption>")
+        caption, closed, rest = rest.partition("</caption>")
+        clean = not opened.strip() and closed and caption.strip() and "caption>" not in rest
+        return bool(clean) and parse(rest).well_formed
+    return parse(completion).well_formed
+
+
+def reasoning(completion: str) -> str:
+    """The reasoning in a completion: its think block, or else the text before the answer."""
+    text = parse(completion).thought
+    if text is None:
+        text = completion.partition("<answer>")[0].replace("<think>", "").replace("</think>", "")
+    return text.strip()
+
+
 def choose(completion: str, options: Sequence[str]) -> Choice:
     """Which of `options`, lettered from A, the completion's answer names. The module text has the rules."""
     parsed = parse(completion)

@@ -10,7 +10,8 @@ words: think, then one name or one letter (arXiv 2511.18305 and its code). It as
 nor for a comparison, since training is said to bring these out; only its one-step question of Evaluate
 asks for a shortlist first. `stepwise` asks for visible traits and for what tells the options apart,
 and so hands the base policy part of what it would learn. `caption` asks for a description of the image
-before the reasoning, against answers that skip the image (Visionary-R1, arXiv 2505.14677).
+before the reasoning, against answers that skip the image (Visionary-R1, arXiv 2505.14677). `direct`
+asks for the answer alone, without a thought (CLS-RL's training without thinking, arXiv 2503.16188).
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from tasks.runtime.errors import StageError, first_line
 THINK = "<think>"
 TAGS = (THINK, "</think>", "<answer>", "</answer>", "<caption>", "</caption>")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-STYLES = ("brief", "paper", "stepwise", "caption")
+STYLES = ("brief", "paper", "stepwise", "caption", "direct")
 PROMPTS = ("open", "closed_list")  # the open question, without and with the names it may be
 LIST_POSITIONS = ("in_question", "before_image")  # of a closed list
 
@@ -40,6 +41,7 @@ _OPEN_TAIL = {
         "First describe what you see between <caption> and </caption>. Then think between <think> "
         "and </think>. Then give one name between <answer> and </answer>."
     ),
+    "direct": "Give one name between <answer> and </answer>, and write nothing else.",
 }
 # The greedy question of Evaluate, in the styles that ask it in words of its own.
 _ONE_STEP_TAIL = {
@@ -67,6 +69,7 @@ _MCQ_TAIL = {
         "First describe what you see between <caption> and </caption>. Then think between <think> "
         f"and </think>. Then give {_EITHER} between <answer> and </answer>."
     ),
+    "direct": f"Give {_EITHER} between <answer> and </answer>, and write nothing else.",
 }
 
 
@@ -103,6 +106,12 @@ def by_letter(question: str) -> str:
     """A multiple-choice question that asks for a letter alone, for trainers that read nothing else."""
     text, _, tail = question.rpartition("\n")
     return "\n".join(filter(None, (text, tail.replace(_EITHER, _LETTER))))
+
+
+def style_of(question: str) -> str:
+    """The prompt style whose words end a question; `brief` where it ends otherwise."""
+    tails = [pair for of_kind in (_OPEN_TAIL, _MCQ_TAIL) for pair in of_kind.items()]
+    return next((style for style, tail in tails if question.endswith(tail)), "brief")
 
 
 def listed(names: Sequence[str]) -> str:
@@ -171,9 +180,15 @@ def opening(processor: Any) -> str:
     return THINK if rendered(processor, chat("?")).rstrip().endswith(THINK) else ""
 
 
-def completion(thought: str, answer: str) -> str:
-    """A well-formed completion, as supervised training teaches it and the format reward expects it."""
-    return f"<think>{thought}</think><answer>{answer}</answer>"
+def completion(thought: str, answer: str, style: str = "brief") -> str:
+    """A completion in the form that a prompt style asks for, as supervised training teaches it.
+
+    With `direct` it has no thought. With `caption` the thought stands as the caption as well.
+    """
+    if style == "direct":
+        return f"<answer>{answer}</answer>"
+    caption = f"<caption>{thought}</caption>" if style == "caption" else ""
+    return f"{caption}<think>{thought}</think><answer>{answer}</answer>"
 
 
 def _tail(tails: dict[str, str], style: str) -> str:

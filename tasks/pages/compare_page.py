@@ -9,7 +9,9 @@ from tasks.pages.charts import Dot, dot_chart
 from tasks.pages.compare_sections import (
     CURVE,
     NEAR,
+    THOUGHTS,
     budget_curve_rows,
+    compared_thoughts,
     near_rows,
     published_rows,
     row_label,
@@ -58,10 +60,11 @@ def _set(comparison: Mapping[str, Any], table: Mapping[str, Any], number: int) -
             for mode, by_row in modes
         ],
         "further": [
-            {"title": title, "about": about, "heads": rows[0], "rows": rows[1:]}
+            {"title": title, "about": about, "grid": rows}
             for title, about, rows in (
                 ("Roughly right", NEAR, near_rows(table)),
                 ("What so many answers buy", CURVE, budget_curve_rows(table)),
+                ("How long it thinks", THOUGHTS, compared_thoughts(table)),
             )
             if rows
         ],

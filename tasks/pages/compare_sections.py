@@ -1,6 +1,6 @@
-"""Further rows of the comparison: near misses, what so many answers buy, and published figures."""
+"""Further rows of the comparison: near misses, answers and thoughts by accuracy, published figures."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tasks.evaluation import published
@@ -13,6 +13,11 @@ NEAR = (
 CURVE = (
     "Accuracy in % and answers an image, from the stored answers alone. Where a question with other "
     "options was never asked, the accuracy lies between two ends: all such answers wrong, and all right."
+)
+
+THOUGHTS = (
+    "The mean length of the thought before an answer, and of all thoughts that a mode takes for an image, "
+    "those of its samples included, beside the accuracy in %. A token is one of the policy's own."
 )
 
 
@@ -44,6 +49,35 @@ def budget_curve_rows(table: Mapping[str, Any]) -> list[list[str]]:
             spans = [_span(point[key]) if key in point else "–" for key in keys]
             rows.append([row_label(name), point["strategy"], f"{point['answers']:.1f}", *spans])
     return rows if curves else []
+
+
+def thought_rows(
+    thoughts: Mapping[str, Mapping[str, Any]], accuracy: Callable[[str, str, str], float | None]
+) -> list[list[str]]:
+    """The lengths of thoughts: a heading, then one row for each method and mode; empty without any.
+
+    `thoughts` are those of `tasks.evaluation.cost` by method. `accuracy` is called with a method, a
+    mode, and base, novel or harmonic_mean.
+    """
+    keys = ("base", "novel", "harmonic_mean")
+    rows = [["", "mode", "thought an answer", "thought an image", *map(label, keys)]]
+    for name, found in thoughts.items():
+        for mode in in_order(found.get("modes", {})):
+            lengths = [
+                f"{found['modes'][mode][key]:.1f} {found['unit']}" for key in ("answer", "image")
+            ]
+            shares = [percent(accuracy(name, mode, key)) for key in keys]
+            rows.append([row_label(name), label(mode), *lengths, *shares])
+    return rows if len(rows) > 1 else []
+
+
+def compared_thoughts(table: Mapping[str, Any]) -> list[list[str]]:
+    """The rows of `thought_rows` for one set of a comparison."""
+
+    def accuracy(name: str, mode: str, key: str) -> float | None:
+        return table["modes"].get(mode, {}).get(name, {}).get(key, {}).get("mean")
+
+    return thought_rows(table.get("thoughts", {}), accuracy)
 
 
 def _span(ends: Mapping[str, float]) -> str:

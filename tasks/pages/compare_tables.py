@@ -9,7 +9,9 @@ from tasks.evaluation import published
 from tasks.pages.compare_sections import (
     CURVE,
     NEAR,
+    THOUGHTS,
     budget_curve_rows,
+    compared_thoughts,
     near_rows,
     published_rows,
     row_label,
@@ -70,6 +72,8 @@ def markdown(comparison: Mapping[str, Any]) -> str:
             parts.append(f"### Roughly right\n\n{NEAR}\n\n{_grid(near)}")
         if curves := budget_curve_rows(table):
             parts.append(f"### What so many answers buy\n\n{CURVE}\n\n{_grid(curves)}")
+        if thoughts := compared_thoughts(table):
+            parts.append(f"### How long it thinks\n\n{THOUGHTS}\n\n{_grid(thoughts)}")
         if pairs := pair_rows(comparison, table):
             parts.append(
                 "### Between methods\n\nHarmonic mean of the row less that of the column, in points; "

@@ -19,6 +19,7 @@ LABELS = {
     "text_mcq": "alike in name",
     "visurf": "truth as rollout",
     "caption": "caption first",
+    "direct": "answer only",
     "one_step": "one step",
     "two_step": "two steps",
     "majority": "majority vote",

@@ -106,6 +106,7 @@ def _easyr1(row: Row, _: int) -> Row:
 def _verl(row: Row, number: int) -> Row:
     content = PLACEHOLDER + prompts.by_letter(row["question"])
     extra = {"index": number, "split": "train", "mcq_id": row["mcq_id"], "options": row["options"]}
+    extra["prompt_style"] = prompts.style_of(row["question"])
     return {
         "data_source": row["image_id"].split("/")[0],
         "prompt": [{"role": "user", "content": content}],
@@ -132,6 +133,7 @@ FORMATS: dict[str, tuple[Features, Callable[[Row, int], Row]]] = {
                     "split": STR,
                     "mcq_id": STR,
                     "options": List(STR),
+                    "prompt_style": STR,
                 },
             }
         ),

@@ -46,8 +46,10 @@ PAPER = replace(
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_every_style_asks_for_a_thought_and_an_answer(style):
-    assert "<think>" in open_question("bird", "species", style=style)
+def test_every_style_asks_for_an_answer_and_all_but_direct_for_a_thought(style):
+    chosen = mcq_question("bird", "species", NAMES, style=style)
+    for text in (open_question("bird", "species", style=style), chosen):
+        assert ("<think>" in text) == (style != "direct")
     listed = open_question("bird", "species", style=style, names=NAMES)
     assert "Crow; Gull" in listed
     assert "A. Crow\nB. Gull\n" in mcq_question("bird", "species", NAMES, style=style)
@@ -73,7 +75,7 @@ def test_the_published_one_step_question_asks_for_a_shortlist_then_one_name():
     alone = open_question("bird", "species", style="paper", names=NAMES, one_step=True)
     places = [alone.index(word) for word in ("<think>", "five", "apart", "<answer>")]
     assert places == sorted(places)
-    for style in ("brief", "stepwise", "caption"):
+    for style in ("brief", "stepwise", "caption", "direct"):
         same = open_question("bird", "species", style=style, one_step=True)
         assert same == open_question("bird", "species", style=style)
 

@@ -10,7 +10,9 @@ from data_cards import Card
 from tasks.language.answers import choose
 from tasks.language.class_names import ClassNames, Match
 from tasks.language.prompts import completion
+from tests.conftest import settings_of
 from training.data.reward_choice import choose_rewards
+from training.settings import TrainSettings
 
 BIRDS = Card(
     "birds", 1, "bird", "species", {"kind": "drawn"},
@@ -169,7 +171,7 @@ def test_naming_two_classes_in_any_form_earns_nothing(name_in_parentheses):
 
 
 def test_an_open_question_is_rewarded_as_it_is_evaluated():
-    (reward,) = choose_rewards({"exact": 1.0}, [BIRDS], 100)
+    (reward,) = choose_rewards(settings_of(TrainSettings, rewards={"exact": 1.0}), [BIRDS], len)
     texts = [text for card, text, name in READ if card is BIRDS]
     labels = [BIRDS.classes.index(name) for card, _, name in READ if card is BIRDS]
     said = [completion("t", text) for text in texts]

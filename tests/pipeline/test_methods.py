@@ -51,6 +51,26 @@ def test_a_method_is_what_departs_from_the_settings(method, expected):
     assert train(method).module == f"training.{'sft_baseline' if method == 'sft' else 'grpo'}"
 
 
+@pytest.mark.parametrize(
+    ("method", "name", "own"),
+    [("virft", "letter", "exact"), ("direct", "format", "direct_format")],
+)
+def test_a_reward_that_takes_anothers_place_has_no_weight_beside_it(method, name, own):
+    with pytest.raises(SettingsError, match=f"has both {name} and {own}, .* leave {own} out"):
+        train(method, rewards={name: 1.0, own: 0.5}).arguments()
+    assert own in train(method, rewards={own: 0.5}).settings.rewards
+
+
+def test_the_length_of_a_thought_counts_only_where_it_is_paid_for():
+    same = [train("dive_k", think_target=target, think_limit=40) for target in (5, 6)]
+    assert {stage.fingerprint for stage in same} == {train("dive_k").fingerprint}
+    rewards = {"format": 1.0, "letter": 1.0, "think_length": 0.5}
+    paid = [train("virft", rewards=rewards, think_target=target) for target in (5, 6)]
+    assert paid[0].fingerprint != paid[1].fingerprint
+    assert paid[0].settings.rewards == {"format": 1.0, "exact": 1.0, "think_length": 0.5}
+    assert paid[0].arguments()["think_target"] == 5
+
+
 @pytest.mark.parametrize("method", ["virft", "sft"])
 def test_open_questions_need_no_proposals(method):
     families = {stage.task_family for stage in lineage(train(method))}

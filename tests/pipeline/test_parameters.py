@@ -106,6 +106,18 @@ def test_every_number_has_a_bound_and_every_parameter_a_rule():
         ("Train", {"quantize": "nf4"}, r"\[Train\] quantize = nf4 needs adapters to train"),
         ("Train", {"lora_rank": "4", "freeze": "vision"}, r"\[Train\] freeze is for training all"),
         ("Train", {"rewards": "{}"}, r"\[Train\] rewards is empty"),
+        (
+            "Train",
+            {
+                "trl": '{"multi_objective_aggregation": "normalize_then_sum", "scale_rewards": "none"}'
+            },
+            r"scale_rewards = none does not go with multi_objective_aggregation",
+        ),
+        (
+            "Train",
+            {"think_limit": "32"},
+            r"\[Train\] think_limit must be above think_target; got 32",
+        ),
     ],
 )
 def test_values_that_do_not_go_together_are_refused_as_early(

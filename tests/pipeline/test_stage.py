@@ -99,6 +99,8 @@ DEFAULT: dict[str, str] = {}  # of luigi.cfg with a policy that is taught, made 
 WITH = {  # what else must be set
     "instalments": [("Evaluate", "modes", "adaptive")],
     "quantize": [("Train", "lora_rank", "4")],
+    "think_target": [("Train", "rewards", '{"letter": 1.0, "think_length": 1.0}')],
+    "think_limit": [("Train", "rewards", '{"letter": 1.0, "think_length": 1.0}')],
     "epochs": [("Train", "steps", "0"), ("Train", "epochs", "1"), ("Train", "carry_over", "false")],
 }
 

@@ -287,9 +287,10 @@ def test_open_questions_are_trained_on_by_exact_match_and_in_captions(frozen, tm
     )
     write_manifest(mcq)
     rewards = {"caption_format": 1.0, "exact": 1.0, "virft_compat": 1.0, "overlong": 0.5}
+    rewards["think_length"] = 1.0
     given = arguments(frozen, ask="open", mcq=[mcq], rewards=rewards, steps=1)
     folder = trained(tmp_path / "out", given)
     (row,) = shards.read(folder, "train_log").to_pylist()
     assert all(row[f"reward/{name}"] is not None for name in rewards)
-    assert row["reward/exact"] == 0.0
+    assert row["reward/exact"] == row["reward/think_length"] == 0.0
     assert -1.0 <= row["reward/overlong"] <= 0.0

@@ -71,7 +71,9 @@ def test_a_reward_that_never_scored_is_told_at_the_end_and_no_gradient_is_claime
     ("way", "rewards", "equal"),
     [
         ("sum_then_normalize", [[1, 0], [0, 1], [1, 0], [1, 1]], [True, False]),
-        ("normalize_then_sum", [[1, 0], [0, 1], [1, 0], [1, 0]], [False, True]),
+        ("normalize_then_sum", [[1, 0], [1, 1], [1, 0], [1, 0]], [False, True]),
+        # Divided by their own standard deviations these two cancel out, and so do TRL's advantages.
+        ("normalize_then_sum", [[1, 0], [0, 1], [1, 0], [1, 0]], [True, True]),
         # What no function scored is left out, and so is a group with one completion that is scored.
         ("sum_then_normalize", [[None, None], [1, 0], [None, 1], [1, 0]], [True, True]),
         ("sum_then_normalize", [[None, None]] * 4, [True, True]),
@@ -83,7 +85,7 @@ def test_a_group_has_no_gradient_where_its_scored_completions_earn_alike(way, re
 
     import torch
 
-    from training.loop.sampling import equal_groups
+    from training.data.aggregation import equal_groups
 
     trainer = SimpleNamespace(
         reward_weights=torch.ones(2), multi_objective_aggregation=way, num_generations=2

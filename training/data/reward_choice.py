@@ -18,13 +18,14 @@ from tasks.language.class_names import ClassNames
 from tasks.runtime.errors import StageError, first_line
 from training import rewards as ours
 from training.rewards import Reward
-from training.settings import LARGEST_REWARD
+from training.settings import LARGEST_REWARD, TrainSettings
 
 OVERLONG_SHARE = 0.2  # the overlong reward falls to -1 over this last share of the longest length
 
 PLAIN: dict[str, Reward] = {
     "format": ours.format_reward,
     "caption_format": ours.caption_format_reward,
+    "direct_format": ours.direct_format_reward,
     "letter": ours.letter_reward,
     "difficulty_weighted": ours.difficulty_weighted_reward,
 }
@@ -33,19 +34,20 @@ OF_CARD: dict[str, Callable[[Card], Reward]] = {
     "virft_compat": lambda card: ours.virft_compat_reward(card.classes),
     "graded": ours.graded_reward,
 }
-KNOWN = (*PLAIN, *OF_CARD, "overlong")
+KNOWN = (*PLAIN, *OF_CARD, "think_length", "overlong")
 
 
 def choose_rewards(
-    weights: dict[str, float], cards: Sequence[Card], max_completion_length: int
+    settings: TrainSettings, cards: Sequence[Card], count_tokens: Callable[[str], int]
 ) -> list[Reward]:
-    """The reward functions named in `weights`, in their order, each under its name there.
+    """The reward functions named in `[Train] rewards`, in their order, each under its name there.
 
-    Raises StageError for a name that is neither KNOWN nor a function of completions and columns.
+    `count_tokens` counts the policy's tokens in a text. Raises StageError for a name that is neither
+    KNOWN nor a function of completions and columns.
     """
     return [
-        named(name, _find(name, weight, cards, max_completion_length), ids=index == 0)
-        for index, (name, weight) in enumerate(weights.items())
+        named(name, _find(name, weight, settings, cards, count_tokens), ids=index == 0)
+        for index, (name, weight) in enumerate(settings.rewards.items())
     ]
 
 
@@ -63,12 +65,23 @@ def named(name: str, reward: Reward, ids: bool) -> Reward:
     return rewarded
 
 
-def _find(name: str, weight: float, cards: Sequence[Card], longest: int) -> Reward:
+def _find(
+    name: str,
+    weight: float,
+    settings: TrainSettings,
+    cards: Sequence[Card],
+    count_tokens: Callable[[str], int],
+) -> Reward:
     if name in PLAIN:
         return PLAIN[name]
     if name in OF_CARD:
         return _by_card({card.name: OF_CARD[name](card) for card in cards})
+    if name == "think_length":
+        target, limit = settings.think_target, settings.think_limit
+        of_cards = {c.name: ours.think_length_reward(c, count_tokens, target, limit) for c in cards}
+        return _by_card(of_cards)
     if name == "overlong":
+        longest = settings.max_completion_length
         return ours.overlong_reward(longest, max(1, round(OVERLONG_SHARE * longest)))
     if ":" in name:
         return _guarded(name, _import(name), LARGEST_REWARD / max(1.0, abs(weight)))
@@ -86,7 +99,7 @@ def _by_card(by_name: dict[str, Reward]) -> Reward:
             places = [place for place, owner in enumerate(card) if owner == name]
             own = {
                 column: [columns[column][place] for place in places]
-                for column in ("label", "options")
+                for column in ("label", "options", "answer_letter")
                 if column in columns
             }
             values = of_card([completions[place] for place in places], **own)

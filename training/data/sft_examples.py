@@ -1,6 +1,7 @@
 """Builds supervised examples: an image, a question, and the completion to learn.
 
-Every completion first names what the image shows, and then answers. The answer to a multiple-choice
+Every completion first names what the image shows, and then answers; in the prompt style `direct` it
+answers alone. The answer to a multiple-choice
 question is the option's name, which the parser counts like its letter. So a reward trains the same
 words that answer the open question. Looking up a name's letter is a further skill, which a model of
 under two million parameters did not learn reliably within minutes; real models have it.
@@ -45,13 +46,13 @@ def thought(name: str) -> str:
 def open_example(image: Any, name: str, wording: Wording) -> Example:
     """The open question, answered with the name."""
     question = prompts.open_question(wording.noun, wording.kind, style=wording.style)
-    return Example(image, question, prompts.completion(thought(name), name))
+    return Example(image, question, prompts.completion(thought(name), name, wording.style))
 
 
 def mcq_example(image: Any, name: str, options: Sequence[str], wording: Wording) -> Example:
     """The multiple-choice question over `options`, in that order, answered with the true `name`."""
     question = prompts.mcq_question(wording.noun, wording.kind, options, style=wording.style)
-    return Example(image, question, prompts.completion(thought(name), name))
+    return Example(image, question, prompts.completion(thought(name), name, wording.style))
 
 
 def random_example(

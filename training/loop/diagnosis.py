@@ -8,6 +8,8 @@ WINDOW = 10  # steps that are averaged
 FLAT = 0.02  # a reward that changes by less than this share of the best one is flat
 DEAD = 0.8  # share of zero-variance groups above which to warn
 COLLAPSED = 0.4  # completions shorter than this share of their first length have collapsed
+FORMATS = ("format", "caption_format", "direct_format")  # the rewards of a completion's form
+SHORTER = ("direct_format", "think_length")  # the rewards that ask for shorter completions
 CLIPPED = 0.5  # share of clipped completions above which to warn
 
 
@@ -26,14 +28,15 @@ def warnings(log: Sequence[dict[str, Any]]) -> dict[str, str]:
     if len(log) < WINDOW:
         return problems
     recent = log[-WINDOW:]
-    formats = _values(recent, "reward/format") or _values(recent, "reward/caption_format")
-    if formats and max(formats) == 0:
+    formats = [_values(recent, f"reward/{name}") for name in FORMATS]
+    if any(values and max(values) == 0 for values in formats):
         problems["format"] = (
             f"the format reward has been 0 for {WINDOW} steps: the policy does not write the tags it "
             "is asked for; look at completions-*.parquet, and at the prompt style"
         )
     start, now = _mean(log[:WINDOW], "completion_length"), _mean(recent, "completion_length")
-    if start and now is not None and now < COLLAPSED * start:
+    asked = any(_values(recent, f"reward/{name}") for name in SHORTER)
+    if start and now is not None and now < COLLAPSED * start and not asked:
         problems["length"] = (
             f"completions have shrunk from {start:.0f} to {now:.0f} tokens: the policy has stopped "
             "to reason; a KL penalty (beta in trl) or a lower learning rate holds it"

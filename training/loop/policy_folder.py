@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText
 
 from data_cards import Card
 from tasks.engines import adapters
+from tasks.language import prompts
 from tasks.runtime.errors import StageError, first_line
 from tasks.runtime.links import link, link_tree
 from tasks.tables import manifest
@@ -175,7 +176,7 @@ def write_card(
 
 A vision-language model taught to tell lookalikes apart by method `{round.method}` of DiVE-k
 ([arXiv 2511.18305](https://arxiv.org/abs/2511.18305)). It answers open questions and multiple-choice
-questions about an image with `<think>reasoning</think><answer>name</answer>`.
+questions about an image with `{prompts.completion("reasoning", "name", round.prompt_style)}`.
 
 ## Data
 

@@ -15,6 +15,7 @@ from trl.data_utils import prepare_multimodal_messages
 from tasks.language import prompts
 from tasks.language.prompts import LETTERS
 from tasks.runtime.progress import doing
+from training.data.aggregation import equal_groups
 from training.data.sft_examples import thought
 from training.loop import checkpoints
 from training.settings import TrainSettings
@@ -56,8 +57,24 @@ class Timed(Trainer):
     """Logs the seconds of generating and rewarding, tokens a second, and zero-variance groups.
 
     It also puts the chat template's <think> back before the completions (`prompts.opening`), so that
-    rewards and logs read the whole.
+    rewards and logs read the whole. And it keeps zero-variance groups without a gradient where each
+    reward is normalised apart (`normalize_then_sum`): TRL then divides by the standard deviation of the
+    whole batch, which turns rounding into advantages, large ones where no group has a variance.
     """
+
+    _equal: torch.Tensor | None = None  # which groups of the last rewards have zero variance
+
+    def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
+        batch = super()._generate_and_score_completions(inputs)
+        equal, self._equal = self._equal, None
+        if self.multi_objective_aggregation == "normalize_then_sum" and equal is not None:
+            rows = equal.repeat_interleave(self.num_generations)
+            logged = self._logs["advantages"]
+            for place in rows.nonzero().flatten().tolist():
+                logged[len(logged) - len(rows) + place] = 0.0
+            start = self.accelerator.process_index * len(inputs)
+            batch["advantages"][rows[start : start + len(inputs)]] = 0.0
+        return batch
 
     def _generate(self, chats: list) -> tuple:
         doing("generating")
@@ -81,9 +98,8 @@ class Timed(Trainer):
         result = super()._calculate_rewards(*arguments)
         doing("updating")
         self._spent("reward", time.perf_counter() - started)
-        self._metrics["train"]["dead_groups"][:] = [
-            equal_groups(self, result).float().mean().item()
-        ]
+        self._equal = equal_groups(self, result)
+        self._metrics["train"]["dead_groups"][:] = [self._equal.float().mean().item()]
         return result
 
     def _spent(self, what: str, seconds: float) -> None:
@@ -92,31 +108,15 @@ class Timed(Trainer):
         recorded[:] = [sum(recorded) + seconds]
 
 
-def equal_groups(trainer: Trainer, rewards: torch.Tensor) -> torch.Tensor:
-    """Which groups have zero variance: (groups,) of bool, from rewards (completions, functions).
-
-    A completion that no function scored is left out, as TRL does. So a group with fewer than two
-    scored completions has zero variance.
-    """
-    weighted = rewards * trainer.reward_weights.to(rewards.device)
-    if trainer.multi_objective_aggregation == "sum_then_normalize":
-        unscored = rewards.isnan().all(1)
-        weighted = weighted.nansum(1).masked_fill(unscored, torch.nan).unsqueeze(1)
-    grouped = weighted.view(-1, trainer.num_generations, weighted.size(1))
-    missing = grouped.isnan()
-    largest = grouped.masked_fill(missing, -torch.inf).amax(1)
-    smallest = grouped.masked_fill(missing, torch.inf).amin(1)
-    return (largest - smallest < 1e-6).all(1)
-
-
 class TruthRollout(Trainer):
-    """Replaces the last completion of every group by the right answer, in the policy's format.
+    """Replaces the last completion of every group by the right answer, in the form of prompt style `style`.
 
     This joins supervision and reinforcement in one stage, after ViSurf (arXiv 2510.10606). A group
     without a right rollout still has one to learn from. Where all rollouts are right, the added one
     has no advantage.
     """
 
+    style: str = "brief"
     _asked: list[Row] | None = None  # the rows that are being completed; None outside of training
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class TruthRollout(Trainer):
 
     def _truth(self, row: Row) -> list[int]:
         name = row["options"][LETTERS.index(row["answer_letter"])]
-        text = prompts.completion(thought(name), name)
+        text = prompts.completion(thought(name), name, self.style)
         text = text.removeprefix(prompts.opening(self.processing_class))
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*ids[: self.max_completion_length - 1], self.eos_token_ids[0]]

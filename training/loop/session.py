@@ -61,7 +61,11 @@ class Session:
         self.total = round.rounds * steps if carry_over else steps
         self.origin = round.base if carry_over else round.policy
         self.processor = processors.load_processor(self.origin)
-        processors.check(self.processor, self.cards)
+        processors.check(self.processor, self.cards, round.prompt_style)
+
+    def count_tokens(self, text: str) -> int:
+        """The number of the policy's tokens in a text, without special ones."""
+        return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def questions(self, style: str | None) -> Questions:
         """The frozen questions: multiple-choice in the prompt style `style`, or open with None.

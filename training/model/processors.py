@@ -9,6 +9,7 @@ from transformers import GenerationConfig
 from tasks.engines import base
 from tasks.engines.policies import check_words
 from tasks.language import prompts
+from tasks.runtime.errors import StageError
 
 
 def load_processor(policy: Path | str, **options: Any) -> Any:
@@ -21,12 +22,20 @@ def load_processor(policy: Path | str, **options: Any) -> Any:
     return processor
 
 
-def check(processor: Any, cards: Sequence[Any]) -> None:
-    """Raise StageError where its chat template cannot ask a question, or reads a card's word as a mark."""
+def check(processor: Any, cards: Sequence[Any], style: str = "brief") -> None:
+    """Raise StageError where its chat template cannot ask a question, or reads a card's word as a mark.
+
+    Also where the template begins a thought and the prompt style asks for none.
+    """
     prompts.rendered(processor, prompts.chat("?"))
     added = processor.tokenizer.added_tokens_decoder.values()
     for card in cards:
         check_words([token.content for token in added if token.special], card)
+    if style == "direct" and prompts.opening(processor):
+        raise StageError(
+            f"the policy's chat template begins every answer with {prompts.THINK}, and the prompt style "
+            "direct asks for no thought; take another style or method, or a policy that need not think"
+        )
 
 
 def sized_processor(model: str, min_pixels: int, max_pixels: int) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.pages import render
+from tasks.pages.compare_sections import THOUGHTS
 from tasks.pages.figures import Figure
 from tasks.pages.report.changes import (
     class_table,
@@ -27,6 +28,7 @@ from tasks.pages.report.tables import (
     results_table,
     stages_table,
     status_list,
+    thought_table,
 )
 from tasks.pages.report.training_log import FIRST
 from tasks.pages.text import SPOKEN_MODES, label, verdict
@@ -64,6 +66,8 @@ def build_page(
         statuses=status_list(metrics),
         budget=budget_table(metrics["evaluations"]),
         near=near_table(metrics["evaluations"]),
+        thoughts=thought_table(metrics["evaluations"]),
+        about_thoughts=THOUGHTS,
         training=_training(metrics, figures),
         changed=_changes(metrics, figures["changes"]),
         gallery=gallery,

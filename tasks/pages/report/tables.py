@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tasks.pages.compare_sections import thought_rows
 from tasks.pages.report.lineage import stage_name
 from tasks.pages.text import in_order, label, percent
 
@@ -66,6 +67,16 @@ def near_table(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for mode in modes
     ]
     return {"names": [e["name"] for e in evaluations], "rows": rows} if rows else {}
+
+
+def thought_table(evaluations: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The length of thoughts beside accuracies, as `thought_rows` has them."""
+    of = {evaluation["name"]: evaluation for evaluation in evaluations}
+
+    def accuracy(name: str, mode: str, key: str) -> float | None:
+        return of[name]["modes"].get(mode, {}).get(key, {}).get("accuracy")
+
+    return thought_rows({name: e.get("thoughts") or {} for name, e in of.items()}, accuracy)
 
 
 def judged_pass_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -19,14 +19,20 @@ from training.settings import TrainSettings
 SAID = "<think>pale bill</think><answer>{}</answer>"
 
 
+def chosen(weights, cards, **changed):
+    """The rewards of these weights; a token is a word."""
+    settings = settings_of(TrainSettings, rewards=weights, **changed)
+    return choose_rewards(settings, cards, lambda text: len(text.split()))
+
+
 @pytest.fixture
 def card(few_beetles):
     return few_beetles
 
 
 def test_every_known_reward_can_be_chosen_and_is_named_as_it_is_set(card):
-    chosen = choose_rewards(dict.fromkeys(KNOWN, 1.0), [card], 32)
-    assert [reward.__name__ for reward in chosen] == list(KNOWN)
+    rewards = chosen(dict.fromkeys(KNOWN, 1.0), [card])
+    assert [reward.__name__ for reward in rewards] == list(KNOWN)
     columns = {
         "options": [["a", "b"]],
         "answer_letter": ["B"],
@@ -37,10 +43,12 @@ def test_every_known_reward_can_be_chosen_and_is_named_as_it_is_set(card):
         "mcq_id": ["q"],
         "image_id": ["few/x"],
     }
-    paid = {reward.__name__: reward([SAID.format("B")], **columns)[0] for reward in chosen}
-    assert paid["letter"] == paid["format"] == 1.0
+    paid = {reward.__name__: reward([SAID.format("B")], **columns)[0] for reward in rewards}
+    assert paid["letter"] == paid["format"] == paid["think_length"] == 1.0
     assert paid["difficulty_weighted"] == 1.75
-    assert paid["exact"] == paid["overlong"] == paid["caption_format"] == 0.0
+    assert (
+        paid["exact"] == paid["overlong"] == paid["caption_format"] == paid["direct_format"] == 0.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,7 +63,7 @@ def test_every_known_reward_can_be_chosen_and_is_named_as_it_is_set(card):
 )
 def test_what_cannot_be_a_reward_is_refused_in_a_sentence(card, weights, why):
     with pytest.raises(StageError, match=why):
-        choose_rewards(weights, [card], 32)
+        chosen(weights, [card])
 
 
 @pytest.mark.parametrize(
@@ -79,13 +87,13 @@ def test_a_reward_of_ones_own_is_found_in_the_working_directory(card, tmp_path, 
         "def polite(completions, **columns):\n    return ['please' in c for c in completions]\n"
     )
     monkeypatch.chdir(tmp_path)
-    (reward,) = choose_rewards({"my_rewards:polite": 1.0}, [card], 32)
+    (reward,) = chosen({"my_rewards:polite": 1.0}, [card])
     assert reward(["please", "now"], mcq_id=["a", "b"]) == [1.0, 0.0]
 
 
 def test_one_that_fails_costs_its_part_only_and_says_so_once(card, capsys):
     metrics = []
-    _, reward = choose_rewards({"letter": 1.0, "tests.paid:broken": 1.0}, [card], 32)
+    _, reward = chosen({"letter": 1.0, "tests.paid:broken": 1.0}, [card])
     for _ in range(3):
         told = {"log_metric": lambda *given: metrics.append(given), "mcq_id": ["a", "b"]}
         assert reward(["x", "y"], **told) == [None, None]
@@ -113,7 +121,7 @@ def test_a_value_that_cannot_be_summed_fails_for_its_own_completion(
     card, monkeypatch, capsys, returned, paid, failed, says
 ):
     monkeypatch.setattr("tests.paid.equal", lambda completions, **columns: returned)
-    (reward,) = choose_rewards({"tests.paid:equal": 1.0}, [card], 32)
+    (reward,) = chosen({"tests.paid:equal": 1.0}, [card])
     metrics = []
     for _ in range(2):
         told = {"log_metric": lambda *given: metrics.append(given), "mcq_id": ["a", "b"]}
@@ -126,7 +134,7 @@ def test_a_value_that_cannot_be_summed_fails_for_its_own_completion(
 
 def test_a_large_weight_leaves_less_room_for_a_reward(card, monkeypatch, capsys):
     monkeypatch.setattr("tests.paid.equal", lambda completions, **c: [1e12, 1e3])
-    (reward,) = choose_rewards({"tests.paid:equal": 1e9}, [card], 32)
+    (reward,) = chosen({"tests.paid:equal": 1e9}, [card])
     assert reward(["x", "y"], mcq_id=["a", "b"]) == [None, 1e3]
 
 
@@ -134,7 +142,7 @@ def test_each_answer_is_judged_by_its_own_cards_names(few_beetles, monkeypatch, 
     text = (data_cards.FOLDER / "few.md").read_text().replace("rose gold-belt", "robin")
     (data_cards.FOLDER / "bugs.md").write_text(text)
     cards = [few_beetles, data_cards.load("bugs")]
-    (reward,) = choose_rewards({"exact": 1.0}, cards, 32)
+    (reward,) = chosen({"exact": 1.0}, cards)
     said = [SAID.format(name) for name in ("robin", "robin", "rose gold-belt", "rose gold-belt")]
     columns = {
         "label": [0, 0, 0, 0],
@@ -145,7 +153,7 @@ def test_each_answer_is_judged_by_its_own_cards_names(few_beetles, monkeypatch, 
 
 
 def test_the_right_genus_earns_a_part_of_the_point(few_beetles):
-    (reward,) = choose_rewards({"graded": 1.0}, [few_beetles], 32)
+    (reward,) = chosen({"graded": 1.0}, [few_beetles])
     options = ["rose gold-belt", "teal gold-belt", "rose cyan-belt"]
 
     def paid(said: str, texts: list[str]) -> float:
@@ -163,7 +171,7 @@ def test_a_graded_reward_needs_a_taxonomy():
     with pytest.raises(
         StageError, match="graded needs a taxonomy, and the data card pets has none"
     ):
-        choose_rewards({"graded": 1.0}, [data_cards.load("pets")], 32)
+        chosen({"graded": 1.0}, [data_cards.load("pets")])
 
 
 def test_a_harder_question_pays_more():
@@ -174,6 +182,84 @@ def test_a_harder_question_pays_more():
         **columns,
     )
     assert paid == [2.0, 1.0, 0.0]
+
+
+def thought(words: int, answer: str) -> str:
+    return f"<think>{'x ' * words}</think><answer>{answer}</answer>"
+
+
+@pytest.mark.parametrize(
+    ("text", "paid"),
+    [
+        (thought(0, "B"), 1.0),
+        (thought(10, "B"), 1.0),
+        (thought(11, "teal gold-belt"), 0.9),
+        (thought(15, "B"), 0.5),
+        (thought(20, "B"), 0.0),
+        (thought(90, "B"), 0.0),
+        ("<answer>B</answer>", 1.0),
+        ("x " * 15 + "<answer>B</answer>", 0.5),
+        ("<think>" + "x " * 15 + "<answer>B</answer>", 0.5),
+        (thought(0, "A"), 0.0),
+        (thought(0, "A or B"), 0.0),
+        (thought(0, ""), 0.0),
+        ("x", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_a_short_thought_is_paid_for_and_never_before_a_wrong_answer(card, text, paid):
+    (reward,) = chosen({"think_length": 1.0}, [card], think_target=10, think_limit=20)
+    options = ["rose gold-belt", "teal gold-belt", "rose cyan-belt"]
+    columns = {"label": [1], "options": [options], "answer_letter": ["B"], "card": ["few"]}
+    columns["mcq_id"] = ["q"]
+    assert reward([text], **columns) == pytest.approx([paid])
+    assert reward([[{"role": "assistant", "content": text}]], **columns) == pytest.approx([paid])
+
+
+def test_beside_exact_or_graded_a_thought_is_paid_for_only_before_the_right_name(card):
+    weights = {"exact": 0.6, "graded": 0.4, "think_length": 1.0}
+    rewards = chosen(weights, [card], think_target=10, think_limit=20)
+    columns = {"label": [0], "options": [["rose gold-belt"]], "answer_letter": ["A"]}
+    columns |= {"card": ["few"], "mcq_id": ["q"]}
+    said = ("Rose Gold Belt", "teal gold-belt", "a gold belt", "A", "no idea")
+    paid = [[r([thought(5, text)], **columns)[0] for r in rewards] for text in said]
+    assert paid[:3] == [[1.0, 1.0, 1.0], [0.0, 0.5, 0.0], [0.0, 0.5, 0.0]]
+    assert paid[3:] == [[0.0, 0.0, 0.0]] * 2
+
+
+def test_a_wrong_answer_earns_nothing_for_any_length_text_or_card(few_beetles):
+    """Over many texts: think_length is paid only where letter or, for an open question, exact is."""
+    import random
+
+    (data_cards.FOLDER / "bugs.md").write_text((data_cards.FOLDER / "few.md").read_text())
+    cards = [few_beetles, data_cards.load("bugs")]
+    short, letter, exact = chosen({"think_length": 1.0, "letter": 1.0, "exact": 1.0}, cards)
+    rng = random.Random(3)
+    names = ["rose gold-belt", "teal gold-belt", "rose cyan-belt"]
+    pieces = (
+        "<think>",
+        "</think>",
+        "<answer>",
+        "</answer>",
+        "A",
+        "B",
+        *names,
+        "x " * 40,
+        "or",
+        " ",
+    )
+    for size in (3, 1):
+        texts = ["".join(rng.choices(pieces, k=rng.randint(0, 7))) for _ in range(400)]
+        texts += [thought(rng.randint(0, 80), rng.choice(["A", "B", *names])) for _ in range(400)]
+        columns = {
+            "label": [0] * 800, "options": [names[:size]] * 800, "answer_letter": ["A"] * 800,
+            "card": ["few", "bugs"] * 400, "mcq_id": ["q"] * 800,
+        }  # fmt: skip
+        right = (letter if size > 1 else exact)(texts, **columns)
+        paid = short(texts, **columns)
+        assert sum(right) > 50
+        assert all(0 <= value <= whole for value, whole in zip(paid, right, strict=True))
+        assert sum(0 < value < 1 for value in paid) > 0
 
 
 def test_the_overlong_penalty_falls_to_minus_one_over_the_last_tokens():
