@@ -16,7 +16,8 @@ class Method:
 
     `questions` is mcq (over candidates) or open. `options_from` and `prompt_style` replace the
     settings of these names where they are not empty. `answer` and `format` are the rewards that
-    replace `letter` and `format`. `truth_rollout` adds the truth to the completions of every group.
+    replace `letter` and `format`. `answer_from` is what counts as the truth, where it is not empty.
+    `unlabelled` trains without any label. `truth_rollout` adds the truth to the completions of every group.
     `supervised` trains on labels, without GRPO. `one_round` takes all steps on the first questions.
     """
 
@@ -26,6 +27,8 @@ class Method:
     prompt_style: str = ""
     answer: str = "letter"
     format: str = "format"
+    answer_from: str = ""
+    unlabelled: bool = False
     truth_rollout: bool = False
     supervised: bool = False
     one_round: bool = False
@@ -47,6 +50,16 @@ METHODS = {
     "virft": Method("the open question, paid by exact match", questions="open", answer="exact"),
     "virft_compat": Method(
         "the open question, paid as Visual-RFT does", questions="open", answer="virft_compat"
+    ),
+    "ttrv": Method(
+        "the open question without labels, paid by agreement within the group",
+        questions="open",
+        answer="frequency",
+        unlabelled=True,
+    ),
+    "dive_k_majority": Method(
+        "as dive_k, with the policy's majority vote in the place of the label",
+        answer_from="majority",
     ),
     "sft": Method(
         "supervised on the answer to the open question", questions="open", supervised=True

@@ -46,7 +46,11 @@ def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
     settings = session.settings
     rewards = list(settings.rewards)
     reward_functions = choose_rewards(
-        settings.rewards, session.cards, settings.max_completion_length
+        settings.rewards,
+        session.cards,
+        settings.max_completion_length,
+        entropy_weight=settings.entropy_weight,
+        reading=round.reading,
     )
     config = grpo_config(output, settings, total_steps=session.total, seed=round.seed)
     check_scaling(settings.rewards, config)

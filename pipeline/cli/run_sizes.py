@@ -48,7 +48,8 @@ def image_tokens(download: Stage, min_pixels: int, max_pixels: int) -> tuple[int
 def images_of(stage: Stage, part: str = "test") -> dict[str, Any]:
     """The number of train images, of evaluated images by group, and whether it is an estimate.
 
-    `part` is that of [Evaluate].
+    `part` is that of [Evaluate]. `unlabelled` has, by part and group, the images for training without
+    labels: the few shots of novel classes are not drawn for it.
     """
     parts = parts_of(part)
     with contextlib.suppress(OSError):
@@ -56,7 +57,12 @@ def images_of(stage: Stage, part: str = "test") -> dict[str, Any]:
             rows = shards.read(stage.folder, "split", ["group", "split"]).to_pylist()
             counts = Counter((row["group"], row["split"]) for row in rows)
             asked = {group: counts[group, parts[group]] for group in GROUPS}
-            return {"train": counts["base", "train"], "evaluated": asked, "how": "counted"}
+            unlabelled = {
+                "train": {"base": counts["base", "train"], "novel": counts["novel", "unused"]},
+                "test": {group: counts[group, "test"] for group in GROUPS},
+            }
+            known = {"evaluated": asked, "unlabelled": unlabelled, "how": "counted"}
+            return {"train": counts["base", "train"], **known}
     card, settings = stage.card, stage.significant()
     classes = len(card.classes)
     base = base_count(classes, settings["protocol"])
@@ -70,7 +76,10 @@ def images_of(stage: Stage, part: str = "test") -> dict[str, Any]:
         }
     train = sizes["base"]["train"]
     train = min(train, settings["max_train_images"] or train)
-    return {"train": train, "evaluated": {g: sizes[g][parts[g]] for g in GROUPS}, "how": how}
+    unlabelled = {part: {g: sizes[g][part] for g in GROUPS} for part in ("train", "test")}
+    unlabelled["train"]["base"] = train
+    asked = {g: sizes[g][parts[g]] for g in GROUPS}
+    return {"train": train, "evaluated": asked, "unlabelled": unlabelled, "how": how}
 
 
 def _estimated(

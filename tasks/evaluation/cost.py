@@ -1,6 +1,6 @@
 """Computes the budgets of compared policies from manifests: rollouts, steps, completions, seconds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,13 @@ SUPERVISED = ("sft",)  # methods that sample no completions, since they learn fr
 EQUAL = ("rollouts", "optimiser_steps", "completions")  # budgets that a fair comparison has alike
 
 
-def budgets(
-    runs: Sequence[Mapping[str, Any]], row_name: Callable[[Mapping[str, Any]], str]
-) -> dict[str, dict[str, dict[str, Any]]]:
+def row_name(run: Mapping[str, Any]) -> str:
+    """A row's name: the method, or the method after one of its rounds, with its mark if it has one."""
+    name = run["method"] if run["round"] is None else f"{run['method']}, round {run['round']}"
+    return f"{name} ({run['mark']})" if run.get("mark") else name
+
+
+def budgets(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
     """The budgets of each row, by training set: one figure, or a list where seeds differ."""
     spent: dict[str, dict[str, dict[str, list[float]]]] = {}
     for run in runs:

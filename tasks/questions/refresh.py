@@ -13,12 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tasks.questions.settings import ProposeSettings
+from tasks.questions.settings import ANSWERED, ProposeSettings
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
-
-# The first of these rewards that was logged shows whether a question was answered right.
-ANSWERED = ("letter", "difficulty_weighted", "exact", "virft_compat", "graded")
 
 
 @dataclass(frozen=True)

@@ -204,8 +204,12 @@ def training_row(row: dict[str, Any], card: Card, style: str | None, seed: int) 
 
     The columns: `prompt` (chat), `image` (PIL), `options` in the order shown, `answer_letter` of the
     truth, `label` (the truth's class id), `card`, `truth_share` (the share of rollouts that named the
-    truth), `mcq_id`, `image_id`.
+    truth), `mcq_id`, `image_id`. A question without an answer has no columns that tell one.
     """
+    own = {"image": row["image"], "card": card.name}
+    own |= {name: row[name] for name in ("mcq_id", "image_id")}
+    if not row["answer_letter"]:
+        return {"prompt": [{"role": "user", "content": row["question"]}], **own}
     truth = LETTERS.index(row["answer_letter"])
     options, answer = permute(row["options"], truth, seed, row["epoch"], row["mcq_id"])
     text = row["question"]
@@ -213,14 +217,11 @@ def training_row(row: dict[str, Any], card: Card, style: str | None, seed: int) 
         text = prompts.mcq_question(card.noun, card.kind, options, style=style)
     return {
         "prompt": [{"role": "user", "content": text}],
-        "image": row["image"],
         "options": options,
         "answer_letter": LETTERS[answer],
         "label": row["option_class_ids"][truth],
-        "card": card.name,
         "truth_share": row["truth_share"],
-        "mcq_id": row["mcq_id"],
-        "image_id": row["image_id"],
+        **own,
     }
 
 

@@ -10,13 +10,15 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from data_cards import Card
 from tasks.language.class_names import ClassNames
+from tasks.language.vocabulary import Vocabulary
 from tasks.runtime.errors import StageError, first_line
 from training import rewards as ours
+from training.data.group_rewards import frequency_reward
 from training.rewards import Reward
 from training.settings import LARGEST_REWARD
 
@@ -33,18 +35,33 @@ OF_CARD: dict[str, Callable[[Card], Reward]] = {
     "virft_compat": lambda card: ours.virft_compat_reward(card.classes),
     "graded": ours.graded_reward,
 }
-KNOWN = (*PLAIN, *OF_CARD, "overlong")
+KNOWN = (*PLAIN, *OF_CARD, "overlong", "frequency")
 
 
 def choose_rewards(
-    weights: dict[str, float], cards: Sequence[Card], max_completion_length: int
+    weights: dict[str, float],
+    cards: Sequence[Card],
+    max_completion_length: int,
+    *,
+    entropy_weight: float = 0.0,
+    reading: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Reward]:
     """The reward functions named in `weights`, in their order, each under its name there.
 
-    Raises StageError for a name that is neither KNOWN nor a function of completions and columns.
+    `entropy_weight` and `reading` are for `frequency`: a card's name -> how its answers are read, with
+    the keys vocabulary, fuzzy_threshold and fuzzy_margin of [BuildMCQ]. A card that is not there is read
+    with a closed vocabulary. Raises StageError for a name that is neither KNOWN nor a function of
+    completions and columns.
     """
+
+    def find(name: str, weight: float) -> Reward:
+        if name == "frequency":
+            read = {c.name: Vocabulary.of(c, (reading or {}).get(c.name, {})) for c in cards}
+            return _by_card({key: frequency_reward(v, entropy_weight) for key, v in read.items()})
+        return _find(name, weight, cards, max_completion_length)
+
     return [
-        named(name, _find(name, weight, cards, max_completion_length), ids=index == 0)
+        named(name, find(name, weight), ids=index == 0)
         for index, (name, weight) in enumerate(weights.items())
     ]
 
@@ -86,7 +103,7 @@ def _by_card(by_name: dict[str, Reward]) -> Reward:
             places = [place for place, owner in enumerate(card) if owner == name]
             own = {
                 column: [columns[column][place] for place in places]
-                for column in ("label", "options")
+                for column in ("label", "options", "mcq_id")
                 if column in columns
             }
             values = of_card([completions[place] for place in places], **own)
