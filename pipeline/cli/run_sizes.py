@@ -67,6 +67,7 @@ def images_of(stage: Stage, part: str = "test") -> dict[str, Any]:
     classes = len(card.classes)
     base = base_count(classes, settings["protocol"])
     sizes, how = _estimated(stage, settings, base / classes)
+    unlabelled = {part: {g: sizes[g][part] for g in GROUPS} for part in ("train", "test")}
     if shots := settings["shots"]:
         few = {"train": shots, "val": min(shots, MAX_VAL_SHOTS)}
         number = {"base": base, "novel": classes - base}
@@ -76,7 +77,6 @@ def images_of(stage: Stage, part: str = "test") -> dict[str, Any]:
         }
     train = sizes["base"]["train"]
     train = min(train, settings["max_train_images"] or train)
-    unlabelled = {part: {g: sizes[g][part] for g in GROUPS} for part in ("train", "test")}
     unlabelled["train"]["base"] = train
     asked = {g: sizes[g][parts[g]] for g in GROUPS}
     return {"train": train, "evaluated": asked, "unlabelled": unlabelled, "how": how}

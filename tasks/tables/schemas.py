@@ -14,7 +14,8 @@ STR, INT, FLOAT, BOOL = Value("string"), Value("int32"), Value("float32"), Value
 
 GROUPS = ("base", "novel")
 # `pretrain` images are for BasePolicy's supervised pretraining alone. `unused` are the train images
-# of novel classes, which base-to-novel training must never see.
+# of novel classes, which base-to-novel training must never see, and those that few shots and caps leave
+# out. Training without labels sees those of novel classes where it is asked to.
 SPLITS = ("pretrain", "train", "val", "test", "unused")
 # Where an option came from: proposed by the policy, the injected truth, a top-up, or an ablation.
 SOURCES = ("policy", "truth", "top_up", "random", "text", "hard_negative")
@@ -114,7 +115,8 @@ def mcq() -> pa.Schema:
     """BuildMCQ: one row is a frozen question. The four lists of options run in parallel.
 
     `truth_share`, `margin` and `entropy` measure its difficulty (`tasks.questions.tables`).
-    `label_differs` means that the answer is the policy's majority and not the image's label.
+    `label_differs` means that the answer is the policy's majority and not the image's label. A question
+    for training without labels has no options, and "" for a letter.
     """
     return _schema(
         mcq_id=STR,

@@ -41,6 +41,8 @@ def test_rounds_that_start_afresh_are_counted_too():
         ("virft", {"ask": "open", "rewards": {"format": 1.0, "exact": 1.0}}),
         ("virft_compat", {"ask": "open", "rewards": {"format": 1.0, "virft_compat": 1.0}}),
         ("sft", {"ask": "open"}),
+        ("ttrv", {"ask": "open", "rewards": {"format": 1.0, "frequency": 1.0}, "split": []}),
+        ("dive_k_majority", {"ask": "mcq", "rewards": {"format": 1.0, "letter": 1.0}}),
         ("visurf", {"ask": "mcq", "truth_rollout": True}),
         ("caption", {"prompt_style": "caption", "rewards": {"caption_format": 1.0, "letter": 1.0}}),
     ],
@@ -72,6 +74,16 @@ def test_an_ablation_changes_the_wrong_options_only(method, options):
     assert given[method].pop("options_from") == options
     assert given["dive_k"].pop("options_from") == "policy"
     assert given[method] == given["dive_k"], "the same proposals, the same rules"
+
+
+def test_the_majority_vote_takes_the_place_of_the_label_only():
+    stages = {m: tasks.BuildMCQ(subset="", **graph(m)) for m in ("dive_k", "dive_k_majority")}
+    given = {m: stage.arguments() for m, stage in stages.items()}
+    assert given["dive_k"].pop("answer_from") == "label"
+    assert given["dive_k_majority"].pop("answer_from") == "majority"
+    assert given["dive_k"] == given["dive_k_majority"]
+    told = {m: stage.significant()["answer_from"] for m, stage in stages.items()}
+    assert told == {"dive_k": "label", "dive_k_majority": "majority"}
 
 
 def test_before_any_training_all_methods_share_their_proposals():
