@@ -17,7 +17,7 @@ class Method:
     `questions` is mcq (over candidates) or open. `options_from` and `prompt_style` replace the
     settings of these names where they are not empty. `answer` and `format` are the rewards that
     replace `letter` and `format`. `answer_from` is what counts as the truth, where it is not empty.
-    `unlabelled` trains without any label. `truth_rollout` adds the truth to the completions of every group.
+    `unlabelled` trains without any label. `pairs` asks each question with its partner. `truth_rollout` adds the truth to the completions of every group.
     `supervised` trains on labels, without GRPO. `one_round` takes all steps on the first questions.
     """
 
@@ -29,6 +29,7 @@ class Method:
     format: str = "format"
     answer_from: str = ""
     unlabelled: bool = False
+    pairs: bool = False
     truth_rollout: bool = False
     supervised: bool = False
     one_round: bool = False
@@ -72,6 +73,11 @@ METHODS = {
     ),
     "visurf": Method(
         "as dive_k, with the truth among every group's completions", truth_rollout=True
+    ),
+    "contrast": Method(
+        "as dive_k, each question also on an image of the class that it is confused with",
+        answer="contrast",
+        pairs=True,
     ),
     "caption": Method(
         "as dive_k, describing the image before reasoning about it",

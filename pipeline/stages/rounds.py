@@ -13,7 +13,7 @@ from pipeline.methods import method_of, num_rounds
 from pipeline.parameters import parameter, parameters
 from pipeline.settings import SettingsError, run
 from pipeline.stage import OfSet, Stage
-from pipeline.stages import unlabelled
+from pipeline.stages import method_rules
 from pipeline.stages.data import (
     BasePolicy,
     data,
@@ -148,13 +148,13 @@ class BuildMCQ(RoundOfSet):
         significant, settings = super().significant(), self.settings
         if self.asks_openly:
             own = {"prompt": self._prompt(), **{k: significant[k] for k in ("shard_size", "seed")}}
-            return {**own, **unlabelled.images(self.method, settings)}
-        kept = {k: value for k, value in significant.items() if k not in unlabelled.IMAGES}
+            return {**own, **method_rules.images(self.method, settings)}
+        kept = {k: value for k, value in significant.items() if k not in method_rules.IMAGES}
         return kept | {name: getattr(settings, name) for name in ("options_from", "answer_from")}
 
     def needs(self):
         needed = data(self, self.set_name)
-        unlabelled.check_protocol(self.method, needed["split"], self.settings)
+        method_rules.check_protocol(self.method, needed["split"], self.settings)
         if self.asks_openly:
             return needed
         return {**needed, "propose": Propose(subset=self.subset, **graph(self))}
@@ -162,7 +162,7 @@ class BuildMCQ(RoundOfSet):
     def requires(self):
         """The inputs; Luigi asks for them before any stage runs, so a Split that is there is read now."""
         if not self.parts():
-            unlabelled.check_split(self.method, self.needed["split"], self.settings)
+            method_rules.check_split(self.method, self.needed["split"], self.settings)
         return super().requires()
 
     def extra_identity(self):
@@ -173,7 +173,7 @@ class BuildMCQ(RoundOfSet):
         own["prompt_style"] = self.engine().prompt_style
         if self.asks_openly:
             rest = {"prompt": self._prompt(), "shard_size": self.settings.shard_size}
-            rest |= unlabelled.images(self.method, self.settings)
+            rest |= method_rules.images(self.method, self.settings)
             return {**own, **rest, **paths(self)}
         return {**own, **self.settings.values(), **paths(self)}
 
@@ -205,7 +205,7 @@ class Train(Round):
             settings.check_epochs(self.rounds)
         except StageError as error:
             raise SettingsError(f"luigi.cfg: {error}") from error
-        settings = unlabelled.training(settings, self.method)
+        settings = method_rules.training(settings, self.method)
         times = 1 if method.refreshes else run().rounds
         steps, epochs = settings.steps * times, settings.epochs * times
         rewards = method.rewards(settings.rewards)
@@ -219,6 +219,8 @@ class Train(Round):
             significant.pop("entropy_weight", None)
         if method_of(self.method).unlabelled:
             significant["watch_every"] = settings.watch_every
+        if method_of(self.method).pairs:
+            significant["trl"] = settings.trl
         if settings.epochs:
             significant["epochs"] = settings.epochs
         if settings.plans_ahead:
@@ -256,7 +258,7 @@ class Train(Round):
             "method": self.method,
             "refresh_round": self.refresh_round,
             "prompt_style": self.engine().prompt_style,
-            **unlabelled.reading(self),
+            **method_rules.reading(self),
         }
 
     def arguments(self):
@@ -270,7 +272,8 @@ class Train(Round):
             "method": self.method,
             "ask": method.questions,
             "truth_rollout": method.truth_rollout,
-            **unlabelled.reading(self),
+            "pairs": method.pairs,
+            **method_rules.reading(self),
             **{kind: folders(kind) for kind in ("mcq", "download", "split")},
             "base": str(self.base().folder),
             "policy": str(self.policy().folder),

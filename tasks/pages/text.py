@@ -20,6 +20,7 @@ LABELS = {
     "random_mcq": "random options",
     "text_mcq": "alike in name",
     "visurf": "truth as rollout",
+    "contrast": "contrast pairs",
     "caption": "caption first",
     "one_step": "one step",
     "two_step": "two steps",

@@ -16,7 +16,7 @@ UNLABELLED_PARTS = ("train", "test")
 REFRESHES = ("all", "unsolved", "sample")
 SOLVED = ("keep", "retire")
 # The rewards that go by labels. The first of them that was logged shows whether a question was solved.
-ANSWERED = ("letter", "difficulty_weighted", "exact", "virft_compat", "graded")
+ANSWERED = ("letter", "contrast", "difficulty_weighted", "exact", "virft_compat", "graded")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ GROUPS = ("base", "novel")
 # of novel classes, which base-to-novel training must never see, and those that few shots and caps leave
 # out. Training without labels sees those of novel classes where it is asked to.
 SPLITS = ("pretrain", "train", "val", "test", "unused")
+JOINT = "+"  # joins the ids of a question and of its partner's image, in training in pairs
 # Where an option came from: proposed by the policy, the injected truth, a top-up, or an ablation.
 SOURCES = ("policy", "truth", "top_up", "random", "text", "hard_negative")
 
@@ -238,7 +239,8 @@ def train_log(rewards: Sequence[str]) -> pa.Schema:
 def completions(rewards: Sequence[str]) -> pa.Schema:
     """Train: one row is a completion sampled during training, with each of its `rewards`.
 
-    `step` is the first optimiser step that used it.
+    `step` is the first optimiser step that used it. A partner in training in pairs has an `mcq_id` of two
+    questions' ids, joined by JOINT.
     """
     return _schema(
         step=INT,

@@ -6,13 +6,13 @@ its question, never by its place in the batch.
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from tasks.language.answers import parse
 from tasks.language.vocabulary import Vocabulary
-from training.rewards import Reward, text_of
+from training.rewards import Reward, letter_reward, text_of
 
 
 def frequency_reward(vocabulary: Vocabulary, entropy_weight: float) -> Reward:
@@ -53,6 +53,40 @@ def frequency_reward(vocabulary: Vocabulary, entropy_weight: float) -> Reward:
         return class_id if class_id >= 0 else open_name or None
 
     return frequency_reward
+
+
+def contrast_reward(
+    completions: Sequence[Any],
+    options: Sequence[Sequence[str]],
+    answer_letter: Sequence[str],
+    mcq_id: Sequence[str],
+    pair: Sequence[str],
+    **_: Any,
+) -> list[float]:
+    """The letter reward, times the share of the partner's completions that are right.
+
+    Both questions of a pair show the same options on two images (`training.data.pairs`), and have the
+    same `pair`. A policy that is right on the two with the probabilities p and q earns pq on each, so an
+    answer that does not follow the picture earns nothing. The gradient is that of pq, with less
+    variance than if completions were paired one by one. The factor is the same within a group, so
+    advantages must not be divided by the group's standard deviation. A question without a partner, whose `pair`
+    is "", pays the letter reward. Raises ValueError where a batch holds half a pair.
+    """
+    right = letter_reward(completions, options, answer_letter)
+    own = list(zip(pair, mcq_id, right, strict=True))
+    paid_by: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for name, question, value in of_all_processes(own):
+        paid_by[name][question].append(value)
+    paid = []
+    for name, question, value in own:
+        factor = 1.0
+        if name:
+            partners = [values for key, values in paid_by[name].items() if key != question]
+            if len(partners) != 1:
+                raise ValueError(f"the pair {name} is not whole in this batch")
+            factor = sum(partners[0]) / len(partners[0])
+        paid.append(value * factor)
+    return paid
 
 
 def of_all_processes(rows: list[Any]) -> list[Any]:

@@ -18,7 +18,7 @@ from tasks.language.class_names import ClassNames
 from tasks.language.vocabulary import Vocabulary
 from tasks.runtime.errors import StageError, first_line
 from training import rewards as ours
-from training.data.group_rewards import frequency_reward
+from training.data.group_rewards import contrast_reward, frequency_reward
 from training.rewards import Reward
 from training.settings import LARGEST_REWARD
 
@@ -29,6 +29,7 @@ PLAIN: dict[str, Reward] = {
     "caption_format": ours.caption_format_reward,
     "letter": ours.letter_reward,
     "difficulty_weighted": ours.difficulty_weighted_reward,
+    "contrast": contrast_reward,
 }
 OF_CARD: dict[str, Callable[[Card], Reward]] = {
     "exact": lambda card: ours.exact_reward(ClassNames.of(card)),

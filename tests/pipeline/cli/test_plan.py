@@ -204,7 +204,9 @@ def test_a_plan_counts_what_the_settings_say(recipe):
     [("base", "train", 960), ("base novel", "train", 1920), ("novel", "test", 360)],
 )
 def test_a_plan_counts_the_images_of_training_without_labels(recipe, groups, part, images):
-    recipe(f"[BuildMCQ]\nunlabelled_groups = {groups}\nunlabelled_part = {part}\n[Split]\nshots = 4\n")
+    recipe(
+        f"[BuildMCQ]\nunlabelled_groups = {groups}\nunlabelled_part = {part}\n[Split]\nshots = 4\n"
+    )
     found = plan.plan("beetles", "ttrv", 0, plan.Estimates())
     (note,) = (one["notes"][0] for one in found["work"] if one["stage"].startswith("Train"))
     few = {960: 96, 1920: 96 + 960}.get(images, images)

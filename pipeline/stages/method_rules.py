@@ -1,4 +1,4 @@
-"""Training without labels: the settings and images that it may have, checked before a stage runs."""
+"""What a method needs of [Train] and [BuildMCQ], set or checked before a stage runs."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,16 +14,19 @@ READING = ("vocabulary", "fuzzy_threshold", "fuzzy_margin")  # settings of [Buil
 
 
 def training(settings: TrainSettings, method: str) -> TrainSettings:
-    """[Train] for a method; without labels, neither rewards nor val images may tell one.
+    """[Train] for a method.
 
-    Raises SettingsError where the settings ask for what only labels can tell, or for the reward
-    `frequency` on multiple-choice questions.
+    Without labels, neither rewards nor val images may tell one. In pairs, advantages are scaled by batch
+    unless `trl` says otherwise. Raises SettingsError where the settings do not go with the method.
     """
     kind = method_of(method)
-    problem = ""
+    problem = why = ""
     if kind.questions == "mcq" and "frequency" in settings.rewards:
         problem = "rewards: frequency counts the names of open answers; leave it out"
         why = "asks multiple-choice questions"
+    elif "contrast" in settings.rewards and not kind.pairs:
+        problem = "rewards: contrast is for the pairs of the method contrast; leave it out"
+        why = "asks no pairs"
     elif kind.unlabelled:
         why = "trains without labels"
         known = [name for name in settings.rewards if name in ANSWERED and name != "letter"]
@@ -32,6 +35,17 @@ def training(settings: TrainSettings, method: str) -> TrainSettings:
         elif settings.keep_policy == "best":
             problem = "keep_policy = best goes by labelled val images; set it to last"
         settings = replace(settings, watch_every=0, keep_policy="last")
+    elif kind.pairs:
+        why = "asks pairs of questions"
+        settings = replace(settings, trl={"scale_rewards": "batch", **settings.trl})
+        if settings.trl["scale_rewards"] in ("group", True):
+            problem = 'trl: "scale_rewards": "group" divides away what the pair adds; set "batch" or "none"'
+        elif not {"letter", "contrast"} & settings.rewards.keys():
+            problem = "rewards: pairs are paid in the place of letter; add it"
+        elif settings.dynamic_sampling:
+            problem = "dynamic_sampling would replace one question of a pair; set it to 0"
+        elif settings.questions_per_step < 2:
+            problem = "questions_per_step must be at least 2"
     if problem:
         raise SettingsError(f"luigi.cfg: [Train] {problem} (the method {method} {why})")
     return settings
