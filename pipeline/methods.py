@@ -19,7 +19,9 @@ class Method:
 
     `questions` is mcq (over candidates) or open. `options_from` and `prompt_style` replace the
     settings of these names where they are not empty. `answer` is the reward that replaces `letter`.
-    `truth_rollout` adds the truth to the completions of every group.
+    `answer_from` is what counts as the truth, where it is not empty. `unlabelled` trains without any
+    label. `pairs` asks each question with its partner. `truth_rollout` adds the truth to the completions
+    of every group.
     `supervised` trains on labels, without GRPO. `one_round` takes all steps on the first questions.
     """
 
@@ -28,6 +30,9 @@ class Method:
     options_from: str = ""
     prompt_style: str = ""
     answer: str = "letter"
+    answer_from: str = ""
+    unlabelled: bool = False
+    pairs: bool = False
     truth_rollout: bool = False
     supervised: bool = False
     one_round: bool = False
@@ -60,6 +65,16 @@ METHODS = {
     "virft_compat": Method(
         "the open question, paid as Visual-RFT does", questions="open", answer="virft_compat"
     ),
+    "ttrv": Method(
+        "the open question without labels, paid by agreement within the group",
+        questions="open",
+        answer="frequency",
+        unlabelled=True,
+    ),
+    "dive_k_majority": Method(
+        "as dive_k, with the policy's majority vote in the place of the label",
+        answer_from="majority",
+    ),
     "sft": Method(
         "supervised on the answer to the open question", questions="open", supervised=True
     ),
@@ -71,6 +86,11 @@ METHODS = {
     ),
     "visurf": Method(
         "as dive_k, with the truth among every group's completions", truth_rollout=True
+    ),
+    "contrast": Method(
+        "as dive_k, each question also on an image of the class that it is confused with",
+        answer="contrast",
+        pairs=True,
     ),
     "caption": Method(
         "as dive_k, describing the image before reasoning about it",

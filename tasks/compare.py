@@ -10,7 +10,7 @@ one of the paper's five sets is compared, its published figures stand beside our
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -22,17 +22,19 @@ import data_cards
 from tasks.evaluation import comparison, published
 from tasks.evaluation.budget_curve import budget_curve, mean_curve
 from tasks.evaluation.comparison import Figure
-from tasks.evaluation.cost import budgets, mean_thoughts, unequal
+from tasks.evaluation.cost import budgets, mean_thoughts, row_name, unequal
 from tasks.evaluation.metrics import holm
 from tasks.evaluation.near_misses import mean_near_misses, near_misses
 from tasks.pages.compare_latex import latex
 from tasks.pages.compare_page import compare_page
+from tasks.pages.compare_sections import row_label
 from tasks.pages.compare_tables import csv_table, markdown
-from tasks.pages.text import in_order
+from tasks.pages.text import in_order, mark, warning
+from tasks.questions.trained_on import seen
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError
 from tasks.runtime.protocol import ZERO_SHOT
-from tasks.tables import shards
+from tasks.tables import shards, split_table
 from tasks.tables.schemas import GROUPS
 
 SEED = 0  # of the bootstrap: the same artifacts give the same tables
@@ -70,6 +72,7 @@ def tabulate(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The contents of `compare.json`: all figures of the tables as JSON values."""
     if not runs:
         raise CompareError("there is nothing to compare: [Compare] methods is empty")
+    runs, warnings = _marked(runs)
     rows = {row_name(run): run for run in runs}
     names = sorted(rows, key=lambda name: name != ZERO_SHOT)  # the baseline first, else unchanged
     sets = list(dict.fromkeys((run["set"], run["trained_on"]) for run in runs))
@@ -89,16 +92,26 @@ def tabulate(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "modes": in_order(mode for table in tables for mode in table["modes"]),
         "sets": tables,
         "over_datasets": _over_datasets(all_figures, names) if len(sets) > 1 else {},
-        "budgets": budgets(runs, row_name),
+        "budgets": budgets(runs),
+        "warnings": warnings,
     }
     contents["published"] = published.figures_for(tables)
     contents["unequal"] = unequal(contents, ZERO_SHOT)
     return contents
 
 
-def row_name(run: Mapping[str, Any]) -> str:
-    """A row's name: the method, or the method after one of its rounds."""
-    return run["method"] if run["round"] is None else f"{run['method']}, round {run['round']}"
+def _marked(runs: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The runs, each with the `mark` of its row, and a warning for each row that has one.
+
+    A row has a mark where any of its policies saw test images, or images of novel classes, in training.
+    """
+    saw: dict[str, Counter[str]] = defaultdict(Counter)
+    for run in runs:
+        saw[row_name(run)] |= seen(run["build_mcq"], run["evaluate"], run["split"])
+    named = [{**run, "mark": mark(saw[row_name(run)])} for run in runs]
+    return named, [
+        told for name, counts in saw.items() if (told := warning(counts, row_label(name)))
+    ]
 
 
 def _of_set(
@@ -124,7 +137,7 @@ def _of_set(
             }
             by_group = comparison.figures(values, draws)
             figures[mode][name] = {"figures": by_group, "outcomes": values}
-            shown.setdefault(mode, {})[name] = {key: _plain(f) for key, f in by_group.items()}
+            shown.setdefault(mode, {})[name] = {key: f.values() for key, f in by_group.items()}
     counts = {group: len(images) for group, images in order.items()}
     same = all(len({frozenset(seed) for seed in by_seed}) == 1 for by_seed in ids.values())
     table = {"seeds": seeds, "images": counts, "parts": _parts(runs, order)}
@@ -136,7 +149,7 @@ def _outcomes(
 ) -> tuple[Outcomes, dict[str, list[set[str]]]]:
     """The outcomes of all runs on one set, and each seed's image ids by group."""
     by_row = {(row_name(run), run["seed"]): run for run in runs}
-    group_of = {run["seed"]: _groups(Path(run["split"])) for run in runs}
+    group_of = {run["seed"]: split_table.groups(Path(run["split"])) for run in runs}
     ids: dict[str, list[set[str]]] = {}
     outcomes: Outcomes = {name: {} for name in names}
     for number, seed in enumerate(seeds):
@@ -179,7 +192,7 @@ def _from_rollouts(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     curves: dict[str, list[list[dict[str, Any]]]] = defaultdict(list)
     near: dict[str, list[dict[str, Any]]] = defaultdict(list)
     nothing: dict[str, Any] = {"near_misses": {}, "budget_curves": {}}
-    nothing["thoughts"] = mean_thoughts(runs, row_name)
+    nothing["thoughts"] = mean_thoughts(runs)
     if not data_cards.exists(runs[0]["set"]):
         return nothing
     card = data_cards.load(runs[0]["set"])
@@ -187,7 +200,7 @@ def _from_rollouts(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         table = shards.read(Path(run["evaluate"]), "predictions")
         if tuple(Features.from_arrow_schema(table.schema)["label"].names) != card.classes:
             return nothing
-        groups = _groups(Path(run["split"]))
+        groups = split_table.groups(Path(run["split"]))
         rows = [{**row, "group": groups[row["image_id"]]} for row in table.to_pylist()]
         near[row_name(run)].append(near_misses(rows, card))
         curves[row_name(run)].append(budget_curve(Path(run["evaluate"]), rows, card))
@@ -219,12 +232,6 @@ def _parts(runs: Sequence[Mapping[str, Any]], images: Mapping[str, list[str]]) -
         group: " or ".join(sorted({row["split"] for row in rows if row["image_id"] in ids}))
         for group, ids in evaluated.items()
     }
-
-
-def _groups(folder: Path) -> dict[str, str]:
-    """Image id -> group."""
-    rows = shards.read(folder, "split", ["image_id", "group"]).to_pylist()
-    return {row["image_id"]: row["group"] for row in rows}
 
 
 def _compare_rows(
@@ -259,7 +266,7 @@ def _difference(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -
         p = comparison.sign_flip(before["outcomes"][key], after["outcomes"][key])
     else:
         p = comparison.bootstrap_p(change.drawn)
-    return {**_plain(change), "p": p}
+    return {**change.values(), "p": p}
 
 
 def _over_datasets(all_figures: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
@@ -272,7 +279,7 @@ def _over_datasets(all_figures: list[dict[str, Any]], names: Sequence[str]) -> d
             if all(parts):
                 summaries[name] = comparison.over_datasets([part["figures"] for part in parts])
         means[mode] = {
-            name: {key: _plain(figure) for key, figure in summary.items()}
+            name: {key: figure.values() for key, figure in summary.items()}
             for name, summary in summaries.items()
         }
         for name, summary in summaries.items():
@@ -282,17 +289,8 @@ def _over_datasets(all_figures: list[dict[str, Any]], names: Sequence[str]) -> d
                 base = summaries[ZERO_SHOT][key]
                 change = Figure(figure.by_seed - base.by_seed, figure.drawn - base.drawn)
                 p = comparison.bootstrap_p(change.drawn)
-                means[mode][name][key]["difference"] = {**_plain(change), "p": p}
+                means[mode][name][key]["difference"] = {**change.values(), "p": p}
     return means
-
-
-def _plain(figure: Figure) -> dict[str, Any]:
-    return {
-        "mean": figure.mean,
-        "interval": list(figure.interval),
-        "by_seed": figure.by_seed.tolist(),
-        "spread": figure.spread,
-    }
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from tasks.pages.report import figures as drawn
 from tasks.pages.report.page import build_page
 from tasks.pages.report.training_log import log_figures
 from tasks.pages.text import summary
+from tasks.questions import trained_on
 from tasks.runtime.command import main
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
@@ -100,8 +101,11 @@ def report(
         **_changed(predictions, data_card),
         "traits": traits.table(predictions[:2], data_card),
         "cross": [_cross(entry) for entry in cross or ()],
+        "seen": trained_on.seen([r["build_mcq"] for r in rounds], evaluations[0]["path"], split),
         "rounds": [
-            _round(entry, log) | {"refresh": refresh}
+            _round(entry, log)
+            | {"refresh": refresh}
+            | {"pseudo_labels": trained_on.pseudo_labels(entry, split_rows, data_card)}
             for entry, log, refresh in zip(rounds, logs, changes.refreshes(rounds), strict=True)
         ],
         "stages": [_stage(Path(path)) for path in manifests],

@@ -35,6 +35,9 @@ from training.loop.trl_settings import grpo_config, of_reference_alone
 from training.resources.largest_batch import try_largest
 from training.settings import Round, TrainSettings
 
+# Rewards with a factor that is the same for all completions of a question.
+WEIGHTED = ("difficulty_weighted", "contrast")
+
 
 def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
     """Train for `steps` optimiser steps of `questions_per_step` groups each.
@@ -45,9 +48,13 @@ def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
     session = Session(output, round, settings)
     settings = session.settings
     rewards = list(settings.rewards)
-    reward_functions = choose_rewards(settings, session.cards, session.count_tokens)
+    reward_functions = choose_rewards(settings, session.cards, session.count_tokens, round.reading)
     config = grpo_config(output, settings, total_steps=session.total, seed=round.seed)
     check_scaling(settings.rewards, config)
+    if round.pairs:
+        check_pairs(settings, config)
+    elif "contrast" in settings.rewards:
+        raise StageError("[Train] rewards: contrast is for pairs of questions (method contrast)")
     if round.ask == "open" and settings.order == "curriculum":
         raise StageError("[Train] order = curriculum needs candidates; open questions have none")
     if settings.quantized and config.use_vllm:
@@ -56,6 +63,9 @@ def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
         )
     questions = session.questions(round.prompt_style if round.ask == "mcq" else None)
     rows = session.rows(questions)
+    if questions.pairs:
+        total, plain = len(questions.image_ids), questions.pairs.plain
+        print(f"train: {total - plain} of {total} questions have a partner; {plain} stay plain")
     largest, prompt = longest_row(questions, session.watch, session.processor)
     set_context(config, prompt)
     model, adapters = session.model(config, largest)
@@ -80,7 +90,8 @@ def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
             try_largest(trainer, largest, prompt)
 
     recorder = session.train(trainer, Recorder, rewards, before)
-    session.finish(trainer, recorder, figures(recorder.log, config))
+    counts = {"plain_questions": questions.pairs.plain} if questions.pairs else {}
+    session.finish(trainer, recorder, figures(recorder.log, config) | counts)
     if trainer.accelerator.is_main_process:
         print(f"train: first and last steps: {summary(recorder.log, rewards)}")
         for name in uncounted(recorder.log, rewards):
@@ -92,18 +103,34 @@ def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
 
 
 def check_scaling(rewards: dict[str, float], config: Any) -> None:
-    """Refuse difficulty_weighted where advantages are divided by a group's standard deviation.
+    """Refuse rewards with a weight of a whole group where it is divided away again.
 
-    The weight is the same within a group, so the division would cancel it.
+    Advantages that are divided by a group's standard deviation lose a factor that is the same within
+    the group.
     """
-    if "difficulty_weighted" not in rewards:
-        return
-    if config.multi_objective_aggregation == "normalize_then_sum":
-        raise StageError("[Train] rewards: difficulty_weighted is lost in normalize_then_sum")
-    if config.scale_rewards in ("group", True):
+    for name in WEIGHTED:
+        if name not in rewards:
+            continue
+        if config.multi_objective_aggregation == "normalize_then_sum":
+            raise StageError(f"[Train] rewards: {name} is lost in normalize_then_sum")
+        if config.scale_rewards in ("group", True):
+            raise StageError(
+                f"[Train] rewards: {name} is divided away again where advantages are scaled "
+                'by group; set "scale_rewards": "batch" or "none" in trl'
+            )
+
+
+def check_pairs(settings: TrainSettings, config: Any) -> None:
+    """Refuse settings with which the two questions of a pair could be in different steps."""
+    if config.steps_per_generation != config.gradient_accumulation_steps:
         raise StageError(
-            "[Train] rewards: difficulty_weighted is divided away again where advantages are scaled "
-            'by group; set "scale_rewards": "batch" or "none" in trl'
+            f"[Train] trl: steps_per_generation = {config.steps_per_generation} would put the questions of a "
+            f"pair into different steps; set it to {config.gradient_accumulation_steps}, or leave it out"
+        )
+    if settings.dynamic_sampling or settings.questions_per_step < 2:
+        raise StageError(
+            "[Train] pairs of questions need questions_per_step of 2 or more, and dynamic_sampling = 0, "
+            "which would replace one question of a pair"
         )
 
 

@@ -111,6 +111,9 @@ class TrainSettings(Settings):
         "tokens of thought up to which the reward think_length pays in full", at_least=0, default=32
     )
     think_limit: int = setting("tokens of thought at which it pays 0", at_least=1, default=64)
+    entropy_weight: float = setting(
+        "of the answers' entropy in the reward frequency", at_least=0, at_most=1, unset=0.75
+    )
     order: str = setting("of questions; curriculum: each epoch from easy to hard", choices=ORDERS)
     dynamic_sampling: int = setting(
         "how often groups without a gradient are replaced by further questions; 0: never",
@@ -166,6 +169,13 @@ class TrainSettings(Settings):
     def quantized(self) -> bool:
         """Whether the weights below adapters are quantised."""
         return self.quantize != "none"
+
+    @property
+    def plans_ahead(self) -> bool:
+        """Whether the training of a round depends on the number of rounds: by schedule or by order."""
+        warms_up = any(self.trl.get(key) for key in ("warmup_steps", "warmup_ratio"))
+        scheduled = self.trl.get("lr_scheduler_type", "linear") != "constant" or warms_up
+        return scheduled or self.order == "curriculum"
 
     def with_steps(self, questions: int) -> "TrainSettings":
         """These settings with the steps that `epochs` comes to, given a round's number of questions.
@@ -259,7 +269,11 @@ class Round(Settings):
     card: str
     method: str = setting("as the pipeline calls it")
     ask: str = setting("which questions `mcq` holds", choices=("mcq", "open"))
+    reading: dict[str, Any] | None = setting(
+        "card -> how answers are read, in training without labels", default=None
+    )
     truth_rollout: bool = setting("the truth is one of every group's completions")
+    pairs: bool = setting("each question with its partner, in one step", default=False)
     mcq: list[Path]
     download: list[Path]
     split: list[Path]

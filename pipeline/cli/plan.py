@@ -26,6 +26,7 @@ from pipeline.cli.run_sizes import (
     shards_of,
     token_counter,
 )
+from pipeline.methods import method_of
 from pipeline.settings import SettingsError, overlays, run
 from tasks.evaluation import published
 from training.resources import scaling
@@ -196,7 +197,7 @@ def _propose(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
 
 
 def _train(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
-    pool = sum(counts[name]["train"] for name in stage.names)
+    pool = sum(_pool(built, counts[built.set_name]) for built in stage.questions())
     pool = min(pool, stage.settings.max_questions or pool)
     settings = stage.settings.with_steps(pool)
     steps, each = settings.steps, settings.questions_per_step
@@ -215,6 +216,14 @@ def _train(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
         note += f"; published: {f'about {published.FEW_SHOT_STEPS} steps' if shots else budget}"
     work.notes.append(note)
     return work
+
+
+def _pool(built: Any, counts: dict[str, Any]) -> int:
+    """The images that a stage BuildMCQ asks about; `counts` are those of its set."""
+    settings = built.settings
+    if not method_of(built.method).unlabelled:
+        return counts["train"]
+    return sum(counts["unlabelled"][settings.unlabelled_part][g] for g in settings.unlabelled)
 
 
 def _evaluate(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:

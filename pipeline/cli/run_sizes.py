@@ -50,7 +50,8 @@ def images_of(stage: Stage, part: str = "test", total: int = 0) -> dict[str, Any
     """The number of all images, of train images, of evaluated ones by group, and how it is known.
 
     `part` is that of [Evaluate]. `total` above 0 is assumed as the number of all images, without
-    official splits.
+    official splits. `unlabelled` has, by part and group, the images for training without labels: the few
+    shots of novel classes are not drawn for it.
     """
     parts = parts_of(part)
     with contextlib.suppress(OSError):
@@ -58,12 +59,17 @@ def images_of(stage: Stage, part: str = "test", total: int = 0) -> dict[str, Any
             rows = shards.read(stage.folder, "split", ["group", "split"]).to_pylist()
             counts = Counter((row["group"], row["split"]) for row in rows)
             asked = {group: counts[group, parts[group]] for group in GROUPS}
-            train = counts["base", "train"]
-            return {"all": len(rows), "train": train, "evaluated": asked, "how": "counted"}
+            unlabelled = {
+                "train": {"base": counts["base", "train"], "novel": counts["novel", "unused"]},
+                "test": {group: counts[group, "test"] for group in GROUPS},
+            }
+            known = {"evaluated": asked, "unlabelled": unlabelled, "how": "counted"}
+            return {"all": len(rows), "train": counts["base", "train"], **known}
     card, settings = stage.card, stage.significant()
     classes = len(card.classes)
     base = base_count(classes, settings["protocol"])
     sizes, how = _estimated(stage, settings, base / classes, total)
+    unlabelled = {part: {g: sizes[g][part] for g in GROUPS} for part in ("train", "test")}
     drawn = sum(card.source.get("images_per_class", {}).values()) * classes
     listed = total or drawn or sum(card.official_splits.values())
     everything = listed or sum(sum(of_group.values()) for of_group in sizes.values())
@@ -76,8 +82,10 @@ def images_of(stage: Stage, part: str = "test", total: int = 0) -> dict[str, Any
         }
     train = sizes["base"]["train"]
     train = min(train, settings["max_train_images"] or train)
+    unlabelled["train"]["base"] = train
     evaluated = {g: sizes[g][parts[g]] for g in GROUPS}
-    return {"all": everything, "train": train, "evaluated": evaluated, "how": how}
+    known = {"evaluated": evaluated, "unlabelled": unlabelled, "how": how}
+    return {"all": everything, "train": train, **known}
 
 
 def shards_of(stages: Sequence[Stage], counts: dict) -> dict[str, int]:

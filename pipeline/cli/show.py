@@ -102,7 +102,9 @@ def show_stage(folder: Path, arguments: Any) -> None:
     if arguments.json:
         print(json.dumps(described, indent=1, default=str))
     for artifact, facts in zip(artifacts, described, strict=True):
-        questions = facts["stage"] == "BuildMCQ" and not arguments.where
+        # Open questions have no candidates, and no page of their own.
+        tables = [table["table"] for table in facts["tables"]]
+        questions = "candidates" in tables and not arguments.where
         page = arguments.page
         if page and len(artifacts) > 1:  # two rounds give two pages
             page = page.with_stem(f"{page.stem}-{facts['fingerprint']}")

@@ -167,7 +167,10 @@ def _unknown(folder: Path, table: str, other: Path | None, name: str) -> Iterato
 
 
 def _letters(folder: Path, split: Path, manifest: Manifest) -> Iterator[str]:
-    """A problem if an answer letter is not that of the image's class, where labels are the truth."""
+    """A problem if an answer letter is not that of the image's class, where labels are the truth.
+
+    A question for training without labels has neither an answer nor an option.
+    """
     if manifest.settings.get("answer_from", "label") != "label":
         return
     from tasks.tables import shards
@@ -176,7 +179,13 @@ def _letters(folder: Path, split: Path, manifest: Manifest) -> Iterator[str]:
         zip(*shards.read(split, "split", ["image_id", "label"]).to_pydict().values(), strict=True)
     )
     columns = ["mcq_id", "image_id", "option_class_ids", "answer_letter"]
+    unlabelled = "unlabelled_groups" in manifest.settings
     for row in shards.read(folder, "mcq", columns).to_pylist():
+        if unlabelled:
+            if row["answer_letter"] or row["option_class_ids"]:
+                yield f"{folder}: question {row['mcq_id']} tells a label, in training without labels"
+                return
+            continue
         index = LETTERS.index(row["answer_letter"])
         if row["option_class_ids"][index : index + 1] != [labels.get(row["image_id"])]:
             yield f"{folder}: the answer of question {row['mcq_id']} is not its image's class"

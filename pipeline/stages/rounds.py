@@ -13,6 +13,7 @@ from pipeline.methods import method_of, num_rounds
 from pipeline.parameters import parameter, parameters
 from pipeline.settings import SettingsError, run
 from pipeline.stage import OfSet, Stage
+from pipeline.stages import method_rules
 from pipeline.stages.data import (
     BasePolicy,
     data,
@@ -126,10 +127,13 @@ class BuildMCQ(RoundOfSet):
 
     @cached_property
     def settings(self) -> BuildMCQSettings:
-        """[BuildMCQ], with the wrong options of this method."""
-        kind = method_of(self.method).options_from
-        settings = self.read(BuildMCQSettings)
-        return replace(settings, options_from=kind) if kind else settings
+        """[BuildMCQ], with the wrong options and the truth of this method."""
+        method, settings = method_of(self.method), self.read(BuildMCQSettings)
+        return replace(
+            settings,
+            options_from=method.options_from or settings.options_from,
+            answer_from=method.answer_from or settings.answer_from,
+        )
 
     @property
     def asks_openly(self) -> bool:
@@ -141,16 +145,25 @@ class BuildMCQ(RoundOfSet):
         return "tasks.build_open" if self.asks_openly else "tasks.build_mcq"
 
     def significant(self):
-        significant = super().significant()
+        significant, settings = super().significant(), self.settings
         if self.asks_openly:
-            return {"prompt": self._prompt(), **{k: significant[k] for k in ("shard_size", "seed")}}
-        return {**significant, "options_from": self.settings.options_from}
+            own = {"prompt": self._prompt(), **{k: significant[k] for k in ("shard_size", "seed")}}
+            return {**own, **method_rules.images(self.method, settings)}
+        kept = {k: value for k, value in significant.items() if k not in method_rules.IMAGES}
+        return kept | {name: getattr(settings, name) for name in ("options_from", "answer_from")}
 
     def needs(self):
         needed = data(self, self.set_name)
+        method_rules.check_protocol(self.method, needed["split"], self.settings)
         if self.asks_openly:
             return needed
         return {**needed, "propose": Propose(subset=self.subset, **graph(self))}
+
+    def requires(self):
+        """The inputs; Luigi asks for them before any stage runs, so a Split that is there is read now."""
+        if not self.parts():
+            method_rules.check_split(self.method, self.needed["split"], self.settings)
+        return super().requires()
 
     def extra_identity(self):
         return {"method": self.method, "prompt_style": self.engine().prompt_style}
@@ -160,6 +173,7 @@ class BuildMCQ(RoundOfSet):
         own["prompt_style"] = self.engine().prompt_style
         if self.asks_openly:
             rest = {"prompt": self._prompt(), "shard_size": self.settings.shard_size}
+            rest |= method_rules.images(self.method, self.settings)
             return {**own, **rest, **paths(self)}
         return {**own, **self.settings.values(), **paths(self)}
 
@@ -191,6 +205,7 @@ class Train(Round):
             settings.check_epochs(self.rounds)
         except StageError as error:
             raise SettingsError(f"luigi.cfg: {error}") from error
+        settings = method_rules.training(settings, self.method)
         times = 1 if method.refreshes else run().rounds
         steps, epochs = settings.steps * times, settings.epochs * times
         rewards = method.rewards(settings.rewards, self.engine().prompt_style)
@@ -202,9 +217,15 @@ class Train(Round):
         if "think_length" not in settings.rewards:
             del significant["think_target"], significant["think_limit"]
         significant |= {"steps": settings.steps, "rewards": settings.rewards}
+        if "frequency" not in settings.rewards:
+            significant.pop("entropy_weight", None)
+        if method_of(self.method).unlabelled:
+            significant["watch_every"] = settings.watch_every
+        if method_of(self.method).pairs:
+            significant["trl"] = settings.trl
         if settings.epochs:
             significant["epochs"] = settings.epochs
-        if _plans_ahead(settings):
+        if settings.plans_ahead:
             significant["rounds"] = self.rounds if settings.carry_over else 1
         return significant
 
@@ -222,11 +243,13 @@ class Train(Round):
             )
         return super().requires()
 
+    def questions(self) -> list[BuildMCQ]:
+        """The stages whose questions it is trained on: one a set."""
+        mixed = len(self.names) > 1
+        return [BuildMCQ(subset=name if mixed else "", **graph(self)) for name in self.names]
+
     def needs(self):
-        needed: dict[str, Stage] = {
-            f"mcq/{name}": BuildMCQ(subset=name if len(self.names) > 1 else "", **graph(self))
-            for name in self.names
-        }
+        needed: dict[str, Stage] = {f"mcq/{built.set_name}": built for built in self.questions()}
         if self.settings.watch_every:
             for name in self.names:
                 needed |= {f"{key}/{name}": stage for key, stage in data(self, name).items()}
@@ -237,6 +260,7 @@ class Train(Round):
             "method": self.method,
             "refresh_round": self.refresh_round,
             "prompt_style": self.engine().prompt_style,
+            **method_rules.reading(self),
         }
 
     def arguments(self):
@@ -250,6 +274,8 @@ class Train(Round):
             "method": self.method,
             "ask": method.questions,
             "truth_rollout": method.truth_rollout,
+            "pairs": method.pairs,
+            **method_rules.reading(self),
             **{kind: folders(kind) for kind in ("mcq", "download", "split")},
             "base": str(self.base().folder),
             "policy": str(self.policy().folder),
@@ -274,11 +300,3 @@ def graph(stage: Any, **changed: Any) -> dict[str, Any]:
 def last_round(method: str) -> int:
     """The last round of a method."""
     return num_rounds(method, run().rounds) - 1
-
-
-def _plans_ahead(settings: TrainSettings) -> bool:
-    """Whether the training of a round depends on the number of rounds: by schedule or by order."""
-    trl = settings.trl
-    warms_up = any(trl.get(key) for key in ("warmup_steps", "warmup_ratio"))
-    scheduled = trl.get("lr_scheduler_type", "linear") != "constant" or warms_up
-    return scheduled or settings.order == "curriculum"

@@ -9,6 +9,7 @@ images with fixed seeds. The spread over seeds is a figure of its own.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,6 +41,15 @@ class Figure:
     def interval(self) -> tuple[float, float]:
         """The 95 % interval for the draw of images."""
         return percentiles(self.drawn)
+
+    def values(self) -> dict[str, Any]:
+        """The figure as JSON values."""
+        return {
+            "mean": self.mean,
+            "interval": list(self.interval),
+            "by_seed": self.by_seed.tolist(),
+            "spread": self.spread,
+        }
 
 
 def draw_images(images: int, *, seed: int, resamples: int = RESAMPLES) -> NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,13 @@ SUPERVISED = ("sft",)  # methods that sample no completions, since they learn fr
 EQUAL = ("rollouts", "optimiser_steps", "completions")  # budgets that a fair comparison has alike
 
 
-def budgets(
-    runs: Sequence[Mapping[str, Any]], row_name: Callable[[Mapping[str, Any]], str]
-) -> dict[str, dict[str, dict[str, Any]]]:
+def row_name(run: Mapping[str, Any]) -> str:
+    """A row's name: the method, or the method after one of its rounds, with its mark if it has one."""
+    name = run["method"] if run["round"] is None else f"{run['method']}, round {run['round']}"
+    return f"{name} ({run['mark']})" if run.get("mark") else name
+
+
+def budgets(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
     """The budgets of each row, by training set: one figure, or a list where seeds differ."""
     spent: dict[str, dict[str, dict[str, list[float]]]] = {}
     for run in runs:
@@ -85,9 +89,7 @@ def thoughts(
     return {"unit": "tokens" if file.is_file() else "words", "modes": means}
 
 
-def mean_thoughts(
-    runs: Sequence[Mapping[str, Any]], row_name: Callable[[Mapping[str, Any]], str]
-) -> dict[str, dict[str, Any]]:
+def mean_thoughts(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """What `thoughts` found for each row, as means over seeds, from their `evaluate` folders.
 
     Without the modes that some seeds lack, and without rows of which an evaluation has nothing, as an

@@ -12,6 +12,7 @@ from tasks.pages.text import percent, title_of
 def latex(comparison: Mapping[str, Any]) -> str:
     """A table for each set and one over all sets; they need the LaTeX package booktabs."""
     parts = ["% needs \\usepackage{booktabs}"]
+    parts += [rf"\textbf{{\large {_tex(line)}}}" for line in comparison.get("warnings", ())]
     for table in comparison["sets"]:
         keys = keys_of(table["modes"])
         caption = f"{set_label(table)}: {counts_text(table)} Seeds: {', '.join(map(str, table['seeds']))}."

@@ -36,6 +36,7 @@ def compare_page(comparison: Mapping[str, Any]) -> str:
     return render(
         "compare.html.jinja",
         title=f"{len(comparison['rows'])} policies on {sets}",
+        warnings=comparison.get("warnings", ()),
         seeds=seeds_text(comparison),
         over_datasets=[
             _table(mode, by_row, OVER)

@@ -60,6 +60,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     baseline = row_label(comparison["rows"][0]["name"])
     parts = [
         "# Comparison",
+        *(f"## {line}" for line in comparison.get("warnings", ())),
         f"Accuracy in %, {seeds_text(comparison)}; in brackets 95 % intervals for the draw of "
         f"test images. Differences are paired, image by image, from the {baseline}; p is adjusted "
         "over the datasets (Holm). ± is the standard deviation over seeds.",
@@ -142,7 +143,7 @@ def csv_table(comparison: Mapping[str, Any]) -> str:
 
 def summary(comparison: Mapping[str, Any]) -> str:
     """Each set's tables as plain text, which a run prints at its end."""
-    parts = []
+    parts = list(comparison.get("warnings", ()))
     for table in comparison["sets"]:
         parts.append(f"{set_label(table)}: {counts_text(table)}")
         for mode, rows in table["modes"].items():

@@ -14,10 +14,13 @@ LABELS = {
     "dive_k": "DiVE-k",
     "virft": "ViRFT",
     "virft_compat": "ViRFT (as published)",
+    "ttrv": "TTRV (no labels)",
+    "dive_k_majority": "DiVE-k (majority vote)",
     "sft": "supervised",
     "random_mcq": "random options",
     "text_mcq": "alike in name",
     "visurf": "truth as rollout",
+    "contrast": "contrast pairs",
     "caption": "caption first",
     "direct": "answer only",
     "one_step": "one step",
@@ -34,8 +37,9 @@ SPOKEN_MODES = {"one_step": "Asked once", "two_step": "Asked in two steps"}
 
 
 def label(name: str) -> str:
-    """The name of a method, mode or column on pages and in summaries."""
-    return LABELS.get(name, name.replace("_", " "))
+    """The name of a method, mode or column on pages and in summaries; a mark in parentheses stays."""
+    plain, bracket, mark = name.partition(" (")
+    return LABELS.get(plain, plain.replace("_", " ")) + bracket + mark
 
 
 def title_of(name: str) -> str:
@@ -93,16 +97,51 @@ def signs(text: str) -> str:
     return text.replace("-", "−")
 
 
+def mark(seen: Mapping[str, int]) -> str:
+    """What stands beside the name of a policy that saw more than base train images; else "".
+
+    `seen` has the numbers of images that it was trained on: `evaluated` of those that it is measured
+    on, and `novel` of novel classes.
+    """
+    if seen.get("evaluated"):
+        return "TRAINED ON THE TEST IMAGES"
+    return "saw novel images" if seen.get("novel") else ""
+
+
+def marked(name: str, seen: Mapping[str, int]) -> str:
+    """A policy's name with its mark, if it has one."""
+    return f"{name} ({told})" if (told := mark(seen)) else name
+
+
+def warning(seen: Mapping[str, int], name: str) -> str:
+    """The sentence at the top of a page for the policy `name` with such a mark; "" without one."""
+    if seen.get("evaluated"):
+        return (
+            f"TRAINED ON THE TEST IMAGES: {name} was trained, without labels, on {seen['evaluated']:,} of the "
+            "images that it is measured on. Its figures say nothing about new images, and must not stand "
+            "beside those of methods that never saw them."
+        )
+    if seen.get("novel"):
+        return (
+            f"Novel images seen: {name} was trained, without labels, on {seen['novel']:,} images of novel "
+            "classes. To the other methods these classes are new."
+        )
+    return ""
+
+
 def summary(metrics: dict) -> str:
     """The result as a plain-text table and verdict, from the contents of `metrics.json` alone."""
     first, *others = metrics["evaluations"]
     counts = " and ".join(f"{n:,} {group}" for group, n in metrics["images"]["groups"].items())
     parts = " and ".join(metrics["images"]["in_split"])  # "test", or "val" while tuning
-    lines = [f"{metrics['card']['name']}: {counts} {parts} images; accuracy in %, 95 % intervals"]
+    seen = metrics.get("seen", {})
+    told = warning(seen, label(others[0]["name"])) if others else ""
+    lines = [told, ""] if told else []
+    lines += [f"{metrics['card']['name']}: {counts} {parts} images; accuracy in %, 95 % intervals"]
     for other in others or [None]:
         columns = ["", label(first["name"])]
         if other:
-            columns += [label(other["name"]), "paired difference"]
+            columns += [marked(label(other["name"]), seen), "paired difference"]
         rows = [columns]
         for mode in metrics["modes"]:
             rows.append([label(mode)])

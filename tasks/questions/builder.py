@@ -15,6 +15,7 @@ import pyarrow as pa
 from data_cards import Card
 from tasks.language import class_names, prompts
 from tasks.language.prompts import LETTERS
+from tasks.language.vocabulary import Vocabulary
 from tasks.questions.candidates import BLOCK_ROLLOUTS, merge_images
 from tasks.questions.options import (
     Neighbours,
@@ -28,7 +29,7 @@ from tasks.questions.options import (
 from tasks.questions.settings import BuildMCQSettings
 from tasks.questions.stats import count, empty_stats, most_confused
 from tasks.questions.tables import candidate_table, difficulties
-from tasks.questions.votes import Candidate, Merged, Vocabulary
+from tasks.questions.votes import Candidate, Merged
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
 from tasks.tables.seeding import row_generator, row_generators

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from tasks.language import answers
 from tasks.language.class_names import ClassNames
+from tasks.language.vocabulary import OPEN, Vocabulary
 from tasks.language.words import MAX_LENGTH
 from tasks.questions.rollouts import LOGPROB_UNIT, Block, blocks, logprob_units
-from tasks.questions.votes import OPEN, Merged, Vocabulary, Votes
+from tasks.questions.votes import Merged, Votes
 from tasks.tables import shards
 
 _UNPARSED, _OUTSIDE = -1, -2  # targets of an answer that is no candidate

@@ -83,7 +83,15 @@ def _rows(paths: list[Path], style: str, start: int = 0) -> Iterator[Row]:
 
 
 def _answer(row: Row) -> str:
-    """The letter of the truth, or its name where the question is open."""
+    """The letter of the truth, or its name where the question is open.
+
+    Raises StageError for a question without an answer, as training without labels has them.
+    """
+    if not row["answer_letter"]:
+        raise StageError(
+            f"the question about {row['image_id']} has no answer, since it is for training without labels; "
+            "other trainers' formats need one: export the questions of another method"
+        )
     return row["options"][0] if len(row["options"]) == 1 else row["answer_letter"]
 
 

@@ -13,12 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tasks.questions.settings import ProposeSettings
+from tasks.questions.settings import ANSWERED, ProposeSettings
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
-
-# The first of these rewards that was logged shows whether a question was answered right.
-ANSWERED = ("letter", "difficulty_weighted", "exact", "virft_compat", "graded")
 
 
 @dataclass(frozen=True)
@@ -72,6 +69,7 @@ def plan(
 def latest_rewards(train: Path) -> dict[str, float]:
     """Image id -> mean answer reward over the completions of its latest use in training.
 
+    Partners, which ask another question's options about the image, do not count.
     Raises StageError where no reward for the answer was logged.
     """
     table = shards.read(train, "completions")
@@ -81,6 +79,8 @@ def latest_rewards(train: Path) -> dict[str, float]:
             f"{train} logged no reward for answers ({', '.join(ANSWERED)}), so that nobody knows "
             "which questions are solved; set [Propose] refresh = all"
         )
+    own = [schemas.JOINT not in mcq_id for mcq_id in table["mcq_id"].to_pylist()]
+    table = table.filter(pa.array(own, pa.bool_()))
     images = np.array(table["image_id"].to_pylist())
     steps, paid = np.array(table["step"]), np.array(table[name], dtype=float)
     # difficulty_weighted pays up to 2; what counts here is whether the answer was right.

@@ -11,8 +11,12 @@ TOP_UPS = ("confusion", "text", "random", "none")
 VOCABULARIES = ("closed", "open")
 OPTIONS_FROM = ("policy", "random", "text", "hard_negative")
 ANSWERS_FROM = ("label", "majority")
+UNLABELLED_GROUPS = ("base", "novel")
+UNLABELLED_PARTS = ("train", "test")
 REFRESHES = ("all", "unsolved", "sample")
 SOLVED = ("keep", "retire")
+# The rewards that go by labels. The first of them that was logged shows whether a question was solved.
+ANSWERED = ("letter", "contrast", "difficulty_weighted", "exact", "virft_compat", "graded")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,17 @@ class BuildMCQSettings(Settings):
         "a larger share that cannot be read: skipped", at_least=0, at_most=1
     )
     max_lost_share: float = setting("more images without a candidate: an error", at_least=0)
+    unlabelled_groups: str = setting(
+        "classes whose images training without labels sees",
+        choices=UNLABELLED_GROUPS,
+        several=True,
+        unset="base",
+    )
+    unlabelled_part: str = setting(
+        "their part of the split; test: the images that are then scored",
+        choices=UNLABELLED_PARTS,
+        unset="train",
+    )
     shard_size: int = setting("images a shard; letters are balanced in each", at_least=1)
 
     @property
@@ -88,7 +103,18 @@ class BuildMCQSettings(Settings):
         lone = num_candidates == 1 and self.lone_wrong_options
         return self.lone_wrong_options if lone else self.min_options
 
+    @property
+    def unlabelled(self) -> tuple[str, ...]:
+        """The groups of classes that training without labels sees."""
+        words = self.unlabelled_groups.replace(",", " ").split()
+        return tuple(group for group in UNLABELLED_GROUPS if group in words)
+
     def check(self) -> None:
+        if not self.unlabelled:
+            raise StageError(
+                "[BuildMCQ] unlabelled_groups names no group; choose of "
+                f"{', '.join(UNLABELLED_GROUPS)}"
+            )
         for name in ("min_options", "lone_wrong_options"):
             if (least := getattr(self, name)) > self.num_options:
                 raise StageError(

@@ -1,4 +1,4 @@
-"""The merged votes of an image: its candidates and answers, and which names may be candidates."""
+"""The merged votes of an image: its candidates and its distinct answers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,10 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from tasks.language.class_names import ClassNames
-
-OPEN = -1  # the class id of a name that is no class of the card
 
 
 class Candidate(NamedTuple):
@@ -51,26 +47,6 @@ class Votes:
     num_unparsed: int
     num_outside: int
     answers: list[Answer]
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What may become a candidate: the classes `allowed` and, with `open`, names that are no class.
-
-    An answer that names a class outside `allowed` never becomes a candidate, however it is spelled.
-    """
-
-    names: ClassNames
-    allowed: frozenset[int]
-    open: bool = False
-
-    def read(self, text: str) -> tuple[int, str, str]:
-        """(class id, step, open key) of an answer; the key is "" unless it is an open candidate."""
-        match = self.names.match(text)
-        if match.class_id is not None:
-            return match.class_id, match.step, ""
-        key = self.names.open_key(text) if self.open else None
-        return OPEN, match.step if key is None else "open", key or ""
 
 
 @dataclass(frozen=True)

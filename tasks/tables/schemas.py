@@ -14,8 +14,10 @@ STR, INT, FLOAT, BOOL = Value("string"), Value("int32"), Value("float32"), Value
 
 GROUPS = ("base", "novel")
 # `pretrain` images are for BasePolicy's supervised pretraining alone. `unused` are the train images
-# of novel classes, which base-to-novel training must never see.
+# of novel classes, which base-to-novel training must never see, and those that few shots and caps leave
+# out. Training without labels sees those of novel classes where it is asked to.
 SPLITS = ("pretrain", "train", "val", "test", "unused")
+JOINT = "+"  # joins the ids of a question and of its partner's image, in training in pairs
 # Where an option came from: proposed by the policy, the injected truth, a top-up, or an ablation.
 SOURCES = ("policy", "truth", "top_up", "random", "text", "hard_negative")
 
@@ -114,7 +116,8 @@ def mcq() -> pa.Schema:
     """BuildMCQ: one row is a frozen question. The four lists of options run in parallel.
 
     `truth_share`, `margin` and `entropy` measure its difficulty (`tasks.questions.tables`).
-    `label_differs` means that the answer is the policy's majority and not the image's label.
+    `label_differs` means that the answer is the policy's majority and not the image's label. A question
+    for training without labels has no options, and "" for a letter.
     """
     return _schema(
         mcq_id=STR,
@@ -236,7 +239,8 @@ def train_log(rewards: Sequence[str]) -> pa.Schema:
 def completions(rewards: Sequence[str]) -> pa.Schema:
     """Train: one row is a completion sampled during training, with each of its `rewards`.
 
-    `step` is the first optimiser step that used it.
+    `step` is the first optimiser step that used it. A partner in training in pairs has an `mcq_id` of two
+    questions' ids, joined by JOINT.
     """
     return _schema(
         step=INT,

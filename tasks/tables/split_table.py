@@ -1,7 +1,7 @@
 """Reads the split table: which image is train, val or test, and which class is base or novel."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,45 @@ def select_parts(split: Path, parts: Mapping[str, str]) -> list[dict[str, Any]]:
         part = " or ".join(dict.fromkeys(parts[group] for group in groups))
         raise StageError(f"{split} holds no {part} image of {' or '.join(groups)} classes")
     return sorted(rows, key=lambda row: row["image_id"])
+
+
+def unlabelled(split: Path, groups: Sequence[str], part: str) -> list[dict[str, Any]]:
+    """The images that training without labels sees, by ascending image id: id and group alone.
+
+    `part` is train or test. Train images of novel classes stand in the split as `unused`.
+    Raises StageError where one of `groups` has no such images.
+    """
+    parts = dict.fromkeys(groups, part)
+    if part == "train" and "novel" in parts:
+        parts["novel"] = "unused"
+    table = shards.read(split, "split", ["image_id", "group", "split"]).to_pylist()
+    rows = [row for row in table if row["split"] == parts.get(row["group"])]
+    if lacking := [group for group in groups if all(row["group"] != group for row in rows)]:
+        raise StageError(
+            f"[BuildMCQ] unlabelled_groups = {' '.join(groups)}: {split} holds no {part} images of "
+            f"{lacking[0]} classes; {_remedy(lacking[0], {row['group'] for row in table}, part)}"
+        )
+    rows.sort(key=lambda row: row["image_id"])
+    return [{name: row[name] for name in ("image_id", "group")} for row in rows]
+
+
+def _remedy(group: str, there: set[str], part: str) -> str:
+    """What to do where a split has no images of a group for training without labels."""
+    if group not in there:
+        return "with [Split] protocol = all every class is base: leave novel out"
+    if part == "test":
+        return "leave that group out"
+    return (
+        "its source puts them into val and test alone: leave that group out, use a source or a "
+        "[Split] split_file with train images of these classes, or set unlabelled_part = test, which "
+        "the report then points out"
+    )
+
+
+def groups(split: Path) -> dict[str, str]:
+    """Image id -> base or novel."""
+    rows = shards.read(split, "split", ["image_id", "group"]).to_pylist()
+    return {row["image_id"]: row["group"] for row in rows}
 
 
 def base_count(num_classes: int, protocol: str) -> int:

@@ -28,9 +28,9 @@ from tasks.build_mcq import Builder
 from tasks.language import answers
 from tasks.language.class_names import ClassNames
 from tasks.language.prompts import LETTERS
+from tasks.language.vocabulary import Vocabulary
 from tasks.questions.candidates import merge_images
 from tasks.questions.settings import BuildMCQSettings
-from tasks.questions.votes import Vocabulary
 from tasks.tables import schemas, shards
 from tests.bench import results
 from tests.bench.official_rules import Losses, official_rules, spread

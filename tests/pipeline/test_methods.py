@@ -41,6 +41,9 @@ def test_rounds_that_start_afresh_are_counted_too():
         ("virft", {"ask": "open", "rewards": {"format": 1.0, "exact": 1.0}}),
         ("virft_compat", {"ask": "open", "rewards": {"format": 1.0, "virft_compat": 1.0}}),
         ("sft", {"ask": "open"}),
+        ("ttrv", {"ask": "open", "rewards": {"format": 1.0, "frequency": 1.0}, "split": []}),
+        ("dive_k_majority", {"ask": "mcq", "rewards": {"format": 1.0, "letter": 1.0}}),
+        ("contrast", {"ask": "mcq", "pairs": True, "rewards": {"format": 1.0, "contrast": 1.0}}),
         ("visurf", {"ask": "mcq", "truth_rollout": True}),
         ("caption", {"prompt_style": "caption", "rewards": {"caption_format": 1.0, "letter": 1.0}}),
     ],
@@ -92,6 +95,45 @@ def test_an_ablation_changes_the_wrong_options_only(method, options):
     assert given[method].pop("options_from") == options
     assert given["dive_k"].pop("options_from") == "policy"
     assert given[method] == given["dive_k"], "the same proposals, the same rules"
+
+
+def test_pairs_are_scaled_by_batch_unless_the_user_says_otherwise():
+    plain, paired = train("dive_k"), train("contrast")
+    assert paired.settings.trl == {**plain.settings.trl, "scale_rewards": "batch"}
+    assert paired.significant()["trl"] == paired.settings.trl
+    assert "scale_rewards" not in plain.settings.trl
+    assert train("contrast", trl={"scale_rewards": "none"}).settings.trl["scale_rewards"] == "none"
+    questions = [stage.needs()["mcq/beetles"].arguments() for stage in (plain, paired)]
+    assert questions[0] == questions[1], "the pairs are of the same questions"
+
+
+@pytest.mark.parametrize(
+    ("method", "changed", "told"),
+    [
+        ("contrast", {"trl": {"scale_rewards": "group"}}, "divides away what the pair adds"),
+        ("contrast", {"dynamic_sampling": 2}, "dynamic_sampling would replace one question"),
+        ("contrast", {"questions_per_step": 1}, "questions_per_step must be at least 2"),
+        ("contrast", {"rewards": {"format": 1.0}}, "pairs are paid in the place of letter"),
+        (
+            "dive_k",
+            {"rewards": {"contrast": 1.0}},
+            "contrast is for the pairs of the method contrast",
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_method_is_refused_before_a_stage_runs(method, changed, told):
+    with pytest.raises(SettingsError, match=told):
+        train(method, **changed).settings  # noqa: B018
+
+
+def test_the_majority_vote_takes_the_place_of_the_label_only():
+    stages = {m: tasks.BuildMCQ(subset="", **graph(m)) for m in ("dive_k", "dive_k_majority")}
+    given = {m: stage.arguments() for m, stage in stages.items()}
+    assert given["dive_k"].pop("answer_from") == "label"
+    assert given["dive_k_majority"].pop("answer_from") == "majority"
+    assert given["dive_k"] == given["dive_k_majority"]
+    told = {m: stage.significant()["answer_from"] for m, stage in stages.items()}
+    assert told == {"dive_k": "label", "dive_k_majority": "majority"}
 
 
 def test_before_any_training_all_methods_share_their_proposals():

@@ -88,12 +88,16 @@ OTHER_VALUES = {
     "check_largest_batch": "true",
     "refresh": "unsolved",
     "solved": "retire",
+    "unlabelled_groups": "novel",
+    "unlabelled_part": "test",
     "train_caps": '{"*": 7}',
 }
 
 
 # What a refresh does is no business of the first round, and its details none of refresh = all.
 DIFFERENT = {"refresh": ROUND1, "refresh_share": set(), "solved_at": set(), "solved": set()}
+# They are of training without labels.
+DIFFERENT |= {"entropy_weight": set(), "unlabelled_groups": set(), "unlabelled_part": set()}
 DIFFERENT["datasets"] = {"Report/dive_k/"}  # which shows further evaluations
 DEFAULT: dict[str, str] = {}  # of luigi.cfg with a policy that is taught, made once
 WITH = {  # what else must be set

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.language.class_names import ClassNames
+from tasks.language.vocabulary import Vocabulary
 from tasks.questions.candidates import merge, merge_all, merge_images
-from tasks.questions.votes import Vocabulary
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
 

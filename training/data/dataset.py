@@ -19,7 +19,9 @@ from tasks.language import prompts
 from tasks.language.prompts import LETTERS
 from tasks.tables import shards
 from tasks.tables.pixels import Decoder, picture_size
+from tasks.tables.schemas import JOINT
 from tasks.tables.seeding import row_generator
+from training.data.pairs import COLUMNS, Pairs, Use
 
 # Dynamic sampling's questions use epochs from here on, which no run reaches by itself.
 FURTHER = 1 << 20
@@ -39,7 +41,8 @@ class Questions:
     """The frozen questions of one or several sets, asked in the words of each set's card.
 
     `style` is the prompt style of multiple-choice questions; None means open questions, which are
-    shown as they were frozen. `limit` keeps so many questions, of each set in proportion to its number
+    shown as they were frozen. With `pairs_in` each question is followed by its partner (`training.data.pairs`)
+    within steps of so many questions. `limit` keeps so many questions, of each set in proportion to its number
     of questions; 0 keeps all. Images are memory-mapped from a copy in the folder `cache`, and `decode`
     decodes them. `sizes` are the (width, height) of each question's image. Questions about images that the
     policy's processor refuses are left out; `refused` has the reasons by image id.
@@ -52,6 +55,7 @@ class Questions:
         style: str | None,
         *,
         seed: int,
+        pairs_in: int = 0,
         limit: int = 0,
         cache: Path | None = None,
         decode: Decoder = Decoder(),  # noqa: B008
@@ -80,6 +84,8 @@ class Questions:
         self.cards = {card.name: card for card in cards}
         self.style, self.seed = style, seed
         self.image_ids: list[str] = list(self.frozen["image_id"])
+        self.pairs_in = pairs_in
+        self.pairs = Pairs(self.frozen.select_columns(list(COLUMNS))[:], seed) if pairs_in else None
 
     def rows(
         self,
@@ -98,17 +104,24 @@ class Questions:
         the strongest other candidate.
         """
         easiness = np.array(self.frozen["margin"][:]) if order == "curriculum" else None
-        self.uses = question_order(self.image_ids, num_uses, self.seed, easiness, after)
-        uses = [(0, 0)] * skipped + self.uses
-        picked = self.frozen.select([question for question, _ in uses]).flatten_indices()
-        picked = picked.add_column("epoch", [epoch for _, epoch in uses])
-        picked = picked.add_column("number", [question for question, _ in uses])
+
+        def order_of(count: int) -> list[tuple[int, int]]:
+            return question_order(self.image_ids, count, self.seed, easiness, after)
+
+        if self.pairs:
+            self.uses = self.pairs.filled(order_of, num_uses, self.pairs_in)
+        else:
+            self.uses = [Use(question, epoch, question) for question, epoch in order_of(num_uses)]
+        uses = [Use(0, 0, 0)] * skipped + self.uses
+        picked = self.frozen.select([use.question for use in uses]).flatten_indices()
+        picked = picked.add_column("place", list(range(len(uses))))
 
         def render(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-            pictures = self._read(batch["number"])
+            own = [uses[place] for place in batch.pop("place")]
+            pictures = self._read([use.image for use in own])
             rows = [
-                self._row(dict(zip(batch, values, strict=True)), picture)
-                for picture, *values in zip(pictures, *batch.values(), strict=True)
+                self._row(dict(zip(batch, values, strict=True)), picture, use)
+                for picture, use, *values in zip(pictures, own, *batch.values(), strict=True)
             ]
             rows = [then(row) for row in rows] if then else rows
             return {key: [row[key] for row in rows] for key in rows[0]}
@@ -117,8 +130,8 @@ class Questions:
 
     def place(self, use: int) -> Place:
         """The place of the last dataset of `rows` after use number `use`, counted from 1."""
-        question, epoch = self.uses[use - 1]
-        return Place(epoch, self.image_ids[question])
+        last = self.uses[use - 1]
+        return Place(last.epoch, self.image_ids[last.question])
 
     def further(self, count: int, occasion: int) -> list[dict[str, Any]]:
         """`count` rows for dynamic sampling, drawn from (seed, occasion) alone."""
@@ -127,7 +140,7 @@ class Questions:
         epoch = FURTHER + occasion
         numbers = [int(number) for number in drawn]
         return [
-            self._row({**self.frozen[number], "epoch": epoch}, picture)
+            self._row(self.frozen[number], picture, Use(number, epoch, number))
             for number, picture in zip(numbers, self._read(numbers), strict=True)
         ]
 
@@ -144,9 +157,11 @@ class Questions:
         }
         return [self._pictures[number] for number in numbers]
 
-    def _row(self, row: dict[str, Any], picture: Any) -> dict[str, Any]:
+    def _row(self, row: dict[str, Any], picture: Any, use: Use) -> dict[str, Any]:
         card = self.cards[row["image_id"].split("/")[0]]
-        return training_row({**row, "image": picture}, card, self.style, self.seed)
+        row = self.pairs.posed(row, use) if self.pairs else row
+        row = {**row, "image": picture, "epoch": use.epoch}
+        return training_row(row, card, self.style, self.seed)
 
 
 def sample(image_ids: Sequence[str], sizes: Sequence[int], limit: int, seed: int) -> list[int]:
@@ -204,23 +219,26 @@ def training_row(row: dict[str, Any], card: Card, style: str | None, seed: int) 
 
     The columns: `prompt` (chat), `image` (PIL), `options` in the order shown, `answer_letter` of the
     truth, `label` (the truth's class id), `card`, `truth_share` (the share of rollouts that named the
-    truth), `mcq_id`, `image_id`.
+    truth), `mcq_id`, `image_id` and, in training in pairs, `pair`. A question without an answer has no
+    columns that tell one.
     """
+    own = {"image": row["image"], "card": card.name}
+    own |= {name: row[name] for name in ("mcq_id", "image_id", "pair") if name in row}
+    if not row["answer_letter"]:
+        return {"prompt": [{"role": "user", "content": row["question"]}], **own}
     truth = LETTERS.index(row["answer_letter"])
-    options, answer = permute(row["options"], truth, seed, row["epoch"], row["mcq_id"])
+    asked = row["mcq_id"].partition(JOINT)[0]  # both questions of a pair have one order of options
+    options, answer = permute(row["options"], truth, seed, row["epoch"], asked)
     text = row["question"]
     if style is not None:
         text = prompts.mcq_question(card.noun, card.kind, options, style=style)
     return {
         "prompt": [{"role": "user", "content": text}],
-        "image": row["image"],
         "options": options,
         "answer_letter": LETTERS[answer],
         "label": row["option_class_ids"][truth],
-        "card": card.name,
         "truth_share": row["truth_share"],
-        "mcq_id": row["mcq_id"],
-        "image_id": row["image_id"],
+        **own,
     }
 
 

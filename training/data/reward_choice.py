@@ -10,13 +10,15 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from data_cards import Card
 from tasks.language.class_names import ClassNames
+from tasks.language.vocabulary import Vocabulary
 from tasks.runtime.errors import StageError, first_line
 from training import rewards as ours
+from training.data.group_rewards import contrast_reward, frequency_reward
 from training.rewards import Reward
 from training.settings import LARGEST_REWARD, TrainSettings
 
@@ -28,25 +30,40 @@ PLAIN: dict[str, Reward] = {
     "direct_format": ours.direct_format_reward,
     "letter": ours.letter_reward,
     "difficulty_weighted": ours.difficulty_weighted_reward,
+    "contrast": contrast_reward,
 }
 OF_CARD: dict[str, Callable[[Card], Reward]] = {
     "exact": lambda card: ours.exact_reward(ClassNames.of(card)),
     "virft_compat": lambda card: ours.virft_compat_reward(card.classes),
     "graded": ours.graded_reward,
 }
-KNOWN = (*PLAIN, *OF_CARD, "think_length", "overlong")
+KNOWN = (*PLAIN, *OF_CARD, "think_length", "overlong", "frequency")
 
 
 def choose_rewards(
-    settings: TrainSettings, cards: Sequence[Card], count_tokens: Callable[[str], int]
+    settings: TrainSettings,
+    cards: Sequence[Card],
+    count_tokens: Callable[[str], int],
+    reading: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Reward]:
     """The reward functions named in `[Train] rewards`, in their order, each under its name there.
 
-    `count_tokens` counts the policy's tokens in a text. Raises StageError for a name that is neither
-    KNOWN nor a function of completions and columns.
+    `count_tokens` counts the policy's tokens in a text. `reading` is for `frequency`: a card's name -> how
+    its answers are read, with the keys vocabulary, fuzzy_threshold and fuzzy_margin of [BuildMCQ]. A card
+    that is not there is read with a closed vocabulary. Raises StageError for a name that is neither KNOWN
+    nor a function of completions and columns.
     """
+
+    def find(name: str, weight: float) -> Reward:
+        if name == "frequency":
+            read = {c.name: Vocabulary.of(c, (reading or {}).get(c.name, {})) for c in cards}
+            return _by_card(
+                {key: frequency_reward(v, settings.entropy_weight) for key, v in read.items()}
+            )
+        return _find(name, weight, settings, cards, count_tokens)
+
     return [
-        named(name, _find(name, weight, settings, cards, count_tokens), ids=index == 0)
+        named(name, find(name, weight), ids=index == 0)
         for index, (name, weight) in enumerate(settings.rewards.items())
     ]
 
@@ -99,7 +116,7 @@ def _by_card(by_name: dict[str, Reward]) -> Reward:
             places = [place for place, owner in enumerate(card) if owner == name]
             own = {
                 column: [columns[column][place] for place in places]
-                for column in ("label", "options", "answer_letter")
+                for column in ("label", "options", "answer_letter", "mcq_id")
                 if column in columns
             }
             values = of_card([completions[place] for place in places], **own)

@@ -77,6 +77,7 @@ class Session:
             self.cards,
             style,
             seed=self.round.seed,
+            pairs_in=self.settings.questions_per_step if self.round.pairs else 0,
             limit=self.settings.max_questions,
             cache=self.output / CACHE,
             decode=Decoder(self.processor),

@@ -24,6 +24,7 @@ from tasks.pages.report.tables import (
     judged_pass_table,
     judged_table,
     near_table,
+    pseudo_label_rows,
     refresh_table,
     results_table,
     stages_table,
@@ -31,7 +32,7 @@ from tasks.pages.report.tables import (
     thought_table,
 )
 from tasks.pages.report.training_log import FIRST
-from tasks.pages.text import SPOKEN_MODES, label, verdict
+from tasks.pages.text import SPOKEN_MODES, label, verdict, warning
 
 
 def build_page(
@@ -51,6 +52,7 @@ def build_page(
     return render(
         "report.html.jinja",
         title=f"{label(method)} on {card['name']}",
+        warning=warning(metrics.get("seen", {}), label(method)),
         headline=headline,
         details=details,
         tiles=_tiles(metrics),
@@ -121,6 +123,7 @@ def _training(
         "more_of_the_log": [figure for figure in figures["log"] if figure.title not in FIRST],
         "refreshes": refresh_changes(metrics["rounds"]),
         "rounds": refresh_table(metrics["rounds"]),
+        "pseudo_labels": pseudo_label_rows(metrics["rounds"]),
     }
     return values if any(values.values()) else {}
 

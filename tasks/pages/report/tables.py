@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.pages.compare_sections import thought_rows
 from tasks.pages.report.lineage import stage_name
-from tasks.pages.text import in_order, label, percent
+from tasks.pages.text import in_order, label, marked, percent
 
 Row = tuple[str, Callable[[dict[str, Any]], str]]
 
@@ -30,7 +30,9 @@ def results_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
             if key in by_policy[0]
         ]
         modes.append({"name": mode, "rows": rows})
-    return {"names": [e["name"] for e in evaluations], "modes": modes}
+    names = [evaluations[0]["name"]]
+    names += [marked(e["name"], metrics.get("seen", {})) for e in evaluations[1:]]
+    return {"names": names, "modes": modes}
 
 
 def judged_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -139,6 +141,21 @@ def refresh_table(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "rounds": [entry["round"] for entry in rounds],
         "rows": [(name, cells) for name, cells in lines if any(cells)],
     }
+
+
+def pseudo_label_rows(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How often the majority vote that was trained on was wrong, one row for each round and group."""
+    return [
+        {
+            "round": entry["round"],
+            "group": group,
+            "questions": f"{counts['questions']:,}",
+            "wrong": _of(counts, "wrong", "questions"),
+            "none": _of(counts, "none", "questions"),
+        }
+        for entry in rounds
+        for group, counts in (entry.get("pseudo_labels") or {}).items()
+    ]
 
 
 def stages_table(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:

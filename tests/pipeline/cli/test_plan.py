@@ -277,6 +277,21 @@ def test_the_ring_of_an_all_reduce_costs_its_bytes_twice_almost():
     assert costs == pytest.approx([0, 30, 10 * 2 * 63 / 64 * 3, 10 * 2 * 63 / 64 * 3])
 
 
+@pytest.mark.parametrize(
+    ("groups", "part", "images"),
+    [("base", "train", 960), ("base novel", "train", 1920), ("novel", "test", 360)],
+)
+def test_a_plan_counts_the_images_of_training_without_labels(recipe, groups, part, images):
+    recipe(
+        f"[BuildMCQ]\nunlabelled_groups = {groups}\nunlabelled_part = {part}\n[Split]\nshots = 4\n"
+    )
+    found = plan.plan("beetles", "ttrv", 0, plan.Estimates())
+    (note,) = (one["notes"][0] for one in found["work"] if one["stage"].startswith("Train"))
+    few = {960: 96, 1920: 96 + 960}.get(images, images)
+    assert f"of {few:,} images" in note, "few shots are drawn of base classes alone"
+    assert not any(one["stage"].startswith("Propose") for one in found["work"])
+
+
 def test_prompts_that_cannot_fit_are_told(recipe):
     recipe("paper_7b.cfg", "[engine]\nmax_model_len = 1500\n")
     found = plan.plan("cub", "dive_k", 0, plan.Estimates())
