@@ -151,6 +151,7 @@ def test_the_graph_gives_the_trainer_no_labels(config):
     [
         ("ttrv", "rewards", '{"format": 1, "exact": 1}', "exact needs labels; leave it out"),
         ("ttrv", "rewards", '{"letter": 1, "graded": 1}', "graded needs labels"),
+        ("ttrv", "rewards", '{"letter": 1, "think_length": 1}', "think_length needs labels"),
         ("ttrv", "keep_policy", "best", "keep_policy = best goes by labelled val images"),
         (
             "dive_k",

@@ -10,6 +10,7 @@ from tasks.runtime.errors import StageError
 from training.settings import TrainSettings
 
 IMAGES = ("unlabelled_groups", "unlabelled_part")  # settings of [BuildMCQ] for such methods alone
+LABELLED = (*ANSWERED, "think_length")  # the rewards that go by labels
 READING = ("vocabulary", "fuzzy_threshold", "fuzzy_margin")  # settings of [BuildMCQ]
 
 
@@ -29,7 +30,7 @@ def training(settings: TrainSettings, method: str) -> TrainSettings:
         why = "asks no pairs"
     elif kind.unlabelled:
         why = "trains without labels"
-        known = [name for name in settings.rewards if name in ANSWERED and name != "letter"]
+        known = [name for name in settings.rewards if name in LABELLED and name != "letter"]
         if known:
             problem = f"rewards: {known[0]} needs labels; leave it out"
         elif settings.keep_policy == "best":

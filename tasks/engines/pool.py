@@ -6,7 +6,6 @@ not at all.
 """
 
 import itertools
-import multiprocessing
 import os
 import signal
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_cards import CardError
+from tasks.engines import fork_server
 from tasks.engines.backends import open_engine
 from tasks.engines.base import EngineDied
 from tasks.engines.settings import EngineSettings
@@ -75,6 +75,7 @@ class ProcessPool:
     def __init__(self, policy: Path, settings: EngineSettings):
         self._policy, self._settings = policy, settings
         self._devices = device_groups(settings, policy)
+        self._context = fork_server.context(settings, self._devices)
         self._workers: list[_WorkerProcess] = []
         self._deaths: Counter[Path] = Counter()
         self._starts = 0
@@ -123,10 +124,11 @@ class ProcessPool:
         for worker in self._workers:
             worker.end()
         self._workers = []
+        fork_server.stop()
 
     def _start(self, device: str, settings: EngineSettings) -> "_WorkerProcess":
         self._starts += 1
-        worker = _WorkerProcess(self._policy, settings, device)
+        worker = _WorkerProcess(self._context, self._policy, settings, device)
         self._workers.append(worker)
         return worker
 
@@ -166,14 +168,13 @@ class ProcessPool:
 class _WorkerProcess:
     """A process that runs one worker, and the shards that are assigned to it."""
 
-    def __init__(self, policy: Path, settings: EngineSettings, device: str):
-        context = multiprocessing.get_context("spawn")
+    def __init__(self, context: Any, policy: Path, settings: EngineSettings, device: str):
         self.device, self.ready, self.slots = device, False, 1
         self.assigned: dict[int, Shard] = {}  # by shard number, in the order of assignment
         self.connection, theirs = context.Pipe()
         arguments = (theirs, policy, settings, device, os.getpid())
         self.process = context.Process(target=_serve, args=arguments)
-        self.process.start()
+        fork_server.start(self.process)
         theirs.close()
 
     def assign(self, shard: Shard) -> None:

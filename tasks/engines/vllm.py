@@ -26,6 +26,7 @@ from tasks.engines.base import (
     request_seed,
 )
 from tasks.engines.settings import EngineSettings
+from tasks.runtime.command import importing
 from tasks.runtime.errors import StageError
 from tasks.runtime.machine import gpus
 
@@ -192,7 +193,8 @@ class VllmEngine(_Vllm):
     def _llm(self) -> Any:
         # Opened at the first use, so that a prompt that is too long fails before.
         with quiet_start():
-            from vllm import LLM
+            with importing():
+                from vllm import LLM
 
             return LLM(**options(self.prompt_builder.policy, self.settings, on_gpu=False))
 
@@ -268,8 +270,13 @@ class AsyncVllmEngine(_Vllm):
 
 
 def _for_a_cpu(settings: EngineSettings) -> None:
+    before_import_on_a_cpu()
     # vLLM's default key-value cache would reserve gigabytes.
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_kv_cache_gib))
+
+
+def before_import_on_a_cpu() -> None:
+    """Set the variables that vLLM's modules read while they are imported, unless they are set."""
     # By default vLLM binds threads to cores of its own choice, beyond OMP_NUM_THREADS, and these
     # threads wait for one another.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

@@ -10,8 +10,8 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -144,6 +144,20 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     if problem := kind and mistyped(typed, kind):
         raise StageError(f"key {name!r} {problem}")
     return typed
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Within this, import large libraries. It takes a fifth less time while no garbage is collected.
+
+    What was imported stays, so the garbage collector need not visit it again.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def quiet_libraries() -> None:

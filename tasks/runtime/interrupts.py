@@ -1,5 +1,6 @@
 """Ctrl-C: once finishes the current shard, twice ends at once; a child ends with its parent run."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -73,9 +74,12 @@ def end_with_parent(group: bool = False) -> None:
     if "DIVE_PARENT" not in os.environ:
         return  # started by hand
     parent, starter = int(os.environ["DIVE_PARENT"]), os.getppid()
+    # A forked engine's own parent is the fork server. The run may be gone, and yet have its number
+    # still, if nobody has asked how it ended.
+    run = multiprocessing.parent_process()
 
     def lives() -> bool:
-        if os.getppid() != starter:
+        if os.getppid() != starter or (run is not None and not run.is_alive()):
             return False
         try:  # a launcher between the two may outlive the run
             os.kill(parent, 0)

@@ -1,16 +1,44 @@
 """The Arrow schema of every table that a stage writes: the contract between stages.
 
 Each schema carries the metadata of Hugging Face features. So `datasets.load_dataset("parquet", ...)`
-decodes images and class names, while pandas, DuckDB and pyarrow read the same files.
+decodes images and class names, while pandas, DuckDB and pyarrow read the same files. The metadata is
+written here, since every stage's process reads this module, and importing `datasets` takes half a second.
 """
 
+import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
-from datasets import ClassLabel, Features, Image, List, Value
 
-STR, INT, FLOAT, BOOL = Value("string"), Value("int32"), Value("float32"), Value("bool")
+
+class Feature(NamedTuple):
+    """A column's Arrow type, and the feature of `datasets` as its own metadata spell it."""
+
+    arrow: pa.DataType
+    feature: dict[str, Any]
+
+
+def _value(arrow: pa.DataType, dtype: str) -> Feature:
+    return Feature(arrow, {"dtype": dtype, "_type": "Value"})
+
+
+STR, BOOL = _value(pa.string(), "string"), _value(pa.bool_(), "bool")
+INT, LONG, FLOAT = (
+    _value(pa.int32(), "int32"),
+    _value(pa.int64(), "int64"),
+    _value(pa.float32(), "float32"),
+)
+IMAGE = Feature(pa.struct({"bytes": pa.binary(), "path": pa.string()}), {"_type": "Image"})
+
+
+def _list(of: Feature) -> Feature:
+    return Feature(pa.list_(of.arrow), {"feature": of.feature, "_type": "List"})
+
+
+def _label(names: Sequence[str]) -> Feature:
+    return Feature(pa.int64(), {"names": list(names), "_type": "ClassLabel"})
+
 
 GROUPS = ("base", "novel")
 # `pretrain` images are for BasePolicy's supervised pretraining alone. `unused` are the train images
@@ -30,13 +58,13 @@ def images(names: Sequence[str]) -> pa.Schema:
     """
     return _schema(
         image_id=STR,
-        image=Image(),
+        image=IMAGE,
         sha256=STR,
         pixels=STR,
-        dhash=Value("int64"),
+        dhash=LONG,
         width=INT,
         height=INT,
-        label=ClassLabel(names=list(names)),
+        label=_label(names),
         official_split=STR,
     )
 
@@ -48,7 +76,7 @@ def rejects() -> pa.Schema:
 
 def split(names: Sequence[str]) -> pa.Schema:
     """Split: one row is an image with its class, group and split."""
-    label = ClassLabel(names=list(names))
+    label = _label(names)
     return _schema(image_id=STR, label=label, class_name=STR, group=STR, split=STR)
 
 
@@ -95,20 +123,20 @@ def candidates(names: Sequence[str]) -> pa.Schema:
     """
     return _schema(
         image_id=STR,
-        label=ClassLabel(names=list(names)),
-        names=List(STR),
-        class_ids=List(INT),
-        votes=List(INT),
+        label=_label(names),
+        names=_list(STR),
+        class_ids=_list(INT),
+        votes=_list(INT),
         truth_rank=INT,
         truth_votes=INT,
         num_rollouts=INT,
         num_unparsed=INT,
         num_outside=INT,
         outcome=STR,
-        answers=List(STR),
-        answer_votes=List(INT),
-        answer_class_ids=List(INT),
-        answer_steps=List(STR),
+        answers=_list(STR),
+        answer_votes=_list(INT),
+        answer_class_ids=_list(INT),
+        answer_steps=_list(STR),
     )
 
 
@@ -122,12 +150,12 @@ def mcq() -> pa.Schema:
     return _schema(
         mcq_id=STR,
         image_id=STR,
-        image=Image(),
+        image=IMAGE,
         question=STR,
-        options=List(STR),
-        option_class_ids=List(INT),
-        option_votes=List(INT),
-        option_sources=List(STR),
+        options=_list(STR),
+        option_class_ids=_list(INT),
+        option_votes=_list(INT),
+        option_sources=_list(STR),
         answer_letter=STR,
         truth_injected=BOOL,
         label_differs=BOOL,
@@ -148,10 +176,10 @@ def predictions(names: Sequence[str]) -> pa.Schema:
     """
     return _schema(
         image_id=STR,
-        label=ClassLabel(names=list(names)),
+        label=_label(names),
         group=STR,
         mode=STR,
-        options=List(STR),
+        options=_list(STR),
         completion=STR,
         answer=STR,
         class_id=INT,
@@ -190,7 +218,7 @@ def judgements(names: Sequence[str]) -> pa.Schema:
     """
     return _schema(
         image_id=STR,
-        label=ClassLabel(names=list(names)),
+        label=_label(names),
         group=STR,
         mode=STR,
         answer=STR,
@@ -252,5 +280,9 @@ def completions(rewards: Sequence[str]) -> pa.Schema:
     )
 
 
-def _schema(**features: Any) -> pa.Schema:
-    return Features(features).arrow_schema
+def _schema(**columns: Feature) -> pa.Schema:
+    features = {name: column.feature for name, column in columns.items()}
+    return pa.schema(
+        [(name, column.arrow) for name, column in columns.items()],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )

@@ -38,8 +38,11 @@ def title(process: int) -> str:
     return ""
 
 
-def kill_one(watched: Path, mark: str) -> threading.Thread:
-    """Kill -9 one of our processes, whose command line or title holds `mark`, once two shards are there."""
+def kill_one(watched: Path, mark: str, which: int = 0) -> threading.Thread:
+    """Kill -9 one of our processes, whose command line or title holds `mark`, once two shards are there.
+
+    `which` counts from those that started first.
+    """
 
     def watch() -> None:
         for _ in range(3000):
@@ -47,7 +50,7 @@ def kill_one(watched: Path, mark: str) -> threading.Thread:
                 break
             time.sleep(0.05)
         ours = [process for process in below(os.getpid()) if re.search(mark, title(process))]
-        os.kill(ours[0], signal.SIGKILL)
+        os.kill(ours[which], signal.SIGKILL)
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -64,6 +67,19 @@ def test_the_real_engine_killed_in_a_shard_loses_that_shard_at_most(tiny, capfd)
     assert "the engine ended (killed by SIGKILL" in capfd.readouterr().err
     assert rows == whole, "on a CPU the very same draws"
     assert every_image_once(rows, tiny)
+
+
+@pytest.mark.parametrize(("which", "how"), [(-1, "killed by SIGKILL"), (0, "exit code")])
+def test_a_forked_engine_or_its_server_is_replaced_and_nothing_is_left(tiny, capfd, which, how):
+    output = tiny.root / f"forked {which}"
+    output.mkdir()
+    killer = kill_one(output, "from multiprocessing.forkserver", which)
+    rows = proposed(tiny, output, processes=2)
+    killer.join()
+    assert f"the engine ended ({how}" in capfd.readouterr().err
+    assert rows == proposed(tiny, tiny.root / "one engine"), "on a CPU the very same draws"
+    left = [title(process) for process in below(os.getpid())]
+    assert not [each for each in left if "forkserver" in each]
 
 
 def test_a_ray_worker_killed_in_the_middle_loses_and_doubles_nothing(tiny):

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from trl import GRPOTrainer
 from trl.data_utils import prepare_multimodal_messages
 
 from tasks.runtime.errors import StageError
+from training.model.grpo_trainer import GRPOTrainer
 from training.model.trainable import BaseKeeper
 from training.shared_prefix.groups import IMAGE_INPUTS
 

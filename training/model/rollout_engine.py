@@ -11,14 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import trl.generation.vllm_generation as generation
-import trl.trainer.grpo_trainer as grpo_trainer
-from trl import GRPOTrainer
 from trl.data_utils import prepare_multimodal_messages
-from trl.generation.vllm_generation import VLLMGeneration
 
 from tasks.engines.vllm import ONE_IMAGE
 from tasks.runtime.errors import StageError
+from training.model.grpo_trainer import GRPOTrainer, generation, import_vllm, replaced, trainer
 
 # Sampling options that leave the distribution unchanged; the temperature is passed at each call.
 PLAIN = {
@@ -30,7 +27,7 @@ PLAIN = {
 }
 
 
-class RolloutEngine(VLLMGeneration):
+class RolloutEngine(generation.VLLMGeneration):
     """TRL's interface to vLLM, for prompts with one image.
 
     `unexpanded` maps a prompt's tokens to the chat template's, which have one image token.
@@ -92,7 +89,7 @@ class RolloutsByVllm(GRPOTrainer):
     _last_loaded_step: int  # the step whose weights vLLM has
 
     def __init__(self, *args: Any, **kwargs: Any):
-        with replaced(grpo_trainer, "VLLMGeneration", RolloutEngine):
+        with replaced(trainer, "VLLMGeneration", RolloutEngine):
             super().__init__(*args, **kwargs)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
@@ -144,19 +141,5 @@ class RolloutsByVllm(GRPOTrainer):
 
 def by_vllm(kind: type[GRPOTrainer]) -> type[GRPOTrainer]:
     """The trainer class `kind` with rollouts from a `RolloutEngine`."""
+    import_vllm()
     return type(kind.__name__, (RolloutsByVllm, kind), {})
-
-
-@contextmanager
-def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    """Within this, the module's attribute `name` is `value`."""
-    missing = object()
-    kept = getattr(module, name, missing)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        if kept is missing:
-            delattr(module, name)
-        else:
-            setattr(module, name, kept)

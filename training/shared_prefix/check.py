@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
-from trl import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
 from tasks.runtime.progress import doing
+from training.model.grpo_trainer import GRPOTrainer
 from training.shared_prefix import packing, vllm_correction
 from training.shared_prefix.forward import Rows, TokenScores, base_of, packed, padded, put
 

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from trl import GRPOTrainer
 
 from tasks.engines.shared_prompts.cache import NotShared
 from tasks.engines.shared_prompts.generation import SharedPrompts
+from training.model.grpo_trainer import GRPOTrainer
 from training.shared_prefix.forward import base_of
 from training.shared_prefix.packing import Counters
 from training.shared_prefix.prompts_once import PromptsOnce

@@ -22,9 +22,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from trl import GRPOTrainer
 
 from training.model import sharding
+from training.model.grpo_trainer import GRPOTrainer
 from training.model.rollout_engine import by_vllm
 from training.shared_prefix import attention, check, vllm_correction
 from training.shared_prefix.forward import Rows, TokenScores, base_of, packed, padded, put, sharing

@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, settings_of
 from training.data.reward_choice import choose_rewards
 from training.rewards import exact_reward
+from training.settings import TrainSettings
 
 SAID = "<think>x</think><answer>{}</answer>"
 NO_TAGS = "no tags"
@@ -36,10 +37,9 @@ dist.destroy_process_group()
 
 
 def frequency(card, weight: float = 0.5, **reading):
-    read = {card.name: reading}
-    (reward,) = choose_rewards(
-        {"frequency": 1.0}, [card], 32, entropy_weight=weight, reading=read if reading else None
-    )
+    settings = settings_of(TrainSettings, rewards={"frequency": 1.0}, entropy_weight=weight)
+    read = {card.name: reading} if reading else None
+    (reward,) = choose_rewards(settings, [card], len, read)
 
     def paid(completions: list[str], questions: str) -> list[float]:
         return reward(completions, mcq_id=list(questions), card=[card.name] * len(completions))
@@ -101,7 +101,8 @@ def test_open_names_agree_as_candidates_do(few_beetles):
 
 def test_the_answer_is_read_as_the_labelled_reward_reads_it(few_beetles):
     texts = (SAID.format(few_beetles.classes[0]), "<answer></answer>", NO_TAGS, SAID.format("A, B"))
-    (exact,) = choose_rewards({"exact": 1.0}, [few_beetles], 32)
+    settings = settings_of(TrainSettings, rewards={"exact": 1.0})
+    (exact,) = choose_rewards(settings, [few_beetles], len)
     right = exact(list(texts), label=[0] * 4, card=["few"] * 4, mcq_id=list("aaaa"))
     agreed = frequency(few_beetles, 0.0)(list(texts), "abcd")
     assert agreed == right == [1.0, 0.0, 0.0, 0.0]

@@ -1,0 +1,84 @@
+"""The process from which several engines on a CPU are forked: it imports vLLM once for all of them.
+
+It is multiprocessing's fork server, which imports this module before its first fork. It ends when the
+process that started it is gone.
+"""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from tasks.engines import vllm
+from tasks.engines.base import quiet_start
+from tasks.engines.settings import EngineSettings
+from tasks.runtime.command import importing, quiet_libraries
+from tasks.runtime.errors import StageError
+
+CHECK_PARENT = 0.5  # seconds between two looks at whether the parent still lives
+
+
+def context(settings: EngineSettings, devices: Sequence[str]) -> ForkServerContext | SpawnContext:
+    """How the processes of engines start: forked, where several on a CPU share vLLM's imports.
+
+    The first process that is forked waits for the imports. On a GPU each process is a fresh one,
+    since vLLM reads the devices while it is imported.
+    """
+    if settings.backend != "vllm" or any(devices) or len(devices) < 2:
+        return multiprocessing.get_context("spawn")
+    forked = multiprocessing.get_context("forkserver")
+    forked.set_forkserver_preload([__name__])
+    return forked
+
+
+def start(process: BaseProcess) -> None:
+    """Start a process of a `context`. Raises StageError when the server has ended by itself."""
+    try:
+        process.start()
+    except (EOFError, ConnectionError) as error:
+        raise StageError(
+            "the process that imports vLLM for all engines has died while it imported; see its messages "
+            "above, or set [engine] processes = 1, which does without it"
+        ) from error
+
+
+def stop() -> None:
+    """End the server at once, if this process has started one. Its forked processes live on."""
+    server: Any = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        os.kill(server._forkserver_pid, signal.SIGKILL)  # it may be importing still
+        server._stop()
+
+
+def _preload() -> None:
+    """Import vLLM, without a thread, since a process with threads must not fork."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    parent = os.getppid()
+    signal.signal(signal.SIGALRM, lambda *_: os.getppid() == parent or os._exit(1))
+    signal.setitimer(signal.ITIMER_REAL, CHECK_PARENT, CHECK_PARENT)
+    quiet_libraries()
+    # An engine's process imports again what failed here, and tells the error.
+    with quiet_start(), suppress(Exception):
+        _import_vllm()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def _import_vllm() -> None:
+    vllm.before_import_on_a_cpu()
+    with importing():
+        from transformers import AutoProcessor  # noqa: F401
+        from vllm import LLM  # noqa: F401
+
+        importlib.import_module("vllm.v1.worker.cpu_worker")  # it is imported as an engine starts
+
+
+if any(part.startswith("from multiprocessing.forkserver import") for part in sys.orig_argv):
+    _preload()
