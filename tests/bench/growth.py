@@ -58,7 +58,7 @@ def main() -> None:
     )
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--folder", type=Path, help="where to work; 3 GB a million rows")
+    parser.add_argument("--folder", type=Path, help="where to work; some GB a million rows")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the curves as SVG here")
     parser.add_argument("--artifacts", type=int, help=argparse.SUPPRESS)
