@@ -58,7 +58,7 @@ def main() -> None:
     )
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--folder", type=Path, help="where to work; 3 GB a million rows")
+    parser.add_argument("--folder", type=Path, help="where to work; some GB a million rows")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the curves as SVG here")
     parser.add_argument("--artifacts", type=int, help=argparse.SUPPRESS)
@@ -240,8 +240,16 @@ def drawing(curves: dict[str, list[Point]]) -> str:
                 for style, name in enumerate(names)
             ]
             title = f"{('Stages', 'Commands')[column]}: {what}"
-            chart = line_chart(f"growth{row}{column}", title, "", lines, x_label="rows, power of ten", x_ticks=(3, 4, 5, 6)[: int(max(line.points[-1][0] for line in lines)) - 2],
-                               y_range=((-1, 3), (1, 4))[row])  # fmt: skip
+            decades = int(max(line.points[-1][0] for line in lines))
+            chart = line_chart(
+                f"growth{row}{column}",
+                title,
+                "",
+                lines,
+                x_label="rows, power of ten",
+                x_ticks=range(3, decades + 1),
+                y_range=((-1, 3), (1, 4))[row],
+            )
             legend = [(line.name, line.style) for line in lines]
             drawn = Figure(f"{row}{column}", title, "As powers of ten.", chart, (), (), legend)
             own = str(standalone(drawn)).replace(

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--records", type=int, default=1_000_000, help="pictures, 20,000 or more")
     parser.add_argument("--workers", type=int, default=2, help="of Ray; 0: no Ray")
-    parser.add_argument("--folder", type=Path, help="where to work; 15 GB a million records")
+    parser.add_argument("--folder", type=Path, help="where to work; some GB a million records")
     given = parser.parse_args()
     runs = {}
     for records in (given.records // 10, given.records):

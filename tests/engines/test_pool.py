@@ -8,8 +8,9 @@ import pytest
 
 from tasks.engines import refusals, sampler
 from tasks.engines.base import Sampling
+from tasks.engines.ray_pool import RayWorker
 from tasks.engines.refusals import REFUSED
-from tasks.engines.worker import BusyClock, Shard
+from tasks.engines.worker import BusyClock, Query, Shard
 from tasks.evaluate import evaluate
 from tasks.propose import propose
 from tasks.runtime.errors import StageError
@@ -268,3 +269,26 @@ def test_the_busy_clock_counts_overlapping_work_once(monkeypatch):
     clock.__exit__()
     now[0] = 9.0
     assert clock.seconds == 4.0
+
+
+def test_a_worker_of_ray_needs_only_the_shard_that_it_is_sent_and_answers_it_once(split_set):
+    ids = [row["image_id"] for row in select(split_set.split, "train", ("base",))]
+    sampling = sampler.sampling_of(ENGINE, 2, seed=0, shard=0)
+    first, second = (
+        Shard(
+            number,
+            shards.shard_path(split_set.root, "rollouts", number),
+            split_set.download,
+            tuple(Query(image_id, "What is it?") for image_id in part),
+            sampling,
+        )
+        for number, part in enumerate((ids[:3], ids[3:8]))
+    )
+    worker = RayWorker(split_set.root, ENGINE, first)
+    for shard in (second, first, second):
+        row = worker({"shard": [shard]})
+        assert (row["shard"], row["images"]) == ([shard.number], [len(shard.queries)])
+        assert row["error"] == [""]
+    assert row["busy"] == [0.0], "it was on disk"
+    answered = shards.read(split_set.root, "rollouts", ["image_id"])["image_id"].to_pylist()
+    assert answered == [image_id for image_id in ids[:8] for _ in range(2)]
