@@ -20,6 +20,7 @@ from tasks.verl_reward import compute_score
 from tests.conftest import ENGINE, evaluate_arguments, mcq_arguments, propose_arguments, run_stage
 from tests.fakes import FakeEngine
 from tests.pipeline.test_methods import graph, train
+from tests.pipeline.test_stage import config  # noqa: F401  a fixture
 from tests.training.test_grpo import arguments, frozen, trained  # noqa: F401
 from training.data.reward_choice import PLAIN
 from training.loop.diagnosis import WINDOW, warnings
@@ -85,11 +86,9 @@ def test_each_style_has_a_reward_for_its_own_form_and_is_known_by_its_words(styl
     assert {prompts.style_of(closed), prompts.style_of(asked)} == {style}
 
 
-def test_the_style_itself_decides_which_form_is_paid(monkeypatch):
+def test_the_style_itself_decides_which_form_is_paid(config):
     """Also for a method of open questions, whose answer reward is another."""
-    engine = tasks.engine().settings
-    monkeypatch.setattr("pipeline.stages.rounds.engine", lambda: type("E", (), {
-        "settings": replace(engine, prompt_style="direct"), "significant": dict}))  # fmt: skip
+    config.set("engine", "prompt_style", "direct")
     assert train("virft").settings.rewards == {"direct_format": 1.0, "exact": 1.0}
     assert train("caption").settings.rewards == {"caption_format": 1.0, "letter": 1.0}
 
