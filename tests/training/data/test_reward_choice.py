@@ -36,10 +36,12 @@ def test_every_known_reward_can_be_chosen_and_is_named_as_it_is_set(card):
         "completion_ids": [[1] * 10],
         "mcq_id": ["q"],
         "image_id": ["few/x"],
+        "pair": [""],
     }
     paid = {reward.__name__: reward([SAID.format("B")], **columns)[0] for reward in chosen}
-    assert paid["letter"] == paid["format"] == 1.0
+    assert paid["letter"] == paid["format"] == paid["contrast"] == 1.0
     assert paid["difficulty_weighted"] == 1.75
+    assert paid["frequency"] == 0.0, "a letter names no class"
     assert paid["exact"] == paid["overlong"] == paid["caption_format"] == 0.0
 
 
