@@ -1,19 +1,22 @@
 """Open questions without labels: which images they are about, and that no label stands in them."""
 
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from luigi.task_register import Register
 
 from pipeline import tasks
+from pipeline.__main__ import main as command
 from pipeline.cli import verify
 from pipeline.settings import SettingsError
 from tasks.build_open import build_open
 from tasks.questions.exchange_formats import export_questions
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
-from tests.conftest import run_stage
+from tests.conftest import ROOT, run_stage
 from tests.pipeline.test_stage import config  # noqa: F401  the default luigi.cfg, to be changed
 from training.data.dataset import Questions
 
@@ -115,6 +118,19 @@ def test_other_trainers_cannot_use_questions_without_an_answer(split_set, tmp_pa
             export_questions(folder, style, tmp_path / style)
 
 
+def test_inspect_shows_open_questions(split_set, monkeypatch, capsys):
+    folder = built(split_set, "base")
+    manifest = {"stage": "BuildMCQ", "fingerprint": "0123", "rows": {"mcq": 60}, "seconds": 1}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "stats": {"questions": 60}}))
+    shutil.copy(ROOT / "luigi.cfg", split_set.root)
+    monkeypatch.chdir(split_set.root)
+    monkeypatch.setattr(sys, "argv", ["pipeline", "inspect", str(folder)])
+    command()
+    told = capsys.readouterr().out
+    assert "  questions: 60" in told
+    assert "mcq: 60 rows" in told
+
+
 def test_verify_finds_a_label_where_there_must_be_none(split_set):
     manifest = type("Manifest", (), {"settings": {"unlabelled_groups": "base"}})()
     assert list(verify._letters(built(split_set, "base"), split_set.split, manifest)) == []
@@ -135,6 +151,7 @@ def test_the_graph_gives_the_trainer_no_labels(config):
     assert (given["ask"], given["rewards"]) == ("open", {"format": 1.0, "frequency": 1.0})
     assert (given["split"], given["download"], given["watch_every"]) == ([], [], 0)
     assert given["reading"]["beetles"]["vocabulary"] == "closed"
+    assert given["unlabelled"] == "train images of base classes of beetles"
     families = {stage.task_family for stage in tasks.lineage(train)}
     assert families == {"Download", "Split", "BasePolicy", "BuildMCQ"}
     for name, value in (("unlabelled_groups", "novel"), ("unlabelled_part", "test")):

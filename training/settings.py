@@ -273,6 +273,7 @@ class Round(Settings):
         "card -> how answers are read, in training without labels", default=None
     )
     truth_rollout: bool = setting("the truth is one of every group's completions")
+    unlabelled: str = setting("the images of training without labels, in words", default="")
     pairs: bool = setting("each question with its partner, in one step", default=False)
     mcq: list[Path]
     download: list[Path]

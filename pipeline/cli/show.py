@@ -103,8 +103,7 @@ def show_stage(folder: Path, arguments: Any) -> None:
         print(json.dumps(described, indent=1, default=str))
     for artifact, facts in zip(artifacts, described, strict=True):
         # Open questions have no candidates, and no page of their own.
-        tables = [table["table"] for table in facts["tables"]]
-        questions = "candidates" in tables and not arguments.where
+        questions = any(artifact.glob("candidates-*.parquet")) and not arguments.where
         page = arguments.page
         if page and len(artifacts) > 1:  # two rounds give two pages
             page = page.with_stem(f"{page.stem}-{facts['fingerprint']}")

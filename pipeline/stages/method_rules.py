@@ -67,6 +67,18 @@ def reading(train: Any) -> dict[str, Any]:
     }
 
 
+def of_round(train: Any) -> dict[str, Any]:
+    """The inputs of a round that only some methods have: `pairs`, `reading` and `unlabelled`."""
+    seen = [
+        f"{built.settings.unlabelled_part} images of {' and '.join(built.settings.unlabelled)} classes of "
+        f"{built.set_name}"
+        for built in train.questions()
+    ]
+    kind = method_of(train.method)
+    told = "; ".join(seen) if kind.unlabelled else ""
+    return {"pairs": kind.pairs, "unlabelled": told, **reading(train)}
+
+
 def images(method: str, settings: BuildMCQSettings) -> dict[str, str]:
     """Which images a method without labels sees: the settings IMAGES; empty for other methods."""
     if not method_of(method).unlabelled:

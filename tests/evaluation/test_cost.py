@@ -104,7 +104,7 @@ def test_a_comparison_shows_them_beside_the_accuracy_as_means_over_seeds(evaluat
     assert "<td>5.5 tokens</td>" in page
     words_alone = {"unit": "words", "modes": longer["modes"]}
     (other / "stats.json").write_text(json.dumps({"thoughts": words_alone}))
-    assert list(mean_thoughts(runs, lambda run: run["method"])) == ["zero_shot"], "units differ"
+    assert list(mean_thoughts(runs)) == ["zero_shot"], "units differ"
     (other / "stats.json").write_text("{}")  # an evaluation of before
     contents = tabulate(runs)
     assert contents["sets"][0]["thoughts"] == {}

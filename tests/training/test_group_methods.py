@@ -30,6 +30,7 @@ def test_a_policy_trains_without_labels(frozen, tmp_path, drawn_once, monkeypatc
     given = arguments(
         frozen, method="ttrv", ask="open", mcq=[mcq], download=[], split=[], steps=2,
         rewards={"frequency": 1.0}, entropy_weight=0.5, reading={"few": {"vocabulary": "closed"}},
+        unlabelled="train images of base and novel classes of few",
     )  # fmt: skip
     folder = trained(tmp_path / "out", given)
     log = shards.read(folder, "train_log").to_pylist()
@@ -39,6 +40,9 @@ def test_a_policy_trains_without_labels(frozen, tmp_path, drawn_once, monkeypatc
     paid = [row["reward/frequency"] for row in rows[:4]]
     half, quarter = 0.5 - 0.5 * 0.5, 0.25 - 0.5
     assert paid == pytest.approx([half, quarter, half, -0.5])
+    card = (folder / "README.md").read_text()
+    assert "Trained without labels on the train images of base and novel classes of few." in card
+    assert "base classes only" not in card
     assert rows[0]["advantage"] > 0 > rows[1]["advantage"] > rows[3]["advantage"]
 
 

@@ -168,6 +168,9 @@ def write_card(
     listed = "\n".join(
         f"| {key} | `{json.dumps(value)}` |" for key, value in values.items() if key not in OMITTED
     )
+    seen = "Trained on images of base classes only."
+    if round.unlabelled:
+        seen = f"Trained without labels on the {round.unlabelled}."
     text = f"""---
 {about.to_yaml()}
 ---
@@ -182,7 +185,7 @@ questions about an image with `{prompts.completion("reasoning", "name", round.pr
 
 {sets}
 
-Trained on images of base classes only. No image is part of this folder. The weights are also under
+{seen} No image is part of this folder. The weights are also under
 the licence of the base model, `{_base_name(round.base)}`.
 
 ## Training

@@ -41,12 +41,13 @@ def test_every_known_reward_can_be_chosen_and_is_named_as_it_is_set(card):
         "truth_share": [0.25],
         "completion_ids": [[1] * 10],
         "mcq_id": ["q"],
-        "pair": [""],
         "image_id": ["few/x"],
+        "pair": [""],
     }
     paid = {reward.__name__: reward([SAID.format("B")], **columns)[0] for reward in rewards}
     assert paid["letter"] == paid["format"] == paid["think_length"] == paid["contrast"] == 1.0
     assert paid["difficulty_weighted"] == 1.75
+    assert paid["frequency"] == 0.0, "a letter names no class"
     assert (
         paid["exact"] == paid["overlong"] == paid["caption_format"] == paid["direct_format"] == 0.0
     )
