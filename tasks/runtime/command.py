@@ -56,6 +56,7 @@ def main(function: Callable[..., None], short: bool = False) -> None:
         (output / ERROR_FILE).unlink(missing_ok=True)
         Bar.file = output / PROGRESS_FILE
         gc.freeze()  # imported modules stay: the garbage collector need not visit them again
+        gc.enable()  # `training` disables it while they are imported
         with shard_by_shard("stage") if short else nullcontext(), Watch(os.getpid()) as memory:
             function(**arguments)
             # Of several processes under a launcher, only the first writes.
