@@ -17,6 +17,7 @@ from typing import Any
 from pipeline import tasks
 from pipeline.cli import fits, status
 from pipeline.cli.run_sizes import (
+    asked_about,
     averaged,
     base_of,
     image_lengths,
@@ -26,7 +27,6 @@ from pipeline.cli.run_sizes import (
     shards_of,
     token_counter,
 )
-from pipeline.methods import method_of
 from pipeline.settings import SettingsError, overlays, run
 from tasks.evaluation import published
 from training.resources import scaling
@@ -197,7 +197,7 @@ def _propose(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
 
 
 def _train(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
-    pool = sum(_pool(built, counts[built.set_name]) for built in stage.questions())
+    pool = sum(asked_about(built, counts[built.set_name]) for built in stage.questions())
     pool = min(pool, stage.settings.max_questions or pool)
     settings = stage.settings.with_steps(pool)
     steps, each = settings.steps, settings.questions_per_step
@@ -216,14 +216,6 @@ def _train(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
         note += f"; published: {f'about {published.FEW_SHOT_STEPS} steps' if shots else budget}"
     work.notes.append(note)
     return work
-
-
-def _pool(built: Any, counts: dict[str, Any]) -> int:
-    """The images that a stage BuildMCQ asks about; `counts` are those of its set."""
-    settings = built.settings
-    if not method_of(built.method).unlabelled:
-        return counts["train"]
-    return sum(counts["unlabelled"][settings.unlabelled_part][g] for g in settings.unlabelled)
 
 
 def _evaluate(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:

@@ -10,6 +10,7 @@ import numpy as np
 
 import data_cards
 from pipeline import tasks
+from pipeline.methods import method_of
 from pipeline.settings import SettingsError
 from pipeline.stage import Stage
 from tasks.download import IMAGES_PER_SHARD
@@ -88,6 +89,14 @@ def images_of(stage: Stage, part: str = "test", total: int = 0) -> dict[str, Any
     return {"all": everything, "train": train, **known}
 
 
+def asked_about(built: Stage, counts: dict[str, Any]) -> int:
+    """The images that a stage BuildMCQ asks about; `counts` are those of its set."""
+    if not method_of(built.method).unlabelled:
+        return counts["train"]
+    of_part = counts["unlabelled"][built.settings.unlabelled_part]
+    return sum(of_part[group] for group in built.settings.unlabelled)
+
+
 def shards_of(stages: Sequence[Stage], counts: dict) -> dict[str, int]:
     """Task family -> the number of shards that all of its stages write, at most."""
     numbers: Counter[str] = Counter()
@@ -99,7 +108,7 @@ def shards_of(stages: Sequence[Stage], counts: dict) -> dict[str, int]:
             images = sum(counts[stage.set_name]["evaluated"].values())
             size, passes = stage.settings.shard_size, len(stage.settings.mode_names)
         elif isinstance(stage, tasks.Propose | tasks.BuildMCQ):
-            images, size = counts[stage.set_name]["train"], stage.settings.shard_size
+            images, size = asked_about(stage, counts[stage.set_name]), stage.settings.shard_size
         else:
             continue
         numbers[stage.task_family] += passes * -(-images // size)
@@ -117,13 +126,13 @@ def pictures_gb(stages: Sequence[Stage], counts: dict, image_kb: float) -> dict[
         if not isinstance(stage, tasks.Download | tasks.BuildMCQ):
             continue
         name = getattr(stage, "set_name", stage.dataset)
-        each = image_kb * 1e3
-        download = tasks.Download(dataset=name)
+        each, download = image_kb * 1e3, tasks.Download(dataset=name)
         with contextlib.suppress(OSError):
             if not each and download.folder.is_dir():
                 files = shards.paths(download.folder, "images")
                 each = sum(file.stat().st_size for file in files) / sum(map(shards.num_rows, files))
-        count = counts[name]["all" if isinstance(stage, tasks.Download) else "train"]
+        own = counts[name]
+        count = own["all"] if isinstance(stage, tasks.Download) else asked_about(stage, own)
         gb[stage.task_id] = count * each / 1e9 if each else None
     return gb
 
