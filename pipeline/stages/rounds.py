@@ -14,13 +14,7 @@ from pipeline.parameters import parameter, parameters
 from pipeline.settings import SettingsError, run
 from pipeline.stage import OfSet, Stage
 from pipeline.stages import method_rules
-from pipeline.stages.data import (
-    BasePolicy,
-    data,
-    paths,
-    snake,
-    tell_of_trained_novel_classes,
-)
+from pipeline.stages.data import BasePolicy, data, paths, snake, tell_of_trained_novel_classes
 from pipeline.stages.engine import engine
 from tasks.engines.settings import EngineSettings
 from tasks.questions.settings import BuildMCQSettings, ProposeSettings

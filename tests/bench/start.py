@@ -7,8 +7,8 @@ Download, Split, BasePolicy, Propose and BuildMCQ are run once as luigi.cfg has 
 (or taken from `--artifacts`). Then each measured stage runs as the pipeline runs it, in a fresh folder,
 `--repeats` times, on a few images, and its processes note when they reach each mark. Medians are
 printed: seconds since the stage's process started, and processor seconds (user and system) of all of its
-processes up to there. A process that reached the mark counts up to then; one that has none, such as the
-process that hands out shards, up to the moment at which the last process reached it.
+processes up to there. An engine counts up to the moment at which it reached the mark, and a process that
+has no such mark, such as the one that hands out shards, up to that of the last engine.
 """
 
 import argparse
@@ -36,7 +36,7 @@ ENGINES = [
     ("engines: vLLM imported", "vllm.entrypoints.llm:LLM.__init__", "before"),
     ("engines: weights loaded", "vllm.model_executor.model_loader.base_loader:BaseModelLoader.load_model", "after"),
     ("engines: engine made", "vllm.entrypoints.llm:LLM.__init__", "after"),
-    ("engines: first answer, begin of the first shard", "tasks.engines.worker:Worker.check", "after"),
+    ("engines: first answer, the first shard begins", "tasks.engines.worker:Worker.check", "after"),
     ("engines: first shard on disk", "tasks.tables.shards:write", "after"),
 ]  # fmt: skip
 TRAIN = [
@@ -44,15 +44,27 @@ TRAIN = [
     ("questions read", "training.loop.session:Session.rows", "after"),
     ("weights loaded", "training.loop.session:Session.model", "after"),
     ("trainer made", "training.loop.session:Session.train", "before"),
-    ("begin of the first step", "training.loop.log:Recorder.on_train_begin", "after"),
+    ("the first step begins", "training.loop.log:Recorder.on_train_begin", "after"),
     ("first step", "training.loop.log:Recorder.on_step_end", "after"),
 ]
-FEW = {"Propose": {"limit": 16, "shard_size": 8}, "Evaluate": {"limit": 8, "shard_size": 8}}
+# Each stage's module, its marks, and the settings with which it has work for two engines, or one step.
 STAGES: dict[str, tuple[str, list[tuple[str, str, str]], dict[str, Any]]] = {
-    "Propose": ("tasks.propose", ENGINES, FEW["Propose"]),
-    "Evaluate": ("tasks.evaluate", ENGINES, {**FEW["Evaluate"], "modes": "one_step"}),
+    "Propose": ("tasks.propose", ENGINES, {"limit": 16, "shard_size": 8}),
+    "Evaluate": ("tasks.evaluate", ENGINES, {"limit": 8, "shard_size": 8, "modes": "one_step"}),
     "Train": ("training.grpo", TRAIN, {"steps": 1, "watch_every": 0, "save_steps": 1}),
 }
+OVERLAY = """
+[run]
+artifacts = {artifacts}
+[Propose]
+limit = 80
+[Train]
+steps = 1
+watch_every = 0
+[Evaluate]
+limit = 8
+modes = one_step
+"""
 # Every Python process of a stage imports this as it starts. It wraps the functions of the marks.
 HOOK = """
 import functools, importlib.util, json, os, sys, time
@@ -151,13 +163,13 @@ def main() -> None:
 
 def made(artifacts: Path) -> Path:
     """A folder of artifacts with the inputs of all stages, and one artifact of each measured stage."""
-    command = [sys.executable, "-m", "luigi", "--module", "pipeline.tasks"]
-    options = [f"--run-artifacts={artifacts}", "--Train-steps=1", "--Train-watch-every=0"]
-    options += [
-        f"--{s}-{k.replace('_', '-')}={v}" for s, few in FEW.items() for k, v in few.items()
-    ]
-    for stage in (["Evaluate", "--Evaluate-modes=one_step"], ["Train"]):
-        subprocess.run([*command, *stage, "--refresh-round=0", *options], cwd=ROOT, check=True)
+    overlay = artifacts.with_suffix(".cfg")
+    overlay.write_text(OVERLAY.format(artifacts=artifacts))
+    for stage in ("Evaluate", "Train"):
+        subprocess.run(
+            [sys.executable, "-m", "luigi", "--module", "pipeline.tasks", stage],
+            cwd=ROOT, check=True, env={**os.environ, "RECIPE": str(overlay)},
+        )  # fmt: skip
     return artifacts
 
 
@@ -176,10 +188,7 @@ def measure(
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir()
     moved = json.dumps({**values, "output": str(output)})
-    root = str(recipe).split("/artifacts/")[0]
-    (output / "recipe.json").write_text(
-        moved.replace(values["output"].split("/artifacts/")[0], root)
-    )
+    (output / "recipe.json").write_text(moved)
     noted = folder / "noted"
     noted.unlink(missing_ok=True)
     environment = {
@@ -207,8 +216,9 @@ def reached(
         if mark.startswith("engines"):
             engines = {row["pid"] for row in rows if row["mark"] == ENGINES[1][0]}
             at = {pid: row for pid, row in at.items() if pid in engines}
-        last = max(at.values(), key=lambda row: row["at"])
-        own = {pid: row["spent"][pid] for pid, row in at.items()}
+        first = "first shard" in mark and "begins" not in mark
+        last = (min if first else max)(at.values(), key=lambda row: row["at"])
+        own = {} if first else {pid: row["spent"][pid] for pid, row in at.items()}
         yield mark, (last["at"] - began, sum((last["spent"] | own).values()))
 
 
