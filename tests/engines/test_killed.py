@@ -59,10 +59,10 @@ def kill_one(watched: Path, mark: str, which: int = 0) -> threading.Thread:
 
 def test_the_real_engine_killed_in_a_shard_loses_that_shard_at_most(tiny, capfd):
     output = tiny.root / "killed"
-    whole = proposed(tiny, tiny.root / "whole")
+    whole = proposed(tiny, tiny.root / "whole", processes=1)
     output.mkdir()
     killer = kill_one(output, "from multiprocessing.spawn")
-    rows = proposed(tiny, output)
+    rows = proposed(tiny, output, processes=1)
     killer.join()
     assert "the engine ended (killed by SIGKILL" in capfd.readouterr().err
     assert rows == whole, "on a CPU the very same draws"
@@ -77,7 +77,7 @@ def test_a_forked_engine_or_its_server_is_replaced_and_nothing_is_left(tiny, cap
     rows = proposed(tiny, output, processes=2)
     killer.join()
     assert f"the engine ended ({how}" in capfd.readouterr().err
-    assert rows == proposed(tiny, tiny.root / "one engine"), "on a CPU the very same draws"
+    assert rows == proposed(tiny, tiny.root / "whole", processes=1), "on a CPU the very same draws"
     left = [title(process) for process in below(os.getpid())]
     assert not [each for each in left if "forkserver" in each]
 
