@@ -38,15 +38,19 @@ def training(settings: TrainSettings, method: str) -> TrainSettings:
         settings = replace(settings, watch_every=0, keep_policy="last")
     elif kind.pairs:
         why = "asks pairs of questions"
-        settings = replace(settings, trl={"scale_rewards": "batch", **settings.trl})
-        if settings.trl["scale_rewards"] in ("group", True):
+        trl = {"scale_rewards": "batch", **settings.trl}
+        if trl["scale_rewards"] in ("group", True):
             problem = 'trl: "scale_rewards": "group" divides away what the pair adds; set "batch" or "none"'
+        elif trl.get("multi_objective_aggregation") == "normalize_then_sum":
+            problem = 'trl: "normalize_then_sum" divides away what the pair adds; leave it out'
         elif not {"letter", "contrast"} & settings.rewards.keys():
             problem = "rewards: pairs are paid in the place of letter; add it"
         elif settings.dynamic_sampling:
             problem = "dynamic_sampling would replace one question of a pair; set it to 0"
         elif settings.questions_per_step < 2:
             problem = "questions_per_step must be at least 2"
+        else:
+            settings = replace(settings, trl=trl)
     if problem:
         raise SettingsError(f"luigi.cfg: [Train] {problem} (the method {method} {why})")
     return settings

@@ -39,9 +39,16 @@ def context(settings: EngineSettings, devices: Sequence[str]) -> ForkServerConte
 
 
 def start(process: BaseProcess) -> None:
-    """Start a process of a `context`. Raises StageError when the server has ended by itself."""
+    """Start a process of a `context`, with a fresh server where the last one has ended.
+
+    Raises StageError when the server ends while it imports.
+    """
     try:
-        process.start()
+        try:
+            process.start()
+        except ConnectionRefusedError:  # the server is ending, and has not ended yet
+            stop()
+            process.start()
     except (EOFError, ConnectionError) as error:
         raise StageError(
             "the process that imports vLLM for all engines has died while it imported; see its messages "

@@ -1,5 +1,6 @@
 """The server that engines are forked from goes with the run that started it, however that ends."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -101,6 +102,23 @@ def test_a_server_that_dies_is_one_sentence():
     threading.Timer(0.5, os.kill, (server, signal.SIGKILL)).start()
     with pytest.raises(StageError, match=r"process that imports vLLM .* processes = 1"):
         fork_server.start(context.Process(target=print))
+    fork_server.stop()
+
+
+def test_a_server_that_has_not_quite_ended_yet_is_replaced(monkeypatch):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([])
+    forkserver.ensure_running()
+    server = forkserver._forkserver._forkserver_pid
+    os.kill(server, signal.SIGKILL)
+    assert soon(lambda: gone(server), 10)
+    ended, looks = os.waitpid, [(0, 0)]  # the first look finds it alive
+    monkeypatch.setattr(os, "waitpid", lambda *of: looks.pop() if looks else ended(*of))
+    process = context.Process(target=print)
+    fork_server.start(process)
+    process.join()
+    assert process.exitcode == 0
+    assert forkserver._forkserver._forkserver_pid != server
     fork_server.stop()
 
 

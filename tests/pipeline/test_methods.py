@@ -111,6 +111,11 @@ def test_pairs_are_scaled_by_batch_unless_the_user_says_otherwise():
     ("method", "changed", "told"),
     [
         ("contrast", {"trl": {"scale_rewards": "group"}}, "divides away what the pair adds"),
+        (
+            "contrast",
+            {"trl": {"multi_objective_aggregation": "normalize_then_sum"}},
+            "normalize_then_sum.* divides away what the pair adds",
+        ),
         ("contrast", {"dynamic_sampling": 2}, "dynamic_sampling would replace one question"),
         ("contrast", {"questions_per_step": 1}, "questions_per_step must be at least 2"),
         ("contrast", {"rewards": {"format": 1.0}}, "pairs are paid in the place of letter"),

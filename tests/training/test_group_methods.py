@@ -86,7 +86,15 @@ def test_a_policy_trains_on_pairs_of_questions(frozen, tmp_path, drawn_once, mon
             "steps_per_generation = 4 would put",
         ),
         ({"trl": {"scale_rewards": "group"}}, "contrast is divided away again"),
-        ({"trl": {"multi_objective_aggregation": "normalize_then_sum"}}, "contrast is lost in"),
+        (
+            {
+                "trl": {
+                    "multi_objective_aggregation": "normalize_then_sum",
+                    "scale_rewards": "group",
+                }
+            },
+            "contrast is lost in",
+        ),
         ({"pairs": False}, "contrast is for pairs of questions"),
     ],
 )
