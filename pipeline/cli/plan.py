@@ -111,6 +111,7 @@ def plan(dataset: str, method: str, seed: int, estimates: Estimates) -> dict[str
     longest = max(lengths.values(), key=lambda each: each["question"])
     prompt = longest["question"], longest["image"]
     machine = fits.machine_of(overlays(), estimates.gpus, estimates.gpu_gb)
+    measured = replace(estimates, gpus=estimates.gpus or (machine.gpus if machine else 0))
     gb = pictures_gb(stages, counts, estimates.image_kb)
     limits = [t for name in counts for t in _too_long(name, lengths[name])]
     return {
@@ -132,7 +133,7 @@ def plan(dataset: str, method: str, seed: int, estimates: Estimates) -> dict[str
         "fits": [asdict(one) for one in fits.fits(stages, train, prompt, machine)],
         "disk": fits.disk(stages, prompt, work, gb),
         "shards": shards_of(stages, counts),
-        "scale": _scaled(work, counts, train, prompt, estimates),
+        "scale": _scaled(work, counts, train, prompt, measured),
         "warnings": limits,
     }
 
@@ -241,15 +242,13 @@ def _scaled(
     """The hours on each number of GPUs in `estimates.scale`, all stages counted as not done."""
     if not estimates.scale:
         return []
-    machine = fits.machine_of(overlays(), estimates.gpus, estimates.gpu_gb)
-    gpus = estimates.gpus or (machine.gpus if machine else 0)
-    if not (estimates.tokens_per_second and gpus):
+    if not (estimates.tokens_per_second and estimates.gpus):
         raise SettingsError(
             "--scale needs a rate and the GPUs that it was measured on: --tokens-per-second and --gpus"
         )
     rates = scaling.Rates(
-        estimates.tokens_per_second / gpus,
-        estimates.update_tokens_per_second / gpus,
+        estimates.tokens_per_second / estimates.gpus,
+        estimates.update_tokens_per_second / estimates.gpus,
         estimates.engine_start,
         estimates.all_reduce_gb * fits.GB,
         tasks.engine().settings.tensor_parallel_size,

@@ -24,6 +24,12 @@ from training.settings import TrainSettings
 
 # The settings that the result of a refresh depends on, by the kind of refresh.
 OF_REFRESH = {"all": (), "unsolved": ("solved_at", "solved"), "sample": ("refresh_share",)}
+# Settings of [Train] that only one reward reads, and that reward.
+OF_REWARD = {
+    "think_target": "think_length",
+    "think_limit": "think_length",
+    "entropy_weight": "frequency",
+}
 
 
 class Round(Stage):
@@ -208,11 +214,10 @@ class Train(Round):
     def significant(self):
         """The settings that are used, and the number of rounds where schedule or order depend on it."""
         settings, significant = self.settings, super().significant()
-        if "think_length" not in settings.rewards:
-            del significant["think_target"], significant["think_limit"]
+        for name, reward in OF_REWARD.items():
+            if reward not in settings.rewards:
+                significant.pop(name, None)
         significant |= {"steps": settings.steps, "rewards": settings.rewards}
-        if "frequency" not in settings.rewards:
-            significant.pop("entropy_weight", None)
         if method_of(self.method).unlabelled:
             significant["watch_every"] = settings.watch_every
         if method_of(self.method).pairs:

@@ -26,6 +26,12 @@ def row_generators(seed: int, keys: Sequence[str]) -> Iterator[Generator]:
         yield Generator(PCG64(entropy)) if plain else row_generator(seed, key)
 
 
+def place_of(key: str) -> int:
+    """A number of 64 bits that depends on the key alone, to order or to choose by."""
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
 def _number(key: str) -> int:
     digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big")

@@ -5,7 +5,6 @@ cannot memorise letters. An image's place in an epoch depends on (seed, epoch, i
 order goes on over all rounds, and a refreshed question does not move the others.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from tasks.language.prompts import LETTERS
 from tasks.tables import shards
 from tasks.tables.pixels import Decoder, picture_size
 from tasks.tables.schemas import JOINT
-from tasks.tables.seeding import row_generator
+from tasks.tables.seeding import place_of, row_generator
 from training.data.pairs import COLUMNS, Pairs, Use
 
 # Dynamic sampling's questions use epochs from here on, which no run reaches by itself.
@@ -180,7 +179,7 @@ def sample(image_ids: Sequence[str], sizes: Sequence[int], limit: int, seed: int
     start = 0
     for size, count in zip(sizes, kept, strict=True):
         own = range(start, start + size)
-        picked += sorted(sorted(own, key=lambda i: _key(f"{seed}/kept/{image_ids[i]}"))[:count])
+        picked += sorted(sorted(own, key=lambda i: place_of(f"{seed}/kept/{image_ids[i]}"))[:count])
         start += size
     return picked
 
@@ -201,10 +200,12 @@ def question_order(
     order: list[tuple[int, int]] = []
     epoch = after.epoch if after else 0
     while len(order) < num_uses:
-        keys = np.array([_key(f"{seed}/{epoch}/{image}") for image in image_ids], dtype=np.uint64)
+        keys = np.array(
+            [place_of(f"{seed}/{epoch}/{image}") for image in image_ids], dtype=np.uint64
+        )
         picked = np.argsort(keys, kind="stable")
         if after and epoch == after.epoch:
-            reached = np.uint64(_key(f"{seed}/{epoch}/{after.image_id}"))
+            reached = np.uint64(place_of(f"{seed}/{epoch}/{after.image_id}"))
             picked = picked[keys[picked] > reached] if easiness is None else picked[:0]
         picked = picked[: num_uses - len(order)]
         if easiness is not None:
@@ -248,8 +249,3 @@ def permute(
     """The options in the order of one epoch, and the answer's new index."""
     order = row_generator(seed, f"{epoch}/{mcq_id}").permutation(len(options))
     return [options[i] for i in order], int(np.flatnonzero(order == answer)[0])
-
-
-def _key(text: str) -> int:
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big")

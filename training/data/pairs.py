@@ -5,13 +5,13 @@ confusions. A question's partner shows the same options in the same order, so on
 which of them is right. Both are asked in one optimiser step.
 """
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tasks.language.prompts import LETTERS
 from tasks.tables.schemas import JOINT
+from tasks.tables.seeding import place_of
 
 COLUMNS = (
     "mcq_id",
@@ -92,9 +92,7 @@ class Pairs:
         if option is None:
             return None
         about = self._about[option]
-        text = f"{self._seed}/{epoch}/{self.ids[question]}"
-        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        return about[int.from_bytes(digest, "big") % len(about)]
+        return about[place_of(f"{self._seed}/{epoch}/{self.ids[question]}") % len(about)]
 
     def placed(self, order: Sequence[tuple[int, int]], per_step: int) -> list[Use]:
         """The questions of `order`, (question, epoch) each, with their partners after them.

@@ -53,17 +53,10 @@ def choose_rewards(
     that is not there is read with a closed vocabulary. Raises StageError for a name that is neither KNOWN
     nor a function of completions and columns.
     """
-
-    def find(name: str, weight: float) -> Reward:
-        if name == "frequency":
-            read = {c.name: Vocabulary.of(c, (reading or {}).get(c.name, {})) for c in cards}
-            return _by_card(
-                {key: frequency_reward(v, settings.entropy_weight) for key, v in read.items()}
-            )
-        return _find(name, weight, settings, cards, count_tokens)
-
     return [
-        named(name, find(name, weight), ids=index == 0)
+        named(
+            name, _find(name, weight, settings, cards, count_tokens, reading or {}), ids=index == 0
+        )
         for index, (name, weight) in enumerate(settings.rewards.items())
     ]
 
@@ -88,11 +81,16 @@ def _find(
     settings: TrainSettings,
     cards: Sequence[Card],
     count_tokens: Callable[[str], int],
+    reading: Mapping[str, Mapping[str, Any]],
 ) -> Reward:
     if name in PLAIN:
         return PLAIN[name]
     if name in OF_CARD:
         return _by_card({card.name: OF_CARD[name](card) for card in cards})
+    if name == "frequency":
+        read = {card.name: Vocabulary.of(card, reading.get(card.name, {})) for card in cards}
+        weight_of_entropy = settings.entropy_weight
+        return _by_card({key: frequency_reward(v, weight_of_entropy) for key, v in read.items()})
     if name == "think_length":
         target, limit = settings.think_target, settings.think_limit
         of_cards = {c.name: ours.think_length_reward(c, count_tokens, target, limit) for c in cards}
