@@ -4,6 +4,7 @@ It is multiprocessing's fork server, which imports this module before its first 
 process that started it is gone.
 """
 
+import ctypes
 import importlib
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ from tasks.engines.settings import EngineSettings
 from tasks.runtime.command import importing, quiet_libraries
 from tasks.runtime.errors import StageError
 
-CHECK_PARENT = 0.5  # seconds between two looks at whether the parent still lives
+PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 
 
 def context(settings: EngineSettings, devices: Sequence[str]) -> ForkServerContext | SpawnContext:
@@ -67,15 +68,23 @@ def stop() -> None:
 def _preload() -> None:
     """Import vLLM, without a thread, since a process with threads must not fork."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    parent = os.getppid()
-    signal.signal(signal.SIGALRM, lambda *_: os.getppid() == parent or os._exit(1))
-    signal.setitimer(signal.ITIMER_REAL, CHECK_PARENT, CHECK_PARENT)
+    _kill_on_death_of_parent(signal.SIGKILL)
     quiet_libraries()
     # An engine's process imports again what failed here, and tells the error.
     with quiet_start(), suppress(Exception):
         _import_vllm()
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    # From here on the server itself waits for its parent's end.
+    _kill_on_death_of_parent(0)
+
+
+def _kill_on_death_of_parent(number: int) -> None:
+    """Let the kernel send this process a signal when its parent ends; 0: none.
+
+    A handler of Python's would wait until a library is loaded, which takes seconds on a slow disk.
+    Other systems than Linux have no such call: there the server ends once it has imported.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def _import_vllm() -> None:

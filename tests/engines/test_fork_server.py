@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
@@ -28,6 +29,19 @@ from tests.engines.conftest import SETTINGS
 fork_server.context(SETTINGS, ["", ""])
 forkserver.ensure_running()
 print(forkserver._forkserver._forkserver_pid, flush=True)
+time.sleep(600)
+"""
+# A child that holds Python's lock, as the loading of a large library from a slow disk does.
+LOADING = """
+import subprocess, sys, time
+child = '''
+import ctypes, os, signal
+from tasks.engines import fork_server
+fork_server._kill_on_death_of_parent(signal.SIGKILL)
+print(os.getpid(), flush=True)
+ctypes.PyDLL(None).sleep(60)
+'''
+subprocess.Popen([sys.executable, "-c", child])
 time.sleep(600)
 """
 # A forked process as an engine's is, of a server that has nothing to import.
@@ -63,36 +77,44 @@ def gone(process: int) -> bool:
     return not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def started(folder: Path, code: str) -> tuple[subprocess.Popen, int]:
-    """A script, and the number of the process that it printed."""
+@contextmanager
+def started(folder: Path, code: str) -> Iterator[tuple[subprocess.Popen, int]]:
+    """A script, and the number of the process that it printed. It is killed at the end."""
     (folder / "started.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    script = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "started.py"],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    assert script.stdout
-    return script, int(script.stdout.readline())
+    ) as script:
+        try:
+            assert script.stdout
+            yield script, int(script.stdout.readline())
+        finally:
+            script.kill()
 
 
 def test_a_server_that_is_importing_ends_with_the_run(tmp_path):
-    run, server = started(tmp_path, START)
-    maps = Path(f"/proc/{server}/maps")
-    assert soon(lambda: "torch" in maps.read_text(), 120), "it imports"
-    run.kill()
-    assert soon(lambda: gone(server), 4), "and it would import on for seconds"
-    run.communicate()
+    with started(tmp_path, START) as (run, server):
+        maps = Path(f"/proc/{server}/maps")
+        assert soon(lambda: "torch" in maps.read_text(), 120), "it imports"
+        run.kill()
+        assert soon(lambda: gone(server), 4), "and it would import on for seconds"
+
+
+def test_a_server_that_is_loading_a_library_ends_with_the_run(tmp_path):
+    with started(tmp_path, LOADING) as (run, server):
+        run.kill()
+        assert soon(lambda: gone(server), 10)
 
 
 def test_a_forked_process_ends_with_a_run_that_nobody_waits_for(tmp_path):
-    run, forked = started(tmp_path, FORK)
-    run.kill()  # it stays in the process table, as with a careless init process of a container
-    assert soon(lambda: gone(forked), 10)
-    assert Path(f"/proc/{run.pid}").exists()
-    run.communicate()
+    with started(tmp_path, FORK) as (run, forked):
+        run.kill()  # it stays in the process table, as with a careless init process of a container
+        assert soon(lambda: gone(forked), 10)
+        assert Path(f"/proc/{run.pid}").exists()
 
 
 def test_a_server_that_dies_is_one_sentence():
