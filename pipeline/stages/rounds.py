@@ -157,7 +157,9 @@ class BuildMCQ(RoundOfSet):
         method_rules.check_protocol(self.method, needed["split"], self.settings)
         if self.asks_openly:
             return needed
-        return {**needed, "propose": Propose(subset=self.subset, **graph(self))}
+        propose = Propose(subset=self.subset, **graph(self))
+        method_rules.check_votes(self.method, self.settings, propose.settings)
+        return {**needed, "propose": propose}
 
     def requires(self):
         """The inputs; Luigi asks for them before any stage runs, so a Split that is there is read now."""
@@ -205,7 +207,9 @@ class Train(Round):
             settings.check_epochs(self.rounds)
         except StageError as error:
             raise SettingsError(f"luigi.cfg: {error}") from error
-        settings = method_rules.training(settings, self.method)
+        asked = () if method.questions == "open" else self.questions()
+        majority = any(built.settings.answer_from == "majority" for built in asked)
+        settings = method_rules.training(settings, self.method, majority)
         times = 1 if method.refreshes else run().rounds
         steps, epochs = settings.steps * times, settings.epochs * times
         rewards = method.rewards(settings.rewards, self.engine().prompt_style)
