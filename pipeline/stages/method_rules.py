@@ -1,5 +1,6 @@
 """What a method needs of [Train] and [BuildMCQ], set or checked before a stage runs."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,16 +16,17 @@ READING = ("vocabulary", "fuzzy_threshold", "fuzzy_margin")  # settings of [Buil
 BEST = "keep_policy = best goes by labelled val images; set it to last"
 
 
-def training(settings: TrainSettings, method: str, majority: bool) -> TrainSettings:
-    """[Train] for a method; `majority` says whether its questions' answers are majority votes.
+def training(settings: TrainSettings, method: str, questions: Sequence[Any]) -> TrainSettings:
+    """[Train] for a method, whose BuildMCQ stages are `questions`.
 
     Without labels, neither rewards nor val images may tell one. With majority votes, val images may not
     choose the policy. In pairs, advantages are scaled by batch unless `trl` says otherwise. Raises
     SettingsError where the settings do not go with the method.
     """
     kind = method_of(method)
+    majority = any(built.settings.answer_from == "majority" for built in questions)
     problem = why = ""
-    if majority and settings.keep_policy == "best":
+    if majority and kind.questions == "mcq" and settings.keep_policy == "best":
         problem, why = BEST, "takes the majority vote for the label"
     elif kind.questions == "open" and not kind.supervised and settings.order == "curriculum":
         problem, why = (

@@ -207,9 +207,7 @@ class Train(Round):
             settings.check_epochs(self.rounds)
         except StageError as error:
             raise SettingsError(f"luigi.cfg: {error}") from error
-        asked = () if method.questions == "open" else self.questions()
-        majority = any(built.settings.answer_from == "majority" for built in asked)
-        settings = method_rules.training(settings, self.method, majority)
+        settings = method_rules.training(settings, self.method, self.questions())
         times = 1 if method.refreshes else run().rounds
         steps, epochs = settings.steps * times, settings.epochs * times
         rewards = method.rewards(settings.rewards, self.engine().prompt_style)
@@ -221,11 +219,8 @@ class Train(Round):
         for name, reward in OF_REWARD.items():
             if reward not in settings.rewards:
                 significant.pop(name, None)
-        significant |= {"steps": settings.steps, "rewards": settings.rewards}
-        if method_of(self.method).unlabelled:
-            significant["watch_every"] = settings.watch_every
-        if method_of(self.method).pairs:
-            significant["trl"] = settings.trl
+        for name in ("steps", "rewards", "watch_every", "trl"):  # those that a method changes
+            significant[name] = getattr(settings, name)
         if settings.epochs:
             significant["epochs"] = settings.epochs
         if settings.plans_ahead:

@@ -106,6 +106,7 @@ def test_pairs_are_scaled_by_batch_unless_the_user_says_otherwise():
     assert "scale_rewards" not in plain.settings.trl
     assert train("contrast", trl={"scale_rewards": "none"}).settings.trl["scale_rewards"] == "none"
     assert train("contrast", questions_per_step=2).settings.questions_per_step == 2
+    assert train("contrast", rewards={"contrast": 1.0}).settings.rewards == {"contrast": 1.0}
     questions = [stage.needs()["mcq/beetles"].arguments() for stage in (plain, paired)]
     assert questions[0] == questions[1], "the pairs are of the same questions"
 
@@ -173,6 +174,7 @@ def test_where_votes_are_the_truth_nothing_goes_by_labels(config, method, answer
     if answer_from == "label":
         own, others = (tasks.Propose(subset="", **graph(m)) for m in (method, "dive_k"))
         assert (own.settings.instalments, others.settings.instalments) == ("", "4 8")
+        assert train("dive_k").fingerprint, "it goes by labels anyway"
 
 
 def test_a_set_of_a_mix_may_have_votes_for_its_truth(config):
@@ -197,6 +199,8 @@ def test_without_labels_answers_are_read_as_each_sets_candidates_are(config):
     }
     told = "train images of base classes of beetles; train images of base and novel classes of pets"
     assert given["unlabelled"] == told
+    labelled = train("virft").arguments()
+    assert ("reading" in labelled, labelled["unlabelled"]) == (False, "")
     before = train("ttrv").fingerprint
     assert train("ttrv", watch_every=3).fingerprint == before, "it watches no images"
     config.set("BuildMCQ", "fuzzy_threshold", "90")
