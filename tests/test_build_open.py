@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,8 @@ def built(made, groups: str, part: str = "train", **changed) -> Path:
     ],
 )
 def test_it_asks_about_the_images_that_are_set_and_no_others(split_set, groups, part, wanted):
-    rows = shards.read(built(split_set, groups, part), "mcq").to_pylist()
+    folder = built(split_set, groups, part)
+    rows = shards.read(folder, "mcq").to_pylist()
     split = shards.read(split_set.split, "split").to_pylist()
     asked = sorted(row["image_id"] for row in rows)
     assert asked == sorted(
@@ -54,6 +56,25 @@ def test_it_asks_about_the_images_that_are_set_and_no_others(split_set, groups, 
         tested = {row["image_id"] for row in split if row["split"] in ("test", "val")}
         assert not tested.intersection(asked), "never the images that are then scored"
     assert len({row["mcq_id"] for row in rows}) == len(rows)
+    counts = Counter(row["group"] for row in split if (row["group"], row["split"]) in wanted)
+    assert json.loads((folder / "stats.json").read_text())["unlabelled"] == counts
+
+
+def test_with_labels_an_image_that_has_none_gives_no_question(split_set):
+    path = split_set.split / "split.parquet"
+    rows = shards.read_file(path).to_pylist()
+    trained = [row for row in rows if (row["group"], row["split"]) == ("base", "train")]
+    trained[0]["label"] = -1
+    trained[1]["label"] = None
+    shards.write(path, rows, schemas.split(split_set.card.classes))
+    asked = shards.read(built(split_set, ""), "mcq")["image_id"].to_pylist()
+    assert asked == sorted(row["image_id"] for row in trained[2:])
+    for row in trained:
+        row["label"] = -1
+    shards.write(path, rows, schemas.split(split_set.card.classes))
+    shutil.rmtree(split_set.root / "open--train")
+    with pytest.raises(StageError, match="no train image has a label to learn from"):
+        built(split_set, "")
 
 
 def test_no_label_stands_in_a_question_or_reaches_the_trainer(split_set):
@@ -75,13 +96,13 @@ def test_no_label_stands_in_a_question_or_reaches_the_trainer(split_set):
 
 
 def test_other_labels_make_the_same_questions(split_set):
-    """What is written does not depend on the labels: with each class taken for another it is the same."""
+    """With each class taken for another, and the split in another order, what is written is the same."""
     before = shards.read(built(split_set, "base novel"), "mcq")
     path = split_set.split / "split.parquet"
     rows = shards.read_file(path).to_pylist()
     for row in rows:
         row["label"] = (row["label"] + 5) % len(split_set.card.classes)
-    shards.write(path, rows, schemas.split(split_set.card.classes))
+    shards.write(path, rows[::-1], schemas.split(split_set.card.classes))
     shutil.rmtree(split_set.root / "open-base-novel-train")
     assert shards.read(built(split_set, "base novel"), "mcq").equals(before)
 
@@ -91,7 +112,11 @@ def test_a_closed_list_has_the_classes_of_the_groups(split_set):
     (text,) = set(shards.read(folder, "mcq")["question"].to_pylist())
     novel = split_set.card.classes[len(split_set.card.classes) // 2 :]
     assert all(name in text for name in novel)
+    places = [text.index(name) for name in novel]
+    assert places == sorted(places), "by class id"
     assert not any(name in text for name in split_set.card.classes[: len(novel)])
+    with pytest.raises(StageError, match="prompt must be open or closed_list; got 'list'"):
+        built(split_set, "base", prompt="list")
 
 
 def test_novel_images_that_are_not_there_are_missed_in_a_sentence(split_set):

@@ -1,28 +1,39 @@
 """What a method needs of [Train] and [BuildMCQ], set or checked before a stage runs."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from pipeline.methods import method_of
 from pipeline.settings import SettingsError
-from tasks.questions.settings import ANSWERED, BuildMCQSettings
+from tasks.questions.settings import ANSWERED, BuildMCQSettings, ProposeSettings
 from tasks.runtime.errors import StageError
 from training.settings import TrainSettings
 
 IMAGES = ("unlabelled_groups", "unlabelled_part")  # settings of [BuildMCQ] for such methods alone
 LABELLED = (*ANSWERED, "think_length")  # the rewards that go by labels
 READING = ("vocabulary", "fuzzy_threshold", "fuzzy_margin")  # settings of [BuildMCQ]
+BEST = "keep_policy = best goes by labelled val images; set it to last"
 
 
-def training(settings: TrainSettings, method: str) -> TrainSettings:
-    """[Train] for a method.
+def training(settings: TrainSettings, method: str, questions: Sequence[Any]) -> TrainSettings:
+    """[Train] for a method, whose BuildMCQ stages are `questions`.
 
-    Without labels, neither rewards nor val images may tell one. In pairs, advantages are scaled by batch
-    unless `trl` says otherwise. Raises SettingsError where the settings do not go with the method.
+    Without labels, neither rewards nor val images may tell one. With majority votes, val images may not
+    choose the policy. In pairs, advantages are scaled by batch unless `trl` says otherwise. Raises
+    SettingsError where the settings do not go with the method.
     """
     kind = method_of(method)
+    majority = any(built.settings.answer_from == "majority" for built in questions)
     problem = why = ""
-    if kind.questions == "mcq" and "frequency" in settings.rewards:
+    if majority and kind.questions == "mcq" and settings.keep_policy == "best":
+        problem, why = BEST, "takes the majority vote for the label"
+    elif kind.questions == "open" and not kind.supervised and settings.order == "curriculum":
+        problem, why = (
+            "order = curriculum goes by candidates; set it to shuffled",
+            "asks open questions",
+        )
+    elif kind.questions == "mcq" and "frequency" in settings.rewards:
         problem = "rewards: frequency counts the names of open answers; leave it out"
         why = "asks multiple-choice questions"
     elif "contrast" in settings.rewards and not kind.pairs:
@@ -34,7 +45,7 @@ def training(settings: TrainSettings, method: str) -> TrainSettings:
         if known:
             problem = f"rewards: {known[0]} needs labels; leave it out"
         elif settings.keep_policy == "best":
-            problem = "keep_policy = best goes by labelled val images; set it to last"
+            problem = BEST
         settings = replace(settings, watch_every=0, keep_policy="last")
     elif kind.pairs:
         why = "asks pairs of questions"
@@ -91,6 +102,16 @@ def images(method: str, settings: BuildMCQSettings) -> dict[str, str]:
         "unlabelled_groups": " ".join(settings.unlabelled),
         "unlabelled_part": settings.unlabelled_part,
     }
+
+
+def check_votes(method: str, settings: BuildMCQSettings, propose: ProposeSettings) -> None:
+    """Raise SettingsError where proposals go by the labels that the questions go without."""
+    if settings.answer_from == "majority" and propose.counts:
+        raise SettingsError(
+            f"luigi.cfg: [Propose] instalments = {propose.instalments} stops where all answers name the "
+            "label, and [BuildMCQ] answer_from = majority goes without labels; leave instalments empty, "
+            f"for this method alone in a section [Propose:{method}]"
+        )
 
 
 def check_protocol(method: str, split: Any, settings: BuildMCQSettings) -> None:

@@ -157,7 +157,9 @@ class BuildMCQ(RoundOfSet):
         method_rules.check_protocol(self.method, needed["split"], self.settings)
         if self.asks_openly:
             return needed
-        return {**needed, "propose": Propose(subset=self.subset, **graph(self))}
+        propose = Propose(subset=self.subset, **graph(self))
+        method_rules.check_votes(self.method, self.settings, propose.settings)
+        return {**needed, "propose": propose}
 
     def requires(self):
         """The inputs; Luigi asks for them before any stage runs, so a Split that is there is read now."""
@@ -205,7 +207,7 @@ class Train(Round):
             settings.check_epochs(self.rounds)
         except StageError as error:
             raise SettingsError(f"luigi.cfg: {error}") from error
-        settings = method_rules.training(settings, self.method)
+        settings = method_rules.training(settings, self.method, self.questions())
         times = 1 if method.refreshes else run().rounds
         steps, epochs = settings.steps * times, settings.epochs * times
         rewards = method.rewards(settings.rewards, self.engine().prompt_style)
@@ -217,11 +219,8 @@ class Train(Round):
         for name, reward in OF_REWARD.items():
             if reward not in settings.rewards:
                 significant.pop(name, None)
-        significant |= {"steps": settings.steps, "rewards": settings.rewards}
-        if method_of(self.method).unlabelled:
-            significant["watch_every"] = settings.watch_every
-        if method_of(self.method).pairs:
-            significant["trl"] = settings.trl
+        for name in ("steps", "rewards", "watch_every", "trl"):  # those that a method changes
+            significant[name] = getattr(settings, name)
         if settings.epochs:
             significant["epochs"] = settings.epochs
         if settings.plans_ahead:

@@ -1,10 +1,12 @@
 """The methods that are compared: what each asks, is paid for and shares, from the graph alone."""
 
 import pytest
+from luigi.task_register import Register
 
 from pipeline import methods, tasks
 from pipeline.settings import SettingsError, run
 from pipeline.stage import lineage
+from tests.pipeline.test_stage import config  # noqa: F401  the default luigi.cfg, to be changed
 
 
 def graph(method: str, **changed) -> dict:
@@ -103,6 +105,8 @@ def test_pairs_are_scaled_by_batch_unless_the_user_says_otherwise():
     assert paired.significant()["trl"] == paired.settings.trl
     assert "scale_rewards" not in plain.settings.trl
     assert train("contrast", trl={"scale_rewards": "none"}).settings.trl["scale_rewards"] == "none"
+    assert train("contrast", questions_per_step=2).settings.questions_per_step == 2
+    assert train("contrast", rewards={"contrast": 1.0}).settings.rewards == {"contrast": 1.0}
     questions = [stage.needs()["mcq/beetles"].arguments() for stage in (plain, paired)]
     assert questions[0] == questions[1], "the pairs are of the same questions"
 
@@ -111,6 +115,7 @@ def test_pairs_are_scaled_by_batch_unless_the_user_says_otherwise():
     ("method", "changed", "told"),
     [
         ("contrast", {"trl": {"scale_rewards": "group"}}, "divides away what the pair adds"),
+        ("contrast", {"trl": {"scale_rewards": True}}, "divides away what the pair adds"),
         (
             "contrast",
             {"trl": {"multi_objective_aggregation": "normalize_then_sum"}},
@@ -119,6 +124,7 @@ def test_pairs_are_scaled_by_batch_unless_the_user_says_otherwise():
         ("contrast", {"dynamic_sampling": 2}, "dynamic_sampling would replace one question"),
         ("contrast", {"questions_per_step": 1}, "questions_per_step must be at least 2"),
         ("contrast", {"rewards": {"format": 1.0}}, "pairs are paid in the place of letter"),
+        ("virft", {"order": "curriculum"}, "curriculum goes by candidates; .*asks open questions"),
         (
             "dive_k",
             {"rewards": {"contrast": 1.0}},
@@ -139,6 +145,67 @@ def test_the_majority_vote_takes_the_place_of_the_label_only():
     assert given["dive_k"] == given["dive_k_majority"]
     told = {m: stage.significant()["answer_from"] for m, stage in stages.items()}
     assert told == {"dive_k": "label", "dive_k_majority": "majority"}
+
+
+@pytest.mark.parametrize(
+    ("method", "answer_from"),
+    [("dive_k_majority", "label"), ("dive_k", "majority"), ("contrast", "majority")],
+)
+def test_where_votes_are_the_truth_nothing_goes_by_labels(config, method, answer_from):
+    config.set("BuildMCQ", "answer_from", answer_from)
+    told = (
+        f"best goes by labelled val images; set it to last .the method {method} takes the majority"
+    )
+    with pytest.raises(SettingsError, match=told):
+        train(method, keep_policy="best").settings  # noqa: B018
+    assert train("virft", keep_policy="best").settings.keep_policy == "best", "it learns of labels"
+    config.set("Propose", "instalments", "4 8")
+    told = (
+        rf"instalments = 4 8 stops where all answers name the label.* section \[Propose:{method}\]"
+    )
+    Register.clear_instance_cache()
+    with pytest.raises(SettingsError, match=told):
+        train(method).fingerprint  # noqa: B018
+    assert train("virft").fingerprint
+    config.add_section(f"Propose:{method}")
+    config.set(f"Propose:{method}", "instalments", "")
+    Register.clear_instance_cache()
+    assert train(method).fingerprint
+    if answer_from == "label":
+        own, others = (tasks.Propose(subset="", **graph(m)) for m in (method, "dive_k"))
+        assert (own.settings.instalments, others.settings.instalments) == ("", "4 8")
+        assert train("dive_k").fingerprint, "it goes by labels anyway"
+
+
+def test_a_set_of_a_mix_may_have_votes_for_its_truth(config):
+    config.add_section("BuildMCQ:pets")
+    config.set("BuildMCQ:pets", "answer_from", "majority")
+    assert train("dive_k", keep_policy="best").settings
+    with pytest.raises(SettingsError, match="goes by labelled val images"):
+        train("dive_k", dataset="beetles+pets", keep_policy="best").settings  # noqa: B018
+
+
+def test_without_labels_answers_are_read_as_each_sets_candidates_are(config):
+    config.set("BuildMCQ", "fuzzy_threshold", "85")
+    config.add_section("BuildMCQ:pets")
+    config.set("BuildMCQ:pets", "vocabulary", "open")
+    config.set("BuildMCQ:pets", "unlabelled_groups", "base novel")
+    mixed = train("ttrv", dataset="beetles+pets")
+    given = mixed.arguments()
+    near = {"fuzzy_threshold": 85.0, "fuzzy_margin": 5.0}
+    assert given["reading"] == {
+        "beetles": {"vocabulary": "closed", **near},
+        "pets": {"vocabulary": "open", **near},
+    }
+    told = "train images of base classes of beetles; train images of base and novel classes of pets"
+    assert given["unlabelled"] == told
+    labelled = train("virft").arguments()
+    assert ("reading" in labelled, labelled["unlabelled"]) == (False, "")
+    before = train("ttrv").fingerprint
+    assert train("ttrv", watch_every=3).fingerprint == before, "it watches no images"
+    config.set("BuildMCQ", "fuzzy_threshold", "90")
+    Register.clear_instance_cache()
+    assert train("ttrv").fingerprint != before, "its rewards depend on it"
 
 
 def test_before_any_training_all_methods_share_their_proposals():

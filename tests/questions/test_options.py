@@ -191,28 +191,6 @@ def test_random_options_do_not_depend_on_the_policy(tmp_path):
     assert min(offered[name] for name in BASE) > 10
 
 
-def test_the_majority_can_be_the_answer_and_its_mistakes_are_counted(tmp_path):
-    _, questions, stats = build(PAIRS, OF, tmp_path, answer_from="majority")
-    rows = [row for shard in questions for row in shard]
-    answers = {r["image_id"]: r["options"][LETTERS.index(r["answer_letter"])] for r in rows}
-    assert answers == {"a": "Indigo Bunting", "b": "House Wren", "d": "Green Jay"}
-    assert not any(row["truth_injected"] for row in rows)
-    assert stats["answer_differs_from_label"] == 3
-
-
-def test_the_majority_needs_no_labels(tmp_path):
-    labels = dict.fromkeys(PAIRS, -1)
-    told, questions, stats = build(PAIRS, labels, tmp_path, answer_from="majority")
-    asked = {row["image_id"]: row for shard in questions for row in shard}
-    assert set(asked) == {"a", "b", "d"}
-    row = asked["a"]
-    assert row["options"][LETTERS.index(row["answer_letter"])] == "Indigo Bunting"
-    assert stats["answer_differs_from_label"] == 0
-    assert {row["outcome"] for row in told} == {"kept", "truth_only"}
-    _, _, stats = build(PAIRS, labels, tmp_path)
-    assert stats["outcomes"] == {"no_label": 7}
-
-
 def test_skip_rules_name_their_reason(tmp_path):
     answers = {**PAIRS, "f": ["Blue Jay", "Indigo Bunting", "", "", ""], "g": ["", ""]}
     told, _, stats = build(answers, OF, tmp_path, min_truth_votes=1, max_unparsed_per_image=0.5)

@@ -1,6 +1,7 @@
 """What a policy was trained on is told: test images in large letters, and how often votes were wrong."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,11 @@ def test_unlabelled_images_of_novel_classes_are_told_too(tree, tmp_path):
     rows = shards.read(Path(tree["split"]), "split").to_pylist()
     more = [{**rows[-1], "image_id": f"toy/more-{n}", "split": "unused"} for n in range(4)]
     shards.write(Path(tree["split"]) / "split.parquet", rows + more, schemas.split(CLASSES))
-    asked(tree["rounds"][0]["build_mcq"], [row["image_id"] for row in more])
+    first = tree["rounds"][0]
+    second = {**first, "round": 1, "build_mcq": f"{first['build_mcq']}-1"}
+    shutil.copytree(first["build_mcq"], second["build_mcq"])
+    tree["rounds"].append(second)
+    asked(second["build_mcq"], [row["image_id"] for row in more])
     said = summary_of(tree, tmp_path / "out")
     assert said.startswith("Novel images seen: DiVE-k was trained, without labels, on 4 images")
     assert "DiVE-k (saw novel images)" in said
@@ -71,27 +76,28 @@ CLASSES = ("Amber", "Beryl", "Coral", "Denim")
 def test_a_comparison_marks_the_row_and_says_so_first(runs, tmp_path):
     before = tabulate(runs)
     assert before["warnings"] == []
-    run = next(r for r in runs if r["method"] == "virft" and r["seed"] == 1)
-    asked(run["build_mcq"][0], [f"{run['set']}/{n:02d}" for n in range(5)])
+    last = {"method": "dive_k", "round": None, "seed": 1}
+    run = next(run for run in runs if last.items() <= run.items())
+    asked(run["build_mcq"][1], [f"{run['set']}/{n:02d}" for n in range(5)])
     found = tabulate(runs)
-    name = f"virft ({LOUD})"
-    assert [row["name"] for row in found["rows"]][1] == name
+    name = f"dive_k ({LOUD})"
+    assert [row["name"] for row in found["rows"]][2] == name
     (warning,) = found["warnings"]
-    assert warning.startswith(f"{LOUD}: ViRFT was trained, without labels, on 5 of the images")
+    assert warning.startswith(f"{LOUD}: DiVE-k was trained, without labels, on 5 of the images")
     for table, plain in zip(found["sets"], before["sets"], strict=True):
         figures = table["modes"]["one_step"][name]["base"]["by_seed"]
-        assert figures == plain["modes"]["one_step"]["virft"]["base"]["by_seed"]
+        assert figures == plain["modes"]["one_step"]["dive_k"]["base"]["by_seed"]
     assert compared(found).startswith(LOUD)
     compare(tmp_path / "out", runs=runs)
     for file in ("compare.md", "compare.tex", "index.html", "compare.csv"):
         text = (tmp_path / "out" / file).read_text()
-        assert f"ViRFT ({LOUD})" in text or name in text, file
+        assert f"DiVE-k ({LOUD})" in text or name in text, file
         if file != "compare.csv":
-            assert text.index(f"{LOUD}: ViRFT") < text.index(f"ViRFT ({LOUD})"), file
+            assert text.index(f"{LOUD}: DiVE-k") < text.index(f"DiVE-k ({LOUD})"), file
 
 
 def test_wrong_votes_of_training_are_counted_by_group(few_beetles, tmp_path):
-    """Three groups of completions: right, wrong and tied; one of novel classes cannot be read."""
+    """Groups of completions: right, wrong and tied; one of novel classes cannot be read."""
     names = few_beetles.classes
     rows = {
         "few/a": {"label": 3, "group": "base"},
@@ -116,18 +122,28 @@ def test_wrong_votes_of_training_are_counted_by_group(few_beetles, tmp_path):
     entry = round_of(tmp_path, {"unlabelled_groups": "base"}, reading, {"few/b": said["few/b"]})
     counts = pseudo_labels(entry, {"few/b": {"label": 3, "group": "base"}}, few_beetles)
     assert counts["all"]["wrong"] == 1, "the most votes are for a name that is no class"
+    entry = round_of(
+        tmp_path, {"unlabelled_groups": "base"}, reading, {"few/b": said["few/b"][1:3]}
+    )
+    counts = pseudo_labels(entry, {"few/b": {"label": 4, "group": "base"}}, few_beetles)
+    assert counts["all"]["wrong"] == 0, "a tie goes to a class before another name"
+    steps = [{"few/b": [names[class_id]] * 2} for class_id in (4, 3)]
+    entry = round_of(tmp_path, {"unlabelled_groups": "base"}, {}, *steps)
+    counts = pseudo_labels(entry, rows, few_beetles)
+    assert counts["all"] == {"questions": 2, "wrong": 1, "none": 0}, "each step votes anew"
     entry = round_of(tmp_path, {"answer_from": "label"}, {}, said)
     assert pseudo_labels(entry, rows, few_beetles) == {}
     assert pseudo_labels({"build_mcq": "", "train": ""}, rows, few_beetles) == {}
 
 
-def round_of(root: Path, build: dict, train: dict, said: dict[str, list[str]]) -> dict:
+def round_of(root: Path, build: dict, train: dict, *steps: dict[str, list[str]]) -> dict:
     for name, settings in (("build_mcq", build), ("train", train)):
         (root / name).mkdir(exist_ok=True)
         (root / name / "manifest.json").write_text(json.dumps({"settings": settings}))
     completions = [
-        {"step": 1, "image_id": key, "mcq_id": key, "completion": SAID.format(name)}
+        {"step": step, "image_id": key, "mcq_id": key, "completion": SAID.format(name)}
         | {"advantage": 0.0}
+        for step, said in enumerate(steps, 1)
         for key, names in said.items()
         for name in names
     ]
@@ -161,6 +177,8 @@ def test_wrong_votes_of_frozen_questions_are_those_that_differ_from_the_label(sp
     assert counts["all"] == counts["base"]
     assert counts["all"]["wrong"] == stats["answer_differs_from_label"] == len(trained[::3])
     assert counts["all"]["questions"] == stats["outcomes"]["kept"]
+    (output / "manifest.json").write_text(json.dumps({"settings": {"answer_from": "label"}}))
+    assert pseudo_labels(entry, rows, data_cards.load("few")) == {}
 
 
 @pytest.mark.parametrize("told", [True, False])

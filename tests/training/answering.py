@@ -6,6 +6,11 @@ from training.loop.sampling import Timed
 
 def give(monkeypatch, answers: list[str]) -> None:
     """Every group's completions give these answers, in this order."""
+    monkeypatch.setattr(sampling, "Timed", timed(answers))
+
+
+def timed(answers: list[str]) -> type[Timed]:
+    """What takes the place of Timed, so that every group gives these answers in this order."""
 
     class Given:
         """Mixed into the trainer between Timed and TRL's own, which then decodes these tokens."""
@@ -22,4 +27,4 @@ def give(monkeypatch, answers: list[str]) -> None:
     class GivenTimed(Timed, Given):
         """Takes the place of Timed, which stands right before TRL's own trainer."""
 
-    monkeypatch.setattr(sampling, "Timed", GivenTimed)
+    return GivenTimed

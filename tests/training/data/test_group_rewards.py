@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import data_cards
 from tests.conftest import ROOT, settings_of
 from training.data.reward_choice import choose_rewards
 from training.rewards import exact_reward
@@ -97,6 +98,17 @@ def test_open_names_agree_as_candidates_do(few_beetles):
     assert frequency(few_beetles, 0.0)(misspelt, "aa") == [0.5, 0.0]
     near = {"fuzzy_threshold": 90.0, "fuzzy_margin": 5.0}
     assert frequency(few_beetles, 0.0, **near)(misspelt, "aa") == [1.0, 1.0]
+
+
+def test_each_completion_is_read_with_its_own_cards_names_and_reading(few_beetles):
+    text = (data_cards.FOLDER / "few.md").read_text().replace("rose gold-belt", "robin")
+    (data_cards.FOLDER / "bugs.md").write_text(text)
+    cards = [few_beetles, data_cards.load("bugs")]
+    settings = settings_of(TrainSettings, rewards={"frequency": 1.0}, entropy_weight=0.0)
+    (reward,) = choose_rewards(settings, cards, len, {"few": {"vocabulary": "open"}})
+    said = [SAID.format(name) for name in ("robin", "robin", "a weevil", "a weevil")]
+    paid = reward(said, mcq_id=list("abcd"), card=["few", "bugs"] * 2)
+    assert paid == [1.0, 1.0, 1.0, 0.0], "a robin is a class of bugs, and a weevil of neither"
 
 
 def test_the_answer_is_read_as_the_labelled_reward_reads_it(few_beetles):

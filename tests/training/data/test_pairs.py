@@ -3,13 +3,14 @@
 import itertools
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from tasks.language.prompts import LETTERS
 from tasks.questions.refresh import latest_rewards
 from tasks.tables import schemas, shards
 from tests.conftest import mcq_arguments, run_stage
-from training.data.dataset import Place, Questions
+from training.data.dataset import Place, Questions, question_order
 from training.data.group_rewards import contrast_reward
 from training.data.pairs import Pairs
 
@@ -29,25 +30,28 @@ def question(number: int, truth: int, options: dict[int, int], card: str = "few"
     }
 
 
-def pairs(*rows: dict) -> Pairs:
-    return Pairs({name: [row[name] for row in rows] for name in rows[0]}, seed=0)
+def pairs(*rows: dict, seed: int = 0) -> Pairs:
+    return Pairs({name: [row[name] for row in rows] for name in rows[0]}, seed)
 
 
 def test_the_partner_is_of_the_class_that_is_confused_most_over_all_questions():
-    made = pairs(
+    rows = (
         question(0, 1, {1: 9, 2: 5, 3: 1}),
         question(1, 1, {1: 2, 2: 0, 3: 8}),  # 3 is confused with 1 more often: 9 votes against 5
         question(2, 2, {1: 0, 2: 9, 4: 3}),  # 4 has no question of its own, and 1 was never named
         question(3, 3, {1: 1, 3: 9, 2: 1}),  # a tie goes to the lower class
         question(4, 3, {-1: 9, 3: 9, 2: 0}),  # a name that is no class has no image
     )
+    made, other = pairs(*rows), pairs(*rows, seed=1)
     classes = [option and option[1] for option in made.partner_classes]
     assert classes == [3, 3, None, 1, 2]
     assert made.plain == 1
     for epoch in range(20):
         assert made.partner(0, epoch) in (3, 4)
         assert made.partner(2, epoch) is None
-    assert {made.partner(0, epoch) for epoch in range(20)} == {3, 4}, "another image now and then"
+    drawn = [[each.partner(q, e) for e in range(20)] for each in (made, other) for q in (0, 1)]
+    assert all(set(images) == {3, 4} for images in drawn), "another image now and then"
+    assert len(set(map(tuple, drawn))) == 4, "by seed and by question"
 
 
 def test_classes_of_another_set_are_no_partners():
@@ -55,8 +59,15 @@ def test_classes_of_another_set_are_no_partners():
     assert made.partner_classes == [None, None]
 
 
+def some_plain() -> list[dict]:
+    """Twelve questions of seven classes, of which three are confused with one another."""
+    confused = [{n % 7: 9, (n + 1) % 3: 5} if n % 7 < 3 else {n % 7: 9, 9: 5} for n in range(12)]
+    return [question(n, n % 7, confused[n]) for n in range(12)]
+
+
 def test_a_pair_stands_in_one_step_whatever_surrounds_it():
-    made = pairs(*(question(n, n % 3, {n % 3: 9, (n + 1) % 3: 5 * (n % 4 > 0)}) for n in range(12)))
+    made = pairs(*some_plain())
+    assert 0 < made.plain < 12
     for per_step, order in itertools.product((2, 3, 4, 5), ([*range(12)], [*range(11, -1, -1)])):
         uses = made.placed([(n, 0) for n in order], per_step)
         assert [use.question for use in uses if use.image == use.question] == order
@@ -69,6 +80,18 @@ def test_a_pair_stands_in_one_step_whatever_surrounds_it():
             sum(u.paired for u in uses[s : s + per_step]) % 2 == 0
             for s in range(0, len(uses), per_step)
         )
+
+
+def test_as_many_places_are_filled_as_a_training_has():
+    """Also in a curriculum, where one question more may pair up the others anew."""
+    made = pairs(*some_plain())
+
+    def order_of(count: int) -> list[tuple[int, int]]:
+        return question_order(made.image_ids, count, 0, easiness)
+
+    for sign, per_step, steps in itertools.product((1, -1), range(2, 8), range(1, 9)):
+        easiness = sign * np.arange(12)
+        assert len(made.filled(order_of, per_step * steps, per_step)) == per_step * steps
 
 
 def test_a_posed_partner_has_its_images_answer_and_the_same_options():
@@ -194,6 +217,8 @@ def test_an_answer_that_does_not_follow_the_picture_earns_nothing():
 def test_half_a_pair_is_an_error_and_never_paid():
     with pytest.raises(ValueError, match="the pair p is not whole in this batch"):
         paid("AA", "AA", "aa", ["p", "p"])
+    with pytest.raises(ValueError, match="the pair p is not whole in this batch"):
+        paid("AAA", "AAA", "abc", ["p", "p", "p"])
 
 
 def test_a_partner_says_nothing_of_whether_its_image_is_solved(tmp_path):
