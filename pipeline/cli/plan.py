@@ -292,5 +292,6 @@ def _hours(work: Work, estimates: Estimates, trains: bool) -> float | None:
 
 
 def _name(stage: Any) -> str:
-    place = f" {stage.set_name}" if getattr(stage, "subset", "") else ""
+    name = getattr(stage, "set_name", stage.dataset)
+    place = f" {name}" if name != stage.dataset else ""
     return f"{stage.task_family} {stage.method} {stage.refresh_round}{place}"
