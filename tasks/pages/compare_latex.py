@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.evaluation import published
-from tasks.pages.compare_sections import published_rows
+from tasks.pages.compare_sections import THOUGHTS, compared_thoughts, published_rows
 from tasks.pages.compare_tables import OVER, budget_rows, counts_text, keys_of, row_label, set_label
 from tasks.pages.text import percent, title_of
 
 
 def latex(comparison: Mapping[str, Any]) -> str:
-    """A table for each set and one over all sets; they need the LaTeX package booktabs."""
+    """Tables for each set, over all sets, of thoughts and of budgets; they need the package booktabs."""
     parts = ["% needs \\usepackage{booktabs}"]
     parts += [rf"\textbf{{\large {_tex(line)}}}" for line in comparison.get("warnings", ())]
     for table in comparison["sets"]:
@@ -27,7 +27,12 @@ def latex(comparison: Mapping[str, Any]) -> str:
     if comparison["over_datasets"]:
         caption = f"Over {len(comparison['sets'])} datasets, each counting the same."
         parts.append(_tabular(comparison, comparison["over_datasets"], OVER, caption))
-    grids = [(budget_rows(comparison), "Budgets.")]
+    grids = [
+        (rows, f"How long it thinks on {set_label(table)}. {THOUGHTS}")
+        for table in comparison["sets"]
+        if (rows := compared_thoughts(table))
+    ]
+    grids.append((budget_rows(comparison), "Budgets."))
     if comparison.get("published"):
         caption = f"Published. {published.PROTOCOL} Source: {published.SOURCE}."
         grids.insert(0, (published_rows(comparison), caption))

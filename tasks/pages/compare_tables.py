@@ -95,7 +95,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
 def csv_table(comparison: Mapping[str, Any]) -> str:
     """One line for each figure: set, mode, row, group and seed (`mean` for the mean over seeds).
 
-    Published figures have the mode `published`.
+    Published figures have the mode `published`. Lengths of thoughts are figures such as `thought_answer_tokens`.
     """
     buffer = io.StringIO()
     columns = [
@@ -133,6 +133,13 @@ def csv_table(comparison: Mapping[str, Any]) -> str:
                         if change:
                             own["difference"] = change["by_seed"][index]
                         writer.writerow(keys | own)
+    for table in comparison["sets"]:
+        for row, found in table.get("thoughts", {}).items():
+            for mode, lengths in found["modes"].items():
+                keys = {"set": table["set"], "trained_on": table["trained_on"], "mode": mode}
+                for of, value in lengths.items():
+                    figure = {"figure": f"thought_{of}_{found['unit']}", "seed": "mean"}
+                    writer.writerow(keys | {"row": row, "value": value} | figure)
     for row in comparison.get("published", []):
         keys = {"set": row["of"], "mode": "published", "row": row["name"]}
         for key in (key for key in published.GROUPS if key in row):

@@ -9,8 +9,9 @@ from tasks.compare import tabulate
 from tasks.evaluate import evaluate
 from tasks.evaluation.cost import mean_thoughts, thoughts
 from tasks.language.answers import reasoning
+from tasks.pages.compare_latex import latex
 from tasks.pages.compare_page import compare_page
-from tasks.pages.compare_tables import markdown
+from tasks.pages.compare_tables import csv_table, markdown
 from tasks.pages.report.tables import thought_table
 from tasks.report import report
 from tasks.tables import shards
@@ -104,13 +105,18 @@ def test_a_comparison_shows_them_beside_the_accuracy_as_means_over_seeds(evaluat
     page = compare_page(contents)
     assert "How long it thinks" in page
     assert "<td>5.5 tokens</td>" in page
+    assert f"{' & '.join(cells)} \\\\" in latex(contents)
+    for key in ("answer", "image"):
+        line = f"few,few,one_step,dive_k,thought_{key}_tokens,mean,5.5,"
+        assert line in csv_table(contents)
     words_alone = {"unit": "words", "modes": longer["modes"]}
     (other / "stats.json").write_text(json.dumps({"thoughts": words_alone}))
     assert list(mean_thoughts(runs)) == ["zero_shot"], "units differ"
     (other / "stats.json").write_text("{}")  # an evaluation of before
     contents = tabulate(runs)
     assert contents["sets"][0]["thoughts"] == {}
-    assert "How long it thinks" not in compare_page(contents) + markdown(contents)
+    assert "How long it thinks" not in compare_page(contents) + markdown(contents) + latex(contents)
+    assert "thought_" not in csv_table(contents)
 
 
 def test_the_report_shows_them_and_leaves_out_what_an_older_evaluation_lacks(tmp_path, monkeypatch):
