@@ -22,9 +22,11 @@ predict for an image that could not be read; 2 for a wrong command line.
 import argparse
 import difflib
 import io
+import math
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,30 +91,32 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--seed", type=int, help="default: that of luigi.cfg")
     plan.add_argument(
         "--tokens-per-second",
-        type=float,
+        type=_amount,
         default=0,
         help="written by the engine, all GPUs together",
     )
     plan.add_argument(
         "--update-tokens-per-second",
-        type=float,
+        type=_amount,
         default=0,
         help="of gradient steps, read and written",
     )
     plan.add_argument(
-        "--answer-tokens", type=int, default=0, help="default: a quarter of the limit"
+        "--answer-tokens", type=_count, default=0, help="default: a quarter of the limit"
     )
-    plan.add_argument("--chars-per-token", type=float, default=4.0, help="without a tokenizer")
+    plan.add_argument("--chars-per-token", type=_amount, default=4.0, help="without a tokenizer")
     plan.add_argument("--tokenizer", default="", help="a folder with one")
-    plan.add_argument("--gpus", type=int, default=0, help="of the machine; default: the recipe's")
-    plan.add_argument("--gpu-gb", type=float, default=0, help="memory of each; the same")
+    plan.add_argument(
+        "--gpus", type=_count, default=0, help="of the machine; default: the recipe's"
+    )
+    plan.add_argument("--gpu-gb", type=_amount, default=0, help="memory of each; the same")
     plan.add_argument("--images", type=_count, default=0, help="of each set, assumed")
     plan.add_argument(
-        "--image-kb", type=float, default=0, help="kB of one; default: as Download has"
+        "--image-kb", type=_amount, default=0, help="kB of one; default: as Download has"
     )
     plan.add_argument(
         "--scale",
-        type=int,
+        type=_count,
         nargs="+",
         default=(),
         metavar="GPUS",
@@ -120,21 +124,21 @@ def parser() -> argparse.ArgumentParser:
     )
     plan.add_argument(
         "--engine-start",
-        type=float,
+        type=_amount,
         default=0,
         metavar="SECONDS",
-        help="of each stage; 0: not counted",
+        help="of each stage; default: not counted",
     )
     plan.add_argument(
         "--all-reduce-gb",
-        type=float,
+        type=_amount,
         default=0,
         metavar="GB",
-        help="10^9 bytes a second and GPU of an all-reduce; 0: not counted",
+        help="10^9 bytes a second and GPU of an all-reduce; default: not counted",
     )
     plan.add_argument(
         "--download-rate",
-        type=float,
+        type=_amount,
         default=0,
         help="images a second that Download checks; default: as measured on two cores",
     )
@@ -165,14 +169,14 @@ def parser() -> argparse.ArgumentParser:
         "inspect evaluate --where \"mode = 'two_step' AND NOT correct AND len(options) > 3\"",
     )
     inspect.add_argument("stage", help="a stage's folder name, or a path to an artifact")
-    inspect.add_argument("--rows", type=int, help="sample rows a table; default: 3, a page: 100")
+    inspect.add_argument("--rows", type=_count, help="sample rows a table; default: 3, a page: 100")
     inspect.add_argument(
         "--where",
         default="",
         metavar="CONDITION",
         help="only rows for which this condition in SQL (DuckDB's) holds; texts in single quotes",
     )
-    inspect.add_argument("--questions", type=int, default=300, help="questions on the page")
+    inspect.add_argument("--questions", type=_count, default=300, help="questions on the page")
     inspect.add_argument(
         "--page", type=Path, metavar="FILE", help="write the rows as a page, with thumbnails"
     )
@@ -216,9 +220,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError(text)
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text} is no whole number above 0")
     return int(text)
+
+
+def _amount(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text} is no number above 0")
 
 
 def main() -> None:

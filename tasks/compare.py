@@ -107,7 +107,9 @@ def _marked(runs: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], li
     """
     saw: dict[str, Counter[str]] = defaultdict(Counter)
     for run in runs:
-        saw[row_name(run)] |= seen(run["build_mcq"], run["evaluate"], run["split"])
+        saw[row_name(run)] |= seen(
+            [*run["build_mcq"], *run["train"]], run["evaluate"], run["split"]
+        )
     named = [{**run, "mark": mark(saw[row_name(run)])} for run in runs]
     return named, [
         told for name, counts in saw.items() if (told := warning(counts, row_label(name)))

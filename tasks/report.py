@@ -76,11 +76,11 @@ def report(
     if not evaluations:
         raise ReportError("a report needs at least the evaluation of the base policy")
     split_rows = {row["image_id"]: row for row in shards.read(Path(split), "split").to_pylist()}
-    names = [item["name"] for item in evaluations]
     predictions = [_predictions(Path(item["path"]), split_rows) for item in evaluations]
     _check_same_images(evaluations, predictions)
     data_card = load(card)
     logs = [_train_log(entry) for entry in rounds]
+    stages = [entry[stage] for entry in rounds for stage in ("build_mcq", "train")]
     metrics: dict[str, Any] = {
         "card": _card_facts(data_card),
         "images": _image_counts(predictions[0], split_rows)
@@ -101,7 +101,7 @@ def report(
         **_changed(predictions, data_card),
         "traits": traits.table(predictions[:2], data_card),
         "cross": [_cross(entry) for entry in cross or ()],
-        "seen": trained_on.seen([r["build_mcq"] for r in rounds], evaluations[0]["path"], split),
+        "seen": trained_on.seen(stages, evaluations[0]["path"], split),
         "rounds": [
             _round(entry, log)
             | {"refresh": refresh}
@@ -118,7 +118,7 @@ def report(
     ids = [item.image_id for item in chosen.shown]
     gallery = gallery_values(
         chosen,
-        names,
+        [item["name"] for item in evaluations],
         shards.ImageStore(Path(download)).read(ids),
         [sampled_votes(Path(item["path"]), ids, data_card) for item in evaluations[:2]],
         split_rows,

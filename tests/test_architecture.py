@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "training/model": "tasks/{runtime, language, engines}, training",
     "training/data": "data_cards, tasks/{runtime, tables, language}, training",
     "training/shared_prefix": "tasks/{runtime, engines}, training/model",
-    "training/resources": "tasks/{runtime, language}, training, training/{model, shared_prefix}",
+    "training/resources": "tasks/{runtime, language, engines}, training, training/{model, shared_prefix}",
     "training/loop": "data_cards, tasks/{runtime, tables, language, engines}, "
     "training, training/{model, data, shared_prefix, resources}",
     "training": "data_cards, tasks/{runtime, tables, language, engines}, every room of training",

@@ -74,6 +74,16 @@ def asked_of(train: Any, prompt: tuple[int, int]) -> Any:
     return needs.Asked(model, prompt, train.settings, options, place, supervised)
 
 
+def shares(train: Any) -> bool:
+    """Whether a stage Train reads a group's prompt once; False where the policy's config is not known."""
+    from tasks.runtime.errors import StageError
+
+    try:
+        return bool(asked_of(train, (0, 0)).shared)
+    except StageError:
+        return False
+
+
 def memory(train: Any | None, prompt: tuple[int, int]) -> dict[str, Any]:
     """The GPU memory of a process of Train, in GiB by part, or the reason why it is not known."""
     from tasks.runtime.errors import StageError
@@ -241,6 +251,17 @@ def disk(
     total = sum(gb for gb in sizes.values() if gb is not None)
     free = shutil.disk_usage(root).free / GB
     return {"gb": {**sizes, "total": total}, "free_gb": free, "train": how}
+
+
+def too_long(name: str, lengths: dict[str, int]) -> list[str]:
+    """A sentence where a set's longest prompt and an answer exceed the engine's context."""
+    engine, longest = tasks.engine().settings, max(lengths.values())
+    if longest + engine.max_new_tokens <= engine.max_model_len:
+        return []
+    return [
+        f"{name}: a prompt of {longest:,} tokens and an answer of {engine.max_new_tokens:,} exceed "
+        f"[engine] max_model_len = {engine.max_model_len:,}"
+    ]
 
 
 def model_of(base: Any) -> Path | str:

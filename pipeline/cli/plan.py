@@ -113,7 +113,7 @@ def plan(dataset: str, method: str, seed: int, estimates: Estimates) -> dict[str
     machine = fits.machine_of(overlays(), estimates.gpus, estimates.gpu_gb)
     measured = replace(estimates, gpus=estimates.gpus or (machine.gpus if machine else 0))
     gb = pictures_gb(stages, counts, estimates.image_kb)
-    limits = [t for name in counts for t in _too_long(name, lengths[name])]
+    limits = [t for name in counts for t in fits.too_long(name, lengths[name])]
     return {
         "dataset": dataset,
         "method": method,
@@ -178,7 +178,10 @@ def lines(summary: dict[str, Any]) -> list[str]:
     if summary["hours"] is None:
         rows.append("for hours give --tokens-per-second, what the engine writes in all")
     else:
-        rows.append(f"{summary['hours']:.1f} hours in all, without loading, Download and Split")
+        rows += [
+            f"{summary['hours']:.1f} hours in all, without loading, Download and Split",
+            "in them engines read prompts only as far as --tokens-per-second was measured with prompts",
+        ]
     numbers = ", ".join(f"{name} {count:,}" for name, count in summary["shards"].items())
     rows.append(f"shards, each a file of Parquet: {numbers}")
     rows += fits.lines(summary)
@@ -206,7 +209,8 @@ def _train(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
     completions = questions * settings.num_generations
     longest = max(lengths[name]["question"] for name in stage.names)
     answer = min(answer, settings.max_completion_length)
-    work = Work(_name(stage), questions, completions, completions * longest, completions * answer)
+    read = (questions if fits.shares(stage) else completions) * longest
+    work = Work(_name(stage), questions, completions, read, completions * answer)
     work.steps = work.passes = steps
     work.units = each * settings.num_generations
     note = f"{steps:,} steps of {each} questions: {questions / pool:.2f} epochs"
@@ -220,19 +224,25 @@ def _train(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
 
 
 def _evaluate(stage: Any, counts: dict, lengths: dict, answer: int) -> Work:
-    images = sum(counts[stage.set_name]["evaluated"].values())
-    modes = stage.settings.mode_names
-    questions = sum(mode in ("two_step", "mcq", "constrained", "adaptive") for mode in modes)
-    opened = 1 + ("one_step" in modes)
-    of_set = lengths[stage.set_name]
-    completions = images * (stage.settings.num_rollouts + ("one_step" in modes) + questions)
-    read = images * (opened * of_set["evaluate"] + questions * of_set["second"])
-    work = Work(
-        _name(stage), images * (opened + questions), completions, read, completions * answer
-    )
-    work.units, work.passes = max(1, -(-images // stage.settings.shard_size)), len(modes)
+    settings, own, of_set = stage.settings, counts[stage.set_name], lengths[stage.set_name]
+    images = sum(min(count, settings.limit or count) for count in own["evaluated"].values())
+    modes = settings.mode_names
+    one_step, samples = "one_step" in modes, settings.num_rollouts * (modes != ["one_step"])
+    questions = images * sum(mode not in ("one_step", "majority") for mode in modes)
+    opened, sampled = images * (one_step + bool(samples)), images
+    notes = []
     if "adaptive" in modes:
-        work.notes.append("adaptive: with all samples, without the val images of its thresholds")
+        val = min(own["val"], settings.limit or own["val"])
+        opened, sampled = opened + val, sampled + val
+        questions += val * len(settings.counts) * len({2, settings.num_options})
+        notes = [
+            f"at most: adaptive with all samples, and the {val:,} val images of its thresholds"
+        ]
+    completions = images * one_step + sampled * samples + questions
+    read = opened * of_set["evaluate"] + questions * of_set["second"]
+    work = Work(_name(stage), opened + questions, completions, read, completions * answer)
+    work.units, work.passes = max(1, -(-images // settings.shard_size)), len(modes)
+    work.notes += notes
     return work
 
 
@@ -281,17 +291,7 @@ def _hours(work: Work, estimates: Estimates, trains: bool) -> float | None:
     return seconds / 3600
 
 
-def _too_long(name: str, lengths: dict[str, int]) -> list[str]:
-    engine = tasks.engine().settings
-    longest = max(lengths.values())
-    if longest + engine.max_new_tokens <= engine.max_model_len:
-        return []
-    return [
-        f"{name}: a prompt of {longest:,} tokens and an answer of {engine.max_new_tokens:,} exceed "
-        f"[engine] max_model_len = {engine.max_model_len:,}"
-    ]
-
-
 def _name(stage: Any) -> str:
-    place = f" {stage.set_name}" if getattr(stage, "subset", "") else ""
+    name = getattr(stage, "set_name", stage.dataset)
+    place = f" {name}" if name != stage.dataset else ""
     return f"{stage.task_family} {stage.method} {stage.refresh_round}{place}"

@@ -48,7 +48,7 @@ def image_tokens(download: Stage, min_pixels: int, max_pixels: int) -> tuple[int
 
 
 def images_of(stage: Stage, part: str = "test", total: int = 0) -> dict[str, Any]:
-    """The number of all images, of train images, of evaluated ones by group, and how it is known.
+    """All images, train and val ones of base classes, evaluated ones by group, and how it is known.
 
     `part` is that of [Evaluate]. `total` above 0 is assumed as the number of all images, without
     official splits. `unlabelled` has, by part and group, the images for training without labels: the few
@@ -65,7 +65,7 @@ def images_of(stage: Stage, part: str = "test", total: int = 0) -> dict[str, Any
                 "test": {group: counts[group, "test"] for group in GROUPS},
             }
             known = {"evaluated": asked, "unlabelled": unlabelled, "how": "counted"}
-            return {"all": len(rows), "train": counts["base", "train"], **known}
+            return {"all": len(rows), **{p: counts["base", p] for p in ("train", "val")}, **known}
     card, settings = stage.card, stage.significant()
     classes = len(card.classes)
     base = base_count(classes, settings["protocol"])
@@ -86,7 +86,7 @@ def images_of(stage: Stage, part: str = "test", total: int = 0) -> dict[str, Any
     unlabelled["train"]["base"] = train
     evaluated = {g: sizes[g][parts[g]] for g in GROUPS}
     known = {"evaluated": evaluated, "unlabelled": unlabelled, "how": how}
-    return {"all": everything, "train": train, **known}
+    return {"all": everything, "train": train, "val": sizes["base"]["val"], **known}
 
 
 def asked_about(built: Stage, counts: dict[str, Any]) -> int:

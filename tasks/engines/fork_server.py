@@ -96,5 +96,11 @@ def _import_vllm() -> None:
         importlib.import_module("vllm.v1.worker.cpu_worker")  # it is imported as an engine starts
 
 
-if any(part.startswith("from multiprocessing.forkserver import") for part in sys.orig_argv):
+def _is_preloaded() -> bool:
+    """Whether this process is a fork server that was told to import this module before its first fork."""
+    code = "from multiprocessing.forkserver import"
+    return any(part.startswith(code) and repr(__name__) in part for part in sys.orig_argv)
+
+
+if _is_preloaded():
     _preload()

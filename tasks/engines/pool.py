@@ -124,7 +124,8 @@ class ProcessPool:
         for worker in self._workers:
             worker.end()
         self._workers = []
-        fork_server.stop()
+        if self._context.get_start_method() == "forkserver":
+            fork_server.stop()
 
     def _start(self, device: str, settings: EngineSettings) -> "_WorkerProcess":
         self._starts += 1

@@ -1,6 +1,7 @@
 """Computes what policies cost: their budgets, from manifests, and the length of their thoughts."""
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -125,7 +126,7 @@ def _spent(run: Mapping[str, Any]) -> dict[str, int]:
     builds = [manifest.read(Path(path)) for path in run["build_mcq"]]
     steps = [_rows(train, "train_log") for train in trains]
     questions = [
-        count * int(train.settings.get("questions_per_step", 0))
+        _generated(count, train) * int(train.settings.get("questions_per_step", 0))
         for count, train in zip(steps, trains, strict=True)
     ]
     group = [int(train.settings.get("num_generations", 0)) for train in trains]
@@ -138,6 +139,11 @@ def _spent(run: Mapping[str, Any]) -> dict[str, int]:
         "questions_asked": sum(questions),
         "seconds": round(sum(stage.seconds or 0 for stage in (*trains, *proposes))),
     }
+
+
+def _generated(steps: int, train: Manifest) -> int:
+    """In how many of the steps completions were generated: the others use the last ones again."""
+    return math.ceil(steps / int((train.settings.get("trl") or {}).get("num_iterations", 1)))
 
 
 def _rows(stage: Manifest, table: str) -> int:

@@ -20,23 +20,32 @@ from tasks.tables.manifest import read_values
 Counts = dict[str, dict[str, int]]
 
 
-def trained_images(folders: Iterable[str | Path]) -> set[str]:
-    """The ids of the images that the questions of some BuildMCQ artifacts are about."""
+def trained_images(folders: Sequence[str]) -> set[str]:
+    """The ids of the images that a policy was trained on, from the folders of its BuildMCQ and Train stages.
+
+    Those of its questions, and of these only the ones with a completion. Supervised training has none,
+    and may have seen all.
+    """
+    asked = _image_ids(folders, "mcq")
+    return asked & (_image_ids(folders, "completions") or asked)
+
+
+def _image_ids(folders: Iterable[str], table: str) -> set[str]:
     return {
         image_id
         for folder in folders
-        for path in sorted(Path(folder).glob("mcq-*.parquet"))
+        for path in sorted(Path(folder).glob(f"{table}-*.parquet"))
         for image_id in shards.read_file(path, ["image_id"])["image_id"].to_pylist()
     }
 
 
-def seen(build_mcq: Sequence[str], evaluate: str, split: str) -> Counter[str]:
+def seen(folders: Sequence[str], evaluate: str, split: str) -> Counter[str]:
     """How many images a policy was trained on: `evaluated` ones, and `novel` ones of novel classes.
 
-    The arguments are folders: those of its questions, of its evaluation, and of the split. Both counts
-    are 0 in training on base train images.
+    The arguments are folders: those of its BuildMCQ and Train stages, of its evaluation, and of the
+    split. Both counts are 0 in training on base train images.
     """
-    trained = trained_images(build_mcq)
+    trained = trained_images(folders)
     if not trained:
         return Counter()
     evaluated = shards.read(Path(evaluate), "predictions", ["image_id"])["image_id"].to_pylist()

@@ -8,12 +8,16 @@ import os
 import resource
 import sys
 import threading
+import time
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 EVERY = 1.0  # seconds between two measurements
+# What a process has from a fork is read again only as often as this share of a core's time allows: Linux
+# takes 17 ms for each GiB of the process, measured in pages of 4 KiB.
+SHARE = 0.01
 PROC = Path("/proc")
 
 
@@ -34,12 +38,15 @@ class Watch:
     """Measures the process `root` and its descendants from a thread, in a `with` statement.
 
     `peak` is the largest sum, in MB, of the peaks of the processes alive at one time. It is an upper
-    bound: their peaks need not coincide, and shared memory counts in each. It is 0.0 where `root`
+    bound: their peaks need not coincide, and files that several of them map count in each. Memory that
+    they still share after a fork counts once, where the system tells it. `peak` is 0.0 where `root`
     ended before the first measurement, or on a system other than Linux.
     """
 
     def __init__(self, root: int):
         self.root, self.peak = root, 0.0
+        self._forked: dict[int, float] = {}  # MB that a process shares and others count
+        self._due = 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look_again, daemon=True)
 
@@ -57,7 +64,13 @@ class Watch:
 
     def look(self) -> None:
         """Measure the processes that are alive now."""
-        self.peak = max(self.peak, sum(map(_peak, [self.root, *below(self.root)])))
+        pids, started = [self.root, *below(self.root)], time.monotonic()
+        known = self._forked if started < self._due else {}
+        self._forked = {pid: known[pid] if pid in known else _forked(pid) for pid in pids}
+        if not known:
+            self._due = started + (time.monotonic() - started) / SHARE
+        own = (max(0.0, _peak(pid) - self._forked[pid]) for pid in pids)
+        self.peak = max(self.peak, sum(own))
 
 
 def below(root: int) -> list[int]:
@@ -81,6 +94,15 @@ def _peak(pid: int) -> float:
         for line in (PROC / str(pid) / "status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def _forked(pid: int) -> float:
+    """MB of memory that a process shares by a fork, without its own part of them; 0.0 where it is not told."""
+    with suppress(OSError, KeyError):
+        lines = (PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+        kilobytes = {name: int(value) for name, value, _ in map(str.split, lines[1:])}
+        return (kilobytes["Anonymous:"] - kilobytes["Pss_Anon:"]) / 1024
     return 0.0
 
 

@@ -150,7 +150,7 @@ def measure(
     settings = settings_of(
         TrainSettings, dtype=dtype, lora_rank=lora, num_generations=group,
         max_completion_length=completion, shared_prefix=shared,
-        questions_per_step=questions * turns, micro_batch_size=questions * group,
+        questions_per_step=questions * turns, micro_batch_size=questions * group, watch_every=0,
     )  # fmt: skip
     config = GRPOConfig(
         output_dir=str(Path(folder) / "out"),

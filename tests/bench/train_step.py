@@ -1,9 +1,11 @@
 """A whole training step on the tiny policy: shared prefix against TRL's own trainer.
 
     python -m tests.bench.train_step --json FILE
+    python -m tests.bench.train_step --side 700 --questions 4 --length 200      # long prompts
 
 Drawn beetles and multiple-choice prompts as in the default run: 24 questions a step, eight
-completions each of up to 32 tokens, one micro-batch, one thread. The two trainers take turns in one
+completions each of up to 32 tokens, one micro-batch, one thread. With `--side` the pictures are
+enlarged to a square of so many pixels, 625 tokens for 700. The two trainers take turns in one
 process: in each turn three steps from the same weights and seed, of which the first warms up.
 Medians of CPU seconds a step; generation is told apart from the rest, which is the reference pass,
 scoring, forward, backward and optimiser.
@@ -34,7 +36,7 @@ from tests.bench import results
 from training.model import tiny_policy
 from training.shared_prefix.trainer import make_trainer
 
-QUESTIONS, GROUP, LENGTH, STEPS = 24, 8, 32, 3
+GROUP, STEPS = 8, 3
 Figure = dict[str, Any]
 
 
@@ -47,6 +49,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--turns", type=int, default=3, help="turns of each trainer")
     parser.add_argument("--beta", type=float, default=0.05, help="weight of the KL term")
+    parser.add_argument("--side", type=int, help="pixels of the pictures; default: as drawn")
+    parser.add_argument("--questions", type=int, default=24, help="questions a step")
+    parser.add_argument("--length", type=int, default=32, help="tokens of a completion at most")
     given = parser.parse_args()
     disable_progress_bar()
     torch.set_num_threads(1)
@@ -55,20 +60,21 @@ def main() -> None:
     width = max(len(figure["figure"]) for figure in figures)
     for figure in figures:
         print(f"{figure['figure']:{width}}  {figure['value']:>10,} {figure['unit']}")
-    settings = vars(given) | {"questions": QUESTIONS, "group": GROUP, "length": LENGTH}
-    results.write(given.json, figures, settings)
+    results.write(given.json, figures, vars(given) | {"group": GROUP})
 
 
 def compare(folder: Path, given: argparse.Namespace) -> list[Figure]:
     """Counters, then seconds, of both trainers."""
     card = load("beetles")
-    model, processor = tiny_policy.build(tiny_policy.slot_words(card.classes), seed=0)
+    side = given.side or tiny_policy.IMAGE_SIDE
+    words = tiny_policy.slot_words(card.classes)
+    model, processor = tiny_policy.build(words, seed=0, max_pixels=side**2)
     tiny_policy.save(model, processor, folder / "policy")
-    rows = questions(card, folder, (STEPS + 1) * QUESTIONS)
+    rows = questions(card, folder, given)
     spent: dict[str, list[tuple[float, float]]] = {"stock": [], "shared": []}
     for turn in range(given.turns):
         for kind, seconds in spent.items():
-            trainer = build(folder, kind, rows, processor, given.beta)
+            trainer = build(folder, kind, rows, processor, given)
             clock = Clock(trainer)
             trainer.add_callback(clock)
             with redirect_stdout(io.StringIO()):
@@ -94,22 +100,27 @@ def compare(folder: Path, given: argparse.Namespace) -> list[Figure]:
     ]  # fmt: skip
 
 
-def questions(card: Any, folder: Path, count: int) -> list[dict[str, Any]]:
+def questions(card: Any, folder: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows as `training.data.dataset` makes them, on drawn images with five random options."""
     draw = random.Random(0)
     source = open_source(card, folder, folder)
     rows = []
+    count = (STEPS + 1) * given.questions
     for number, item in enumerate(itertools.islice(source.items(0), count)):
         options = draw.sample(list(card.classes), 5)
         text = prompts.mcq_question(card.noun, card.kind, options, style="brief")
         image = Image.open(io.BytesIO(item.load())).convert("RGB")
+        if given.side:
+            image = image.resize((given.side, given.side))
         rows.append(
             {"prompt": [{"role": "user", "content": text}], "image": image, "mcq_id": str(number)}
         )
     return rows
 
 
-def build(folder: Path, kind: str, rows: list[dict[str, Any]], processor: Any, beta: float) -> Any:
+def build(
+    folder: Path, kind: str, rows: list[dict[str, Any]], processor: Any, given: argparse.Namespace
+) -> Any:
     """A trainer of either kind with the settings of the default run."""
     from transformers import AutoModelForImageTextToText
 
@@ -118,9 +129,9 @@ def build(folder: Path, kind: str, rows: list[dict[str, Any]], processor: Any, b
         max_steps=STEPS,
         learning_rate=1e-4,
         num_generations=GROUP,
-        max_completion_length=LENGTH,
-        per_device_train_batch_size=QUESTIONS * GROUP,
-        beta=beta,
+        max_completion_length=given.length,
+        per_device_train_batch_size=given.questions * GROUP,
+        beta=given.beta,
         lr_scheduler_type="constant",
         use_cpu=True,
         bf16=False,

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tasks.engines import fork_server
+from tasks.engines.pool import ProcessPool
 from tasks.runtime.errors import StageError
 from tests.conftest import ROOT
 from tests.engines.conftest import SETTINGS
@@ -43,6 +44,20 @@ ctypes.PyDLL(None).sleep(60)
 '''
 subprocess.Popen([sys.executable, "-c", child])
 time.sleep(600)
+"""
+# A program with a fork server of its own, whose processes use our engines.
+HOST = """
+import multiprocessing, os, signal, sys
+
+def use(told):
+    import tasks.engines.pool
+    told.put(("vllm" in sys.modules, signal.getsignal(signal.SIGINT) is signal.SIG_IGN))
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    told = context.Queue()
+    context.Process(target=use, args=(told,)).start()
+    print(os.getpid() if told.get() == (False, False) else 0, flush=True)
 """
 # A forked process as an engine's is, of a server that has nothing to import.
 FORK = """
@@ -115,6 +130,19 @@ def test_a_forked_process_ends_with_a_run_that_nobody_waits_for(tmp_path):
         run.kill()  # it stays in the process table, as with a careless init process of a container
         assert soon(lambda: gone(forked), 10)
         assert Path(f"/proc/{run.pid}").exists()
+
+
+def test_a_fork_server_of_another_program_imports_nothing_for_us(tmp_path):
+    with started(tmp_path, HOST) as (program, printed):
+        assert printed == program.pid
+
+
+def test_a_pool_that_forks_no_engine_leaves_that_server(monkeypatch):
+    calls = []
+    monkeypatch.setattr(fork_server, "stop", lambda: calls.append(1))
+    for processes in (1, 2):
+        ProcessPool(Path("policy"), replace(SETTINGS, processes=processes)).close()
+    assert len(calls) == 1, "only the pool of two forks"
 
 
 def test_a_server_that_dies_is_one_sentence():

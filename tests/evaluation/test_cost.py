@@ -1,6 +1,7 @@
-"""The length of thoughts: counted from the stored answers, and shown beside the accuracy."""
+"""What policies cost: completions, and the length of thoughts, counted from what is stored."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from tasks.pages.report.tables import thought_table
 from tasks.report import report
 from tasks.tables import shards
 from tests.conftest import evaluate_arguments, run_stage
+from tests.test_compare import runs  # noqa: F401
 
 MODES = "one_step majority two_step mcq constrained adaptive"
 
@@ -138,3 +140,17 @@ def test_the_report_shows_them_and_leaves_out_what_an_older_evaluation_lacks(tmp
     page = (tmp_path / "new/index.html").read_text()
     assert "How long it thinks" in page
     assert "<td>31.2 tokens</td>" in page
+
+
+def test_completions_that_serve_several_steps_are_counted_once(runs):
+    for run in runs:
+        for folder in run["train"] if run["method"] == "virft" else []:
+            path = Path(folder, "manifest.json")
+            manifest = json.loads(path.read_text())
+            manifest["settings"]["trl"] = {"num_iterations": 3}
+            path.write_text(json.dumps(manifest))
+    found = tabulate(runs)
+    # Of 8 steps the first, the fourth and the seventh generate.
+    assert found["budgets"]["toy"]["virft"]["questions_asked"] == 3 * 6
+    assert found["budgets"]["toy"]["virft"]["completions"] == 3 * 6 * 4
+    assert "completions on toy: virft 72, dive_k 192" in found["unequal"]

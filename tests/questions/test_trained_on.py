@@ -55,6 +55,26 @@ def test_a_report_on_test_images_that_were_trained_on_says_so_first(tree, tmp_pa
     assert metrics(tmp_path / "loud")["seen"] == {"evaluated": 3, "novel": 1}
 
 
+def test_only_images_with_a_completion_were_trained_on(tree, tmp_path):
+    first = tree["rounds"][0]
+    asked(first["build_mcq"], [f"toy/test-{n:02d}" for n in (0, 1, 12)])
+    answers = [
+        {
+            "step": 1,
+            "mcq_id": "x",
+            "image_id": f"toy/test-{n:02d}",
+            "completion": "?",
+            "advantage": 0.0,
+        }
+        for n in (1, 12, 13)
+    ]
+    path = shards.shard_path(Path(first["train"]), "completions", 1)
+    shards.write(path, answers, schemas.completions([]))
+    assert "on 2 of the images" in summary_of(tree, tmp_path / "out"), (
+        "and not on one of another set"
+    )
+
+
 def test_unlabelled_images_of_novel_classes_are_told_too(tree, tmp_path):
     rows = shards.read(Path(tree["split"]), "split").to_pylist()
     more = [{**rows[-1], "image_id": f"toy/more-{n}", "split": "unused"} for n in range(4)]

@@ -54,6 +54,46 @@ def test_what_processes_below_a_process_hold_is_counted():
     assert gone.peak == 0.0
 
 
+FORK = """
+import os, sys
+held = bytearray(b"x") * (100 << 20)
+for _ in range(3):
+    if os.fork() == 0:
+        break
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@LINUX
+def test_what_processes_share_by_a_fork_counts_once():
+    other = subprocess.Popen([sys.executable, "-c", FORK], stdin=-1, stdout=-1)
+    try:
+        for _ in range(4):
+            other.stdout.readline()
+        watch = memory.Watch(other.pid)
+        assert len(memory.below(other.pid)) == 3
+        for _ in range(2):  # also where it is not read again
+            watch.look()
+            assert 100 < watch.peak < 200
+    finally:
+        other.communicate()
+
+
+def test_a_system_that_does_not_tell_what_is_shared_counts_it_in_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "PROC", tmp_path)
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "status").write_text("VmHWM:\t2048 kB\n")
+    untold, told = memory.Watch(7), memory.Watch(7)
+    untold.look()
+    assert untold.peak == 2.0
+    (tmp_path / "7" / "smaps_rollup").write_text(
+        "0-1 ---p 0 00:00 0 [rollup]\nPss_Anon: 256 kB\nAnonymous: 512 kB\n"
+    )
+    told.look()
+    assert told.peak == 1.75
+
+
 def test_where_the_system_does_not_tell_a_process_still_has_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "PROC", tmp_path)
     with memory.Watch(os.getpid()) as watch:

@@ -23,9 +23,10 @@ from tasks.language.class_names import ClassNames
 from tasks.tables import shards
 from tasks.tables.pixels import Decoder
 from tasks.tables.seeding import row_generator
+from training.resources.asked import ANSWERED
 from training.shared_prefix.forward import base_of
 
-BATCH, VLLM_BATCH = 32, 64  # images generated for at a time: by the model, by vLLM
+VLLM_BATCH = 64  # images that vLLM answers at a time; the model answers ANSWERED
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,8 @@ class Watch:
             base = base_of(model)
             own, base.generation_config = base.generation_config, self._greedy(trainer)
             training, _ = model.training, model.eval()
-            for start in range(0, len(samples), BATCH):
-                texts += self._answers(trainer, model, samples[start : start + BATCH])
+            for start in range(0, len(samples), ANSWERED):
+                texts += self._answers(trainer, model, samples[start : start + ANSWERED])
             model.train(training)
             base.generation_config = own
         torch.set_rng_state(generators)

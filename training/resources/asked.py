@@ -13,6 +13,7 @@ from training.shared_prefix.forward import PREFIX_MODELS
 
 ADAMW = "adamw_torch_fused"  # TRL's default
 TAUGHT = 64  # tokens of a completion in supervised training
+ANSWERED = 32  # val images that the trainer's model answers at a time
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,29 @@ class Asked:
         return self.settings.micro_batch_size * (self.options.steps_per_generation or self.turns)
 
     @property
-    def generated(self) -> int:
-        """Completions that the trainer's model generates at a time; 0 where vLLM generates."""
-        return 0 if self.supervised or self.options.use_vllm else self.at_once
+    def groups(self) -> int:
+        """Questions of one process in a generation batch."""
+        return -(-self.at_once // self.group)
+
+    @property
+    def generated(self) -> list[tuple[int, int]]:
+        """Batches that the trainer's model generates: (prompts, completions), for training and validation.
+
+        There are none where vLLM generates.
+        """
+        if self.options.use_vllm and not self.supervised:
+            return []
+        each = -(-self.settings.watch_images // self.place.processes) * bool(
+            self.settings.watch_every
+        )
+        batches = [(min(ANSWERED, each),) * 2, (self.groups, self.at_once)]
+        return batches[: 1 if self.supervised else 2]
+
+    @property
+    def branches(self) -> bool:
+        """Whether completions are generated from one copy of their prompt (`training.shared_prefix.rollouts`)."""
+        whole = not self.supervised and not self.place.sharding
+        return whole and self.settings.shared_prefix and sizes_of(self.policy).branches
 
     @property
     def completion_tokens(self) -> int:

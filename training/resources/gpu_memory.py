@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from tasks.engines.shared_prompts.cache import room_for
 from tasks.language import prompts
 from tasks.runtime import memory
 from tasks.runtime.errors import StageError
@@ -29,9 +30,13 @@ PROCESS = 1.0 * GIB
 # Numbers that a layer keeps of each token for the backward pass (KEPT), and that its backward pass
 # needs for a moment (PASSING), as multiples of the layer's widths (hidden, inner).
 KEPT, PASSING = (14, 4), (8, 3)
+READING = (6, 3)  # the same for a pass without a backward one, which reads prompts
 # TILE: tokens and words of a tile of TRL's fused head (trl.kernels.chunked_logprob). Triton reduces a
 # tile in place; without it there are BESIDE further float32 tiles.
 TILE, BESIDE = (4096, 32768), 8
+# Bytes for each row and word of the vocabulary while a token is drawn: the logits of this token and of
+# the next, probabilities, and their sums in float64 (tasks.engines.shared_prompts.generation.Sampler).
+DRAWING = 24
 # The parity check compares so many rows of so many groups (training.shared_prefix.check).
 COMPARED = (2, 2)
 # Weights that ZeRO-3 has gathered or is gathering: its stage3_max_live_parameters, twice.
@@ -77,7 +82,7 @@ def of_gpu(asked: Asked) -> Estimate:
     settings, options, place = asked.settings, asked.options, asked.place
     sizes, size, trained = sizes_of(asked.policy), asked.size, asked.trained
     prompt_tokens, image_tokens = asked.prompt
-    completion_tokens, generated = asked.completion_tokens, asked.generated
+    completion_tokens = asked.completion_tokens
     checkpointing, turns, shards = options.gradient_checkpointing, asked.passes, place.shards
     sequences, shared, lora = settings.micro_batch_size, asked.shared, settings.lora_rank > 0
     group = asked.group if settings.shared_prefix else 1
@@ -117,10 +122,8 @@ def of_gpu(asked: Asked) -> Estimate:
             + words * (turns > 1),
             words * (sizes.tied + (turns > 1)),
         ),
-        generation=_generation(
-            sizes, size, generated, prompt_tokens, completion_tokens
-        )
-        + (sizes.count * size if deepspeed and generated else 0.0),
+        generation=_generation(asked, sizes, size if shards > 1 else held)
+        + (sizes.count * size if deepspeed and asked.generated else 0.0),
         process=PROCESS,
     )  # fmt: skip
 
@@ -183,12 +186,28 @@ def _copies(
     return float(trained * size) if held > size else 0.0
 
 
-def _generation(sizes: Sizes, size: int, rows: int, prompt: int, completion: int) -> float:
-    """Bytes of generating `rows` sequences: the key-value cache, one layer of it twice, and a prefill."""
-    cache = rows * (prompt + completion) * sizes.cache * size
-    passing = rows * prompt * size * _layer(sizes.language, (6, 2))
-    logits = 3 * 4 * rows * sizes.vocabulary
-    return float(cache * (1 + 1 / max(1, sizes.language.layers)) + max(passing, logits))
+def _generation(asked: Asked, sizes: Sizes, cached: int) -> float:
+    """The most bytes of a batch that the trainer's model generates: while prompts are read, or at the end.
+
+    At the end there are all keys and values, one layer of those that grow twice, and the logits. Prompts
+    have one copy of theirs, or where completions do not branch off, one for each completion. A key or value
+    has `cached` bytes: keys are rotated in the precision of hidden states, and the cache takes theirs.
+    """
+    (prompt, image), token = asked.prompt, sizes.cache * cached
+    most = 0.0
+    for questions, rows in asked.generated:
+        copies, room = rows, asked.settings.max_completion_length
+        if asked.branches:
+            copies, room = questions, room_for(room - 1)
+        read, written = copies * prompt * token, rows * room * token
+        grown = (written if asked.branches else read + written) / max(1, sizes.language.layers)
+        passing = max(
+            copies * prompt * _layer(sizes.language, READING),
+            copies * image * sizes.merged * _layer(sizes.vision, READING),
+        )
+        drawing = DRAWING * rows * sizes.vocabulary
+        most = max(most, read + passing * asked.size, read + written + grown + drawing)
+    return most
 
 
 def check(

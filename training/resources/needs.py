@@ -25,6 +25,8 @@ def of_vllm(asked: Asked) -> vllm_memory.VllmNeeds | None:
         sequences=asked.at_once * tensor_parallel,
         dtype=asked.settings.dtype,
         tensor_parallel=tensor_parallel,
+        prompts=asked.groups * tensor_parallel,
+        prompt_tokens=asked.prompt[0],
     )
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, DynamicCache
 
+from tasks.engines.shared_prompts.cache import unknown_kinds
 from training.model import sharding, trainable
 from training.model.shapes import config_of
 
@@ -28,7 +29,8 @@ class Sizes:
     Three fields have one number for each part (`training.settings.PARTS`). `parameters` counts all
     weights, and `adapted` those of linear layers that can have adapters. `edges` sums these layers'
     input and output widths, so that adapters of rank r have r times as many weights. `cache` is how
-    many numbers the key-value cache keeps of a token, over all layers. `tied` says whether the output
+    many numbers the key-value cache keeps of a token, over all layers. `branches` says whether completions
+    can attend to one copy of their prompt (`tasks.engines.shared_prompts`). `tied` says whether the output
     layer is the embedding. `merged` patches of the vision tower make one image token.
     """
 
@@ -42,6 +44,7 @@ class Sizes:
     tied: bool
     cache: int
     merged: int
+    branches: bool
 
     @property
     def count(self) -> int:
@@ -90,6 +93,9 @@ def sizes_of(model: str | Path) -> Sizes:
         output.weight is network.get_input_embeddings().weight,
         text.num_hidden_layers * 2 * heads * size,
         _merged(config, vision),
+        hasattr(network.base_model, "get_image_features")
+        and not unknown_kinds(DynamicCache(config=config))
+        and getattr(text, "attn_logit_softcapping", None) is None,
     )
 
 

@@ -2,7 +2,8 @@
 
 vLLM takes its share of the GPU's whole memory, whatever else is there. It holds its own copy of all
 weights, activations and graphs; the rest is its key-value cache. It does not start if the cache cannot
-hold one sequence of `vllm_max_model_length`.
+hold one sequence of `vllm_max_model_length`. The cache holds a prompt once for all of its completions,
+but for the last block (prefix caching, vLLM's default).
 """
 
 import math
@@ -23,12 +24,13 @@ BLOCK = 16  # positions in a block of vLLM's cache
 
 @dataclass(frozen=True)
 class VllmNeeds:
-    """Bytes of an engine on one GPU: weights, the engine, the cache of `one` sequence and of `all`."""
+    """Bytes of an engine on one GPU: weights, the engine, the cache of `one` sequence and of all `sequences`."""
 
     weights: float
     engine: float
     one: float
     all: float
+    sequences: int
 
     @property
     def least(self) -> float:
@@ -61,9 +63,12 @@ def vllm_needs(
     dtype: str = "bfloat16",
     tensor_parallel: int = 1,
     batched_tokens: int = 0,
+    prompts: int = 0,
+    prompt_tokens: int = 0,
 ) -> VllmNeeds:
     """What an engine on `tensor_parallel` GPUs needs on each, for `sequences` of `max_length` tokens.
 
+    They begin with one of so many `prompts` of `prompt_tokens` each; 0: each has a prompt of its own.
     At its start it runs its largest batch, of `batched_tokens` (0: TRL's 4,096), and it samples from
     the float32 logits of all sequences. It holds the whole model, even where training shards it.
     Raises StageError where the config of `policy` is not known.
@@ -71,7 +76,8 @@ def vllm_needs(
     sizes = sizes_of(policy)
     size = 4 if dtype == "float32" else 2
     positions = -(-max_length // BLOCK) * BLOCK
-    one = positions * sizes.cache * size / tensor_parallel
+    token = sizes.cache * size / tensor_parallel
+    prefix = prompt_tokens // BLOCK * BLOCK if prompts else 0
     tower = sizes.language
     batch = (
         (batched_tokens or BATCH) * size * (2 * tower.inner / tensor_parallel + 4 * tower.hidden)
@@ -80,8 +86,9 @@ def vllm_needs(
     return VllmNeeds(
         weights=sizes.count * size / tensor_parallel,
         engine=max(ENGINE, GRAPHS + batch + logits),
-        one=one,
-        all=max(1, sequences) * one,
+        one=positions * token,
+        all=(max(1, sequences) * (positions - prefix) + prompts * prefix) * token,
+        sequences=sequences,
     )
 
 
@@ -112,6 +119,7 @@ def check_vllm(
             f"{granted / GIB:.2f}; what helps: {helps}, or a smaller vllm_max_model_length"
         )
     if needed.wanted > granted:
-        at_once = int((granted - needed.weights - needed.engine) // needed.one)
+        held = (granted - needed.weights - needed.engine) / needed.all
+        at_once = max(1, int(needed.sequences * held))
         say(f"vLLM's cache holds {at_once} sequences at once; the others wait")
     return granted

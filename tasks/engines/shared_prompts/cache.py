@@ -87,7 +87,7 @@ class SharedLayer:
         if keys.size(2) != 1:
             raise NotShared("completions do not grow by one token at a time")
         if self.length == self.room:
-            self.room = max(ROOM, 2 * self.room)
+            self.room = room_for(self.length + 1)
             self.keys, self.values = (
                 _widened(old, new, self.length, self.room)
                 for old, new in ((self.keys, keys), (self.values, values))
@@ -131,16 +131,9 @@ def share(cache: Any, branches: Branches, attention_mask: "torch.Tensor") -> Any
 
     `attention_mask` (prompts, tokens) is 0 at padding. Raises NotShared for another kind of cache.
     """
-    from transformers.cache_utils import (
-        CacheLayerMixin,
-        DynamicCache,
-        DynamicLayer,
-        DynamicSlidingWindowLayer,
-    )
+    from transformers.cache_utils import CacheLayerMixin
 
-    kinds = {type(layer) for layer in getattr(cache, "layers", [])}
-    if type(cache) is not DynamicCache or kinds - {DynamicLayer, DynamicSlidingWindowLayer}:
-        names = sorted(kind.__name__ for kind in kinds) or [type(cache).__name__]
+    if names := unknown_kinds(cache):
         raise NotShared(f"its cache is made of {', '.join(names)}")
     mask = None
     if not bool(attention_mask.all()):
@@ -150,6 +143,21 @@ def share(cache: Any, branches: Branches, attention_mask: "torch.Tensor") -> Any
     CacheLayerMixin.register(SharedLayer)
     cache.layers = [SharedLayer(layer, branches, mask) for layer in cache.layers]
     return cache
+
+
+def unknown_kinds(cache: Any) -> list[str]:
+    """The names of a cache's kinds of layers, unless `share` knows all of them; then []."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    kinds = {type(layer) for layer in getattr(cache, "layers", [])}
+    if type(cache) is DynamicCache and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+        return []
+    return sorted(kind.__name__ for kind in kinds) or [type(cache).__name__]
+
+
+def room_for(tokens: int) -> int:
+    """The columns that are allocated once so many are in use: they double as completions grow."""
+    return ROOM << max(0, (tokens - 1) // ROOM).bit_length()
 
 
 def attend(

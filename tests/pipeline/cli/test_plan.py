@@ -266,6 +266,7 @@ def test_the_plan_as_a_command(recipe, monkeypatch, capsys, tmp_path):
     command()
     told = capsys.readouterr().out
     assert "hours in all" in told
+    assert "read prompts only as far as --tokens-per-second was measured with prompts" in told
     assert "Train fits: " in told
     assert "checkpoints of 99.5" in told
     assert "400 steps of 6 questions: 1.00 epochs of 2,397 images" in told

@@ -55,6 +55,12 @@ def test_a_colocated_vllm_needs_its_weights_itself_and_a_cache_for_one_sequence(
     assert found.all == 64 * found.one
     half = vllm_memory.vllm_needs(SMALL, max_length=1200, sequences=64, tensor_parallel=2)
     assert (half.weights, half.one) == (found.weights / 2, found.one / 2)
+    # Prompts of 700 tokens fill 43 blocks of 16, which eight completions share.
+    grouped = vllm_memory.vllm_needs(
+        SMALL, max_length=1200, sequences=64, prompts=8, prompt_tokens=700
+    )
+    assert (grouped.one, grouped.least) == (found.one, found.least)
+    assert grouped.all == found.all - 56 * 688 * found.one / 1200
     whole = vllm_memory.vllm_needs(LARGE, max_length=128_000, sequences=1)
     assert whole.one / GIB == pytest.approx(6.8, abs=0.05), "what vLLM asks for without a bound"
 
@@ -81,6 +87,21 @@ def test_training_must_fit_beside_vllm_unless_that_sleeps():
     gpu_memory.check(needed, room, 21 * GB, vllm_sleeps=True)
     with pytest.raises(StageError, match="GiB beside vLLM's"):
         gpu_memory.check(needed, room, needed.gradients + needed.copies + 21 * GB, vllm_sleeps=True)
+
+
+def test_a_colocated_vllm_holds_the_prompt_of_a_group_once(capsys):
+    found = needs.of_vllm(asked(options={"use_vllm": True}))
+    alone = needs.of_vllm(
+        asked(options={"use_vllm": True}, num_generations=2, questions_per_step=32)
+    )
+    assert (found.least, found.sequences) == (alone.least, alone.sequences) == (alone.least, 64)
+    assert found.all < alone.all
+    # With the room for which all of these wait or not, more of a group's sequences are there at once.
+    at_once = []
+    for needed in (found, alone):
+        vllm_memory.check_vllm(needed, 1.0, needed.least + found.all / 2)
+        at_once += map(int, re.findall(r"cache holds (\d+) sequences", capsys.readouterr().out))
+    assert at_once[1] < at_once[0] < 64
 
 
 def test_checkpoints_are_counted_by_what_is_written():
