@@ -1,4 +1,4 @@
-"""Sections of one dataset or one method, such as [Train:cub] and [Train:virft], and where a value stands.
+"""Sections of one dataset or one method, such as [Train:cub], and where a value stands.
 
 The section of the dataset is read first, and over it that of the set that the task works on: one set of
 a mix, or the set in `on`. That of the method comes last. The names in a mix are sorted. The command line

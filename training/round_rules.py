@@ -61,15 +61,26 @@ def check_batches(settings: TrainSettings, processes: int, pairs: bool = False) 
     batch would train on other completions. The questions of a pair must stand in one step.
     """
     batch = settings.questions_per_step * settings.num_generations
-    micro = settings.micro_batch_size
+    micro, size = settings.micro_batch_size, settings.micro_batch_size * processes
     check_division(batch, micro, processes)
-    accumulation = batch // (micro * processes)  # micro-batches a step
+    accumulation = batch // size  # micro-batches a step
     generated = settings.trl.get("generation_batch_size")
-    own = generated // (micro * processes) if generated else None
-    turns = settings.trl.get("steps_per_generation") or own or accumulation
-    key = "generation_batch_size" if generated else "steps_per_generation"
-    here = f"[Train] trl: {key} = {generated or turns}"
+    turns = settings.trl.get("steps_per_generation")
+    if generated and turns:
+        raise StageError(
+            "[Train] trl: generation_batch_size and steps_per_generation say the same; leave one out"
+        )
+    here = f"[Train] trl: generation_batch_size = {generated}"
     least = batch if generated else accumulation
+    if turns:
+        here = f"[Train] trl: steps_per_generation = {turns}"
+    completions = generated or (turns or accumulation) * size  # of a generation batch
+    if completions % size or completions % settings.num_generations:
+        raise StageError(
+            f"{here} makes {completions} completions at a time, which must be whole micro-batches of {size} "
+            f"and whole groups of {settings.num_generations}; set it to {least}, or leave it out"
+        )
+    turns = completions // size
     if settings.dynamic_sampling and micro * turns % settings.num_generations:
         raise StageError(
             f"[Train] dynamic_sampling needs whole groups on every process: micro_batch_size x "

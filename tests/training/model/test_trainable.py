@@ -172,6 +172,16 @@ def test_what_cannot_fit_is_refused_with_what_helps_and_what_may_not_is_told(pol
         ({"steps_per_generation": 8, "watch_every": 3}, "watch_every = 3 .* multiple of 2"),
         ({"generation_batch_size": 32, "watch_every": 3}, "watch_every = 3 .* multiple of 2"),
         ({"steps_per_generation": 2, "save_steps": 1}, "steps_per_generation = 2 would .* to 4 or"),
+        (
+            {"generation_batch_size": 18},
+            "18 completions .* whole micro-batches of 4 .* set it to 16",
+        ),
+        ({"generation_batch_size": 2}, "2 completions .* whole micro-batches of 4 .* set it to 16"),
+        (
+            {"steps_per_generation": 5, "micro_batch_size": 2},
+            "10 completions .* whole groups of 4; set it to 8",
+        ),
+        ({"generation_batch_size": 16, "steps_per_generation": 4}, "leave one out"),
         ({"generation_batch_size": 8}, "generation_batch_size = 8 would .* set it to 16 or more"),
     ],
 )
@@ -180,7 +190,7 @@ def test_checkpoints_must_fall_on_a_boundary_of_generation(settings, refused):
     given = {"save_steps": 10, "steps": 20, "watch_every": 0, **settings}
     given["trl"] = {name: given.pop(name) for name in trl}
     batch = {"questions_per_step": 4, "num_generations": 4, "micro_batch_size": 4}
-    train = settings_of(TrainSettings, **batch, **given)  # four micro-batches a step
+    train = settings_of(TrainSettings, **{**batch, **given})  # four micro-batches a step
     if refused is None:
         round_rules.check_batches(train, 1)
     else:
