@@ -14,7 +14,7 @@ from typing import Any
 
 from data_cards.words import any_of, clean_name, field_guide
 
-__all__ = ["Card", "CardError", "any_of", "clean_name", "exists", "load", "names_in"]
+__all__ = ["Card", "CardError", "any_of", "clean_name", "exists", "known", "load", "names_in"]
 
 FOLDER = Path(__file__).parent
 HUB_KEYS = {"config", "splits", "image", "label"}
@@ -90,9 +90,8 @@ def load(name: str) -> Card:
     """
     path = next((p for folder in _folders() if (p := folder / f"{name}.md").is_file()), None)
     if path is None:
-        known = sorted({card.stem for folder in _folders() for card in folder.glob("*.md")})
         raise CardError(
-            f"there is no data card {FOLDER / name}.md; known cards: {', '.join(known) or 'none'}"
+            f"there is no data card {FOLDER / name}.md; known cards: {', '.join(known()) or 'none'}"
         )
     data = path.read_bytes()
     try:
@@ -108,6 +107,11 @@ def load(name: str) -> Card:
 def exists(name: str) -> bool:
     """Whether there is a card of that name."""
     return any((folder / f"{name}.md").is_file() for folder in _folders())
+
+
+def known() -> list[str]:
+    """The names of all cards, sorted."""
+    return sorted({card.stem for folder in _folders() for card in folder.glob("*.md")})
 
 
 def _folders() -> list[Path]:
@@ -128,13 +132,13 @@ def _parse(path: Path, text: str, digest: str) -> Card:
         raise CardError(f"{path}: front matter is not valid YAML: {error}") from error
     if not isinstance(front, dict):
         raise CardError(f"{path}: front matter must be a mapping of keys to values")
-    known = set(Card.__dataclass_fields__) - {"name", "sha256"}
-    for key in sorted(set(front) - known - HUGGING_FACE_KEYS):
-        raise CardError(f"{path}: unknown key {key!r}; known keys: {', '.join(sorted(known))}")
+    fields = set(Card.__dataclass_fields__) - {"name", "sha256"}
+    for key in sorted(set(front) - fields - HUGGING_FACE_KEYS):
+        raise CardError(f"{path}: unknown key {key!r}; known keys: {', '.join(sorted(fields))}")
     for key in ("version", "noun", "kind", "source", "classes"):
         if key not in front:
             raise CardError(f"{path}: key {key!r} is missing")
-    front = {key: value for key, value in front.items() if key in known}
+    front = {key: value for key, value in front.items() if key in fields}
     _check_source(path, front["source"])
     _check_facts(path, front)
     classes = _classes(path, front["classes"])

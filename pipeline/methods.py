@@ -7,7 +7,9 @@ the rewards. All methods see the same training images and take the same number o
 from dataclasses import dataclass
 
 from pipeline.config_files import SettingsError
-from tasks.runtime.protocol import ZERO_SHOT
+from tasks.runtime.errors import StageError
+from tasks.runtime.protocol import METHOD_NAMES, ZERO_SHOT
+from tasks.runtime.settings import nearest
 
 # Prompt style -> the reward for the form that it asks for; of other styles it is format.
 FORMATS = {"caption": "caption_format", "direct": "direct_format"}
@@ -46,12 +48,12 @@ class Method:
         """The weights of [Train] rewards, with this method's in the place of letter.
 
         The reward of the form that the prompt style asks for is in the place of format. Raises
-        SettingsError where the one that takes a place has a weight of its own.
+        StageError where the one that takes a place has a weight of its own.
         """
         names = {"letter": self.answer, "format": FORMATS.get(style, "format")}
         for name, own in names.items():
             if name != own and name in weights and own in weights:
-                raise SettingsError(
+                raise StageError(
                     f"[Train] rewards has both {name} and {own}, which takes the place of {name} with this "
                     f"method or prompt style; leave {own} out"
                 )
@@ -98,7 +100,9 @@ METHODS = {
     ),
     "direct": Method("as dive_k, answering without a thought", prompt_style="direct"),
 }
-NAMES = (*METHODS, ZERO_SHOT)
+# The descriptions of the graph's parameters.
+METHOD_HELP = f"what the policy is trained with, one of {', '.join(METHOD_NAMES)}"
+SEED_HELP = "the seed of all that is drawn: splits, samples, questions and their order"
 
 
 def method_of(name: str) -> Method:
@@ -109,7 +113,7 @@ def method_of(name: str) -> Method:
     if name == ZERO_SHOT:
         return METHODS["dive_k"]
     if name not in METHODS:
-        raise SettingsError(f"unknown method {name!r}; known: {', '.join([*METHODS, ZERO_SHOT])}")
+        raise SettingsError(f"unknown method {name!r}{nearest(name, METHOD_NAMES)}")
     return METHODS[name]
 
 

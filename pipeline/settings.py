@@ -8,10 +8,8 @@ read over luigi.cfg in order. A section `[Train:cub]` holds for the dataset cub 
 `[Evaluate:cub]` also where cub is one set of a mix. `[Train:virft]` holds for one method alone.
 """
 
-import difflib
 import os
 import re
-from collections.abc import Iterable
 from configparser import InterpolationError
 from functools import lru_cache
 from pathlib import Path
@@ -19,17 +17,15 @@ from typing import Any, TypeVar
 
 import luigi
 from luigi import configuration
-from luigi.cmdline_parser import CmdlineParser
 from luigi.parameter import MissingParameterException
 from luigi.task_register import Register
 
-import data_cards
 from pipeline.config_files import SettingsError as SettingsError  # also used from here
 from pipeline.config_files import read_overlay
-from pipeline.methods import NAMES as METHODS
 from pipeline.parameters import parameter, settings_of
+from pipeline.scopes import fault, file_of, located, own_settings
 from tasks.runtime.errors import StageError
-from tasks.runtime.settings import Rule, Settings, rules
+from tasks.runtime.settings import Rule, Settings, nearest, rules
 
 # Sections that Luigi reads itself (its configuration reference, "Configurable options").
 LUIGI_SECTIONS = {
@@ -58,8 +54,6 @@ RENAMED = {("engine", "server_seeds"): "seeds = request, or engine in place of f
 GRAPH = ("dataset", "subset", "method", "refresh_round", "seed")
 # Parameters of a single stage, for the command line only: in luigi.cfg they would hold for all.
 OPERANDS = ("on", "policy")
-# Stages that work on one set, also for a mix, and so have no settings of a mix.
-OF_ONE_SET = ("Download", "Split")
 
 S = TypeVar("S", bound=Settings)
 
@@ -94,31 +88,11 @@ class Checked(luigi.Task):
         try:
             return settings_of(kind, {name: getattr(self, name) for name in rules(kind)})
         except StageError as error:
-            raise SettingsError(f"luigi.cfg: {error}") from error
+            raise self.refusal(error) from error
 
-
-def own_settings(family: str, params: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The values that sections such as [Train:cub] and [Train:virft] set for a task.
-
-    The section of the dataset is read first, and over it that of the set that the task works on: one
-    set of a mix, or the set in `on`. That of the method comes last. The names in a mix are sorted.
-    The command line (`--Train-steps 5`) takes precedence.
-    """
-    config = configuration.get_config()
-    line = CmdlineParser.get_instance()
-    options = vars(line.known_args) if line else {}
-    dataset = "+".join(_sorted(str(kwargs.get("dataset", ""))))
-    values: dict[str, Any] = {}
-    of_set = kwargs.get("on") or kwargs.get("subset") or dataset
-    for name in dict.fromkeys((dataset, of_set, kwargs.get("method", ""))):
-        section = f"{family}:{name}"
-        values |= {
-            key: parameter.parse(config.get(section, key))
-            for key, parameter in params
-            if config.has_option(section, key)
-            if options.get(f"{family}_{key}") is None
-        }
-    return values
+    def refusal(self, error: StageError | str) -> SettingsError:
+        """The error `[Section] key ...` with the file and the section where the key stands."""
+        return SettingsError(located(str(error), self.param_kwargs))
 
 
 def read_overlays() -> None:
@@ -136,15 +110,6 @@ def read_overlays() -> None:
             raise SettingsError(f"RECIPE: there is no file {path!r}")
         config.origins |= dict.fromkeys(read_overlay(config, Path(path)), path)
     config.overlays_read = wanted
-
-
-def _file(section: str, key: str = "") -> str:
-    """The file that sets a key, or that has a section: luigi.cfg, unless an overlay does."""
-    origins = getattr(configuration.get_config(), "origins", {})
-    if key:
-        return origins.get((section, key), "luigi.cfg")
-    files = [path for (name, _), path in origins.items() if name == section]
-    return files[-1] if files else "luigi.cfg"
 
 
 def overlays() -> tuple[str, ...]:
@@ -169,7 +134,7 @@ def check_configuration() -> None:
             dict(config[name])
     except InterpolationError as error:  # a % or ${NAME} that means nothing
         raise SettingsError(
-            f"{_file(error.section, error.option)}: section [{error.section}] {error.option}: "
+            f"{file_of(error.section, error.option)}: section [{error.section}] {error.option}: "
             f"{' '.join(str(error).split())}"
         ) from error
     for name, written in contents.items():
@@ -183,47 +148,33 @@ def check_configuration() -> None:
             continue
         if section not in known:
             raise SettingsError(
-                f"{_file(full_name)}: unknown section [{section}]{_nearest(section, [*known, *LUIGI_SECTIONS])}"
+                f"{file_of(full_name)}: unknown section [{section}]{nearest(section, sorted([*known, *LUIGI_SECTIONS]))}"
             )
-        if dataset and (fault := _scope_fault(section, dataset, known[section])):
-            raise SettingsError(f"{_file(full_name)}: section [{full_name}]: {fault}")
+        if dataset and (problem := fault(section, dataset, known[section])):
+            raise SettingsError(f"{file_of(full_name)}: section [{full_name}]: {problem}")
         for key in config[full_name]:
             name = key.replace("-", "_")
             if name not in known[section]:
                 renamed = RENAMED.get((section, name))
-                instead = f"; set {renamed}" if renamed else _nearest(key, known[section])
+                instead = f"; set {renamed}" if renamed else nearest(key, sorted(known[section]))
                 raise SettingsError(
-                    f"{_file(full_name, key)}: section [{full_name}] has no key {key!r}{instead}"
+                    f"{file_of(full_name, key)}: section [{full_name}] has no key {key!r}{instead}"
                 )
             if (parameter := known[section][name]) is not None:
                 value = _parsed(full_name, key, parameter, config.get(full_name, key))
                 values.setdefault(section, {}).setdefault(dataset, {})[name] = value
     for section, by_dataset in values.items():
         kind = getattr(Register.get_task_cls(section), "settings_kind", None)
-        for own in by_dataset.values():
+        for scope, own in by_dataset.items():
             together = {**by_dataset.get("", {}), **own}
             if kind is None or not rules(kind).keys() <= together.keys():
                 continue  # a missing one is told where the task is made
             try:
                 settings_of(kind, together)
             except StageError as error:
-                raise SettingsError(f"luigi.cfg: {error}") from error
+                where = {"dataset": scope}
+                raise SettingsError(located(str(error), where, line=False)) from error
     config.contents_checked = contents
-
-
-def _scope_fault(section: str, scope: str, keys: Iterable[str]) -> str:
-    """What is wrong with a section `[section:scope]`, whose scope is a dataset or a method; or empty."""
-    if scope in METHODS:
-        return "" if "method" in keys else f"{section} is the same for all methods"
-    if "dataset" not in keys:
-        return f"{section} has no settings by dataset"
-    if "+".join(_sorted(scope)) != scope:
-        return f"write [{section}:{'+'.join(_sorted(scope))}]"
-    if "+" in scope and section in OF_ONE_SET:
-        each = " and ".join(f"[{section}:{name}]" for name in scope.split("+"))
-        return f"{section} works on one set at a time; write {each}"
-    missing = [name for name in scope.split("+") if not data_cards.exists(name)]
-    return f"no data card and no method is named {missing[0]!r}" if missing else ""
 
 
 def known_keys() -> dict[str, dict[str, Any]]:
@@ -270,7 +221,7 @@ def _check_comment(section: str, key: str, text: str) -> None:
     json = text.startswith(("{", "["))
     if re.search(r"[\]}]\s+[#;][^\]}]*$" if json else r"(^|\s)[#;]", text):
         raise SettingsError(
-            f"{_file(section, key)}: section [{section}] {key}: {text!r} holds a comment, which would be a "
+            f"{file_of(section, key)}: section [{section}] {key}: {text!r} holds a comment, which would be a "
             "part of the value; write it on a line of its own"
         )
 
@@ -281,13 +232,6 @@ def _parsed(section: str, key: str, parameter: Any, text: str) -> Any:
         return parameter.parse(text)
     except ValueError as error:
         named = "" if str(error).startswith(key) else f" {key}:"
-        raise SettingsError(f"{_file(section, key)}: section [{section}]{named} {error}") from error
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(sorted(known))}"
-
-
-def _sorted(dataset: str) -> list[str]:
-    return sorted(dataset.split("+"))
+        raise SettingsError(
+            f"{file_of(section, key)}: section [{section}]{named} {error}"
+        ) from error

@@ -21,7 +21,9 @@ import data_cards
 from pipeline.artifacts import source_code, store
 from pipeline.artifacts.child import LOG
 from pipeline.parameters import is_unset
-from pipeline.settings import Checked, SettingsError, own_settings, run
+from pipeline.scopes import own_settings
+from pipeline.settings import Checked, SettingsError, run
+from tasks.runtime.protocol import METHOD_NAMES
 from tasks.runtime.settings import plain
 
 # In the manifest, but not in the fingerprint: their effect shows in the inputs or extra_identity.
@@ -189,17 +191,23 @@ class Stage(Checked, luigi.Task):
 
     @cached_property
     def names(self) -> list[str]:
-        """The data cards' names; more than one is a mix."""
+        """The data cards' names; more than one is a mix. Raises SettingsError for a method's name."""
         try:
-            return data_cards.names_in(self.dataset)
+            names = data_cards.names_in(self.dataset)
         except data_cards.CardError as error:
             raise SettingsError(str(error)) from error
+        if clash := [name for name in names if name in METHOD_NAMES]:
+            raise SettingsError(
+                f"dataset {clash[0]!r} is also a method, so that [Train:{clash[0]}] would mean both; "
+                f"rename the data card {clash[0]}.md"
+            )
+        return names
 
     @cached_property
     def card(self) -> data_cards.Card:
         """The data card. Raises SettingsError when there is none, or it is not valid."""
         try:
-            return data_cards.load(self.dataset)
+            return data_cards.load("+".join(self.names))
         except data_cards.CardError as error:
             raise SettingsError(str(error)) from error
 

@@ -24,7 +24,6 @@ In a mix of sets, each set has its own images, questions and evaluation, and all
 BasePolicy and Train.
 """
 
-from pipeline.methods import NAMES as METHODS
 from pipeline.settings import run
 from pipeline.stage import lineage
 from pipeline.stages.compare import Compare
@@ -35,7 +34,6 @@ from pipeline.stages.report import Report, TrainDiVE
 from pipeline.stages.rounds import BuildMCQ, Propose, Train, graph, last_round
 
 __all__ = [
-    "METHODS",
     "BasePolicy",
     "BuildMCQ",
     "Compare",

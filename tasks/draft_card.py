@@ -28,6 +28,7 @@ from tasks.ingest.pictures import Picture, Reject, open_picture
 from tasks.ingest.sources import reader
 from tasks.runtime.errors import StageError
 from tasks.runtime.progress import progress
+from tasks.runtime.protocol import METHOD_NAMES
 from tasks.tables.durable import write_text
 
 NEAR = 6  # bits of 64 in which the difference hashes of near duplicates differ at most
@@ -49,11 +50,15 @@ class Seen:
 def draft(name: str, folder: Path, noun: str, kind: str) -> str:
     """The text of a card for `folder`.
 
-    Raises StageError when there are no class folders, when two of them give the same class name, or
+    Raises StageError for a method's name, when there are no class folders, when two of them give the same class name, or
     when a class has no usable image.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
         raise StageError(f"NAME {name!r} must be lower-case letters, digits and underscores")
+    if name in METHOD_NAMES:
+        raise StageError(
+            f"NAME {name!r} is a method's, so that [Train:{name}] in luigi.cfg would mean both; choose another"
+        )
     if not folder.is_dir():
         raise StageError(f"{folder} is not a folder")
     if folders.relative(folder.resolve(), Path("/")) != str(folder.resolve())[1:]:

@@ -41,7 +41,9 @@ MAY_IMPORT = {
     "pipeline/cli": "everything",
     "pipeline": "data_cards, tasks/runtime, pipeline/{artifacts, stages, cli}",
 }
-NO_DOORS = ("training/rewards.py", "training/settings.py")  # flat, and to be imported
+NO_DOORS = tuple(  # flat, and to be imported
+    f"training/{name}.py" for name in ("rewards", "round_rules", "settings", "trl_options")
+)
 HEAVY = ("torch", "transformers", "trl", "vllm", "peft", "ray", "accelerate")
 FILES = [path for top in TOPS for path in sorted((ROOT / top).rglob("*.py"))]
 

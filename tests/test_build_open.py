@@ -230,7 +230,6 @@ def test_a_protocol_without_novel_classes_is_refused_before_a_stage_runs(config)
     assert tasks.BuildMCQ(subset="", **graph()).needs()
     config.set("BuildMCQ", "unlabelled_groups", "novel")
     Register.clear_instance_cache()
-    assert tasks.BuildMCQ(subset="", **graph(method="virft")).needs(), "no matter of others"
     with pytest.raises(SettingsError, match=r"with \[Split\] protocol = all every class is base"):
         tasks.Train(**graph()).fingerprint  # noqa: B018
     with pytest.raises(SettingsError, match="unlabelled_groups names no group"):

@@ -11,7 +11,7 @@ from luigi.task_register import Register
 
 from pipeline import settings, tasks
 from pipeline.__main__ import parser
-from pipeline.methods import NAMES
+from tasks.runtime.protocol import METHOD_NAMES
 from tests.conftest import ROOT
 from tests.pipeline.cli.test_plan import recipe  # noqa: F401  a fixture
 from tests.pipeline.test_stage import config  # noqa: F401  a fixture
@@ -119,7 +119,7 @@ def test_ini_blocks_are_read_as_they_stand(page, recipe):
             family, _, scope = section.partition(":")
             given = {"dataset": "cub"} if "dataset" in settings.known_keys()[family] else {}
             if scope:
-                given |= {"method" if scope in NAMES else "dataset": scope}
+                given |= {"method" if scope in METHOD_NAMES else "dataset": scope}
             task = Register.get_task_cls(family)
             values = task(**given)
             for key, text in read[section].items():

@@ -58,6 +58,14 @@ def test_the_draft_counts_and_names_what_is_there(birds):
     assert " of 64 bits apart" in splits
 
 
+def test_a_card_has_no_method_s_name(birds):
+    for name in ("contrast", "zero_shot"):
+        with pytest.raises(
+            StageError, match=rf"NAME '{name}' is a method's, so that \[Train:{name}"
+        ):
+            draft(name, birds, "bird", "species")
+
+
 def test_the_draft_is_a_card_that_downloads_what_it_counted(birds, tmp_path, monkeypatch):
     monkeypatch.setattr(data_cards, "FOLDER", tmp_path)
     (tmp_path / "my_birds.md").write_text(draft("my_birds", birds, "bird", "species"))

@@ -24,7 +24,6 @@ from typing import Any
 
 from tasks.runtime import waiting
 from tasks.runtime.command import main
-from tasks.runtime.errors import StageError
 from training.data.reward_choice import choose_rewards
 from training.loop import vllm_check
 from training.loop.context_length import longest_row, set_context
@@ -33,10 +32,8 @@ from training.loop.sampling import trainer_of
 from training.loop.session import Session
 from training.loop.trl_settings import grpo_config, of_reference_alone
 from training.resources.largest_batch import try_largest
+from training.round_rules import check_batches, check_questions
 from training.settings import Round, TrainSettings
-
-# Rewards with a factor that is the same for all completions of a question.
-WEIGHTED = ("difficulty_weighted", "contrast")
 
 
 def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
@@ -50,18 +47,10 @@ def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
     rewards = list(settings.rewards)
     reward_functions = choose_rewards(settings, session.cards, session.count_tokens, round.reading)
     config = grpo_config(output, settings, total_steps=session.total, seed=round.seed)
-    check_scaling(settings.rewards, config)
-    if round.pairs:
-        check_pairs(settings, config)
-    elif "contrast" in settings.rewards:
-        raise StageError("[Train] rewards: contrast is for pairs of questions (method contrast)")
-    if round.ask == "open" and settings.order == "curriculum":
-        raise StageError("[Train] order = curriculum needs candidates; open questions have none")
-    if settings.quantized and config.use_vllm:
-        raise StageError(
-            '[Train] quantize does not go with vLLM in the trainer; set "use_vllm": false in trl'
-        )
-    questions = session.questions(round.prompt_style if round.ask == "mcq" else None)
+    style = round.prompt_style
+    check_questions(settings, ask=round.ask, pairs=round.pairs, prompt_style=style)
+    check_batches(settings, config.world_size, round.pairs)
+    questions = session.questions(style if round.ask == "mcq" else None)
     rows = session.rows(questions)
     if questions.pairs:
         total, plain = len(questions.image_ids), questions.pairs.plain
@@ -81,7 +70,7 @@ def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
             reward_funcs=reward_functions,
             peft_config=adapters,
         )
-    trainer.further, trainer.style = questions.further, round.prompt_style
+    trainer.further, trainer.style = questions.further, style
 
     def before() -> None:
         if config.use_vllm:
@@ -100,38 +89,6 @@ def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
                 "learned from it",
                 file=sys.stderr,
             )
-
-
-def check_scaling(rewards: dict[str, float], config: Any) -> None:
-    """Refuse rewards with a weight of a whole group where it is divided away again.
-
-    Advantages that are divided by a group's standard deviation lose a factor that is the same within
-    the group.
-    """
-    for name in WEIGHTED:
-        if name not in rewards:
-            continue
-        if config.multi_objective_aggregation == "normalize_then_sum":
-            raise StageError(f"[Train] rewards: {name} is lost in normalize_then_sum")
-        if config.scale_rewards in ("group", True):
-            raise StageError(
-                f"[Train] rewards: {name} is divided away again where advantages are scaled "
-                'by group; set "scale_rewards": "batch" or "none" in trl'
-            )
-
-
-def check_pairs(settings: TrainSettings, config: Any) -> None:
-    """Refuse settings with which the two questions of a pair could be in different steps."""
-    if config.steps_per_generation != config.gradient_accumulation_steps:
-        raise StageError(
-            f"[Train] trl: steps_per_generation = {config.steps_per_generation} would put the questions of a "
-            f"pair into different steps; set it to {config.gradient_accumulation_steps}, or leave it out"
-        )
-    if settings.dynamic_sampling or settings.questions_per_step < 2:
-        raise StageError(
-            "[Train] pairs of questions need questions_per_step of 2 or more, and dynamic_sampling = 0, "
-            "which would replace one question of a pair"
-        )
 
 
 def figures(log: list[dict[str, Any]], config: Any) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 """The settings of [BasePolicy] and [Train], and the inputs of one round of training."""
 
 import math
+import os
 from dataclasses import dataclass, replace
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 from tasks.runtime.errors import StageError
-from tasks.runtime.settings import Rule, Settings, mistyped, setting
+from tasks.runtime.settings import Settings, nearest, setting
+from training import trl_options
 
 PARTS = ("vision", "projector", "language")  # of a vision-language model (training.model.trainable)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -14,48 +18,21 @@ ORDERS = ("shuffled", "curriculum")
 # The largest size of a reward times its weight. TRL computes in float32 (at most 3.4e38), where the
 # squares of a million of these can still be summed.
 LARGEST_REWARD = 1e15
-# Options of TRL's GRPOConfig with bounds or choices, which TRL checks late or never. They are checked with
-# luigi.cfg, where TRL is not imported; training.loop.trl_settings checks the types of all options.
-_SHARE = Rule(at_least=0, at_most=1)
-_SIZE, _COUNT, _POSITIVE = Rule(at_least=0), Rule(at_least=1), Rule(above=0)
-TRL_RULES: dict[str, tuple[Any, Rule]] = {
-    "temperature": (float, _POSITIVE),
-    "top_p": (float, Rule(above=0, at_most=1)),
-    "top_k": (int, _SIZE),
-    "min_p": (float | None, _SHARE),
-    "repetition_penalty": (float, _POSITIVE),
-    "beta": (float, _SIZE),
-    "epsilon": (float, _SIZE),
-    "epsilon_high": (float | None, _SIZE),
-    "num_iterations": (int, _COUNT),
-    "steps_per_generation": (int | None, _COUNT),
-    "generation_batch_size": (int | None, _COUNT),
-    "top_entropy_quantile": (float, _SHARE),
-    "max_grad_norm": (float, _SIZE),
-    "warmup_steps": (float, _SIZE),
-    "weight_decay": (float, _SIZE),
-    "adam_beta1": (float, _SHARE),
-    "adam_beta2": (float, _SHARE),
-    "adam_epsilon": (float, _POSITIVE),
-    "vllm_gpu_memory_utilization": (float, Rule(above=0, at_most=1)),
-    "vllm_tensor_parallel_size": (int, _COUNT),
-    "vllm_max_model_length": (int | None, _COUNT),
-    "loss_type": (
-        str,
-        Rule(choices=("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")),
-    ),
-    "scale_rewards": (str, Rule(choices=("group", "batch", "none"))),
-    "importance_sampling_level": (str, Rule(choices=("token", "sequence"))),
-    "multi_objective_aggregation": (
-        str,
-        Rule(choices=("sum_then_normalize", "normalize_then_sum")),
-    ),
-    "vllm_mode": (str, Rule(choices=("colocate", "server"))),
-    "vllm_importance_sampling_mode": (
-        str,
-        Rule(choices=("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")),
-    ),
-}
+# The rewards that have a name; any other is a function of the user's own (training.data.reward_choice).
+REWARDS = (
+    "format",
+    "letter",
+    "exact",
+    "graded",
+    "difficulty_weighted",
+    "think_length",
+    "overlong",
+    "virft_compat",
+    "frequency",
+    "contrast",
+    "caption_format",
+    "direct_format",
+)
 EMBEDDED = "embedded"  # [BasePolicy] model: the policy in training/base_policy
 
 
@@ -208,6 +185,8 @@ class TrainSettings(Settings):
                 "[Train] rewards is empty; the paper's are {'format': 1.0, 'letter': 1.0}"
             )
         for name, weight in self.rewards.items():
+            if problem := _unknown(name):
+                raise StageError(f"[Train] rewards: {problem}")
             if isinstance(weight, bool) or not isinstance(weight, int | float):
                 raise StageError(f"[Train] rewards: the weight of {name!r} must be a number")
             if not abs(weight) <= LARGEST_REWARD:
@@ -220,13 +199,8 @@ class TrainSettings(Settings):
                 f"[Train] think_limit must be above think_target; got {self.think_limit} and "
                 f"{self.think_target}"
             )
-        for name, value in self.trl.items():
-            kind, rule = TRL_RULES.get(name, (Any, Rule()))
-            if name == "scale_rewards" and isinstance(value, bool):
-                continue  # of TRL's former versions, for group and none
-            problem = mistyped(value, kind) or (value is not None and rule.refusal(value))
-            if problem:
-                raise StageError(f"[Train] trl: {name} {problem}")
+        if problem := trl_options.problem(self.trl):
+            raise StageError(f"[Train] trl: {problem}")
         apart = self.trl.get("multi_objective_aggregation") == "normalize_then_sum"
         if apart and self.trl.get("scale_rewards") not in (None, "group", True):
             raise StageError(
@@ -290,3 +264,14 @@ def _parts(words: str) -> tuple[str, ...]:
     """The parts that `words` names, in the order of PARTS."""
     named = words.replace(",", " ").split()
     return tuple(part for part in PARTS if part in named)
+
+
+def _unknown(reward: str) -> str:
+    """Why there is no reward of this name; empty where there is. No module is imported."""
+    module, colon, _ = reward.partition(":")
+    if not colon:
+        known = "" if reward in REWARDS else nearest(reward, REWARDS)
+        return known and f"unknown {reward!r} (one of your own is module:function){known}"
+    top = module.partition(".")[0]
+    found = top and (find_spec(top) or PathFinder.find_spec(top, [os.getcwd()]))
+    return "" if found else f"{reward!r} cannot be imported: No module named {top!r}"

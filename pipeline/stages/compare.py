@@ -14,14 +14,12 @@ from typing import Any
 
 import luigi
 
-from pipeline.methods import NAMES
-from pipeline.settings import SettingsError
 from pipeline.stage import Stage, lineage
 from pipeline.stages.data import Download, snake
 from pipeline.stages.evaluation import Evaluate
 from pipeline.stages.rounds import last_round
-from tasks.runtime.protocol import ZERO_SHOT
-from tasks.runtime.settings import plain
+from tasks.runtime.protocol import METHOD_NAMES, ZERO_SHOT
+from tasks.runtime.settings import nearest, plain
 
 
 class Compare(Stage):
@@ -106,16 +104,14 @@ class Compare(Stage):
         return rows
 
     def _check(self) -> None:
-        known = ", ".join(NAMES)
         for key in ("methods", "by_rounds"):
-            if unknown := sorted(set(plain(getattr(self, key))) - set(NAMES)):
-                raise SettingsError(
-                    f"luigi.cfg: [Compare] {key}: unknown method {unknown[0]!r}; known: {known}"
-                )
+            if unknown := sorted(set(plain(getattr(self, key))) - set(METHOD_NAMES)):
+                near = nearest(unknown[0], METHOD_NAMES)
+                raise self.refusal(f"[Compare] {key}: unknown method {unknown[0]!r}{near}")
         if extra := sorted(set(plain(self.by_rounds)) - set(plain(self.methods))):
-            raise SettingsError(f"luigi.cfg: [Compare] by_rounds: {extra[0]!r} is not in methods")
+            raise self.refusal(f"[Compare] by_rounds: {extra[0]!r} is not in methods")
         if not plain(self.seeds):
-            raise SettingsError("luigi.cfg: [Compare] seeds is empty; give at least one")
+            raise self.refusal("[Compare] seeds is empty; give at least one")
 
 
 def sets_of(dataset: str) -> list[tuple[str, str]]:

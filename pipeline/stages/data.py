@@ -10,8 +10,8 @@ from typing import Any
 import luigi
 
 import data_cards
+from pipeline.methods import SEED_HELP
 from pipeline.parameters import parameters
-from pipeline.settings import SettingsError
 from pipeline.stage import LOGGER, Stage
 from pipeline.stages.engine import engine
 from tasks.ingest.settings import DownloadSettings, SplitSettings
@@ -50,7 +50,7 @@ class Download(Stage):
 class Split(Stage):
     """Assigns each image to pretrain, train, val or test, and each class to base or novel."""
 
-    seed = luigi.IntParameter()
+    seed = luigi.IntParameter(description=SEED_HELP)
 
     code_version = 2
     module = "tasks.split"
@@ -62,9 +62,7 @@ class Split(Stage):
         settings = self.read(SplitSettings)
         for name in set(settings.train_caps) - {"*"}:
             if not data_cards.exists(name):
-                raise SettingsError(
-                    f"luigi.cfg: [Split] train_caps: there is no data card {name!r}"
-                )
+                raise self.refusal(f"[Split] train_caps: there is no data card {name!r}")
         return replace(settings, train_caps={self.dataset: settings.cap(self.dataset)})
 
     def parts(self):
@@ -103,7 +101,7 @@ class BasePolicy(Stage):
     artifact, which lies beside their folders.
     """
 
-    seed = luigi.IntParameter()
+    seed = luigi.IntParameter(description=SEED_HELP)
 
     has_model = True
 

@@ -116,11 +116,11 @@ class Judge(OnAnySet):
 
     def needs(self):
         if not (self.settings.url and self.settings.model):
-            raise SettingsError("luigi.cfg: [Judge] needs a url and a model to judge with")
+            raise self.refusal("[Judge] url and model must both be set, to judge with")
         evaluate = Evaluate(subset=self.subset, on=self.on, **graph(self))
         if self.settings.answers == "samples" and evaluate.settings.mode_names == ["one_step"]:
-            raise SettingsError(
-                "luigi.cfg: [Judge] answers = samples needs samples: [Evaluate] modes must name more than "
+            raise self.refusal(
+                "[Judge] answers = samples needs samples: [Evaluate] modes must name more than "
                 "one_step"
             )
         return {"evaluate": evaluate}
@@ -145,7 +145,7 @@ def cross_evaluations(stage: Any) -> dict[str, dict[str, Stage]]:
     wanted = [name for name in first.datasets.split() if name not in first.names]
     for name in wanted:
         if not data_cards.exists(name):
-            raise SettingsError(f"luigi.cfg: [Evaluate] datasets: there is no data card {name!r}")
+            raise first.refusal(f"[Evaluate] datasets: there is no data card {name!r}")
     return {
         name: {
             method: Evaluate(method=method, refresh_round=last, on=name, **of_run)

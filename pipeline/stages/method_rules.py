@@ -1,13 +1,16 @@
 """What a method needs of [Train] and [BuildMCQ], set or checked before a stage runs."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import data_cards
 from pipeline.methods import method_of
-from pipeline.settings import SettingsError
-from tasks.questions.settings import ANSWERED, BuildMCQSettings, ProposeSettings
+from pipeline.scopes import section_of
+from tasks.questions.settings import ANSWERED, BuildMCQSettings
 from tasks.runtime.errors import StageError
+from tasks.runtime.settings import rules
+from training.rewards import graded_reward
+from training.round_rules import check_batches, check_division, check_questions
 from training.settings import TrainSettings
 
 IMAGES = ("unlabelled_groups", "unlabelled_part")  # settings of [BuildMCQ] for such methods alone
@@ -16,54 +19,66 @@ READING = ("vocabulary", "fuzzy_threshold", "fuzzy_margin")  # settings of [Buil
 BEST = "keep_policy = best goes by labelled val images; set it to last"
 
 
-def training(settings: TrainSettings, method: str, questions: Sequence[Any]) -> TrainSettings:
-    """[Train] for a method, whose BuildMCQ stages are `questions`.
+def training(train: Any, settings: TrainSettings) -> TrainSettings:
+    """[Train] for the method of a Train stage.
 
     Without labels, neither rewards nor val images may tell one. With majority votes, val images may not
     choose the policy. In pairs, advantages are scaled by batch unless `trl` says otherwise. Raises
     SettingsError where the settings do not go with the method.
     """
-    kind = method_of(method)
-    majority = any(built.settings.answer_from == "majority" for built in questions)
+    kind, rewards = method_of(train.method), settings.rewards
+    majority = any(built.settings.answer_from == "majority" for built in train.questions())
     problem = why = ""
     if majority and kind.questions == "mcq" and settings.keep_policy == "best":
         problem, why = BEST, "takes the majority vote for the label"
-    elif kind.questions == "open" and not kind.supervised and settings.order == "curriculum":
-        problem, why = (
-            "order = curriculum goes by candidates; set it to shuffled",
-            "asks open questions",
-        )
-    elif kind.questions == "mcq" and "frequency" in settings.rewards:
-        problem = "rewards: frequency counts the names of open answers; leave it out"
-        why = "asks multiple-choice questions"
-    elif "contrast" in settings.rewards and not kind.pairs:
-        problem = "rewards: contrast is for the pairs of the method contrast; leave it out"
-        why = "asks no pairs"
+    elif kind.supervised:
+        why = "is supervised"
+        if section_of("Train", "rewards", train.param_kwargs) == f"Train:{train.method}":
+            problem = "rewards: nothing is rewarded in this method; leave the key out"
     elif kind.unlabelled:
         why = "trains without labels"
-        known = [name for name in settings.rewards if name in LABELLED and name != "letter"]
+        known = [name for name in rewards if name in LABELLED and name != "letter"]
         if known:
             problem = f"rewards: {known[0]} needs labels; leave it out"
         elif settings.keep_policy == "best":
             problem = BEST
+        elif not {"letter", "frequency"} & rewards.keys() and not any(":" in r for r in rewards):
+            problem = "rewards: nothing pays for the name; add letter, whose place frequency takes"
         settings = replace(settings, watch_every=0, keep_policy="last")
     elif kind.pairs:
         why = "asks pairs of questions"
-        trl = {"scale_rewards": "batch", **settings.trl}
-        if trl["scale_rewards"] in ("group", True):
-            problem = 'trl: "scale_rewards": "group" divides away what the pair adds; set "batch" or "none"'
-        elif trl.get("multi_objective_aggregation") == "normalize_then_sum":
-            problem = 'trl: "normalize_then_sum" divides away what the pair adds; leave it out'
-        elif not {"letter", "contrast"} & settings.rewards.keys():
+        if not {"letter", "contrast"} & rewards.keys():
             problem = "rewards: pairs are paid in the place of letter; add it"
-        elif settings.dynamic_sampling:
-            problem = "dynamic_sampling would replace one question of a pair; set it to 0"
-        elif settings.questions_per_step < 2:
-            problem = "questions_per_step must be at least 2"
-        else:
-            settings = replace(settings, trl=trl)
+        elif settings.trl.get("multi_objective_aggregation") != "normalize_then_sum":
+            settings = replace(settings, trl={"scale_rewards": "batch", **settings.trl})
     if problem:
-        raise SettingsError(f"luigi.cfg: [Train] {problem} (the method {method} {why})")
+        raise train.refusal(f"[Train] {problem} (the method {train.method} {why})")
+    return settings
+
+
+def checked(train: Any, settings: TrainSettings) -> TrainSettings:
+    """The settings that a Train stage comes to, with its method's rewards.
+
+    Raises SettingsError where they cannot train. How many processes a launcher starts is not known here:
+    with one, Train checks the rest.
+    """
+    kind, style = method_of(train.method), train.engine().prompt_style
+    try:
+        settings.check_epochs(train.rounds)
+        settings = replace(settings, rewards=kind.rewards(settings.rewards, style))
+        if kind.supervised:
+            return settings
+        check_questions(settings, ask=kind.questions, pairs=kind.pairs, prompt_style=style)
+        if train.launcher:
+            batch = settings.questions_per_step * settings.num_generations
+            check_division(batch, settings.micro_batch_size, 1)
+        else:
+            check_batches(settings, 1, kind.pairs)
+        if "graded" in settings.rewards:
+            for name in train.names:
+                graded_reward(data_cards.load(name))
+    except (StageError, data_cards.CardError) as error:
+        raise train.refusal(error) from error
     return settings
 
 
@@ -104,34 +119,46 @@ def images(method: str, settings: BuildMCQSettings) -> dict[str, str]:
     }
 
 
-def check_votes(method: str, settings: BuildMCQSettings, propose: ProposeSettings) -> None:
+def check_votes(settings: BuildMCQSettings, propose: Any) -> None:
     """Raise SettingsError where proposals go by the labels that the questions go without."""
-    if settings.answer_from == "majority" and propose.counts:
-        raise SettingsError(
-            f"luigi.cfg: [Propose] instalments = {propose.instalments} stops where all answers name the "
+    if settings.answer_from == "majority" and propose.settings.counts:
+        raise propose.refusal(
+            f"[Propose] instalments = {propose.settings.instalments} stops where all answers name the "
             "label, and [BuildMCQ] answer_from = majority goes without labels; leave instalments empty, "
-            f"for this method alone in a section [Propose:{method}]"
+            f"for this method alone in a section [Propose:{propose.method}]"
         )
 
 
-def check_protocol(method: str, split: Any, settings: BuildMCQSettings) -> None:
-    """Raise SettingsError where images of novel classes are asked for and the protocol knows none."""
-    if not method_of(method).unlabelled:
-        return
-    if "novel" in settings.unlabelled and split.settings.protocol == "all":
-        raise SettingsError(
-            "luigi.cfg: [BuildMCQ] unlabelled_groups names novel classes, and with [Split] protocol = all "
-            "every class is base; set unlabelled_groups = base"
+def check_images(build: Any, split: Any) -> None:
+    """Raise SettingsError where a BuildMCQ stage cannot have the images that IMAGES ask for.
+
+    With labels nothing reads IMAGES. Without, no image is of a novel class if the protocol knows none.
+    """
+    settings = build.settings
+    if not method_of(build.method).unlabelled:
+        own = rules(BuildMCQSettings)
+        for name in IMAGES:
+            if getattr(settings, name) != own[name][1].unset:
+                raise build.refusal(
+                    f"[BuildMCQ] {name} = {getattr(settings, name)} does nothing for the method "
+                    f"{build.method}, which trains with the labels of base train images; set it in a section "
+                    "of a method without labels, such as [BuildMCQ:ttrv]"
+                )
+    elif "novel" in settings.unlabelled and split.settings.protocol == "all":
+        raise build.refusal(
+            "[BuildMCQ] unlabelled_groups names novel classes, and with [Split] protocol = all every "
+            "class is base; set unlabelled_groups = base"
         )
 
 
-def check_split(method: str, split: Any, settings: BuildMCQSettings) -> None:
+def check_split(build: Any, split: Any) -> None:
     """Raise SettingsError where a Split that has run lacks the images that are asked for."""
-    if not method_of(method).unlabelled or not split.folder.is_dir():
+    if not method_of(build.method).unlabelled or not split.folder.is_dir():
         return
     from tasks.tables import split_table  # it imports pyarrow
 
+    settings = build.settings
     try:
         split_table.unlabelled(split.folder, settings.unlabelled, settings.unlabelled_part)
     except StageError as error:
-        raise SettingsError(f"luigi.cfg: {error}") from error
+        raise build.refusal(error) from error

@@ -4,7 +4,7 @@ import json
 
 import luigi
 
-from pipeline.methods import method_of
+from pipeline.methods import METHOD_HELP, SEED_HELP, method_of
 from pipeline.settings import Checked
 from pipeline.stage import OfSet, Stage, lineage
 from pipeline.stages.data import data
@@ -16,8 +16,8 @@ from tasks.runtime.protocol import ZERO_SHOT
 class Report(OfSet):
     """Writes metrics with intervals, a page, and figures."""
 
-    method = luigi.Parameter()
-    seed = luigi.IntParameter()
+    method = luigi.Parameter(description=METHOD_HELP)
+    seed = luigi.IntParameter(description=SEED_HELP)
 
     module = "tasks.report"
     code_version = 3
@@ -87,8 +87,8 @@ class TrainDiVE(Checked, luigi.Task):
     """Runs the whole pipeline: all rounds, the evaluations, and one report a set."""
 
     dataset = luigi.Parameter(description="a data card's name, or several joined by +")
-    method = luigi.Parameter()
-    seed = luigi.IntParameter()
+    method = luigi.Parameter(description=METHOD_HELP)
+    seed = luigi.IntParameter(description=SEED_HELP)
 
     def requires(self):
         report = Report(dataset=self.dataset, subset="", method=self.method, seed=self.seed)

@@ -9,16 +9,15 @@ from typing import Any
 
 import luigi
 
-from pipeline.methods import method_of, num_rounds
+from pipeline.methods import METHOD_HELP, SEED_HELP, method_of, num_rounds
 from pipeline.parameters import parameter, parameters
-from pipeline.settings import SettingsError, run
+from pipeline.settings import run
 from pipeline.stage import OfSet, Stage
 from pipeline.stages import method_rules
 from pipeline.stages.data import BasePolicy, data, paths, snake, tell_of_trained_novel_classes
 from pipeline.stages.engine import engine
 from tasks.engines.settings import EngineSettings
 from tasks.questions.settings import BuildMCQSettings, ProposeSettings
-from tasks.runtime.errors import StageError
 from tasks.runtime.settings import Rule
 from training.settings import TrainSettings
 
@@ -35,9 +34,9 @@ OF_REWARD = {
 class Round(Stage):
     """The base class of a round's stages: its parameters, the policy it starts from, its folder."""
 
-    method = luigi.Parameter()
+    method = luigi.Parameter(description=METHOD_HELP)
     refresh_round = parameter(int, Rule("the round, from 0", at_least=0))
-    seed = luigi.IntParameter()
+    seed = luigi.IntParameter(description=SEED_HELP)
 
     def policy(self) -> Stage:
         """The policy at the start of this round."""
@@ -154,17 +153,17 @@ class BuildMCQ(RoundOfSet):
 
     def needs(self):
         needed = data(self, self.set_name)
-        method_rules.check_protocol(self.method, needed["split"], self.settings)
+        method_rules.check_images(self, needed["split"])
         if self.asks_openly:
             return needed
         propose = Propose(subset=self.subset, **graph(self))
-        method_rules.check_votes(self.method, self.settings, propose.settings)
+        method_rules.check_votes(self.settings, propose)
         return {**needed, "propose": propose}
 
     def requires(self):
         """The inputs; Luigi asks for them before any stage runs, so a Split that is there is read now."""
         if not self.parts():
-            method_rules.check_split(self.method, self.needed["split"], self.settings)
+            method_rules.check_split(self, self.needed["split"])
         return super().requires()
 
     def extra_identity(self):
@@ -203,15 +202,10 @@ class Train(Round):
     def settings(self) -> TrainSettings:
         """[Train] with this method's rewards, and the steps of all rounds if it trains in one."""
         settings, method = self.read(TrainSettings), method_of(self.method)
-        try:
-            settings.check_epochs(self.rounds)
-        except StageError as error:
-            raise SettingsError(f"luigi.cfg: {error}") from error
-        settings = method_rules.training(settings, self.method, self.questions())
+        settings = method_rules.training(self, settings)
         times = 1 if method.refreshes else run().rounds
         steps, epochs = settings.steps * times, settings.epochs * times
-        rewards = method.rewards(settings.rewards, self.engine().prompt_style)
-        return replace(settings, steps=steps, epochs=epochs, rewards=rewards)
+        return method_rules.checked(self, replace(settings, steps=steps, epochs=epochs))
 
     def significant(self):
         """The settings that are used, and the number of rounds where schedule or order depend on it."""
@@ -221,6 +215,8 @@ class Train(Round):
                 significant.pop(name, None)
         for name in ("steps", "rewards", "watch_every", "trl"):  # those that a method changes
             significant[name] = getattr(settings, name)
+        if method_of(self.method).unlabelled:
+            del significant["watch_images"]
         if settings.epochs:
             significant["epochs"] = settings.epochs
         if settings.plans_ahead:

@@ -13,6 +13,25 @@ PROGRESS_FILE = ".progress.json"  # the figures of the progress bar
 SCRATCH = ("checkpoints", "cache")  # folders that only a run which resumes this one needs
 DONE_FILE = ".done"  # the stage's function has returned, and all it wrote is on disk
 ZERO_SHOT = "zero_shot"  # the method that stands for the base policy, which is never trained
+# All training methods, which pipeline.methods describes, and the base policy. In luigi.cfg [Train:sft] is the
+# section of a method and [Train:cub] that of a data card, so that no card may have one of these names.
+METHOD_NAMES = (
+    "dive_k",
+    "no_refresh",
+    "virft",
+    "virft_compat",
+    "ttrv",
+    "dive_k_majority",
+    "sft",
+    "random_mcq",
+    "text_mcq",
+    "hard_negative",
+    "visurf",
+    "contrast",
+    "caption",
+    "direct",
+    ZERO_SHOT,
+)
 STOPPED = 130  # exit code of a stage that was asked to stop, and did
 
 

@@ -10,12 +10,13 @@ artifact's recipe.json holds them under the same names, and the stage's function
 """
 
 import dataclasses
+import difflib
 import enum
 import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -221,6 +222,14 @@ def instalments(section: str, text: str, total: int) -> tuple[int, ...]:
             f"[{section}] instalments must be ascending numbers of samples, such as 4 8; got {text!r}"
         )
     return tuple(count for count in counts if count < total)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or else up to 40 known ones."""
+    by_lower = {other.lower(): other for other in known}
+    if close := difflib.get_close_matches(name.lower(), by_lower, 1):
+        return f"; did you mean {by_lower[close[0]]}?"
+    return f"; known: {', '.join(by_lower.values())}" if len(by_lower) <= 40 else ""
 
 
 def _one_of(words: Sequence[str]) -> str:

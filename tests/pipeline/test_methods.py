@@ -105,7 +105,8 @@ def test_pairs_are_scaled_by_batch_unless_the_user_says_otherwise():
     assert paired.significant()["trl"] == paired.settings.trl
     assert "scale_rewards" not in plain.settings.trl
     assert train("contrast", trl={"scale_rewards": "none"}).settings.trl["scale_rewards"] == "none"
-    assert train("contrast", questions_per_step=2).settings.questions_per_step == 2
+    few = {"questions_per_step": 2, "micro_batch_size": 16}
+    assert train("contrast", **few).settings.questions_per_step == 2
     assert train("contrast", rewards={"contrast": 1.0}).settings.rewards == {"contrast": 1.0}
     questions = [stage.needs()["mcq/beetles"].arguments() for stage in (plain, paired)]
     assert questions[0] == questions[1], "the pairs are of the same questions"
@@ -114,17 +115,17 @@ def test_pairs_are_scaled_by_batch_unless_the_user_says_otherwise():
 @pytest.mark.parametrize(
     ("method", "changed", "told"),
     [
-        ("contrast", {"trl": {"scale_rewards": "group"}}, "divides away what the pair adds"),
-        ("contrast", {"trl": {"scale_rewards": True}}, "divides away what the pair adds"),
+        ("contrast", {"trl": {"scale_rewards": "group"}}, "divides away what contrast pays"),
+        ("contrast", {"trl": {"scale_rewards": True}}, "divides away what contrast pays"),
         (
             "contrast",
             {"trl": {"multi_objective_aggregation": "normalize_then_sum"}},
-            "normalize_then_sum.* divides away what the pair adds",
+            "normalize_then_sum.* divides away what contrast pays",
         ),
         ("contrast", {"dynamic_sampling": 2}, "dynamic_sampling would replace one question"),
         ("contrast", {"questions_per_step": 1}, "questions_per_step must be at least 2"),
         ("contrast", {"rewards": {"format": 1.0}}, "pairs are paid in the place of letter"),
-        ("virft", {"order": "curriculum"}, "curriculum goes by candidates; .*asks open questions"),
+        ("virft", {"order": "curriculum"}, "curriculum goes by candidates, .*asks open questions"),
         (
             "dive_k",
             {"rewards": {"contrast": 1.0}},
@@ -202,7 +203,9 @@ def test_without_labels_answers_are_read_as_each_sets_candidates_are(config):
     labelled = train("virft").arguments()
     assert ("reading" in labelled, labelled["unlabelled"]) == (False, "")
     before = train("ttrv").fingerprint
-    assert train("ttrv", watch_every=3).fingerprint == before, "it watches no images"
+    watched = train("ttrv", watch_every=3, watch_images=7)
+    assert watched.fingerprint == before, "it watches no images"
+    assert train("dive_k", watch_images=7).fingerprint != train("dive_k").fingerprint
     config.set("BuildMCQ", "fuzzy_threshold", "90")
     Register.clear_instance_cache()
     assert train("ttrv").fingerprint != before, "its rewards depend on it"

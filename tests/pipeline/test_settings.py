@@ -22,6 +22,7 @@ def test_a_stage_run_alone_takes_the_graph_parameters_of_the_configuration(confi
             r"\[BuildMCQ\] has no key 'num_option'; did you mean num_options",
         ),
         ("BuildMQC", "num_options", r"unknown section \[BuildMQC\]; did you mean BuildMCQ"),
+        ("train", "steps", r"unknown section \[train\]; did you mean Train"),
         ("run", "rounbs", r"\[run\] has no key 'rounbs'; did you mean rounds"),
     ],
 )
@@ -64,5 +65,5 @@ def test_who_holds_the_seed_is_one_of_two_words_and_its_old_key_is_told(config):
 def test_unknown_card_and_method_are_named(config):
     with pytest.raises(SettingsError, match=r"no data card .*beatles.*known cards: .*beetles"):
         _ = tasks.Download(dataset="beatles").fingerprint
-    with pytest.raises(SettingsError, match=r"unknown method 'dive'; known: dive_k"):
+    with pytest.raises(SettingsError, match=r"unknown method 'dive'; did you mean dive_k\?"):
         _ = tasks.BuildMCQ(method="dive").fingerprint

@@ -88,21 +88,22 @@ OTHER_VALUES = {
     "check_largest_batch": "true",
     "refresh": "unsolved",
     "solved": "retire",
-    "unlabelled_groups": "novel",
-    "unlabelled_part": "test",
+    "micro_batch_size": "96",
     "train_caps": '{"*": 7}',
 }
 
 
 # What a refresh does is no business of the first round, and its details none of refresh = all.
 DIFFERENT = {"refresh": ROUND1, "refresh_share": set(), "solved_at": set(), "solved": set()}
-# They are of training without labels.
-DIFFERENT |= {"entropy_weight": set(), "unlabelled_groups": set(), "unlabelled_part": set()}
+DIFFERENT["entropy_weight"] = set()  # of training without labels
+REFUSED = ("unlabelled_groups", "unlabelled_part")  # other values with a method that has labels
 DIFFERENT["datasets"] = {"Report/dive_k/"}  # which shows further evaluations
 DEFAULT: dict[str, str] = {}  # of luigi.cfg with a policy that is taught, made once
 WITH = {  # what else must be set
     "instalments": [("Evaluate", "modes", "adaptive")],
     "quantize": [("Train", "lora_rank", "4")],
+    "questions_per_step": [("Train", "micro_batch_size", "8")],
+    "num_generations": [("Train", "micro_batch_size", "8")],
     "think_target": [("Train", "rewards", '{"letter": 1.0, "think_length": 1.0}')],
     "think_limit": [("Train", "rewards", '{"letter": 1.0, "think_length": 1.0}')],
     "epochs": [("Train", "steps", "0"), ("Train", "epochs", "1"), ("Train", "carry_over", "false")],
@@ -112,7 +113,7 @@ WITH = {  # what else must be set
 def matrix():
     for section in BELOW:
         for name, parameter in Register.get_task_cls(section).get_params():
-            if name not in (*GRAPH, *OPERANDS):
+            if name not in (*GRAPH, *OPERANDS, *REFUSED):
                 yield pytest.param(section, name, parameter, id=f"{section}.{name}")
 
 

@@ -79,13 +79,13 @@ def test_a_policy_trains_on_pairs_of_questions(frozen, tmp_path, drawn_once, mon
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"dynamic_sampling": 1}, "dynamic_sampling = 0"),
-        ({"questions_per_step": 1}, "questions_per_step of 2 or more"),
+        ({"dynamic_sampling": 1}, "dynamic_sampling would replace one"),
+        ({"questions_per_step": 1}, "questions_per_step must be at least 2"),
         (
             {"trl": {"steps_per_generation": 4}, "save_steps": 2},
             "steps_per_generation = 4 would put",
         ),
-        ({"trl": {"scale_rewards": "group"}}, "contrast is divided away again"),
+        ({"trl": {"scale_rewards": "group"}}, "divides away what contrast pays"),
         (
             {
                 "trl": {
@@ -93,9 +93,9 @@ def test_a_policy_trains_on_pairs_of_questions(frozen, tmp_path, drawn_once, mon
                     "scale_rewards": "group",
                 }
             },
-            "contrast is lost in",
+            'normalize_then_sum" divides away what contrast pays',
         ),
-        ({"pairs": False}, "contrast is for pairs of questions"),
+        ({"pairs": False}, "contrast is for the pairs of the method contrast"),
     ],
 )
 def test_what_tears_pairs_apart_is_refused(frozen, tmp_path, changed, told):

@@ -1,6 +1,6 @@
 """Rewards by name: `[Train] rewards = {"format": 1.0, "my_rewards:polite": 0.5}`.
 
-A name is one of KNOWN, or `module:function`: a function in the form that `training.rewards` describes,
+A name is one of REWARDS, or `module:function`: a function in the form that `training.rewards` describes,
 from the working directory or an installed package. The names are checked before a model is loaded.
 """
 
@@ -37,7 +37,6 @@ OF_CARD: dict[str, Callable[[Card], Reward]] = {
     "virft_compat": lambda card: ours.virft_compat_reward(card.classes),
     "graded": ours.graded_reward,
 }
-KNOWN = (*PLAIN, *OF_CARD, "think_length", "overlong", "frequency")
 
 
 def choose_rewards(
@@ -50,8 +49,8 @@ def choose_rewards(
 
     `count_tokens` counts the policy's tokens in a text. `reading` is for `frequency`: a card's name -> how
     its answers are read, with the keys vocabulary, fuzzy_threshold and fuzzy_margin of [BuildMCQ]. A card
-    that is not there is read with a closed vocabulary. Raises StageError for a name that is neither KNOWN
-    nor a function of completions and columns.
+    that is not there is read with a closed vocabulary. Raises StageError for a name of one's own that
+    is no function of completions and columns.
     """
     return [
         named(
@@ -98,11 +97,7 @@ def _find(
     if name == "overlong":
         longest = settings.max_completion_length
         return ours.overlong_reward(longest, max(1, round(OVERLONG_SHARE * longest)))
-    if ":" in name:
-        return _guarded(name, _import(name), LARGEST_REWARD / max(1.0, abs(weight)))
-    raise StageError(
-        f"[Train] rewards: unknown {name!r}; known: {', '.join(KNOWN)}, or module:function"
-    )
+    return _guarded(name, _import(name), LARGEST_REWARD / max(1.0, abs(weight)))
 
 
 def _by_card(by_name: dict[str, Reward]) -> Reward:

@@ -21,7 +21,6 @@ from transformers import AutoModelForImageTextToText
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
 from training.loop import state_files
-from training.settings import TrainSettings
 
 if TYPE_CHECKING:  # StrictResume is mixed into a Trainer
     from transformers import Trainer
@@ -61,26 +60,6 @@ def rotate(output: Path, keep: int, protected: set[int]) -> None:
         if step_of(checkpoint) not in protected:
             (checkpoint / COMPLETE).unlink()  # first: a kill halfway must leave no mark
             shutil.rmtree(checkpoint)
-
-
-def check_boundaries(settings: TrainSettings, config: Any) -> None:
-    """Refuse settings whose checkpoints would fall inside the uses of one generation batch.
-
-    `config` is TRL's. Raises StageError, which names a value that works.
-    """
-    accumulation = config.gradient_accumulation_steps
-    uses = config.steps_per_generation * config.num_iterations
-    every = uses // accumulation if uses % accumulation == 0 else uses
-    for key, steps in (
-        ("save_steps", settings.save_steps),
-        ("steps", settings.steps),
-        ("watch_every", settings.watch_every),
-    ):
-        if steps * accumulation % uses:
-            raise StageError(
-                f"[Train] {key} = {steps} ends between the {uses} uses of one batch of "
-                f"completions, where training cannot go on exactly; set it to a multiple of {every}"
-            )
 
 
 def restore_weights(model: torch.nn.Module, checkpoint: Path) -> None:

@@ -17,32 +17,11 @@ from trl import GRPOConfig, SFTConfig
 from tasks.runtime.errors import StageError
 from tasks.runtime.machine import check_gpu, gpus
 from tasks.runtime.settings import Rule, mistyped
+from training import round_rules
 from training.loop import checkpoints
 from training.model import sharding
-from training.settings import TRL_RULES, TrainSettings
-
-OURS = {
-    "output_dir",
-    "max_steps",
-    "learning_rate",
-    "num_generations",
-    "max_completion_length",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "seed",
-    "save_steps",
-    "save_total_limit",
-    "reward_weights",
-    "report_to",
-    "push_to_hub",
-    # The recorder, resuming and the order of questions depend on these.
-    "logging_steps",
-    "save_only_model",
-    "save_strategy",
-    "ignore_data_skip",
-    "shuffle_dataset",
-    "eval_strategy",
-}
+from training.settings import TrainSettings
+from training.trl_options import TRL_RULES
 
 
 def grpo_config(
@@ -55,6 +34,7 @@ def grpo_config(
     """
     _check_device(settings.trl)
     _check_options(GRPOConfig, settings.trl)
+    round_rules.check_batches(settings, _world_size())
     batch = settings.questions_per_step * settings.num_generations
     options = dict(settings.trl)
     if options.get("use_vllm") and not vllm_takes_weights():
@@ -78,19 +58,6 @@ def grpo_config(
             **of_reference(settings.dtype),
         },
     )
-    in_batch = config.per_device_train_batch_size * config.steps_per_generation
-    if settings.dynamic_sampling and in_batch % config.num_generations:
-        raise StageError(
-            f"[Train] dynamic_sampling needs whole groups on every process: micro_batch_size x "
-            f"steps_per_generation = {in_batch} completions are no multiple of num_generations = "
-            f"{config.num_generations}"
-        )
-    if config.steps_per_generation < config.gradient_accumulation_steps:
-        raise StageError(
-            f"[Train] trl: steps_per_generation = {config.steps_per_generation} would generate several "
-            f"times a step; set it to {config.gradient_accumulation_steps} or more, or leave it out"
-        )
-    checkpoints.check_boundaries(settings, config)
     return config
 
 
@@ -123,11 +90,7 @@ def _shared(
     output: Path, settings: TrainSettings, batch: int, total_steps: int, seed: int
 ) -> dict[str, Any]:
     micro, world = settings.micro_batch_size, _world_size()
-    if batch % (micro * world):
-        raise StageError(
-            f"[Train] a step's batch of {batch} (questions_per_step x num_generations completions, "
-            f"or examples) must be a multiple of micro_batch_size x processes = {micro} x {world}"
-        )
+    round_rules.check_division(batch, micro, world)
     return {
         "output_dir": str(output / checkpoints.FOLDER),
         "max_steps": total_steps,
@@ -170,9 +133,7 @@ def _build(
 
 
 def _check_options(kind: type[TrainingArguments], options: dict[str, Any]) -> None:
-    """Refuse options that are ours or unknown, and values that are not of their fields' types."""
-    if clash := sorted(set(options) & OURS):
-        raise StageError(f"[Train] trl: {clash[0]!r} is set by another key of [Train]")
+    """Refuse options that are unknown, and values that are not of their fields' types."""
     if unknown := sorted(set(options) - {field.name for field in dataclasses.fields(kind)}):
         raise StageError(f"[Train] trl: TRL's {kind.__name__} has no option {unknown[0]!r}")
     kinds = typing.get_type_hints(kind)

@@ -71,23 +71,6 @@ def test_a_section_of_a_method_holds_for_it_alone_and_over_that_of_a_dataset(rec
     assert of_virft.fingerprint in {stage.fingerprint for stage in lineage(evaluated)}
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("[Train:cub]\nstep = 7\n", "section [Train:cub] has no key 'step'; did you mean steps?"),
-        ("[Tain:cub]\nsteps = 7\n", "unknown section [Tain]; did you mean Train?"),
-        ("[engine:cub]\ndtype = auto\n", "section [engine:cub]: engine has no settings by dataset"),
-        ("[Train:cub+beetles]\nsteps = 7\n", "write [Train:beetles+cub]"),
-        ("[Train:cbu]\nsteps = 7\n", "[Train:cbu]: no data card and no method is named 'cbu'"),
-        ("[Split:virft]\nshots = 4\n", "[Split:virft]: Split is the same for all methods"),
-    ],
-)
-def test_a_misspelt_section_of_a_dataset_is_refused(recipe, text, told):
-    recipe(text)
-    with pytest.raises(SettingsError, match=re.escape(told)):
-        train("cub")
-
-
 def test_a_recipe_that_is_not_there_is_refused(recipe, monkeypatch):
     monkeypatch.setenv("RECIPE", "no/such.cfg")
     with pytest.raises(SettingsError, match=r"RECIPE: there is no file 'no/such\.cfg'"):

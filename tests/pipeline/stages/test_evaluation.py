@@ -76,7 +76,7 @@ def test_cross_evaluations_are_of_all_other_sets_and_both_policies(config):
 def test_a_judge_is_asked_only_where_one_is_named(config):
     report = tasks.Report(dataset="beetles", method="dive_k", subset="", seed=0)
     assert tasks.judgements(report) == {}
-    with pytest.raises(SettingsError, match=r"\[Judge\] needs a url and a model"):
+    with pytest.raises(SettingsError, match=r"\[Judge\] url and model must both be set"):
         _ = tasks.Judge(dataset="beetles", method="dive_k", refresh_round=1).fingerprint
     config.set("Judge", "url", "http://127.0.0.1:1/v1")
     config.set("Judge", "model", "m")

@@ -7,14 +7,14 @@ import torch
 import data_cards
 from tasks.runtime.errors import StageError
 from tests.conftest import settings_of
-from training.data.reward_choice import KNOWN, choose_rewards
+from training.data.reward_choice import choose_rewards
 from training.rewards import (
     caption_format_reward,
     difficulty_weighted_reward,
     format_reward,
     overlong_reward,
 )
-from training.settings import TrainSettings
+from training.settings import REWARDS, TrainSettings
 
 SAID = "<think>pale bill</think><answer>{}</answer>"
 
@@ -31,8 +31,8 @@ def card(few_beetles):
 
 
 def test_every_known_reward_can_be_chosen_and_is_named_as_it_is_set(card):
-    rewards = chosen(dict.fromkeys(KNOWN, 1.0), [card])
-    assert [reward.__name__ for reward in rewards] == list(KNOWN)
+    rewards = chosen(dict.fromkeys(REWARDS, 1.0), [card])
+    assert [reward.__name__ for reward in rewards] == list(REWARDS)
     columns = {
         "options": [["a", "b"]],
         "answer_letter": ["B"],
@@ -56,7 +56,9 @@ def test_every_known_reward_can_be_chosen_and_is_named_as_it_is_set(card):
 @pytest.mark.parametrize(
     ("weights", "why"),
     [
-        ({"lettre": 1.0}, "unknown 'lettre'; known: format"),
+        ({"lettre": 1.0}, r"unknown 'lettre' .*; did you mean letter\?"),
+        ({"niceness": 1.0}, "unknown 'niceness' .*; known: format, letter"),
+        ({":polite": 1.0}, "':polite' cannot be imported: No module named ''"),
         ({"no_such_module:reward": 1.0}, "'no_such_module:reward' cannot be imported: No module"),
         ({"tests.paid:nothing": 1.0}, "'tests.paid:nothing' cannot be imported"),
         ({"tests.paid:without_columns": 1.0}, "must accept completions and, by name, any column"),

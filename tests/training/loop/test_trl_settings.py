@@ -8,7 +8,9 @@ import pytest
 
 from tasks.runtime.errors import StageError
 from tests.conftest import settings_of
-from training.settings import TRL_RULES, TrainSettings
+from training import trl_options
+from training.settings import TrainSettings
+from training.trl_options import TRL_RULES
 
 
 @pytest.mark.parametrize(
@@ -65,3 +67,26 @@ def test_every_loss_of_trl_is_a_choice():
     }
     assert words
     assert words <= set(TRL_RULES["loss_type"][1].choices)
+
+
+def test_the_names_that_are_read_without_trl_are_those_of_its_configurations():
+    from trl import GRPOConfig, SFTConfig
+
+    names = {*GRPOConfig.__dataclass_fields__, *SFTConfig.__dataclass_fields__}
+    assert trl_options.known() - names == {"Parameters", "else"}, "words of docstrings"
+    assert names <= trl_options.known()
+    assert names >= trl_options.OURS
+
+
+@pytest.mark.parametrize(
+    ("trl", "says"),
+    [
+        ({"betta": 0.1}, "TRL has no option 'betta'; did you mean beta?"),
+        ({"qqqqqqqq": 0.1}, "TRL has no option 'qqqqqqqq'"),
+        ({"max_steps": 3}, "'max_steps' is set by another key of [Train]"),
+        ({"beta": -1.0}, "beta must be at least 0; got -1.0"),
+        ({"beta": 0.1, "scale_rewards": False, "lr_scheduler_type": "cosine"}, ""),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_known_without_trl(trl, says):
+    assert trl_options.problem(trl) == says

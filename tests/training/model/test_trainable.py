@@ -7,6 +7,7 @@ import torch
 
 from tasks.runtime.errors import StageError
 from tests.conftest import settings_of
+from training import round_rules
 from training.loop import checkpoints, vllm_check
 from training.model import loading, trainable
 from training.model.tiny_policy import new_model
@@ -169,19 +170,32 @@ def test_what_cannot_fit_is_refused_with_what_helps_and_what_may_not_is_told(pol
         ({"num_iterations": 2, "save_steps": 1}, "save_steps = 1 .* multiple of 2"),
         ({"num_iterations": 2, "steps": 5}, "steps = 5 .* multiple of 2"),
         ({"steps_per_generation": 8, "watch_every": 3}, "watch_every = 3 .* multiple of 2"),
-        ({"steps_per_generation": 2, "save_steps": 1}, None),
+        ({"generation_batch_size": 32, "watch_every": 3}, "watch_every = 3 .* multiple of 2"),
+        ({"steps_per_generation": 2, "save_steps": 1}, "steps_per_generation = 2 would .* to 4 or"),
+        (
+            {"generation_batch_size": 18},
+            "18 completions .* whole micro-batches of 4 .* set it to 16",
+        ),
+        ({"generation_batch_size": 2}, "2 completions .* whole micro-batches of 4 .* set it to 16"),
+        (
+            {"steps_per_generation": 5, "micro_batch_size": 2},
+            "10 completions .* whole groups of 4; set it to 8",
+        ),
+        ({"generation_batch_size": 16, "steps_per_generation": 4}, "leave one out"),
+        ({"generation_batch_size": 8}, "generation_batch_size = 8 would .* set it to 16 or more"),
     ],
 )
 def test_checkpoints_must_fall_on_a_boundary_of_generation(settings, refused):
-    trl = {"gradient_accumulation_steps": 4, "steps_per_generation": 4, "num_iterations": 1}
-    config = SimpleNamespace(**{key: settings.get(key, value) for key, value in trl.items()})
-    ours = {key: value for key, value in settings.items() if key not in trl}
-    train = settings_of(TrainSettings, **{"save_steps": 10, "steps": 20, "watch_every": 0, **ours})
+    trl = {"num_iterations", "steps_per_generation", "generation_batch_size"} & settings.keys()
+    given = {"save_steps": 10, "steps": 20, "watch_every": 0, **settings}
+    given["trl"] = {name: given.pop(name) for name in trl}
+    batch = {"questions_per_step": 4, "num_generations": 4, "micro_batch_size": 4}
+    train = settings_of(TrainSettings, **{**batch, **given})  # four micro-batches a step
     if refused is None:
-        checkpoints.check_boundaries(train, config)
+        round_rules.check_batches(train, 1)
     else:
         with pytest.raises(StageError, match=refused):
-            checkpoints.check_boundaries(train, config)
+            round_rules.check_batches(train, 1)
 
 
 def test_only_complete_checkpoints_count_and_old_ones_go(tmp_path):
