@@ -286,7 +286,7 @@ def test_several_datasets_and_mixes_are_told_apart(config):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"methods": ["dive"]}, "methods: unknown method 'dive'; known: dive_k"),
+        ({"methods": ["dive"]}, "methods: unknown method 'dive'; did you mean dive_k?"),
         ({"methods": [], "by_rounds": ["dive_k"]}, "by_rounds: 'dive_k' is not in methods"),
         ({"seeds": []}, "seeds is empty"),
     ],
