@@ -22,9 +22,13 @@ def select_parts(split: Path, parts: Mapping[str, str]) -> list[dict[str, Any]]:
 
     Raises StageError when there are none, also where groups have parts of their own and one has none.
     """
-    table = shards.read(split, "split").to_pylist()
-    rows = [row for row in table if row["split"] == parts.get(row["group"])]
-    there = {row["group"] for row in table}
+    rows, there = [], set()
+    first: dict[str, str] = {}  # equal strings are one object, of which a million rows have few
+    for row in shards.iter_rows(split, "split", batch_size=10_000):
+        there.add(row["group"])
+        if row["split"] == parts.get(row["group"]):
+            names = {name: row[name] for name in ("class_name", "group", "split")}
+            rows.append(row | {name: first.setdefault(text, text) for name, text in names.items()})
     lacking = [g for g in parts if g in there and not any(row["group"] == g for row in rows)]
     if not rows or (lacking and len(set(parts.values())) > 1):
         groups = lacking or list(parts)
