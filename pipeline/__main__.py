@@ -169,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
         "inspect evaluate --where \"mode = 'two_step' AND NOT correct AND len(options) > 3\"",
     )
     inspect.add_argument("stage", help="a stage's folder name, or a path to an artifact")
-    inspect.add_argument("--rows", type=_count, help="sample rows a table; default: 3, a page: 100")
+    inspect.add_argument("--rows", type=int, help="sample rows a table; default: 3, a page: 100")
     inspect.add_argument(
         "--where",
         default="",

@@ -241,7 +241,7 @@ def small(train: TrainSettings) -> TrainSettings:
         num_generations=COMPLETIONS,
         micro_batch_size=COMPLETIONS,
         max_completion_length=TOKENS,
-        rewards={"uneven": 1.0},
+        rewards={"training.rehearsal:uneven": 1.0},
         report_to="",
         quantize=train.quantize if torch.cuda.is_available() else "none",
     )

@@ -50,14 +50,15 @@ HOST = """
 import multiprocessing, os, signal, sys
 
 def use(told):
+    before = signal.getsignal(signal.SIGINT)
     import tasks.engines.pool
-    told.put(("vllm" in sys.modules, signal.getsignal(signal.SIGINT) is signal.SIG_IGN))
+    told.put("vllm" in sys.modules or signal.getsignal(signal.SIGINT) != before)
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("forkserver")
     told = context.Queue()
     context.Process(target=use, args=(told,)).start()
-    print(os.getpid() if told.get() == (False, False) else 0, flush=True)
+    print(0 if told.get() else os.getpid(), flush=True)
 """
 # A forked process as an engine's is, of a server that has nothing to import.
 FORK = """
