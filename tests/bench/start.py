@@ -56,8 +56,8 @@ STAGES: dict[str, tuple[str, list[tuple[str, str, str]], dict[str, Any]]] = {
 OVERLAY = """
 [run]
 artifacts = {artifacts}
-[Propose]
-limit = 80
+[Split]
+train_caps = {{"beetles": 80}}
 [Train]
 steps = 1
 watch_every = 0
