@@ -50,8 +50,8 @@ class Seen:
 def draft(name: str, folder: Path, noun: str, kind: str) -> str:
     """The text of a card for `folder`.
 
-    Raises StageError for a method's name, when there are no class folders, when two of them give the same class name, or
-    when a class has no usable image.
+    Raises StageError for a method's name, when there are no class folders, when two of them give the
+    same class name, or when a class has no usable image.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
         raise StageError(f"NAME {name!r} must be lower-case letters, digits and underscores")

@@ -32,7 +32,7 @@ from training.loop.sampling import trainer_of
 from training.loop.session import Session
 from training.loop.trl_settings import grpo_config, of_reference_alone
 from training.resources.largest_batch import try_largest
-from training.round_rules import check_batches, check_questions
+from training.round_rules import check_questions
 from training.settings import Round, TrainSettings
 
 
@@ -46,10 +46,11 @@ def grpo(output: Path, *, round: Round, settings: TrainSettings) -> None:
     settings = session.settings
     rewards = list(settings.rewards)
     reward_functions = choose_rewards(settings, session.cards, session.count_tokens, round.reading)
-    config = grpo_config(output, settings, total_steps=session.total, seed=round.seed)
     style = round.prompt_style
     check_questions(settings, ask=round.ask, pairs=round.pairs, prompt_style=style)
-    check_batches(settings, config.world_size, round.pairs)
+    config = grpo_config(
+        output, settings, total_steps=session.total, seed=round.seed, pairs=round.pairs
+    )
     questions = session.questions(style if round.ask == "mcq" else None)
     rows = session.rows(questions)
     if questions.pairs:

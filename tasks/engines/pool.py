@@ -1,7 +1,7 @@
 """Worker pools: spread shards over engines, and restart the workers whose engine died.
 
 When an engine dies, only its process ends. A new process retries the shard, the last time with half
-the batch, and then the stage fails. A shard is a file with a fixed name, so it is written once or not at all.
+the batch, and then the stage fails. A shard's file has a fixed name: it is written once or not at all.
 """
 
 import itertools

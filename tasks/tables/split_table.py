@@ -22,19 +22,13 @@ def select_parts(split: Path, parts: Mapping[str, str]) -> list[dict[str, Any]]:
 
     Raises StageError when there are none, also where groups have parts of their own and one has none.
     """
-    rows, there = [], set()
-    first: dict[str, str] = {}  # equal strings are one object, of which a million rows have few
-    for row in shards.iter_rows(split, "split", batch_size=10_000):
-        there.add(row["group"])
-        if row["split"] == parts.get(row["group"]):
-            names = {name: row[name] for name in ("class_name", "group", "split")}
-            rows.append(row | {name: first.setdefault(text, text) for name, text in names.items()})
+    rows, there = _rows(split, parts)
     lacking = [g for g in parts if g in there and not any(row["group"] == g for row in rows)]
     if not rows or (lacking and len(set(parts.values())) > 1):
         groups = lacking or list(parts)
         part = " or ".join(dict.fromkeys(parts[group] for group in groups))
         raise StageError(f"{split} holds no {part} image of {' or '.join(groups)} classes")
-    return sorted(rows, key=lambda row: row["image_id"])
+    return rows
 
 
 def unlabelled(split: Path, groups: Sequence[str], part: str) -> list[dict[str, Any]]:
@@ -46,15 +40,25 @@ def unlabelled(split: Path, groups: Sequence[str], part: str) -> list[dict[str, 
     parts = dict.fromkeys(groups, part)
     if part == "train" and "novel" in parts:
         parts["novel"] = "unused"
-    table = shards.read(split, "split", ["image_id", "group", "split"]).to_pylist()
-    rows = [row for row in table if row["split"] == parts.get(row["group"])]
+    rows, there = _rows(split, parts)
     if lacking := [group for group in groups if all(row["group"] != group for row in rows)]:
         raise StageError(
             f"[BuildMCQ] unlabelled_groups = {' '.join(groups)}: {split} holds no {part} images of "
-            f"{lacking[0]} classes; {_remedy(lacking[0], {row['group'] for row in table}, part)}"
+            f"{lacking[0]} classes; {_remedy(lacking[0], there, part)}"
         )
-    rows.sort(key=lambda row: row["image_id"])
     return [{name: row[name] for name in ("image_id", "group")} for row in rows]
+
+
+def _rows(split: Path, parts: Mapping[str, str]) -> tuple[list[dict[str, Any]], set[str]]:
+    """Rows in the part that `parts` has for their group, by ascending image id, and all groups there are."""
+    rows, there = [], set()
+    first: dict[str, str] = {}  # equal strings are one object, of which a million rows have few
+    for row in shards.iter_rows(split, "split", batch_size=10_000):
+        there.add(row["group"])
+        if row["split"] == parts.get(row["group"]):
+            names = {name: row[name] for name in ("class_name", "group", "split")}
+            rows.append(row | {name: first.setdefault(text, text) for name, text in names.items()})
+    return sorted(rows, key=lambda row: row["image_id"]), there
 
 
 def _remedy(group: str, there: set[str], part: str) -> str:

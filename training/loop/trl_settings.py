@@ -25,16 +25,16 @@ from training.trl_options import TRL_RULES
 
 
 def grpo_config(
-    output: Path, settings: TrainSettings, *, total_steps: int, seed: int
+    output: Path, settings: TrainSettings, *, total_steps: int, seed: int, pairs: bool = False
 ) -> GRPOConfig:
-    """GRPO's configuration; `total_steps` are those of all rounds.
+    """GRPO's configuration; `total_steps` are those of all rounds. `pairs`: questions come in pairs.
 
     Raises StageError for options that TRL does not have, values that it refuses, batches that cannot
     be divided among processes, and checkpoints inside the uses of a generation batch.
     """
     _check_device(settings.trl)
     _check_options(GRPOConfig, settings.trl)
-    round_rules.check_batches(settings, _world_size())
+    round_rules.check_batches(settings, _world_size(), pairs)
     batch = settings.questions_per_step * settings.num_generations
     options = dict(settings.trl)
     if options.get("use_vllm") and not vllm_takes_weights():
@@ -42,7 +42,7 @@ def grpo_config(
             "train: without a GPU vLLM cannot take up weights; transformers generates", flush=True
         )
         options = {key: value for key, value in options.items() if "vllm" not in key}
-    config = _build(
+    return _build(
         GRPOConfig,
         options,
         {
@@ -58,7 +58,6 @@ def grpo_config(
             **of_reference(settings.dtype),
         },
     )
-    return config
 
 
 def sft_config(output: Path, settings: TrainSettings, *, total_steps: int, seed: int) -> SFTConfig:
