@@ -23,8 +23,9 @@ card: $(READY)
 	@test -n "$(NAME)" -a -n "$(FOLDER)" || { echo "error: make card NAME=my_birds FOLDER=path"; exit 1; }
 	@$(BIN)/python -m tasks.draft_card "$(NAME)" "$(FOLDER)" $(if $(NOUN),--noun "$(NOUN)") $(if $(KIND),--kind "$(KIND)")
 
+# A test that ends its process ends the run: with a new process pytest-xdist can wait for ever.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 pythons: $(READY)
 	@$(BIN)/python -m tests.interpreters $(DEVICE) $(call RESOLVED,$(DEVICE))

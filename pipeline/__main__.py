@@ -20,7 +20,6 @@ predict for an image that could not be read; 2 for a wrong command line.
 """
 
 import argparse
-import difflib
 import io
 import math
 import os
@@ -41,6 +40,7 @@ from pipeline.cli.commands import (
     verify_artifacts,
 )
 from pipeline.cli.show import configured_root, show_report, show_stage
+from tasks.runtime.settings import nearest
 
 
 def parser() -> argparse.ArgumentParser:
@@ -89,59 +89,26 @@ def parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--method", help="default: that of luigi.cfg")
     plan.add_argument("--seed", type=int, help="default: that of luigi.cfg")
-    plan.add_argument(
-        "--tokens-per-second",
-        type=_amount,
-        default=0,
-        help="written by the engine, all GPUs together",
-    )
-    plan.add_argument(
-        "--update-tokens-per-second",
-        type=_amount,
-        default=0,
-        help="of gradient steps, read and written",
-    )
-    plan.add_argument(
-        "--answer-tokens", type=_count, default=0, help="default: a quarter of the limit"
-    )
-    plan.add_argument("--chars-per-token", type=_amount, default=4.0, help="without a tokenizer")
+
+    def number(option: str, kind: Any, help: str, **more: Any) -> None:
+        plan.add_argument(option, type=kind, help=help, **{"default": 0, **more})
+
+    number("--tokens-per-second", _amount, "written by the engine, all GPUs together")
+    number("--update-tokens-per-second", _amount, "of gradient steps, read and written")
+    number("--answer-tokens", _count, "default: a quarter of the limit")
+    number("--chars-per-token", _amount, "without a tokenizer", default=4.0)
     plan.add_argument("--tokenizer", default="", help="a folder with one")
-    plan.add_argument(
-        "--gpus", type=_count, default=0, help="of the machine; default: the recipe's"
-    )
-    plan.add_argument("--gpu-gb", type=_amount, default=0, help="memory of each; the same")
-    plan.add_argument("--images", type=_count, default=0, help="of each set, assumed")
-    plan.add_argument(
-        "--image-kb", type=_amount, default=0, help="kB of one; default: as Download has"
-    )
-    plan.add_argument(
-        "--scale",
-        type=_count,
-        nargs="+",
-        default=(),
-        metavar="GPUS",
-        help="hours on so many GPUs each",
-    )
-    plan.add_argument(
-        "--engine-start",
-        type=_amount,
-        default=0,
-        metavar="SECONDS",
-        help="of each stage; default: not counted",
-    )
-    plan.add_argument(
-        "--all-reduce-gb",
-        type=_amount,
-        default=0,
-        metavar="GB",
-        help="10^9 bytes a second and GPU of an all-reduce; default: not counted",
-    )
-    plan.add_argument(
-        "--download-rate",
-        type=_amount,
-        default=0,
-        help="images a second that Download checks; default: as measured on two cores",
-    )
+    number("--gpus", _count, "of the machine; default: the recipe's")
+    number("--gpu-gb", _amount, "memory of each; the same")
+    number("--images", _count, "of each set, assumed")
+    number("--image-kb", _amount, "kB of one; default: as Download has")
+    number("--scale", _count, "hours on so many GPUs each", nargs="+", default=(), metavar="GPUS")
+    each = "of each stage; default: not counted"
+    number("--engine-start", _amount, each, metavar="SECONDS")
+    speed = "10^9 bytes a second and GPU of an all-reduce; default: not counted"
+    number("--all-reduce-gb", _amount, speed, metavar="GB")
+    checked = "images a second that Download checks; default: as measured on two cores"
+    number("--download-rate", _amount, checked)
     rehearse = command(
         "rehearse",
         "try what a run would meet first: settings, lengths, memory, launcher, and one step at the "
@@ -234,10 +201,25 @@ def _amount(text: str) -> float:
 
 def main() -> None:
     """Parse the command line and run the command. A user's mistake ends in one sentence."""
+    try:
+        try:
+            _main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `head` has closed the pipe
+        # Not by signal(SIGPIPE, SIG_DFL): that ends predict, too, when an engine's process is gone.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _main() -> None:
     commands = parser()
-    _suggest(sys.argv[1:], commands.get_default("known"))
+    known = commands.get_default("known")
+    first = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    if first is not None and first not in known:
+        print(f"error: no command {first!r}{nearest(first, known)}", file=sys.stderr)
+        sys.exit(2)
     arguments = commands.parse_args()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when `head` closes the pipe
     if isinstance(sys.stdout, io.TextIOWrapper):  # for names with letters that the terminal lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     if arguments.recipe:
@@ -248,6 +230,8 @@ def main() -> None:
         code = _run(arguments)
     except (StageFailed, ValueError) as error:  # a damaged manifest; an invalid --where
         sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        raise
     except OSError as error:
         sys.exit(f"error: {error.filename or ''}: {error.strerror}")
     if code:
@@ -256,14 +240,14 @@ def main() -> None:
 
 def _run(arguments: Any) -> int:
     """Run the command; returns the exit code."""
-    if arguments.command == "status":
-        return show_status(arguments)
-    if arguments.command == "plan":
-        return show_plan(arguments)
-    if arguments.command == "rehearse":
-        return show_rehearsal(arguments)
-    if arguments.command == "predict":
-        return predict.predict(arguments)
+    coded = {
+        "status": show_status,
+        "plan": show_plan,
+        "rehearse": show_rehearsal,
+        "predict": predict.predict,
+    }
+    if arguments.command in coded:
+        return coded[arguments.command](arguments)
     root, dataset = configured_root(arguments.dataset)
     folder = root / dataset
     if arguments.command == "verify":
@@ -279,15 +263,6 @@ def _run(arguments: Any) -> int:
     else:
         collect_garbage(root, arguments)
     return 0
-
-
-def _suggest(words: list[str], known: list[str]) -> None:
-    """Exit with the name of the nearest command when the one in `words` is unknown."""
-    first = next((word for word in words if not word.startswith("-")), None)
-    if first is not None and first not in known:
-        close = difflib.get_close_matches(first, known, 1) or [", ".join(known)]
-        print(f"error: no command {first!r}; did you mean {close[0]}?", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ QUICK = (
     "2",
     "--dist",
     "loadfile",
+    "--max-worker-restart",
+    "0",
     "-m",
     "not model and not process",
 )

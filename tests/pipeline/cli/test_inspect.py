@@ -1,6 +1,8 @@
 """python -m pipeline inspect: filters, JSON, pages with thumbnails; commands that are light."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -98,6 +100,43 @@ def test_what_only_reads_manifests_imports_nothing_heavy(tmp_path, line):
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "HEAVY []" in ran.stdout, ran.stdout + ran.stderr
+
+
+# As with an engine whose process is gone: telling it something is an exception, and not the end.
+TOLD = """
+import os, sys
+from pipeline import __main__ as workbench
+
+def run(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        os.write(write, b"x")
+    except BrokenPipeError:
+        print("told")
+    return 0
+
+workbench._run = run
+sys.argv = ["pipeline", "status"]
+workbench.main()
+"""
+
+
+def test_a_command_survives_a_process_that_is_gone():
+    ran = subprocess.run([sys.executable, "-c", TOLD], cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "told\n"), ran.stderr
+
+
+@pytest.mark.parametrize("line", [["status"], ["plan"]], ids=" ".join)
+def test_a_command_whose_reader_has_gone_ends_without_a_word(line):
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as nobody:
+        ran = subprocess.run(
+            [sys.executable, "-m", "pipeline", *line],
+            cwd=ROOT, stdout=nobody, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (128 + signal.SIGPIPE, "")
 
 
 @pytest.mark.parametrize(
