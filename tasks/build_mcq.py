@@ -49,14 +49,13 @@ def build_mcq(
     """
     builder = Builder(load(card), settings, prompt_style, seed)
     gone = retired(propose)
-    rows = [
-        row for row in split_table.select(split, "train", ("base",)) if row["image_id"] not in gone
-    ]
+    rows = split_table.select(split, "train", ("base",)).without(gone)
     bar = partial(
         progress, desc="build_mcq", total=-(-len(rows) // settings.shard_size), unit="shards"
     )
     finished = partial(_finished, output, builder.schema)
-    built = builder.shards(rows, propose, shards.ImageStore(download).read, finished)
+    images, repeated = shards.ImageStore(download).read, shards.repeated_bytes(download)
+    built = builder.shards(rows, propose, images, finished, repeated)
     schema = schemas.candidates(builder.card.classes)
     with shard_by_shard():
         for index, (table, questions) in enumerate(bar(built)):

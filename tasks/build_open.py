@@ -50,10 +50,10 @@ def build_open(
         names = _classes(split, groups)
     else:
         rows = split_table.select(split, "train", ("base",))
-        asked = [row for row in rows if row["label"] is not None and row["label"] >= 0]
+        asked = rows.labelled()
         if not asked:
             raise StageError(f"{split}: no train image has a label to learn from")
-        names = [data_card.classes[label] for label in sorted({row["label"] for row in asked})]
+        names = [data_card.classes[label] for label in asked.classes]
     if prompt not in ("open", "closed_list"):
         raise StageError(f"prompt must be open or closed_list; got {prompt!r}")
     text = prompts.open_question(

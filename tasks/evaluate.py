@@ -9,6 +9,7 @@ read counts as wrong, and its status says why.
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,7 @@ from tasks.runtime.command import main
 from tasks.runtime.protocol import save_stats
 from tasks.tables import schemas, shards, split_table
 from tasks.tables.schemas import GROUPS
-
-Row = dict[str, Any]
+from tasks.tables.split_table import Row
 
 
 def evaluate(
@@ -75,7 +75,7 @@ def evaluate(
     policies.check_words(policies.special_tokens(policy), data_card)
     names = ClassNames.of(data_card)
     taxonomy = Taxonomy.of(data_card)
-    rows = split_table.select_parts(split, settings.parts)
+    rows: Sequence[Row] = split_table.select_parts(split, settings.parts)
     if limit := settings.limit:
         rows = [row for g in GROUPS for row in [r for r in rows if r["group"] == g][:limit]]
     labels = {row["image_id"]: row["label"] for row in rows}
@@ -200,7 +200,7 @@ def evaluate(
         print(f"evaluate: {group} {' '.join(accuracies)}")
 
 
-def _allowed(rows: list[Row], group: str, prompt: str, card: Card) -> set[int]:
+def _allowed(rows: Sequence[Row], group: str, prompt: str, card: Card) -> set[int]:
     """The classes that count as candidates: the group's if the prompt lists them, else all."""
     if prompt == "closed_list":
         return {row["label"] for row in rows if row["group"] == group}
@@ -208,7 +208,7 @@ def _allowed(rows: list[Row], group: str, prompt: str, card: Card) -> set[int]:
 
 
 def _queries(
-    rows: list[Row],
+    rows: Sequence[Row],
     listed: dict[str, list[str]],
     card: Card,
     engine: EngineSettings,
@@ -232,7 +232,7 @@ def _queries(
 
 
 def _votes(
-    output: Path, rows: list[Row], names: ClassNames, allowed: dict[str, set[int]], first: int
+    output: Path, rows: Sequence[Row], names: ClassNames, allowed: dict[str, set[int]], first: int
 ) -> dict[str, Votes]:
     """The votes of the `first` rollouts of every image, over the classes that count in its group."""
     # Groups with the same classes, as with the open question, are merged in one pass.
@@ -278,7 +278,7 @@ def _completions(output: Path, table: str) -> dict[str, str]:
     return {r["image_id"]: r["completion"] for r in shards.iter_rows(output, table, columns)}
 
 
-def _write_pass_at_k(output: Path, rows: list[dict[str, Any]], votes: dict[str, Votes]) -> None:
+def _write_pass_at_k(output: Path, rows: Sequence[Row], votes: dict[str, Votes]) -> None:
     """Write the unbiased Pass@k of each group."""
     curves: dict[str, Any] = {"images": {}}
     for group in GROUPS:

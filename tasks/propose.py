@@ -13,7 +13,7 @@ from data_cards import load
 from tasks.engines import policies, refusals
 from tasks.engines.sampler import RolloutStatistics, Sampler, throughput
 from tasks.engines.settings import EngineSettings
-from tasks.engines.worker import Query
+from tasks.engines.worker import SameQuestion
 from tasks.language import prompts
 from tasks.language.class_names import ClassNames
 from tasks.questions import refresh
@@ -55,7 +55,7 @@ def propose(
     data_card = load(card)
     policies.check_words(policies.special_tokens(policy), data_card)
     rows = split_table.select(split, "train", ("base",))[: settings.limit or None]
-    names = [data_card.classes[label] for label in sorted({row["label"] for row in rows})]
+    names = [data_card.classes[label] for label in rows.classes]
     before, text = prompts.card_question(
         data_card,
         settings.prompt,
@@ -63,11 +63,10 @@ def propose(
         style=engine.prompt_style,
         list_position=engine.list_position,
     )
-    order = [row["image_id"] for row in rows]
-    plan = refresh.plan(order, settings, previous=previous, train=train, seed=seed)
+    plan = refresh.plan(rows.ids, settings, previous=previous, train=train, seed=seed)
     table = "fresh" if plan.kept else "rollouts"
-    queries = [Query(image_id, text, before) for image_id in plan.asked]
-    labels = {row["image_id"]: row["label"] for row in rows}
+    queries = SameQuestion(plan.asked, text, before)
+    labels = rows.labels
     statistics = RolloutStatistics(labels, data_card, settings.fail_fast_unparsed_share)
     n, enough = settings.num_rollouts, None
     if settings.counts:
@@ -100,7 +99,7 @@ def propose(
             f"{stats['example_unparsed']!r}; look at the rollouts in {output}"
         )
     if plan.kept and previous is not None:
-        refresh.merge(output, table, previous, plan, order, settings.shard_size)
+        refresh.merge(output, table, previous, plan, rows.ids, settings.shard_size)
     refresh.write_retired(output, plan)
     save_stats(output, stats)
     summary = [

@@ -5,14 +5,14 @@ is not on disk, and keeps it open between the tables of a stage. Figures beside 
 a bad prompt early.
 """
 
-import heapq
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from data_cards import Card
 from tasks.engines import adapters, refusals
@@ -29,6 +29,7 @@ from tasks.runtime.progress import progress
 from tasks.runtime.protocol import SCRATCH
 from tasks.runtime.waiting import opening
 from tasks.tables import shards
+from tasks.tables.ids import Ids
 
 PROBES = 8  # images that an engine is checked with, until it takes one
 
@@ -81,11 +82,11 @@ class Sampler:
                 i,
                 shards.shard_path(output, table, i),
                 download,
-                tuple(part),
+                part,
                 sampling[i],
                 enough=enough.only([query.image_id for query in part]) if enough else None,
             )
-            for i, part in enumerate(shards.chunks(list(queries), shard_size))
+            for i, part in enumerate(shards.chunks(queries, shard_size))
         ]
         todo = [part for part in parts if not part.path.exists()]
         by_number = {part.number: part for part in parts}
@@ -189,7 +190,7 @@ class RolloutStatistics:
     `labels` are class ids by image id. `fail_fast` is the largest share of unparsed answers.
     """
 
-    def __init__(self, labels: dict[str, int], card: Card, fail_fast: float = 1.0):
+    def __init__(self, labels: Mapping[str, int], card: Card, fail_fast: float = 1.0):
         self._labels = labels
         self._names = ClassNames.of(card)
         self._fail_fast = fail_fast
@@ -205,6 +206,7 @@ class RolloutStatistics:
         columns = ["image_id", "completion", "finish_reason", "num_tokens"]
         hits: Counter[str] = Counter()
         asked: Counter[str] = Counter()
+        truth: dict[str, int] = {}
         refused = set()
         for row in shards.read_file(path, columns).to_pylist():
             self._reasons[row["finish_reason"]] += 1
@@ -212,7 +214,9 @@ class RolloutStatistics:
             self._rollouts += 1
             key = row["image_id"]
             answer = answers.parse(row["completion"]).answer
-            correct = answer is not None and self._names.match(answer).class_id == self._labels[key]
+            if key not in truth:
+                truth[key] = self._labels[key]
+            correct = answer is not None and self._names.match(answer).class_id == truth[key]
             hits[key] += correct
             asked[key] += 1
             if row["finish_reason"] == refusals.REFUSED:
@@ -280,21 +284,10 @@ def throughput(stats: dict[str, Any], sampler: Sampler) -> dict[str, Any]:
 
 def _probe(todo: Sequence[Shard], download: Path) -> Shard:
     """The longest text with the largest images: an engine is checked with the first that it takes."""
-    queries = [query for shard in todo for query in shard.queries]
+    queries = (query for shard in todo for query in shard.queries)
     longest = max(queries, key=lambda query: len(query.before) + len(query.text))
-    sizes = shards.read(download, "images", ["image_id", "width", "height"])
-    areas = dict(
-        zip(
-            sizes["image_id"].to_pylist(),
-            (np.asarray(sizes["width"]).astype(int) * np.asarray(sizes["height"])).tolist(),
-            strict=True,
-        )
-    )
-    if lost := sorted({query.image_id for query in queries} - areas.keys()):
-        raise StageError(f"{len(lost)} images are not in {download}, the first: {lost[0]}")
-    largest = heapq.nlargest(
-        PROBES, dict.fromkeys(query.image_id for query in queries), key=areas.__getitem__
-    )
-    first = todo[0]
+    texts = [pa.array([query.image_id for query in shard.queries], pa.string()) for shard in todo]
+    largest = shards.largest_images(download, Ids(pa.chunked_array(texts).unique()), PROBES)
+    shard = todo[0]
     probes = tuple(longest._replace(image_id=image_id) for image_id in largest)
-    return Shard(first.number, first.path, download, probes, first.sampling)
+    return Shard(shard.number, shard.path, download, probes, shard.sampling)

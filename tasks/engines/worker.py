@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,6 +28,7 @@ from tasks.engines.base import (
 )
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
+from tasks.tables.ids import Ids
 from tasks.tables.pixels import Decoder
 
 AHEAD = 2  # shards whose images are prefetched while the engine generates
@@ -49,6 +50,29 @@ class Query(NamedTuple):
 
 
 @dataclass(frozen=True)
+class SameQuestion(Sequence[Query]):
+    """One question about many images: a sequence of queries, of which none is held in memory.
+
+    A slice is another SameQuestion. Other processes get it with its ids alone.
+    """
+
+    image_ids: Ids
+    text: str
+    before: str = ""
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return replace(self, image_ids=self.image_ids[index])
+        return Query(self.image_ids[index], self.text, self.before)
+
+    def __iter__(self) -> Iterator[Query]:
+        return (Query(image_id, self.text, self.before) for image_id in self.image_ids)
+
+
+@dataclass(frozen=True)
 class Shard:
     """The queries whose answers go into one file. The engine gets them in `pieces` batches.
 
@@ -58,7 +82,7 @@ class Shard:
     number: int
     path: Path
     download: Path
-    queries: tuple[Query, ...]
+    queries: Sequence[Query]
     sampling: Sampling
     pieces: int = 1
     enough: refusals.Enough | None = None

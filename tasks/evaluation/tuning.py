@@ -30,7 +30,7 @@ PAIRS = (0.75, 0.9, NEVER)
 TABLE = "val_rollouts"
 
 
-def val_rows(split: Path, limit: int) -> list[dict[str, Any]]:
+def val_rows(split: Path, limit: int) -> split_table.Rows:
     """The val images of base classes, on which the thresholds of adaptive are set."""
     try:
         rows = split_table.select(split, "val", ("base",))

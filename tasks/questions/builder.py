@@ -4,7 +4,7 @@ import hashlib
 import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -33,8 +33,8 @@ from tasks.questions.votes import Candidate, Merged
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
 from tasks.tables.seeding import row_generator, row_generators
+from tasks.tables.split_table import Row, Rows
 
-Row = dict[str, Any]
 Asked = tuple[Row, list[Option], int, int]  # split row, options, truth, image number in the block
 
 
@@ -51,15 +51,17 @@ class Builder:
 
     def shards(
         self,
-        rows: Sequence[Row],
+        rows: Rows,
         propose: Path,
         images_of: Callable[[list[str]], dict[str, bytes]],
         finished: Callable[[int], tuple[pa.Table, pa.Table] | None] = lambda _: None,
+        repeated: Callable[[str], bool] = lambda _: True,
     ) -> Iterator[tuple[pa.Table, pa.Table]]:
         """(candidates, questions) of each shard of `rows`, which stand in the order of the split.
 
         `images_of` returns the encoded bytes by image id. `finished` returns a shard that an earlier
-        run has written; it is counted and passed on. `stats` is complete after the last shard.
+        run has written; it is counted and passed on. `repeated` tells of a SHA-256 whether several
+        pictures may have it: the others are not remembered. `stats` is complete after the last shard.
         """
         self.stats = empty_stats(len(rows))
         outcomes: Counter[str] = Counter()
@@ -69,7 +71,7 @@ class Builder:
             merged.seek(0)
             block = pickle.load(merged)
             listed = block.candidates()
-            for index, part in enumerate(shards.chunks(list(rows), self.settings.shard_size)):
+            for index, part in enumerate(shards.chunks(rows, self.settings.shard_size)):
                 start = index * self.settings.shard_size
                 if start >= block.stop:
                     block = pickle.load(merged)
@@ -78,7 +80,8 @@ class Builder:
                     table, written = done
                     row_outcomes = table["outcome"].to_pylist()
                     pictures = written["image"].to_pylist()
-                    seen.update(hashlib.sha256(image["bytes"]).hexdigest() for image in pictures)
+                    digests = (hashlib.sha256(image["bytes"]).hexdigest() for image in pictures)
+                    seen.update(filter(repeated, digests))
                     outcomes.update(row_outcomes)
                     count(self.stats, written, table, self.settings.num_options)
                     yield done
@@ -93,7 +96,8 @@ class Builder:
                     if outcome == "kept":
                         digest = hashlib.sha256(images[row["image_id"]]).hexdigest()
                         outcome = "duplicate_image" if digest in seen else outcome
-                        seen.add(digest)
+                        if repeated(digest):
+                            seen.add(digest)
                     if outcome == "kept":
                         asked.append((row, options, truth, image))
                     row_outcomes.append(outcome)
@@ -105,9 +109,7 @@ class Builder:
         self.stats["outcomes"] = dict(outcomes)
         self.stats["most_confused"] = most_confused(near.confused, self.card)
 
-    def _merge(
-        self, rows: Sequence[Row], propose: Path, file: IO[bytes]
-    ) -> tuple[list[int], Neighbours]:
+    def _merge(self, rows: Rows, propose: Path, file: IO[bytes]) -> tuple[list[int], Neighbours]:
         """Merge all votes, and write the merged blocks to `file`.
 
         The first question already needs the confusions of the whole set. Returns each image's
@@ -117,10 +119,9 @@ class Builder:
         names = class_names.ClassNames.of(
             card, fuzzy_threshold=rules.fuzzy_threshold, fuzzy_margin=rules.fuzzy_margin
         )
-        labelled = {row["label"] for row in rows if _labelled(row)}
-        base = sorted(labelled) or list(range(len(card.classes)))
+        base = rows.classes or list(range(len(card.classes)))
         vocabulary = Vocabulary(names, frozenset(base), rules.vocabulary == "open")
-        ids = [row["image_id"] for row in rows]
+        ids = rows.ids
         # A block consists of whole shards.
         per_shard = max(
             1, shards.count_rows(propose, "rollouts") * self.settings.shard_size // len(ids)
@@ -233,7 +234,7 @@ def pictures(ids: list[str], images: dict[str, bytes], kind: pa.DataType) -> pa.
     return pa.chunked_array(chunks, kind)
 
 
-def _within(rows: Sequence[Row], block: Merged) -> Iterator[tuple[Row, int]]:
+def _within(rows: Rows, block: Merged) -> Iterator[tuple[Row, int]]:
     return zip(rows[block.start : block.stop], range(block.stop - block.start), strict=True)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from tasks.language import answers
 from tasks.language.class_names import ClassNames
+from tasks.tables.ids import Ids, Labels
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class AllNameTheTruth:
 
     def only(self, keys: Sequence[str]) -> "AllNameTheTruth":
         """The same rule for these images alone."""
-        return replace(self, labels={key: self.labels[key] for key in keys})
+        return replace(self, labels=Labels(Ids(keys), [self.labels[key] for key in keys]))
 
     def __call__(self, key: str, completions: Sequence[Any]) -> bool:
         read = (answers.parse(completion.text).answer for completion in completions)

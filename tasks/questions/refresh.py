@@ -5,30 +5,35 @@ question the policy has learned to answer, judged by the rewards logged in train
 random share only. An image that is not asked again keeps its rollouts, or is retired.
 """
 
-from collections.abc import Sequence
+import heapq
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from tasks.questions.rollouts import BATCH_ROWS, in_order, positions_of
 from tasks.questions.settings import ANSWERED, ProposeSettings
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
+from tasks.tables.ids import Ids
 
 
 @dataclass(frozen=True)
 class Plan:
     """Image ids: `asked` again, `kept` with the previous round's rollouts, or `retired`."""
 
-    asked: list[str]
-    kept: list[str]
+    asked: Ids
+    kept: Ids
     retired: list[str]
 
 
 def plan(
-    image_ids: Sequence[str],
+    image_ids: Ids,
     settings: ProposeSettings,
     *,
     previous: Path | None,
@@ -42,7 +47,7 @@ def plan(
     stays retired. Raises StageError when no image is left to ask about.
     """
     if settings.refresh == "all" or previous is None or train is None:
-        return Plan(list(image_ids), [], [])
+        return Plan(image_ids, Ids([]), [])
     gone = set(_column(previous, "retired", "image_id"))
     left = [image_id for image_id in image_ids if image_id not in gone]
     if settings.refresh == "sample":
@@ -50,20 +55,22 @@ def plan(
         drawn = np.random.default_rng([seed, 1]).choice(len(left), count, replace=False)
         again = {left[i] for i in drawn}
         return Plan(
-            [i for i in left if i in again], [i for i in left if i not in again], sorted(gone)
+            Ids([i for i in left if i in again]),
+            Ids([i for i in left if i not in again]),
+            sorted(gone),
         )
     rewards = latest_rewards(train)
     done = {image_id for image_id, mean in rewards.items() if mean >= settings.solved_at}
     asked = [image_id for image_id in left if image_id not in done]
     rest = [image_id for image_id in left if image_id in done]
     if settings.solved == "keep":
-        return Plan(asked, rest, sorted(gone))
+        return Plan(Ids(asked), Ids(rest), sorted(gone))
     if not asked:
         raise StageError(
             f"every question of {train} is solved (solved_at = {settings.solved_at:g}) and retired: nothing is "
             "left to train on; stop at this round, or set [Propose] solved = keep"
         )
-    return Plan(asked, [], sorted(gone | set(rest)))
+    return Plan(Ids(asked), Ids([]), sorted(gone | set(rest)))
 
 
 def latest_rewards(train: Path) -> dict[str, float]:
@@ -95,28 +102,53 @@ def latest_rewards(train: Path) -> dict[str, float]:
 
 
 def merge(
-    output: Path, fresh: str, previous: Path, refresh_plan: Plan, order: Sequence[str], size: int
+    output: Path, fresh: str, previous: Path, refresh_plan: Plan, order: Ids, size: int
 ) -> None:
     """Write `rollouts-*` in the order of images: new rollouts where asked, else the previous ones.
 
-    `fresh` is the table of new rollouts, which is deleted at the end. `size` is images a shard.
+    `fresh` is the table of new rollouts, which is deleted at the end. `size` is images a shard. Some
+    shards are in memory at a time. Raises StageError where the images of a table are out of order.
     """
-    asked = set(refresh_plan.asked)
-    left = [
-        image_id for image_id in order if image_id in asked or image_id in set(refresh_plan.kept)
-    ]
-    new, old = shards.read(output, fresh), shards.read(previous, "rollouts")
-    rows = pa.concat_tables([_only(new, asked), _only(old, set(refresh_plan.kept))])
-    position = {image_id: index for index, image_id in enumerate(left)}
-    positions = np.array([position[i] for i in rows["image_id"].to_pylist()])
-    ordered = np.lexsort((np.array(rows["rollout"]), positions))
-    rows, positions = rows.take(pa.array(ordered)), positions[ordered]
-    for number in range(-(-len(left) // size)):
-        low, high = np.searchsorted(positions, [number * size, (number + 1) * size])
-        part = rows.slice(low, high - low)
-        shards.write(shards.shard_path(output, "rollouts", number), part, schemas.rollouts())
-    for path in shards.paths(output, fresh):
+    asked, kept = np.zeros((2, len(order)), bool)
+    asked[order.positions(refresh_plan.asked.texts)] = True
+    kept[order.positions(refresh_plan.kept.texts)] = True
+    before = np.concatenate(
+        [[0], np.cumsum(asked | kept)]
+    )  # images of the result before each image
+    new = _by_block(output, fresh, order, asked, size)
+    old = _by_block(previous, "rollouts", order, kept, size)
+    rows, places, number = schemas.rollouts().empty_table(), np.empty(0, np.int64), 0
+    both = heapq.merge(new, old, key=lambda part: part[0])
+    for block, parts in itertools.groupby(both, key=lambda part: part[0]):
+        tables, positions = zip(*((table, at) for _, table, at in parts), strict=True)
+        rows = pa.concat_tables([rows, *tables])
+        places = np.concatenate([places, *(before[at] for at in positions)])
+        ordered = np.lexsort((np.asarray(rows["rollout"]), places))
+        rows, places = rows.take(pa.array(ordered)), places[ordered]
+        complete = before[min((block + 1) * size, len(order))]
+        last = complete == before[-1]
+        while (number + 1) * size <= complete or (last and number * size < complete):
+            count = int(np.searchsorted(places, (number + 1) * size))
+            path = shards.shard_path(output, "rollouts", number)
+            shards.write(path, rows.slice(0, count), schemas.rollouts())
+            rows, places, number = rows.slice(count), places[count:], number + 1
+    for path in output.glob(f"{fresh}-*.parquet"):
         path.unlink()
+
+
+def _by_block(
+    folder: Path, table: str, order: Ids, wanted: NDArray[np.bool_], size: int
+) -> Iterator[tuple[int, pa.Table, NDArray[np.int64]]]:
+    """The rows of wanted images, as (block, rows, positions in `order`); a block is `size` images."""
+    for path in in_order(folder, table, order, size) if wanted.any() else ():
+        for batch in shards.iter_batches(path, schemas.rollouts().names, BATCH_ROWS):
+            positions = positions_of(batch, order)
+            use = (positions >= 0) & wanted[positions]
+            rows = pa.Table.from_batches([batch]).filter(pa.array(use))
+            positions = positions[use]
+            for block in np.unique(positions // size).tolist():
+                here = positions // size == block
+                yield block, rows.filter(pa.array(here)), positions[here]
 
 
 def write_retired(output: Path, refresh_plan: Plan) -> None:
@@ -133,8 +165,3 @@ def retired(propose: Path) -> set[str]:
 def _column(folder: Path, table: str, column: str) -> list[Any]:
     path = folder / f"{table}.parquet"
     return shards.read_file(path)[column].to_pylist() if path.exists() else []
-
-
-def _only(table: pa.Table, images: set[str]) -> pa.Table:
-    keep = [image_id in images for image_id in table["image_id"].to_pylist()]
-    return table.filter(pa.array(keep, pa.bool_()))

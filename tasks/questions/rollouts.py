@@ -5,7 +5,7 @@ have any numbers, and the rows of a block any order.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tasks.language.answer_column import read_answers
 from tasks.runtime.errors import StageError
 from tasks.tables import shards
+from tasks.tables.ids import Ids
 
 BATCH_ROWS = 16_384
 COLUMNS = ["image_id", "rollout", "completion", "mean_logprob"]
@@ -51,12 +52,12 @@ def blocks(
 ) -> Iterator[Block]:
     """The rollouts in a table of `folder`, `size` consecutive images of `image_ids` at a time.
 
-    With `first`, only the first so many rollouts of each image. Rollouts of other images are left out; an image may have none. Raises StageError when the images
-    are out of order, or a rollout of an image is there twice.
+    With `first`, only the first so many rollouts of each image. Rollouts of other images are left out;
+    an image may have none. Raises StageError when the images are out of order, or a rollout of an image
+    is there twice.
     """
-    position_of = {image_id: position for position, image_id in enumerate(image_ids)}
-    paths = _in_order(folder, table, position_of, size)
-    return _blocks(folder, paths, image_ids, position_of, size, first)
+    ids = image_ids if isinstance(image_ids, Ids) else Ids(image_ids)
+    return _blocks(folder, in_order(folder, table, ids, size), ids, size, first)
 
 
 def logprob_units(values: NDArray) -> NDArray[np.int64]:
@@ -101,8 +102,7 @@ class _Pending:
 def _blocks(
     folder: Path,
     paths: list[Path],
-    image_ids: Sequence[str],
-    position_of: Mapping[str, int],
+    image_ids: Ids,
     size: int,
     first: int | None,
 ) -> Iterator[Block]:
@@ -113,7 +113,7 @@ def _blocks(
         for batch in shards.iter_batches(path, COLUMNS, BATCH_ROWS):
             if first is not None:
                 batch = batch.filter(pc.field("rollout") < first)
-            positions = _positions(batch, position_of)
+            positions = positions_of(batch, image_ids)
             owner = positions // size
             for block in np.unique(owner[positions >= 0]):
                 while number < block:
@@ -127,13 +127,13 @@ def _blocks(
         pending, number = _Pending(), number + 1
 
 
-def _in_order(folder: Path, table: str, position_of: Mapping[str, int], size: int) -> list[Path]:
+def in_order(folder: Path, table: str, image_ids: Ids, size: int) -> list[Path]:
     """The files in the order of their images. Raises StageError where blocks are out of order."""
     spans = []
     for path in shards.paths(folder, table):
         first = last = -1
         for batch in shards.iter_batches(path, ["image_id"], BATCH_ROWS):
-            positions = _positions(batch, position_of)
+            positions = positions_of(batch, image_ids)
             owner = positions[positions >= 0] // size
             if not len(owner):
                 continue
@@ -155,8 +155,8 @@ def _out_of_order(folder: Path, location: str) -> StageError:
     )
 
 
-def _positions(batch: pa.RecordBatch, position_of: Mapping[str, int]) -> NDArray[np.int64]:
+def positions_of(batch: pa.RecordBatch, image_ids: Ids) -> NDArray[np.int64]:
     """Each row's position in the split, -1 where its image is not wanted."""
     encoded = batch.column("image_id").dictionary_encode()
-    known = [position_of.get(image_id, -1) for image_id in encoded.dictionary.to_pylist()]
-    return np.array(known, np.int64)[encoded.indices.to_numpy(zero_copy_only=False)]
+    known = image_ids.positions(encoded.dictionary)
+    return known[encoded.indices.to_numpy(zero_copy_only=False)]

@@ -5,10 +5,14 @@ exists is complete, and a killed stage resumes after the last one. Page checksum
 verified, because without them most single-bit flips would read back as silently wrong values.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -18,6 +22,7 @@ from tasks.tables.durable import sha256_file as sha256_file  # also used as `sha
 from tasks.tables.durable import sync as sync
 from tasks.tables.durable import sync_tree as sync_tree
 from tasks.tables.durable import write_text as write_text
+from tasks.tables.ids import AT_ONCE, Ids, Index, hashes
 from tasks.tables.writer import Writer as Writer  # also used as `shards.Writer`
 from tasks.tables.writer import parts as parts
 from tasks.tables.writer import write as write
@@ -80,13 +85,10 @@ def iter_batches(
 
     Page checksums are verified. Raises ShardError for a damaged file.
     """
-    try:
+    with _opened(path) as file:
         if columns is not None:
-            _require(path, columns)
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            yield from file.iter_batches(batch_size, row_groups, columns)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise _damaged(path, error) from error
+            _require(path, file.schema_arrow.names, columns)
+        yield from file.iter_batches(batch_size, row_groups, columns)
 
 
 class ImageStore:
@@ -94,47 +96,98 @@ class ImageStore:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._locations: dict[str, tuple[Path, int]] | None = None  # image id -> file, row group
 
     def read(self, image_ids: Sequence[str]) -> dict[str, bytes]:
         """Encoded bytes by image id. Raises ShardError when an image is missing or damaged."""
-        wanted = set(image_ids)
-        if lost := sorted(wanted - self.locations.keys()):
-            raise ShardError(f"{len(lost)} images are not in {self.folder}, the first: {lost[0]}")
-        images: dict[str, bytes] = {}
-        by_file: dict[Path, set[int]] = {}
-        for image_id in wanted:
-            path, group = self.locations[image_id]
-            by_file.setdefault(path, set()).add(group)
-        for path, groups in by_file.items():
-            try:
-                with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                    for group in sorted(groups):
-                        table = file.read_row_group(group, ["image_id", "image"])
-                        for row in table.to_pylist():
-                            if row["image_id"] in wanted:
-                                images[row["image_id"]] = row["image"]["bytes"]
-            except (OSError, pa.ArrowInvalid) as error:
-                raise _damaged(path, error) from error
+        wanted = list(dict.fromkeys(image_ids))
+        groups, index = self._row_groups
+        first = index.first(hashes(wanted))
+        lost = [image_id for image_id, number in zip(wanted, first, strict=True) if number < 0]
+        images = {} if lost else self._read(groups, set(first.tolist()), set(wanted))
+        if unread := [image_id for image_id in wanted if image_id not in images and not lost]:
+            # Where another image's id has the same hash, the image is in a further row group.
+            numbers = {number for hashed in hashes(unread) for number in index.every(hashed)}
+            images |= self._read(groups, numbers, set(unread))
+            lost = [image_id for image_id in unread if image_id not in images]
+        if lost:
+            raise ShardError(f"{len(lost)} images are not in {self.folder}, the first: {min(lost)}")
         return images
 
-    @property
-    def locations(self) -> dict[str, tuple[Path, int]]:
-        """Image id -> (file, row group), read once from the id columns alone."""
-        if self._locations is None:
-            self._locations = {}
-            for path in paths(self.folder, "images"):
-                try:
-                    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                        for group in range(file.num_row_groups):
-                            ids = file.read_row_group(group, ["image_id"])["image_id"].to_pylist()
-                            self._locations |= dict.fromkeys(ids, (path, group))
-                except (OSError, pa.ArrowInvalid) as error:
-                    raise _damaged(path, error) from error
-        return self._locations
+    def _read(
+        self, groups: Sequence[tuple[Path, int]], numbers: set[int], wanted: set[str]
+    ) -> dict[str, bytes]:
+        """The images among `wanted` in the row groups with these numbers."""
+        images: dict[str, bytes] = {}
+        by_file: dict[Path, list[int]] = {}
+        for number in sorted(numbers):
+            path, group = groups[number]
+            by_file.setdefault(path, []).append(group)
+        for path, of_file in by_file.items():
+            with _opened(path) as file:
+                for group in of_file:
+                    for row in file.read_row_group(group, ["image_id", "image"]).to_pylist():
+                        if row["image_id"] in wanted:
+                            images[row["image_id"]] = row["image"]["bytes"]
+        return images
+
+    @cached_property
+    def _row_groups(self) -> tuple[list[tuple[Path, int]], Index]:
+        """The row groups (file, number in it), and where each image is, read from the ids alone."""
+        groups: list[tuple[Path, int]] = []
+        hashed, sizes = [], []
+        for path in paths(self.folder, "images"):
+            with _opened(path) as file:
+                for group in range(file.num_row_groups):
+                    ids = file.read_row_group(group, ["image_id"])["image_id"].to_pylist()
+                    hashed.append(hashes(ids))
+                    sizes.append(len(ids))
+                    groups.append((path, group))
+        numbers = np.repeat(np.arange(len(groups), dtype=np.int32), sizes)
+        return groups, Index(np.concatenate(hashed), numbers)
 
 
-def chunks(items: list[T], size: int) -> Iterable[list[T]]:
+def repeated_bytes(folder: Path) -> Callable[[str], bool]:
+    """Tells of a SHA-256 whether the bytes of several images of a Download artifact have it.
+
+    It goes by 64 bits of it: a yes is wrong for one image in billions, a no never is.
+    """
+    numbers = []
+    for path in paths(folder, "images"):
+        for batch in iter_batches(path, ["sha256"], AT_ONCE):
+            numbers.append(
+                np.array([_prefix(text) for text in batch["sha256"].tolist()], np.uint64)
+            )
+    ordered = np.concatenate(numbers)
+    ordered.sort()
+    several = frozenset(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    return lambda sha256: _prefix(sha256) in several
+
+
+def _prefix(sha256: str) -> int:
+    return int(sha256[:16], 16)
+
+
+def largest_images(folder: Path, image_ids: Ids, count: int) -> list[str]:
+    """The `count` largest images of a Download artifact among some of them, by their pixels.
+
+    Raises ShardError when one of `image_ids` is not there.
+    """
+    found = np.zeros(len(image_ids), bool)
+    largest: list[tuple[int, int]] = []  # less pixels, place among `image_ids`
+    for path in paths(folder, "images"):
+        for batch in iter_batches(path, ["image_id", "width", "height"], 1 << 16):
+            places = image_ids.positions(batch["image_id"])
+            here = np.flatnonzero(places >= 0)
+            found[places[here]] = True
+            pixels = np.asarray(batch["width"]).astype(int) * np.asarray(batch["height"])
+            own = zip((-pixels[here]).tolist(), places[here].tolist(), strict=True)
+            largest = heapq.nsmallest(count, [*largest, *own])
+    if not found.all():
+        raise _lost(folder, [image_ids[place] for place in np.flatnonzero(~found)])
+    return [image_ids[place] for _, place in largest]
+
+
+def chunks(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
     """Consecutive slices of at most `size` items."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
@@ -149,20 +202,33 @@ def read_file(
     """
     try:
         if columns is not None:
-            _require(path, columns)
+            _require(path, pq.read_schema(path).names, columns)
         return pq.read_table(path, columns=columns, filters=where, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as error:
         raise _damaged(path, error) from error
 
 
-def _require(path: Path, columns: Sequence[str]) -> None:
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """The open file, page checksums verified. What cannot be read in it is a ShardError."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            yield file
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _damaged(path, error) from error
+
+
+def _require(path: Path, present: Sequence[str], columns: Sequence[str]) -> None:
     """Raise ShardError when the file lacks one of `columns`: another version wrote it."""
-    present = pq.read_schema(path).names
     if lost := [name for name in columns if name.split(".")[0] not in present]:
         raise ShardError(
             f"{path} has no column {lost[0]}: it was written by another version; delete its folder "
             "and re-run the stage"
         )
+
+
+def _lost(folder: Path, image_ids: Sequence[str]) -> ShardError:
+    return ShardError(f"{len(image_ids)} images are not in {folder}, the first: {min(image_ids)}")
 
 
 def _damaged(path: Path, error: Exception) -> ShardError:

@@ -24,6 +24,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from tasks.build_mcq import Builder
 from tasks.language import answers
 from tasks.language.class_names import ClassNames
@@ -32,6 +34,7 @@ from tasks.language.vocabulary import Vocabulary
 from tasks.questions.candidates import merge_images
 from tasks.questions.settings import BuildMCQSettings
 from tasks.tables import schemas, shards
+from tasks.tables.split_table import Rows
 from tests.bench import results
 from tests.bench.official_rules import Losses, official_rules, spread
 from tests.bench.synthetic import BASE, card, rows_of, write_rollouts
@@ -153,7 +156,7 @@ def losses(folder: Path, images: int) -> list[Figure]:
 def _ours(folder: Path, rows: list[dict[str, Any]], names: ClassNames) -> Losses:
     """The same counts, taken from the questions that BuildMCQ makes."""
     builder = Builder(card(), replace(RULES, shard_size=len(rows)), "brief", SEED)
-    (_, asked), *_ = builder.shards(rows, folder, _ids_as_bytes)
+    (_, asked), *_ = builder.shards(_table(rows), folder, _ids_as_bytes)
     truths = {row["image_id"]: row["label"] for row in rows}
     vocabulary = Vocabulary(names, frozenset(range(BASE)))
     ids = list(truths)
@@ -179,9 +182,13 @@ def _ours(folder: Path, rows: list[dict[str, Any]], names: ClassNames) -> Losses
     return found
 
 
+def _table(rows: list[dict[str, Any]]) -> Rows:
+    return Rows(pa.Table.from_pylist(rows))
+
+
 def build(folder: Path, images: int, write: bool) -> dict[str, Any]:
     """Build all questions; seconds and peak memory (MB) of this process."""
-    rows = rows_of(images)
+    rows = _table(rows_of(images))
     builder = Builder(card(), RULES, "brief", SEED)
     schema = schemas.candidates(builder.card.classes)
     gc.freeze()  # as every stage's process does

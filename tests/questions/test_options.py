@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from tasks.questions.settings import BuildMCQSettings
 from tasks.questions.votes import Candidate
 from tasks.runtime.errors import StageError
 from tasks.tables.seeding import row_generator
+from tasks.tables.split_table import Rows
 from tests.conftest import write_rollouts
 
 BASE = ("Painted Bunting", "Indigo Bunting", "Blue Jay", "Green Jay", "House Wren")
@@ -61,7 +63,7 @@ def build(answers: dict[str, list[str]], labels: dict[str, int], folder: Path, *
     builder = Builder(CARD, made, style, seed)
     rows = [{"image_id": image_id, "label": label} for image_id, label in sorted(labels.items())]
     images = {row["image_id"]: row["image_id"].encode() for row in rows}
-    built = list(builder.shards(rows, folder, lambda part: images))
+    built = list(builder.shards(Rows(pa.Table.from_pylist(rows)), folder, lambda part: images))
     told = [row for table, _ in built for row in table.to_pylist()]
     return told, [asked.to_pylist() for _, asked in built], builder.stats
 

@@ -1,5 +1,6 @@
 """Which images a refresh asks again, by logged rewards, and that nothing of the others is lost."""
 
+import random
 from collections import Counter
 
 import pytest
@@ -11,6 +12,7 @@ from tasks.questions import refresh
 from tasks.questions.settings import ProposeSettings
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
+from tasks.tables.ids import Ids
 from tasks.tables.split_table import select
 from tests.conftest import mcq_arguments, propose_arguments, run_stage, settings_of
 
@@ -35,7 +37,7 @@ def write_log(folder, rewards: dict[str, list[tuple[int, float]]], name: str = "
 
 
 def images(made) -> list[str]:
-    return [row["image_id"] for row in select(made.split, "train", ("base",))]
+    return list(select(made.split, "train", ("base",)).ids)
 
 
 def asked_again(made, **changed):
@@ -101,9 +103,9 @@ def test_what_was_retired_stays_retired(rollouts):
     write_log(rollouts.root / "train2", {order[1]: [(9, 1.0)]})
     settings = settings_of(ProposeSettings, refresh="unsolved", solved="retire")
     train = rollouts.root / "train2"
-    chosen = refresh.plan(order, settings, previous=out, train=train, seed=0)
+    chosen = refresh.plan(Ids(order), settings, previous=out, train=train, seed=0)
     assert chosen.retired == sorted(order[:2])
-    assert chosen.asked == order[2:]
+    assert list(chosen.asked) == order[2:]
 
 
 def test_a_share_is_asked_again_by_lot(rollouts):
@@ -116,11 +118,71 @@ def test_a_share_is_asked_again_by_lot(rollouts):
     assert after.keys() == before.keys()
 
 
+def test_where_everything_is_solved_and_kept_nothing_is_asked(rollouts):
+    order = images(rollouts)
+    write_log(rollouts.root / "train", {image: [(1, 1.0)] for image in order})
+    out = asked_again(rollouts, refresh="unsolved", solved="keep")
+    assert by_image(out) == by_image(rollouts.propose)
+
+
 def test_a_refresh_of_everything_solved_is_told(rollouts):
     order = images(rollouts)
     write_log(rollouts.root / "train", {image: [(1, 1.0)] for image in order})
     with pytest.raises(StageError, match=r"every question of .* is solved"):
         asked_again(rollouts, refresh="unsolved", solved="retire")
+
+
+def write_table(folder, table: str, images: list[str], size: int, word: str) -> None:
+    """Two to four rollouts of each image, in shards of `size` images."""
+    folder.mkdir(exist_ok=True)
+    for index, part in enumerate(shards.chunks(images, size)):
+        rows = [
+            {
+                "image_id": image, "rollout": number, "completion": f"{word} {image} {number}",
+                "finish_reason": "stop", "num_tokens": 1, "mean_logprob": 0.0,
+            }
+            for image in part
+            for number in range(2 + int(image) % 3)
+        ]  # fmt: skip
+        shards.write(shards.shard_path(folder, table, index), rows, schemas.rollouts())
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("size", [1, 4, 7, 50])
+def test_new_and_kept_rollouts_are_merged_whatever_the_shards(tmp_path, monkeypatch, seed, size):
+    draw = random.Random(seed)
+    monkeypatch.setattr(refresh, "BATCH_ROWS", draw.choice([1, 3, 1000]))
+    order = [f"{number:02d}" for number in range(draw.randint(1, 40))]
+    kind = [draw.choice("ak-") for _ in order]
+    asked = [image for image, of in zip(order, kind, strict=True) if of == "a"]
+    kept = [image for image, of in zip(order, kind, strict=True) if of == "k"]
+    out, before = tmp_path / "out", tmp_path / "before"
+    write_table(before, "rollouts", order, draw.choice([2, size]), "old")
+    write_table(out, "fresh", asked, size, "new")
+    plan = refresh.Plan(Ids(asked), Ids(kept), [])
+    refresh.merge(out, "fresh", before, plan, Ids(order), size)
+    left = [image for image in order if image in {*asked, *kept}]
+    for index, path in enumerate(shards.paths(out, "rollouts") if left else ()):
+        rows = shards.read_file(path).to_pylist()
+        assert [row["completion"] for row in rows] == [
+            f"{'new' if image in asked else 'old'} {image} {number}"
+            for image in left[index * size : (index + 1) * size]
+            for number in range(2 + int(image) % 3)
+        ]
+    written = list(out.glob("rollouts-*"))
+    assert (len(written), list(out.glob("fresh-*"))) == (-(-len(left) // size), [])
+
+
+def test_previous_rollouts_out_of_order_are_told(tmp_path):
+    order = [f"{number:02d}" for number in range(20)]
+    write_table(tmp_path / "before", "rollouts", order[::-1], 5, "old")
+    write_table(tmp_path / "out", "fresh", order[:10], 5, "new")
+    plan = refresh.Plan(Ids(order[:10]), Ids(order[10:]), [])
+    with pytest.raises(
+        StageError, match=r"before holds rollouts whose images are not in the order"
+    ):
+        refresh.merge(tmp_path / "out", "fresh", tmp_path / "before", plan, Ids(order), 2)
+    assert list((tmp_path / "out").glob("fresh-*")), "nothing is lost"
 
 
 @pytest.mark.parametrize(("key", "value"), [("refresh", "some"), ("solved", "burn")])
