@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from data_cards import Card
 from tasks.engines import adapters, refusals
@@ -29,7 +28,7 @@ from tasks.runtime.progress import progress
 from tasks.runtime.protocol import SCRATCH
 from tasks.runtime.waiting import opening
 from tasks.tables import shards
-from tasks.tables.ids import Ids
+from tasks.tables.ids import hashes
 
 PROBES = 8  # images that an engine is checked with, until it takes one
 
@@ -286,8 +285,13 @@ def _probe(todo: Sequence[Shard], download: Path) -> Shard:
     """The longest text with the largest images: an engine is checked with the first that it takes."""
     queries = (query for shard in todo for query in shard.queries)
     longest = max(queries, key=lambda query: len(query.before) + len(query.text))
-    texts = [pa.array([query.image_id for query in shard.queries], pa.string()) for shard in todo]
-    largest = shards.largest_images(download, Ids(pa.chunked_array(texts).unique()), PROBES)
+    hashed = np.concatenate([hashes(query.image_id for query in shard.queries) for shard in todo])
+    largest, unknown = shards.largest_images(download, hashed, PROBES)
+    if unknown:
+        asked = (query.image_id for shard in todo for query in shard.queries)
+        raise shards.lost_images(
+            download, [image_id for image_id in asked if int(hashes([image_id])[0]) in unknown]
+        )
     shard = todo[0]
     probes = tuple(longest._replace(image_id=image_id) for image_id in largest)
     return Shard(shard.number, shard.path, download, probes, shard.sampling)

@@ -110,8 +110,8 @@ def merge(
     shards are in memory at a time. Raises StageError where the images of a table are out of order.
     """
     asked, kept = np.zeros((2, len(order)), bool)
-    asked[order.positions(refresh_plan.asked.texts)] = True
-    kept[order.positions(refresh_plan.kept.texts)] = True
+    asked[order.positions(refresh_plan.asked)] = True
+    kept[order.positions(refresh_plan.kept)] = True
     before = np.concatenate(
         [[0], np.cumsum(asked | kept)]
     )  # images of the result before each image

@@ -158,5 +158,5 @@ def _out_of_order(folder: Path, location: str) -> StageError:
 def positions_of(batch: pa.RecordBatch, image_ids: Ids) -> NDArray[np.int64]:
     """Each row's position in the split, -1 where its image is not wanted."""
     encoded = batch.column("image_id").dictionary_encode()
-    known = image_ids.positions(encoded.dictionary)
+    known = image_ids.positions(Ids(encoded.dictionary))
     return known[encoded.indices.to_numpy(zero_copy_only=False)]

@@ -3,7 +3,7 @@
 A million ids in a dictionary of Python's take two hundred megabytes; here they take about fifty.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from functools import cached_property
 from typing import Any
 
@@ -45,8 +45,10 @@ class Ids(Sequence[str]):
 
     def __init__(self, ids: Iterable[str] | pa.Array | pa.ChunkedArray):
         if isinstance(ids, pa.ChunkedArray):
-            ids = ids.chunk(0) if ids.num_chunks == 1 else ids.combine_chunks()
-        self.texts: pa.Array = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())
+            self.texts = ids
+        else:
+            one = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())
+            self.texts = pa.chunked_array([one], pa.string())
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -63,22 +65,43 @@ class Ids(Sequence[str]):
         return self.texts[int(index)].as_py()
 
     def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), AT_ONCE):
-            yield from self.texts[start : start + AT_ONCE].to_pylist()
+        for chunk in self.texts.chunks:
+            for start in range(0, len(chunk), AT_ONCE):
+                yield from chunk[start : start + AT_ONCE].to_pylist()
 
     def position(self, image_id: str) -> int:
         """The position of an id, -1 where it is not among these."""
         numbers = self._index.every(hashes([image_id])[0])
         return next((number for number in numbers if self[number] == image_id), -1)
 
-    def positions(self, ids: pa.Array) -> NDArray[np.int64]:
+    def positions(self, ids: "Ids") -> NDArray[np.int64]:
         """The position of each of `ids`, -1 where it is not among these."""
-        found = self._index.first(hashes(Ids(ids)))
+        found = self._index.first(hashes(ids))
         there = np.flatnonzero(found >= 0)
-        same = pc.equal(self.texts.take(pa.array(found[there])), ids.take(pa.array(there)))
-        for at in there[~np.asarray(same, dtype=bool)]:  # another id has this hash
-            found[at] = self.position(ids[int(at)].as_py())
+        for places in np.array_split(there, -(-len(there) // AT_ONCE) or 1):
+            same = pc.equal(self._take(found[places]), ids._take(places))
+            for at in places[~np.asarray(same, dtype=bool)]:  # another id has this hash
+                found[at] = self.position(ids[int(at)])
         return found
+
+    def _take(self, positions: NDArray[np.int64]) -> pa.Array:
+        """The ids at these positions. Arrow's own `take` would first copy all chunks into one."""
+        order = np.argsort(positions, kind="stable")
+        edges = np.searchsorted(positions[order], self._starts)
+        parts = [
+            chunk.take(pa.array(positions[order[low:high]] - start))
+            for chunk, start, low, high in zip(
+                self.texts.chunks, self._starts, edges, edges[1:], strict=False
+            )
+            if low < high
+        ]
+        taken = pa.concat_arrays(parts) if parts else pa.array([], pa.string())
+        return taken.take(pa.array(np.argsort(order, kind="stable")))
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        """The position of each chunk's first id, and the number of ids."""
+        return np.cumsum([0, *map(len, self.texts.chunks)])
 
     @cached_property
     def _index(self) -> Index:
@@ -109,4 +132,5 @@ class Labels(Mapping[str, int]):
 
 def hashes(ids: Iterable[str]) -> NDArray[np.uint64]:
     """A 64-bit hash of each id."""
-    return np.fromiter((xxhash.xxh3_64_intdigest(text.encode()) for text in ids), np.uint64)
+    count = len(ids) if isinstance(ids, Sized) else -1
+    return np.fromiter((xxhash.xxh3_64_intdigest(text.encode()) for text in ids), np.uint64, count)

@@ -16,13 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from tasks.runtime.errors import ShardError
 from tasks.tables.durable import sha256_file as sha256_file  # also used as `shards.sha256_file`
 from tasks.tables.durable import sync as sync
 from tasks.tables.durable import sync_tree as sync_tree
 from tasks.tables.durable import write_text as write_text
-from tasks.tables.ids import AT_ONCE, Ids, Index, hashes
+from tasks.tables.ids import AT_ONCE, Index, hashes
 from tasks.tables.writer import Writer as Writer  # also used as `shards.Writer`
 from tasks.tables.writer import parts as parts
 from tasks.tables.writer import write as write
@@ -167,24 +168,29 @@ def _prefix(sha256: str) -> int:
     return int(sha256[:16], 16)
 
 
-def largest_images(folder: Path, image_ids: Ids, count: int) -> list[str]:
-    """The `count` largest images of a Download artifact among some of them, by their pixels.
+def largest_images(
+    folder: Path, wanted: NDArray[np.uint64], count: int
+) -> tuple[list[str], set[int]]:
+    """The `count` largest images of a Download artifact, by their pixels, among some of them.
 
-    Raises ShardError when one of `image_ids` is not there.
+    `wanted` are hashes of image ids (`tasks.tables.ids`). Also returns those that no image has.
     """
-    found = np.zeros(len(image_ids), bool)
-    largest: list[tuple[int, int]] = []  # less pixels, place among `image_ids`
+    ordered = np.unique(wanted)
+    found = np.zeros(len(ordered), bool)
+    largest: list[tuple[int, int, str]] = []  # less pixels, place in the artifact, image id
+    start = 0
     for path in paths(folder, "images"):
-        for batch in iter_batches(path, ["image_id", "width", "height"], 1 << 16):
-            places = image_ids.positions(batch["image_id"])
-            here = np.flatnonzero(places >= 0)
+        for batch in iter_batches(path, ["image_id", "width", "height"], AT_ONCE):
+            ids = batch["image_id"].to_pylist()
+            hashed = hashes(ids)
+            places = np.minimum(np.searchsorted(ordered, hashed), len(ordered) - 1)
+            here = np.flatnonzero(ordered[places] == hashed).tolist()
             found[places[here]] = True
             pixels = np.asarray(batch["width"]).astype(int) * np.asarray(batch["height"])
-            own = zip((-pixels[here]).tolist(), places[here].tolist(), strict=True)
+            own = ((-int(pixels[at]), start + at, ids[at]) for at in here)
             largest = heapq.nsmallest(count, [*largest, *own])
-    if not found.all():
-        raise _lost(folder, [image_ids[place] for place in np.flatnonzero(~found)])
-    return [image_ids[place] for _, place in largest]
+            start += len(ids)
+    return [image_id for *_, image_id in largest], set(ordered[~found].tolist())
 
 
 def chunks(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
@@ -227,7 +233,8 @@ def _require(path: Path, present: Sequence[str], columns: Sequence[str]) -> None
         )
 
 
-def _lost(folder: Path, image_ids: Sequence[str]) -> ShardError:
+def lost_images(folder: Path, image_ids: Sequence[str]) -> ShardError:
+    """The error that these images are not in a Download artifact."""
     return ShardError(f"{len(image_ids)} images are not in {folder}, the first: {min(image_ids)}")
 
 

@@ -126,11 +126,10 @@ def _read(split: Path, parts: Mapping[str, str]) -> tuple[pa.Table, set[str]]:
             there |= set(table["group"].unique().to_pylist())
             wanted = pa.array([parts.get(group, "") for group in table["group"].to_pylist()])
             kept.append(table.filter(pc.equal(table["split"].cast(pa.string()), wanted)))
-    rows = pa.concat_tables(kept).unify_dictionaries().combine_chunks()
-    kept.clear()
+    rows = pa.concat_tables(kept).unify_dictionaries()
     ids = rows["image_id"]
     if not pc.all(pc.less(ids[:-1], ids[1:])).as_py():
-        rows = rows.take(pc.sort_indices(ids)).combine_chunks()
+        rows = rows.take(pc.sort_indices(ids))
     return rows, there
 
 
