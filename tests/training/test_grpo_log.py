@@ -116,35 +116,46 @@ def test_groups_without_a_gradient_are_replaced_by_further_questions(frozen, tmp
     assert shards.read(again, "completions")["mcq_id"].to_pylist() == asked[3]
 
 
-def test_looking_for_further_questions_makes_each_image_ready_once(frozen, tmp_path, monkeypatch):
+def test_looking_for_further_questions_makes_ready_and_scores_once(frozen, tmp_path, monkeypatch):
     from training.loop.sampling import DynamicSampling
     from training.model.processors import load_processor
     from training.shared_prefix.prompts_once import _digest, _flat
 
     kind = type(load_processor(frozen / "policy").image_processor)
     ready, own, batch = [], kind.__call__, DynamicSampling._with_further
-    batches = []
+    scored, score = [], DynamicSampling._dead
+    batches = []  # of each: the pictures that were made ready, and the rows that were scored
 
     def call(self, images, *arguments, **named):
         ready.extend(map(_digest, _flat(images)))
         return own(self, images, *arguments, **named)
 
+    def dead(self, rows, samples):
+        scored.append(rows)
+        return score(self, rows, samples)
+
     def further(self, inputs):
-        before = len(ready)
+        starts = len(ready), len(scored)
         made = batch(self, inputs)
-        batches.append(ready[before:])
+        batches.append((ready[starts[0] :], scored[starts[1] :]))
         return made
 
     monkeypatch.setattr(kind, "__call__", call)
+    monkeypatch.setattr(DynamicSampling, "_dead", dead)
     monkeypatch.setattr(DynamicSampling, "_with_further", further)
     given = arguments(frozen, dynamic_sampling=3, steps=2, check_shared_prefix=False)
-    given["rewards"] = {"tests.paid:on_some_questions": 1.0}
+    given |= {"questions_per_step": 4, "rewards": {"tests.paid:on_some_questions": 1.0}}
     folder = trained(tmp_path / "out", given)
     log = shards.read(folder, "train_log").to_pylist()
     assert any(row["replaced_group_share"] for row in log)
     assert len(batches) == 2
-    for made in batches:
-        assert len(made) == len(set(made)) > 0
+    sizes = []
+    for pictures, (first, *others) in batches:
+        assert len(pictures) == len(set(pictures)) > 0
+        fresh = [rows for rows in others if rows is not first]
+        assert len(fresh) == len({id(rows) for rows in fresh})
+        sizes += map(len, fresh)
+    assert max(sizes) > 4, "several groups were looked for at once"
 
 
 def test_the_truth_can_be_one_of_every_groups_completions(frozen, tmp_path):

@@ -175,7 +175,8 @@ class DynamicSampling(Trainer):
             fresh = self._fresh(most, attempt)
             fresh_samples = self._sample(fresh)
             kept = self._rewards
-            alive = [g for g in range(most) if g not in set(self._dead(fresh, fresh_samples))]
+            dead_too = set(self._dead(fresh, fresh_samples))
+            alive = [g for g in range(most) if g not in dead_too]
             self._rewards = kept  # of the rows that are replaced
             for old, new in zip(dead, alive, strict=False):
                 replaced += self._log_rows(rows, samples, self._members(old))
