@@ -112,9 +112,7 @@ def merge(
     asked, kept = np.zeros((2, len(order)), bool)
     asked[order.positions(refresh_plan.asked)] = True
     kept[order.positions(refresh_plan.kept)] = True
-    before = np.concatenate(
-        [[0], np.cumsum(asked | kept)]
-    )  # images of the result before each image
+    before = np.cumsum([0, *(asked | kept)])  # images of the result, before each of `order`
     new = _by_block(output, fresh, order, asked, size)
     old = _by_block(previous, "rollouts", order, kept, size)
     rows, places, number = schemas.rollouts().empty_table(), np.empty(0, np.int64), 0
@@ -126,14 +124,19 @@ def merge(
         ordered = np.lexsort((np.asarray(rows["rollout"]), places))
         rows, places = rows.take(pa.array(ordered)), places[ordered]
         complete = before[min((block + 1) * size, len(order))]
-        last = complete == before[-1]
-        while (number + 1) * size <= complete or (last and number * size < complete):
+        while (number + 1) * size <= complete:
             count = int(np.searchsorted(places, (number + 1) * size))
-            path = shards.shard_path(output, "rollouts", number)
-            shards.write(path, rows.slice(0, count), schemas.rollouts())
+            _write(output, number, rows.slice(0, count))
             rows, places, number = rows.slice(count), places[count:], number + 1
+    for last in range(number, -(-int(before[-1]) // size)):
+        low, high = np.searchsorted(places, [last * size, (last + 1) * size])
+        _write(output, last, rows.slice(low, high - low))
     for path in output.glob(f"{fresh}-*.parquet"):
         path.unlink()
+
+
+def _write(output: Path, number: int, rows: pa.Table) -> None:
+    shards.write(shards.shard_path(output, "rollouts", number), rows, schemas.rollouts())
 
 
 def _by_block(
