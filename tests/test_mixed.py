@@ -112,6 +112,7 @@ def test_where_and_inspect_find_every_set(mixed):
         return done.stdout
 
     where = said("results")
+    assert where.count("accuracy in %") == 2, "the figures of each set"
     assert "report/few/current/index.html" in where
     assert "report/bugs/current/index.html" in where
     assert "dive_k/round1/train/current" in where

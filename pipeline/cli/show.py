@@ -61,7 +61,7 @@ def short_path(path: Path) -> str:
 
 
 def show_report(folder: Path, as_json: bool = False) -> None:
-    """Print the paths of a dataset's newest report, policy and comparison."""
+    """Print the figures of a dataset's newest report, and the paths of it, its policy and a comparison."""
     links = [*folder.glob("*/report/current"), *folder.glob("*/report/*/current")]
     reports = sorted(links, key=lambda path: path.stat().st_mtime)
     if not reports:
@@ -82,6 +82,11 @@ def show_report(folder: Path, as_json: bool = False) -> None:
             paths.setdefault(name, []).append(path)
         print(json.dumps(paths, indent=1))
         return
+    from tasks.pages.text import summary
+
+    for report in all_reports:
+        metrics = json.loads((report / "current" / "metrics.json").read_text(encoding="utf-8"))
+        print(f"{summary(metrics)}\n")
     for name, path in lines:
         print(f"{name:10} {path}")
     print(f"{'':10} python -m pipeline inspect build_mcq")
