@@ -11,9 +11,9 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from tasks.tables import schemas, shards
+from tasks.tables.ids import hashes
 
 BLOCK = 1 << 17  # rows whose texts are in memory at a time
 
@@ -91,9 +91,7 @@ def read_images(download: Path, with_dhash: bool) -> Images:
                 number.setdefault(s or "train", len(number)) for s in splits.dictionary.tolist()
             ]
             official[here] = np.array(codes, np.int16)[splits.indices.to_numpy()]
-            keys[here] = [
-                xxhash.xxh3_64_intdigest(text.encode()) for text in batch["pixels"].tolist()
-            ]
+            keys[here] = hashes(batch["pixels"].tolist())
             if with_dhash:
                 dhash[here] = batch["dhash"].to_numpy().view(np.uint64)
     pixels = Column(download, "images", "pixels")

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tasks.questions.rollouts import BATCH_ROWS, in_order, positions_of
+from tasks.questions.rollouts import by_block
 from tasks.questions.settings import ANSWERED, ProposeSettings
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
@@ -112,9 +112,10 @@ def merge(
     asked, kept = np.zeros((2, len(order)), bool)
     asked[order.positions(refresh_plan.asked)] = True
     kept[order.positions(refresh_plan.kept)] = True
-    before = np.cumsum([0, *(asked | kept)])  # images of the result, before each of `order`
-    new = _by_block(output, fresh, order, asked, size)
-    old = _by_block(previous, "rollouts", order, kept, size)
+    # How many images of the result stand before each of `order`.
+    before = np.concatenate([[0], np.cumsum(asked | kept)])
+    new = _wanted(output, fresh, order, asked, size)
+    old = _wanted(previous, "rollouts", order, kept, size)
     rows, places, number = schemas.rollouts().empty_table(), np.empty(0, np.int64), 0
     both = heapq.merge(new, old, key=lambda part: part[0])
     for block, parts in itertools.groupby(both, key=lambda part: part[0]):
@@ -139,19 +140,14 @@ def _write(output: Path, number: int, rows: pa.Table) -> None:
     shards.write(shards.shard_path(output, "rollouts", number), rows, schemas.rollouts())
 
 
-def _by_block(
+def _wanted(
     folder: Path, table: str, order: Ids, wanted: NDArray[np.bool_], size: int
 ) -> Iterator[tuple[int, pa.Table, NDArray[np.int64]]]:
-    """The rows of wanted images, as (block, rows, positions in `order`); a block is `size` images."""
-    for path in in_order(folder, table, order, size) if wanted.any() else ():
-        for batch in shards.iter_batches(path, schemas.rollouts().names, BATCH_ROWS):
-            positions = positions_of(batch, order)
-            use = (positions >= 0) & wanted[positions]
-            rows = pa.Table.from_batches([batch]).filter(pa.array(use))
-            positions = positions[use]
-            for block in np.unique(positions // size).tolist():
-                here = positions // size == block
-                yield block, rows.filter(pa.array(here)), positions[here]
+    """The rows of wanted images, as `by_block` has them."""
+    parts = by_block(folder, table, order, size, schemas.rollouts().names) if wanted.any() else ()
+    for block, batch, positions in parts:
+        use = wanted[positions]
+        yield block, pa.Table.from_batches([batch]).filter(pa.array(use)), positions[use]
 
 
 def write_retired(output: Path, refresh_plan: Plan) -> None:

@@ -57,7 +57,41 @@ def blocks(
     is there twice.
     """
     ids = image_ids if isinstance(image_ids, Ids) else Ids(image_ids)
-    return _blocks(folder, in_order(folder, table, ids, size), ids, size, first)
+    where = None if first is None else pc.field("rollout") < first
+    edges = [*range(0, len(ids), size), len(ids)]
+    pending, number = _Pending(), 0
+    for block, batch, positions in by_block(folder, table, ids, size, COLUMNS, where):
+        while number < block:
+            yield pending.block(folder, ids, edges[number], edges[number + 1])
+            pending, number = _Pending(), number + 1
+        pending.add(positions, batch)
+    while number < len(edges) - 1:
+        yield pending.block(folder, ids, edges[number], edges[number + 1])
+        pending, number = _Pending(), number + 1
+
+
+def by_block(
+    folder: Path,
+    table: str,
+    image_ids: Ids,
+    size: int,
+    columns: Sequence[str],
+    where: pc.Expression | None = None,
+) -> Iterator[tuple[int, pa.RecordBatch, NDArray[np.int64]]]:
+    """A table's rows as (block, rows, their images' positions), by ascending block of `size` images.
+
+    A block may come in several parts, in any order of rows. Rows of other images, and those that do not
+    fit `where`, are left out. Raises StageError where blocks are out of order.
+    """
+    for path in _in_order(folder, table, image_ids, size):
+        for batch in shards.iter_batches(path, columns, BATCH_ROWS):
+            if where is not None:
+                batch = batch.filter(where)
+            positions = _positions(batch, image_ids)
+            owner = positions // size
+            for block in np.unique(owner[positions >= 0]).tolist():
+                here = owner == block
+                yield block, batch if here.all() else batch.filter(pa.array(here)), positions[here]
 
 
 def logprob_units(values: NDArray) -> NDArray[np.int64]:
@@ -99,41 +133,13 @@ class _Pending:
         return Block(start, stop, positions - start, answer, logprob, texts, problems)
 
 
-def _blocks(
-    folder: Path,
-    paths: list[Path],
-    image_ids: Ids,
-    size: int,
-    first: int | None,
-) -> Iterator[Block]:
-    """Read the files in order, and yield each block as soon as a row of a later block comes."""
-    edges = [*range(0, len(image_ids), size), len(image_ids)]
-    pending, number = _Pending(), 0
-    for path in paths:
-        for batch in shards.iter_batches(path, COLUMNS, BATCH_ROWS):
-            if first is not None:
-                batch = batch.filter(pc.field("rollout") < first)
-            positions = positions_of(batch, image_ids)
-            owner = positions // size
-            for block in np.unique(owner[positions >= 0]):
-                while number < block:
-                    yield pending.block(folder, image_ids, edges[number], edges[number + 1])
-                    pending, number = _Pending(), number + 1
-                here = owner == block
-                part = batch if here.all() else batch.filter(pa.array(here))
-                pending.add(positions[here], part)
-    while number < len(edges) - 1:
-        yield pending.block(folder, image_ids, edges[number], edges[number + 1])
-        pending, number = _Pending(), number + 1
-
-
-def in_order(folder: Path, table: str, image_ids: Ids, size: int) -> list[Path]:
+def _in_order(folder: Path, table: str, image_ids: Ids, size: int) -> list[Path]:
     """The files in the order of their images. Raises StageError where blocks are out of order."""
     spans = []
     for path in shards.paths(folder, table):
         first = last = -1
         for batch in shards.iter_batches(path, ["image_id"], BATCH_ROWS):
-            positions = positions_of(batch, image_ids)
+            positions = _positions(batch, image_ids)
             owner = positions[positions >= 0] // size
             if not len(owner):
                 continue
@@ -155,7 +161,7 @@ def _out_of_order(folder: Path, location: str) -> StageError:
     )
 
 
-def positions_of(batch: pa.RecordBatch, image_ids: Ids) -> NDArray[np.int64]:
+def _positions(batch: pa.RecordBatch, image_ids: Ids) -> NDArray[np.int64]:
     """Each row's position in the split, -1 where its image is not wanted."""
     encoded = batch.column("image_id").dictionary_encode()
     known = image_ids.positions(Ids(encoded.dictionary))

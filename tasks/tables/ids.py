@@ -130,7 +130,7 @@ class Labels(Mapping[str, int]):
         return dict, (list(zip(self._ids, self._class_ids.tolist(), strict=True)),)
 
 
-def hashes(ids: Iterable[str]) -> NDArray[np.uint64]:
-    """A 64-bit hash of each id."""
-    count = len(ids) if isinstance(ids, Sized) else -1
-    return np.fromiter((xxhash.xxh3_64_intdigest(text.encode()) for text in ids), np.uint64, count)
+def hashes(texts: Iterable[str]) -> NDArray[np.uint64]:
+    """A 64-bit hash of each text."""
+    count = len(texts) if isinstance(texts, Sized) else -1
+    return np.fromiter((xxhash.xxh3_64_intdigest(t.encode()) for t in texts), np.uint64, count)

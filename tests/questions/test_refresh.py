@@ -9,6 +9,7 @@ from tasks.build_mcq import build_mcq
 from tasks.build_open import build_open
 from tasks.propose import propose
 from tasks.questions import refresh
+from tasks.questions import rollouts as rollouts_module
 from tasks.questions.settings import ProposeSettings
 from tasks.runtime.errors import StageError
 from tasks.tables import schemas, shards
@@ -151,7 +152,7 @@ def write_table(folder, table: str, images: list[str], size: int, word: str) -> 
 @pytest.mark.parametrize("size", [1, 4, 7, 50])
 def test_new_and_kept_rollouts_are_merged_whatever_the_shards(tmp_path, monkeypatch, seed, size):
     draw = random.Random(seed)
-    monkeypatch.setattr(refresh, "BATCH_ROWS", draw.choice([1, 3, 1000]))
+    monkeypatch.setattr(rollouts_module, "BATCH_ROWS", draw.choice([1, 3, 1000]))
     order = [f"{number:02d}" for number in range(draw.randint(1, 40))]
     kind = [draw.choice("ak-") for _ in order]
     asked = [image for image, of in zip(order, kind, strict=True) if of == "a"]
